@@ -1,0 +1,1 @@
+"""Volumes, geometry, intensity, masks and the data sets that training reads."""

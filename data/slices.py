@@ -1,0 +1,151 @@
+"""Training slices of one domain, ready for the networks: from a prepared data set or from a folder of images."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from data.errors import InputError
+from data.intensity import IntensityMap, mr_window
+from data.manifest import Case, Manifest
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# Volumes held open at once; each is a memory map, so this bounds file handles rather than memory.
+_OPEN_VOLUMES = 256
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice: `image` float32 (H, W) in [-1, 1], `mask` uint8 (H, W) or None, and where it came from."""
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    origin: str
+
+
+class SliceSource(Protocol):
+    """The slices of one domain."""
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        ...
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return slice `index`."""
+        ...
+
+
+class PreparedSlices:
+    """The slices of a prepared data set that show body, by case and position.
+
+    Args:
+        root: the data set's folder.
+        cases: prepared volumes of one domain.
+        windows: for each case its map to [-1, 1].
+    """
+
+    def __init__(self, root: Path, cases: list[Case], windows: list[IntensityMap]) -> None:
+        """Count the slices; no voxel is read."""
+        self.root, self.cases, self.windows = root, cases, windows
+        counts = [case.body_slices[1] - case.body_slices[0] for case in cases]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        for case in cases:
+            if not (root / case.image_file).exists():
+                raise InputError(
+                    f"{root / case.image_file}: no such file, but the manifest names it; prepare the data set again"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return slice `index`, its mask if `with_mask`."""
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        case = self.cases[position]
+        first = int(self._ends[position - 1]) if position else 0
+        z = case.body_slices[0] + index - first
+        image = self.windows[position].to_network(_open_array(self.root / case.image_file)[z])
+        mask = np.array(_open_array(self.root / case.mask_file)[z]) if with_mask else None
+        return Slice(image, mask, f"{case.name}:{z}")
+
+
+def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
+    """Return each case's map to [-1, 1]: an MR's by the rule of `--mr_window`, a CT's the one `ct_map`."""
+    return [mr_window(mr_rule, case.percentiles) if case.domain == "A" else ct_map for case in cases]
+
+
+def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    """Return the units of a synthetic MR: the fixed window, or that between the medians of the MR's percentiles."""
+    percentiles = np.array([case.percentiles for case in manifest.select("train", "A")])
+    low, high = np.median(percentiles, axis=0).tolist()
+    return mr_window(mr_rule, (low, high))
+
+
+@lru_cache(maxsize=_OPEN_VOLUMES)
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+
+
+class ImageFolderSlices:
+    """The images of a plain CycleGAN folder (`trainA/*.png`, 8 or 16 bit), full range to [-1, 1].
+
+    A mask is the file of the same name under `maskA` or `maskB`, or the one whose published name matches
+    (`mr_01.png` and `mrmask_01.png`); any non-zero pixel is body.
+    """
+
+    def __init__(self, folder: Path, mask_folder: Path, with_masks: bool) -> None:
+        """List the images; with `with_masks` find the mask of each."""
+        self.files = _list_images(folder)
+        self.masks = [_mask_of(file, mask_folder) for file in self.files] if with_masks else None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return image `index`, its mask if `with_mask`."""
+        image, full_range = _read_gray(self.files[index])
+        mask = None
+        if with_mask:
+            mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
+            if mask.shape != image.shape:
+                raise InputError(f"{self.masks[index]}: mask of shape {mask.shape}, its image has {image.shape}")
+        return Slice(IntensityMap.window(0, full_range).to_network(image), mask, self.files[index].name)
+
+
+def _list_images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; expected a prepared data set or a folder of trainA/ and trainB/ images"
+        )
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no image ({' '.join(IMAGE_SUFFIXES)}) in it")
+    return files
+
+
+def _mask_of(file: Path, mask_folder: Path) -> Path:
+    published = file.name.replace("mr_", "mrmask_", 1).replace("ct_", "ctmask_", 1)
+    for name in (file.name, published):
+        if (mask_folder / name).exists():
+            return mask_folder / name
+    raise InputError(f"{mask_folder}: no mask for {file.name}; expected {file.name} or {published}")
+
+
+def _read_gray(path: Path) -> tuple[np.ndarray, float]:
+    """Return an image's gray values (H, W) and the greatest that its file format holds."""
+    try:
+        with Image.open(path) as image:
+            # Pillow opens 16-bit gray as one of several modes; colour is reduced to its luminance.
+            deep = image.mode.startswith("I")
+            pixels = np.array(image if deep else image.convert("L"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}") from error
+    return pixels, 65535.0 if deep else 255.0

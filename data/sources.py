@@ -1,0 +1,123 @@
+"""Finding the volumes that a glob names, and naming the cases and patients that they are."""
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from data.errors import InputError
+from data.volume import volume_stem, volume_suffix
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume to prepare: its case name, patient, file or DICOM folder, and body mask where one was supplied."""
+
+    name: str
+    patient: str
+    path: Path
+    mask: Path | None = None
+
+
+def find_volumes(pattern: str) -> list[Path]:
+    """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
+
+    A plain folder whose files are volumes stands for those volumes.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    volumes = []
+    for match in matches:
+        inside = sorted(file for file in match.iterdir() if _is_volume(file)) if match.is_dir() else []
+        if inside:
+            volumes += inside
+        elif match.is_dir() or _is_volume(match):
+            volumes.append(match)
+    if not volumes:
+        raise InputError(
+            f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
+        )
+    return list(dict.fromkeys(volumes))
+
+
+def _is_volume(path: Path) -> bool:
+    return path.is_file() and volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz")
+
+
+def name_cases(paths: list[Path]) -> list[str]:
+    """Name each path by what tells it from the others: `1BA001/mr.nii.gz, 1BA005/mr.nii.gz` are `1BA001, 1BA005`.
+
+    The parts of the paths that all share are left out, the others joined by `_`; a lone volume takes its file's name,
+    or its folder's where the file is called `mr`, `ct`, `image` or `mask`.
+    """
+    if len(paths) == 1:
+        stem = volume_stem(paths[0])
+        return [_join([paths[0].absolute().parent.name if stem.lower() in ("mr", "ct", "image", "mask") else stem])]
+    shared = len(Path(os.path.commonpath([path.absolute().parent for path in paths])).parts)
+    parts = [[*path.absolute().parts[shared:-1], volume_stem(path)] for path in paths]
+    # Paths of different depth are aligned at their ends, where files and patients' folders stand.
+    longest = max(map(len, parts))
+    aligned = [[""] * (longest - len(part)) + part for part in parts]
+    telling = [k for k in range(longest) if len({part[k] for part in aligned}) > 1]
+    return [_join([part[k] for k in telling if part[k]]) for part in aligned]
+
+
+def _join(parts: list[str]) -> str:
+    """Join parts by `_`, leaving out a folder that the name after it repeats (`p01/p01_mr` is `p01_mr`)."""
+    kept = [part for part, after in pairwise([*parts, ""]) if part not in after]
+    return re.sub(r"[^\w.+-]+", "_", "_".join(kept))
+
+
+def find_sources(pattern: str, mask_pattern: str | None, patient_regex: str | None) -> list[Source]:
+    """Return the volumes of `pattern` with their names, patients and masks.
+
+    A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
+    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`).
+
+    Raises:
+        InputError: nothing found, names that are not unique, or a volume without its mask.
+    """
+    paths = find_volumes(pattern)
+    names = name_cases(paths)
+    masks = _match_masks(names, paths, mask_pattern) if mask_pattern else [None] * len(paths)
+    return [
+        Source(name, _patient(name, patient_regex), path, mask)
+        for name, path, mask in zip(names, paths, masks, strict=True)
+    ]
+
+
+def _patient(name: str, patient_regex: str | None) -> str:
+    if patient_regex is None:
+        return name
+    match = re.search(patient_regex, name)
+    if match is None:
+        raise InputError(f"--patient_regex {patient_regex!r} does not match the case name {name!r}")
+    return match.group(1) if match.groups() else match.group(0)
+
+
+def _match_masks(names: list[str], paths: list[Path], pattern: str) -> list[Path]:
+    candidates = find_volumes(pattern)
+    by_folder = {path.parent: path for path in candidates}
+    by_name = dict(zip(name_cases(candidates), candidates, strict=True))
+    if len(by_folder) == len(candidates) and all(path.parent in by_folder for path in paths):
+        return [by_folder[path.parent] for path in paths]
+    found = []
+    for name, path in zip(names, paths, strict=True):
+        matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]
+        if len(matches) != 1:
+            raise InputError(
+                f"{path}: {len(matches)} masks of {pattern} match the case {name!r}; expected one of that name"
+            )
+        found.append(matches[0])
+    return found
+
+
+def _same_tokens(name: str, other: str) -> bool:
+    """Tell whether two names are one but for words such as mr or mask: `mr_p01`, `mrmask_p01`, `p01_mask`."""
+    words = {"mr", "ct", "t1", "t1w", "mask", "mrmask", "ctmask", "body", "image"}
+    tokens = [[t for t in re.split(r"[_\W]+", text.lower()) if t and t not in words] for text in (name, other)]
+    return bool(tokens[0]) and tokens[0] == tokens[1]

@@ -1,0 +1,131 @@
+"""MR and CT slices of different patients: the unpaired training set, its order and its batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from data.augmentation import Augmentation
+from data.errors import InputError
+from data.intensity import IntensityMap
+from data.manifest import MANIFEST_NAME, read_manifest
+from data.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
+
+
+class Draw(NamedTuple):
+    """What one training sample is: its place in the run, and which slice of A and of B it takes."""
+
+    epoch: int
+    position: int
+    index_A: int
+    index_B: int
+
+
+class UnalignedDataset(Dataset):
+    """Unpaired samples: a slice of A with its body mask and a slice of B, drawn independently.
+
+    A sample is a dict of `A` and `B`, float32 (1, H, W) in [-1, 1], `mask_A`, uint8 (1, H, W) under the very same
+    transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the slices.
+    """
+
+    def __init__(self, a: SliceSource, b: SliceSource, augmentation: Augmentation, masks: bool, seed: int) -> None:
+        """Join two domains; `masks`: whether A's masks are read."""
+        self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
+
+    def __len__(self) -> int:
+        """Return the samples of an epoch: those of the larger domain."""
+        return max(len(self.a), len(self.b))
+
+    def __getitem__(self, draw: Draw) -> dict:
+        """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
+        slice_a = self.a.read(draw.index_A, with_mask=self.masks)
+        slice_b = self.b.read(draw.index_B, with_mask=False)
+        image_a, mask_a = self.augmentation(slice_a, rng)
+        image_b, _ = self.augmentation(slice_b, rng)
+        sample = {"A": image_a, "B": image_b, "origin_A": slice_a.origin, "origin_B": slice_b.origin}
+        return sample | ({"mask_A": mask_a} if self.masks else {})
+
+
+class UnalignedSampler(Sampler[Draw]):
+    """The order of one epoch: every slice of each domain as often as every other, give or take one.
+
+    The two domains are shuffled independently, from (seed, epoch) alone.
+    """
+
+    def __init__(self, dataset: UnalignedDataset, seed: int, limit: int | None = None) -> None:
+        """Draw from `dataset`; `limit` caps the samples of an epoch."""
+        self.len_a, self.len_b = len(dataset.a), len(dataset.b)
+        self.samples = min(len(dataset), limit or len(dataset))
+        self.seed, self.epoch, self.start = seed, 1, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch (from 1) and the sample to begin at, so that a run can go on in mid-epoch."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        """Return the samples left in this epoch."""
+        return self.samples - self.start
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Yield the draws from `start` on."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order_a, order_b = (_shuffled(rng, length, self.samples) for length in (self.len_a, self.len_b))
+        for position in range(self.start, self.samples):
+            yield Draw(self.epoch, position, int(order_a[position]), int(order_b[position]))
+
+
+def _shuffled(rng: np.random.Generator, length: int, samples: int) -> np.ndarray:
+    """Return `samples` indices below `length`: whole permutations one after another, the last one cut."""
+    return np.concatenate([rng.permutation(length) for _ in range(-(-samples // length))])[:samples]
+
+
+def open_unaligned(
+    dataroot: Path,
+    mr_rule: str | tuple[float, float],
+    ct_map: IntensityMap,
+    augmentation: Augmentation,
+    seed: int,
+) -> UnalignedDataset:
+    """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
+
+    Masks of A come with a prepared data set, and with images where there is a folder `maskA`.
+
+    Raises:
+        InputError: nothing usable there, or a domain without slices.
+    """
+    prepared = (dataroot / MANIFEST_NAME).exists()
+    masks = prepared or (dataroot / "maskA").is_dir()
+    if prepared:
+        manifest = read_manifest(dataroot)
+        cases = [manifest.select("train", domain) for domain in "AB"]
+        a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)
+    else:
+        a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks)
+        b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=False)
+    for domain, source in (("A (MR)", a), ("B (CT)", b)):
+        if not len(source):
+            raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
+    return UnalignedDataset(a, b, augmentation, masks, seed)
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stack samples to tensors (N, 1, H, W) and lists of names.
+
+    Raises:
+        InputError: slices of different sizes, which only image folders can hold.
+    """
+    batch = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if not isinstance(values[0], torch.Tensor):
+            batch[key] = values
+            continue
+        if len({value.shape for value in values}) > 1:
+            names = ", ".join(sample[f"origin_{key[-1]}"] for sample in samples)
+            raise InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
+        batch[key] = torch.stack(values)
+    return batch

@@ -1,0 +1,213 @@
+"""Volumes on disk and in memory, with their geometry.
+
+A `Volume` is an array in (z, y, x) order with spacing, origin and direction as SimpleITK defines them: the voxel
+with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (i, j, k))`` in patient coordinates
+(LPS, mm).
+"""
+
+import os
+import shutil
+import tempfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+
+from data import dicom
+from data.errors import InputError
+
+WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
+READABLE_SUFFIXES = (*WRITABLE_SUFFIXES, *NIFTI_SUFFIXES, ".nhdr", ".gipl", ".gipl.gz", ".dcm")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D image with its geometry.
+
+    Attributes:
+        array: voxels, shape (z, y, x).
+        spacing: voxel spacing in mm along (x, y, z).
+        origin: centre of the first voxel in patient coordinates (LPS, mm).
+        direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse an array or a geometry that no volume can have."""
+        if self.array.ndim != 3:
+            raise ValueError(f"a volume's array has 3 axes (z, y, x), got shape {self.array.shape}")
+        if len(self.spacing) != 3 or len(self.origin) != 3 or len(self.direction) != 9:
+            raise ValueError("a volume's spacing, origin and direction have 3, 3 and 9 numbers")
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Number of voxels along (x, y, z)."""
+        z, y, x = self.array.shape
+        return x, y, z
+
+    def with_array(self, array: np.ndarray) -> "Volume":
+        """Return another volume on this one's grid. `array` has this volume's shape."""
+        if array.shape != self.array.shape:
+            raise ValueError(f"array of shape {array.shape} on a grid of shape {self.array.shape}")
+        return replace(self, array=array)
+
+    def to_sitk(self) -> sitk.Image:
+        """Return a SimpleITK image with the same voxels and geometry (booleans become uint8)."""
+        array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+
+def from_sitk(image: sitk.Image) -> Volume:
+    """Return a `Volume` with the voxels and geometry of a 3-D SimpleITK image."""
+    return Volume(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def volume_suffix(path: str | Path) -> str:
+    """Return the file-name ending that names the format ('.nii.gz', '.mha', ...), or '' if it is not one of ours."""
+    name = Path(path).name.lower()
+    return max((suffix for suffix in READABLE_SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def volume_stem(path: str | Path) -> str:
+    """Return a volume's file name without the ending that names its format; of a folder, its name."""
+    path = Path(path).absolute()
+    return path.name[: len(path.name) - len(volume_suffix(path))] if not path.is_dir() else path.name
+
+
+def same_grid(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
+    """Tell whether two volumes share one grid: size equal, spacing, origin (mm) and direction within `tolerance`."""
+    return a.size == b.size and all(
+        np.allclose(x, y, rtol=0, atol=tolerance)
+        for x, y in ((a.spacing, b.spacing), (a.origin, b.origin), (a.direction, b.direction))
+    )
+
+
+def describe_grid(volume: Volume) -> str:
+    """Return one line on size, spacing, origin and direction, for messages."""
+    numbers = {name: [round(v, 4) for v in getattr(volume, name)] for name in ("spacing", "origin", "direction")}
+    return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
+
+
+def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
+    """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
+
+    Args:
+        path: a file that SimpleITK reads, or a folder of DICOM files.
+        series_uid: which series of the folder; needed where it holds several.
+
+    Raises:
+        InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    try:
+        volume = from_sitk(dicom.read_series(path, series_uid)) if path.is_dir() else _read_file(path)
+    except (RuntimeError, OSError, EOFError, zlib.error, ImageFileError) as error:
+        raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
+    _check_voxels(volume, path)
+    _check_geometry(volume, path)
+    return volume
+
+
+def write_volume(volume: Volume, path: str | Path) -> Path:
+    """Write a volume; the file appears whole under its name or not at all. The ending of `path` names the format.
+
+    Raises:
+        InputError: the ending is not a format that can be written, or writing failed.
+    """
+    path = Path(path)
+    if volume_suffix(path) not in WRITABLE_SUFFIXES:
+        raise InputError(f"{path}: unknown volume format; use one of {' '.join(WRITABLE_SUFFIXES)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    try:
+        sitk.WriteImage(
+            volume.to_sitk(), str(scratch / path.name), useCompression=path.name.endswith((".mha", ".nrrd"))
+        )
+        # A .mhd header names a data file beside it: the header comes last, so that it never points to nothing.
+        for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
+            with written.open("rb") as handle:
+                os.fsync(handle.fileno())
+            written.replace(path.parent / written.name)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+def _read_file(path: Path) -> Volume:
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _check_dimensions(reader, path)
+    if volume_suffix(path) not in NIFTI_SUFFIXES:
+        image = reader.Execute()
+        return from_sitk(image if image.GetDimension() == 3 else image[:, :, :, 0])
+    # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
+    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    array = voxels.reshape(voxels.shape[:3], order="F").T
+    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
+    return Volume(array, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+
+
+def _check_dimensions(reader: sitk.ImageFileReader, path: Path) -> None:
+    size = reader.GetSize()
+    if reader.GetNumberOfComponents() > 1:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise InputError(f"{path}: {reader.GetNumberOfComponents()} values a voxel ({kind}): extract one channel first")
+    if any(extent > 1 for extent in size[3:]):
+        raise InputError(
+            f"{path}: {len(size)}-D image of size {size}; expected 3-D: extract one time point or echo first"
+        )
+    if len(size) < 3 or 1 in size[:3]:
+        raise InputError(f"{path}: 2-D image of size {size}; expected a volume with several slices")
+    if len(size) > 4:
+        raise InputError(f"{path}: {len(size)}-D image of size {size}; expected 3-D")
+
+
+def _check_voxels(volume: Volume, path: Path) -> None:
+    if volume.array.size == 0:
+        raise InputError(f"{path}: no voxels (size {volume.size})")
+    if np.iscomplexobj(volume.array):
+        raise InputError(f"{path}: complex voxels; expected magnitudes")
+    if volume.array.dtype.kind == "f":
+        bad = volume.array.size - int(np.count_nonzero(np.isfinite(volume.array)))
+        if bad:
+            raise InputError(f"{path}: {bad} of {volume.array.size} voxels are NaN or infinite; expected finite values")
+
+
+def _check_geometry(volume: Volume, path: Path) -> None:
+    if not all(np.isfinite(s) and s > 0 for s in volume.spacing):
+        raise InputError(f"{path}: spacing {volume.spacing} mm; expected positive numbers")
+    direction = np.reshape(volume.direction, (3, 3))
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
+        raise InputError(
+            f"{path}: direction {volume.direction} is not orthonormal (sheared or scaled axes): resample it first"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return the sentence of an ITK error that says what happened, without file and line of ITK's sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception thrown", "sitk::ERROR: Unable", "/"))]
+    return (telling or lines or [repr(error)])[-1].removeprefix("sitk::ERROR:").strip()

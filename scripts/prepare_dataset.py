@@ -1,0 +1,90 @@
+"""Prepare MR and CT volumes of different patients for training: `python -m scripts.prepare_dataset --help`."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from data.errors import InputError, run_command
+from data.preparation import lost_body_message, prepare_dataset
+from data.sources import find_sources
+
+log = logging.getLogger(__name__)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_dataset", description=__doc__)
+    parser.add_argument("--mr", required=True, metavar="GLOB", help="MR volumes or DICOM folders to train on")
+    parser.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on")
+    parser.add_argument(
+        "--mr_mask", metavar="GLOB", help="body masks of the MR (else computed), matched by name or folder"
+    )
+    parser.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT (else computed)")
+    parser.add_argument("--test_mr", metavar="GLOB", help="MR volumes of patients to test on")
+    parser.add_argument("--test_ct", metavar="GLOB", help="CT volumes of patients to test on")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the data set, e.g. datasets/NAME")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a slice's side (default %(default)s)")
+    parser.add_argument(
+        "--spacing_mm",
+        type=_spacing,
+        default="auto",
+        help="pixel spacing in mm; auto: the finest with which every body fits (default %(default)s)",
+    )
+    parser.add_argument(
+        "--slice_mm", type=float, help="resample to this slice spacing (default: keep the acquired slices)"
+    )
+    parser.add_argument("--patient_regex", help="part of a case's name that is its patient, e.g. '(STS_[0-9]+)'")
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if options.size < 4 or options.size % 4:
+        parser.error(f"--size {options.size}: expected a positive multiple of 4, which the networks need")
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: expected 1 or more")
+    return options
+
+
+def _spacing(text: str) -> float | None:
+    if text == "auto":
+        return None
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected auto or a positive number of mm")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare, report, and return 0, or 1 if a volume failed."""
+    options = parse(arguments)
+    wanted = {
+        ("train", "A"): (options.mr, options.mr_mask),
+        ("train", "B"): (options.ct, options.ct_mask),
+        ("test", "A"): (options.test_mr, None),
+        ("test", "B"): (options.test_ct, None),
+    }
+    groups = {
+        group: find_sources(pattern, masks, options.patient_regex)
+        for group, (pattern, masks) in wanted.items()
+        if pattern
+    }
+    manifest, failures = prepare_dataset(
+        options.out, groups, options.size, options.spacing_mm, options.slice_mm, options.workers
+    )
+    for case in manifest.cases:
+        if case.lost_voxels:
+            log.warning("warning: %s", lost_body_message(case, manifest.size, manifest.spacing_mm))
+    log.info("%s: %d x %d pixels of %g mm", options.out, manifest.size, manifest.size, manifest.spacing_mm)
+    for split, domain in groups:
+        cases = manifest.select(split, domain)
+        log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))
+    for failure in failures:
+        log.error("failed: %s", failure.reason)
+    if not manifest.select("train", "A") or not manifest.select("train", "B"):
+        raise InputError(f"{options.out}: no volume left to train on in one of the domains (see above)")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Make .venv with what a requirements file lists; does nothing where that is done already.
+#   bash scripts/setup.sh [requirements.txt]
+# PYTHON=/path/to/python chooses the interpreter; else the first Python >= 3.12 that is found.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+requirements=${1:-requirements.txt}
+
+is_suitable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3.14 python3.13 python3.12 python3 python \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python "$HOME"/miniconda3/bin/python "$HOME"/miniforge3/bin/python; do
+        if is_suitable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python >= 3.12 with venv found; install one (Debian and Ubuntu: python3.12-venv, else" \
+        "pyenv, conda or uv), or name it: PYTHON=/path/to/python bash scripts/setup.sh" >&2
+    return 1
+}
+
+wanted=$(cat requirements.txt "$requirements" | cksum)
+stamp=.venv/installed-$(basename "$(dirname "$(realpath "$requirements")")")-requirements
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && is_suitable .venv/bin/python; then
+    exit 0
+fi
+if ! is_suitable .venv/bin/python; then
+    python=$(find_python)
+    echo "making .venv with $("$python" --version)"
+    rm -rf .venv
+    "$python" -m venv .venv
+fi
+echo "installing $requirements (PyTorch is large: several minutes on a slow line)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
+echo "$wanted" >"$stamp"

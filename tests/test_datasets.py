@@ -1,0 +1,237 @@
+"""Training slices: values, masks under the same transform, order from the seed alone."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data.augmentation import Augmentation
+from data.errors import InputError
+from data.intensity import IntensityMap
+from data.manifest import Case, Manifest, read_manifest
+from data.single_dataset import SingleDataset
+from data.slices import ImageFolderSlices, PreparedSlices, Slice
+from data.unaligned_dataset import Draw, UnalignedSampler, collate, open_unaligned
+
+CT_MAP = IntensityMap.window(-1000, 1400)
+SIZE = 16
+
+
+def make_case(name: str, domain: str, body_slices=(1, 4), split="train") -> Case:
+    return Case(
+        name=name, patient=name, split=split, domain=domain, source=f"{name}.nii.gz", source_sha256=name,
+        mask_source_sha256=None, extent_mm=10.0, in_plane_mm=1.0,
+        percentiles=(0.0, 100.0) if domain == "A" else None, slices=5, body_slices=body_slices,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def dataroot(tmp_path):
+    """Two MR of 3 + 3 body slices whose voxel values tell case and slice, three CT of 2 body slices each."""
+    cases = [make_case("m1", "A"), make_case("m2", "A")]
+    cases += [make_case(f"c{k}", "B", (2, 4)) for k in range(3)]
+    for k, case in enumerate(cases):
+        values = (k * 10 + np.arange(5))[:, None, None] * np.ones((1, SIZE, SIZE))
+        values[:, :, 0] = 50  # a column that flipping moves
+        mask = (values == 50).astype(np.uint8)
+        array = values.astype(np.float32 if case.domain == "A" else np.int16)
+        for file, data in ((case.image_file, array), (case.mask_file, mask)):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            np.save(tmp_path / file, data)
+    Manifest(SIZE, 1.0, None, tuple(cases), {}).write(tmp_path)
+    return tmp_path
+
+
+def open_plain(dataroot, **augmentation):
+    return open_unaligned(dataroot, "percentile", CT_MAP, Augmentation(**augmentation), seed=5)
+
+
+def test_slices_are_the_body_s_in_their_windows(dataroot):
+    dataset = open_plain(dataroot)
+    assert (len(dataset.a), len(dataset.b), len(dataset)) == (6, 6, 6)
+    found = [(dataset.a.read(k, True).origin, float(dataset.a.read(k, True).image[0, 1])) for k in range(6)]
+    origins = ["m1:1", "m1:2", "m1:3", "m2:1", "m2:2", "m2:3"]
+    values = np.array([1, 2, 3, 11, 12, 13]) / 50 - 1  # window 0 .. 100
+    assert [origin for origin, _ in found] == origins
+    np.testing.assert_allclose([value for _, value in found], values, atol=1e-6)
+    hu = [CT_MAP.to_physical(dataset.b.read(k, False).image[0, 1]) for k in range(6)]
+    np.testing.assert_allclose(hu, [22, 23, 32, 33, 42, 43], atol=1e-3)
+
+
+def test_a_sample_has_the_declared_shapes_and_ranges(dataroot):
+    sample = open_plain(dataroot)[Draw(1, 0, 2, 3)]
+    assert sample["A"].shape == sample["B"].shape == sample["mask_A"].shape == (1, SIZE, SIZE)
+    assert (sample["A"].dtype, sample["mask_A"].dtype) == (torch.float32, torch.uint8)
+    assert (sample["origin_A"], sample["origin_B"]) == ("m1:3", "c1:3")
+    torch.testing.assert_close(sample["mask_A"].bool(), (sample["A"] == 0.0))  # value 50 of 0 .. 100
+
+
+@pytest.mark.parametrize("options", [{"preprocess": "crop", "crop_size": 11}, {"preprocess": "none"}])
+def test_slice_and_mask_go_through_the_same_transform(options):
+    image = np.random.default_rng(0).random((SIZE, SIZE)).astype(np.float32)
+    item = Slice(image, (image > 0.5).astype(np.uint8), "x")
+    augmentation = Augmentation(**options, flip=True)
+    seen = set()
+    for seed in range(40):
+        transformed, mask = augmentation(item, np.random.default_rng(seed))
+        torch.testing.assert_close(mask.bool(), transformed > 0.5)
+        places = [(f, y, x) for f in (False, True) for y in range(6) for x in range(6)
+                  if transformed.shape[-1] + x <= SIZE and transformed.shape[-1] + y <= SIZE
+                  and np.array_equal(crop(image, y, x, transformed.shape[-1], f), transformed[0].numpy())]  # fmt: skip
+        assert len(places) == 1  # a true window of the slice, flipped or not
+        seen.add(places[0])
+    assert {flipped for flipped, _, _ in seen} == {False, True}
+    if options["preprocess"] == "crop":
+        assert {y for _, y, _ in seen} == {x for _, _, x in seen} == set(range(6))
+
+
+def crop(image, y, x, size, flipped):
+    window = image[y : y + size, x : x + size]
+    return window[:, ::-1] if flipped else window
+
+
+def test_flip_is_off_unless_asked_for(dataroot):
+    dataset = open_plain(dataroot)
+    for position in range(30):
+        assert float(dataset[Draw(1, position, 0, 0)]["A"][0, 0, 0]) == 0.0  # the marked column stays at the left
+
+
+def test_resizing_keeps_mask_and_slice_together():
+    image = np.full((SIZE, SIZE), -1.0, np.float32)
+    image[4:12, 6:10] = 1.0
+    item = Slice(image, (image > 0).astype(np.uint8), "x")
+    transformed, mask = Augmentation("resize_and_crop", load_size=32, crop_size=32)(item, np.random.default_rng(0))
+    assert mask.shape == transformed.shape == (1, 32, 32)
+    torch.testing.assert_close(mask.bool(), transformed > 0)
+    assert int(mask.sum()) == 16 * 8
+
+
+def test_impossible_crops_are_refused(dataroot):
+    with pytest.raises(InputError, match="--crop_size 300 is larger than --load_size 286"):
+        Augmentation("resize_and_crop", load_size=286, crop_size=300)
+    with pytest.raises(InputError, match=r"m1:1: slice of 16 x 16 pixels, --crop_size 20 is larger"):
+        open_plain(dataroot, preprocess="crop", crop_size=20)[Draw(1, 0, 0, 0)]
+
+
+def draws(dataset, epoch, start=0, seed=5, limit=None):
+    sampler = UnalignedSampler(dataset, seed, limit)
+    sampler.set_epoch(epoch, start)
+    assert len(list(sampler)) == len(sampler)
+    return list(sampler)
+
+
+def test_every_slice_is_drawn_equally_often(dataroot):
+    dataset = open_plain(dataroot)
+    dataset.b = PreparedSlices(dataroot, [make_case("c0", "B", (0, 15))], [CT_MAP])
+    order = draws(dataset, epoch=1)
+    assert sorted(draw.index_B for draw in order) == list(range(15))
+    counts = np.bincount([draw.index_A for draw in order], minlength=6)
+    assert set(counts) == {2, 3}
+    assert len(draws(dataset, epoch=1, limit=4)) == 4
+
+
+def test_order_derives_from_seed_and_epoch_and_resumes_in_mid_epoch(dataroot):
+    dataset = open_plain(dataroot)
+    first = draws(dataset, epoch=3)
+    assert draws(dataset, epoch=3) == first
+    assert draws(dataset, epoch=3, start=4) == first[4:]
+    assert draws(dataset, epoch=4) != [draw._replace(epoch=4) for draw in first]
+    assert draws(dataset, epoch=3, seed=6) != first
+    # A and B are not drawn in lockstep: the pairs differ from epoch to epoch.
+    pairs = [{(d.index_A, d.index_B) for d in draws(dataset, epoch)} for epoch in range(1, 9)]
+    assert len(set.union(*pairs)) > 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(dataroot, workers):
+    def batches(num_workers):
+        dataset = open_plain(dataroot, preprocess="crop", crop_size=9, flip=True)
+        sampler = UnalignedSampler(dataset, seed=5)
+        return list(DataLoader(dataset, 2, sampler=sampler, collate_fn=collate, num_workers=num_workers))
+
+    for plain, parallel in zip(batches(0), batches(workers), strict=True):
+        for key in ("A", "B", "mask_A"):
+            assert torch.equal(plain[key], parallel[key])
+        assert plain["origin_A"] == parallel["origin_A"]
+
+
+def save_image(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    ramp = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
+    save_image(tmp_path / "trainA/mr_01.png", ramp.astype(np.uint8))
+    save_image(tmp_path / "maskA/mrmask_01.png", ((ramp > 100) * 255).astype(np.uint8))
+    save_image(tmp_path / "trainA/mr_02.png", np.full((SIZE, SIZE), 255, np.uint8))
+    save_image(tmp_path / "maskA/mr_02.png", np.full((SIZE, SIZE), 255, np.uint8))
+    save_image(tmp_path / "trainB/ct.png", (ramp * 257).astype(np.uint16))
+    return tmp_path
+
+
+def test_plain_image_folders_of_8_and_16_bits_are_read(image_folder):
+    dataset = open_plain(image_folder)
+    sample = dataset[Draw(1, 0, 0, 0)]
+    expected = torch.arange(SIZE * SIZE).reshape(1, SIZE, SIZE) / 255 * 2 - 1
+    torch.testing.assert_close(sample["A"], expected)
+    torch.testing.assert_close(sample["B"], expected)
+    torch.testing.assert_close(sample["mask_A"], (torch.arange(256).reshape(1, SIZE, SIZE) > 100).to(torch.uint8))
+    # A constant, all-foreground mask stays all foreground.
+    assert int(dataset[Draw(1, 0, 1, 0)]["mask_A"].sum()) == SIZE * SIZE
+
+
+def test_image_folder_errors_name_the_file(image_folder):
+    (image_folder / "maskA/mr_02.png").unlink()
+    with pytest.raises(InputError, match=r"no mask for mr_02\.png; expected mr_02\.png or mrmask_02\.png"):
+        open_plain(image_folder)
+    with pytest.raises(InputError, match=r"nowhere.*no such folder"):
+        open_plain(image_folder / "nowhere")
+    (image_folder / "trainB/ct.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"ct\.png: cannot be read as an image"):
+        ImageFolderSlices(image_folder / "trainB", image_folder, with_masks=False).read(0, False)
+    (image_folder / "trainB/ct.png").unlink()
+    with pytest.raises(InputError, match="no image"):
+        ImageFolderSlices(image_folder / "trainB", image_folder, with_masks=False)
+
+
+def test_slices_of_different_sizes_do_not_make_a_batch():
+    samples = [{"A": torch.zeros(1, s, s), "origin_A": f"s{s}"} for s in (8, 9)]
+    with pytest.raises(InputError, match=r"different sizes in one batch \(s8, s9\)"):
+        collate(samples)
+
+
+def test_single_dataset_keeps_order():
+    slices = np.random.default_rng(0).random((5, 3, 4)).astype(np.float32)
+    batches = list(DataLoader(SingleDataset(slices), 2))
+    np.testing.assert_array_equal(torch.cat(batches)[:, 0].numpy(), slices)
+
+
+def test_the_manifest_refuses_what_would_spoil_results(dataroot):
+    manifest = read_manifest(dataroot)
+    assert manifest.select("train", "A")[0] == make_case("m1", "A")
+    path = dataroot / "manifest.json"
+    with pytest.raises(InputError, match="stands in train and test: m1"):
+        leaking = [*manifest.cases, replace(make_case("t1", "A", split="test"), patient="m1")]
+        replace(manifest, cases=tuple(leaking)).write(dataroot)
+        read_manifest(dataroot)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(InputError, match="format version 99, expected 1"):
+        read_manifest(dataroot)
+    path.write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        read_manifest(dataroot)
+
+
+def test_a_prepared_file_that_is_gone_or_damaged_is_named(dataroot):
+    (dataroot / "trainA/m1.npy").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"m1\.npy: cannot be read"):
+        open_plain(dataroot)[Draw(1, 0, 0, 0)]
+    (dataroot / "trainA/m1.npy").unlink()
+    with pytest.raises(InputError, match=r"m1\.npy: no such file, but the manifest names it"):
+        open_plain(dataroot)

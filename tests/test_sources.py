@@ -1,0 +1,73 @@
+"""Finding volumes and naming cases and patients."""
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import InputError
+from data.sources import find_sources, find_volumes, name_cases
+
+
+def touch(root: Path, *names: str) -> list[Path]:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return [root / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["1BA001/mr.nii.gz", "1BA005/mr.nii.gz"], ["1BA001", "1BA005"]),  # SynthRAD
+        (["STS_001_MR_T1.nii.gz", "STS_002_MR_T1.nii.gz"], ["STS_001_MR_T1", "STS_002_MR_T1"]),
+        (["p1/p1_mr.nii.gz", "p2/p2_mr.nii.gz"], ["p1_mr", "p2_mr"]),
+        (["a/x.mha", "a/y.mha", "b/x.nrrd"], ["a_x", "a_y", "b_x"]),
+        (["AB1/mr.mha"], ["AB1"]),
+        (["patient 7.nii"], ["patient_7"]),
+        (["deep/er/a.nii", "b.nii"], ["deep_er_a", "b"]),
+    ],
+)
+def test_names_are_what_tells_cases_apart(tmp_path, files, names):
+    found = name_cases(touch(tmp_path, *files))
+    assert [name.removeprefix(f"{tmp_path.name}_") for name in found] == names
+
+
+def test_a_glob_a_folder_and_a_file_name_volumes(tmp_path):
+    a, b, _ = touch(tmp_path, "in/a.nii.gz", "in/b.mha", "in/notes.txt")
+    assert find_volumes(str(tmp_path / "in/*")) == [a, b]
+    assert find_volumes(str(tmp_path / "in")) == [a, b]
+    assert find_volumes(str(a)) == [a]
+    touch(tmp_path, "dicom/P1/MR/1.dcm", "dicom/P2/MR/1.dcm")
+    series = find_volumes(str(tmp_path / "dicom/*/MR"))
+    assert name_cases(series) == ["P1", "P2"]
+    with pytest.raises(InputError, match=r"c\*: no volume file or DICOM folder matches"):
+        find_volumes(str(tmp_path / "c*"))
+
+
+@pytest.mark.parametrize(
+    ("volumes", "masks", "patterns"),
+    [
+        (["p1/mr.nii", "p2/mr.nii"], ["p1/mask.nii", "p2/mask.nii"], ("*/mr.nii", "*/mask.nii")),
+        (["mr/mr_p1.nii", "mr/mr_p2.nii"], ["m/mrmask_p1.nii", "m/mrmask_p2.nii"], ("mr/*", "m/*")),
+        (["mr/p1.nii", "mr/p2.nii"], ["m/p2_mask.mha", "m/p1_mask.mha"], ("mr/*", "m/*")),
+    ],
+)
+def test_masks_are_matched_by_folder_or_name(tmp_path, volumes, masks, patterns):
+    touch(tmp_path, *volumes, *masks)
+    for source in find_sources(*(str(tmp_path / pattern) for pattern in patterns), None):
+        patient = "p1" if "p1" in str(source.path) else "p2"
+        assert patient in str(source.mask.relative_to(tmp_path))
+
+
+def test_a_volume_without_its_mask_is_an_error(tmp_path):
+    touch(tmp_path, "mr/p1.nii", "mr/p2.nii", "m/p1_mask.nii", "m/p3_mask.nii")
+    with pytest.raises(InputError, match=r"p2\.nii: 0 masks"):
+        find_sources(str(tmp_path / "mr/*"), str(tmp_path / "m/*"), None)
+
+
+def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
+    touch(tmp_path, "p01_in.nii", "p01_opp.nii", "p02_in.nii")
+    sources = find_sources(str(tmp_path / "*.nii"), None, r"(p\d+)_")
+    assert [source.patient for source in sources] == ["p01", "p01", "p02"]
+    with pytest.raises(InputError, match="does not match the case name"):
+        find_sources(str(tmp_path / "*.nii"), None, r"q\d+")
