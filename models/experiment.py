@@ -1,0 +1,57 @@
+"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import InputError
+from data.manifest import write_json
+from models.cycle_gan_model import CycleGANModel
+from models.state_dicts import load_checkpoint, save_atomically, save_network_weights
+
+STATE_NAME = "latest_state.pth"
+STATE_VERSION = 1
+
+
+def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
+    """Return the file of one network's weights, e.g. `latest_net_G_A.pth`."""
+    return folder / f"{epoch}_net_{network}.pth"
+
+
+def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+    """Write the weights of every network as `<epoch>_net_<network>.pth`."""
+    for name, net in model.networks.items():
+        save_network_weights(net, weights_path(folder, epoch, name))
+
+
+def save_options(folder: Path, options: dict[str, Any]) -> None:
+    """Write the run's options to `opt.json`."""
+    write_json(
+        folder / "opt.json", {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    )
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the full training state, from which `load_state` lets a run go on."""
+    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    save_atomically({"format_version": STATE_VERSION, "random": random, **state}, folder / STATE_NAME)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return the state that `save_state` wrote, and set torch's random state to what it was.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
+    """
+    path = folder / STATE_NAME
+    if not path.exists():
+        raise InputError(f"{path}: no such file: nothing to continue; leave out --continue_train to start the run")
+    state = load_checkpoint(path)
+    if state.get("format_version") != STATE_VERSION:
+        raise InputError(f"{path}: format version {state.get('format_version')}, expected {STATE_VERSION}")
+    random = state["random"]
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available() and len(random["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(random["cuda"])
+    return state

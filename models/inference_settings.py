@@ -1,0 +1,107 @@
+"""What inference must know about a trained model: architecture, frame and intensities, beside the weights."""
+
+import json
+import math
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from data.errors import InputError
+from data.intensity import IntensityMap
+from data.manifest import MANIFEST_NAME, read_manifest, write_json
+from data.slices import typical_mr_window
+
+FILE_NAME = "inference.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How to run a trained generator on a volume.
+
+    Attributes:
+        netG, ngf, norm, use_dropout, upsample: architecture of the generator.
+        direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
+        size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
+        mr_window: 'percentile' (each volume's own) or fixed (low, high) in MR units.
+        typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
+        ct: CT map, in HU.
+        versions: packages that trained the model.
+    """
+
+    netG: str
+    ngf: int
+    norm: str
+    use_dropout: bool
+    upsample: str
+    direction: str
+    size: int
+    spacing_mm: float | None
+    slice_mm: float | None
+    mr_window: str | tuple[float, float]
+    typical_mr: IntensityMap | None
+    ct: IntensityMap
+    versions: dict[str, str]
+
+    def write(self, folder: Path) -> Path:
+        """Write `inference.json` into a run's folder, atomically."""
+        data = asdict(self) | {"ct": self.ct.to_dict(), "typical_mr": self.typical_mr and self.typical_mr.to_dict()}
+        return write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, **data})
+
+
+def read_inference_settings(folder: Path) -> InferenceSettings:
+    """Read a run's `inference.json`.
+
+    Raises:
+        InputError: it is missing, damaged or of another format version.
+    """
+    path = folder / FILE_NAME
+    try:
+        data = json.loads(path.read_text())
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+        data["ct"] = IntensityMap.from_dict(data["ct"])
+        data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
+        if isinstance(data["mr_window"], list):
+            data["mr_window"] = tuple(data["mr_window"])
+        return InferenceSettings(**data)
+    except FileNotFoundError as error:
+        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
+        raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
+
+
+def describe_run(opt: Namespace, multiple: int) -> InferenceSettings:
+    """Return what inference must know about a run with the training options `opt`.
+
+    A run on resized slices learns another pixel spacing: its frame is the resized one. The frame's size is rounded up
+    to a `multiple`, which the generator takes.
+    """
+    spacing_mm, slice_mm, typical_mr, size = None, None, None, opt.crop_size
+    if (opt.dataroot / MANIFEST_NAME).exists():
+        manifest = read_manifest(opt.dataroot)
+        size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
+        typical_mr = typical_mr_window(manifest, opt.mr_window)
+    if opt.preprocess == "resize_and_crop":
+        spacing_mm = spacing_mm and spacing_mm * size / opt.load_size
+        size = opt.load_size
+    return InferenceSettings(
+        netG=opt.netG,
+        ngf=opt.ngf,
+        norm=opt.norm,
+        use_dropout=opt.use_dropout,
+        upsample=opt.upsample,
+        direction=opt.direction,
+        size=math.ceil(size / multiple) * multiple,
+        spacing_mm=spacing_mm,
+        slice_mm=slice_mm,
+        mr_window=opt.mr_window,
+        typical_mr=typical_mr,
+        ct=opt.ct_map,
+        versions={package: metadata.version(package) for package in ("torch", "numpy", "SimpleITK")},
+    )

@@ -1,0 +1,395 @@
+"""Generators and discriminators of the CycleGAN, as plain modules with flat arguments.
+
+Images are (N, C, H, W), one channel by default, in [-1, 1]. Layers keep the positions they have in the
+published networks, so that published state dicts load by name.
+
+Sources: Zhu et al., "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV
+2017 (ResNet generator after Johnson et al., ECCV 2016; training settings); Isola et al., "Image-to-image
+translation with conditional adversarial networks", CVPR 2017 (U-Net generator, patch and pixel
+discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016 (resizing).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+
+
+def _pick[T](registry: Mapping[str, T], name: str, what: str) -> T:
+    if name not in registry:
+        raise InputError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
+    return registry[name]
+
+
+# Instance norm has neither affine parameters nor running statistics: it acts alike in training and in use.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
+    "batch": nn.BatchNorm2d,
+    "none": nn.Identity,
+}
+
+
+def _transposed(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
+    return nn.ConvTranspose2d(
+        in_nc, out_nc, kernel_size, stride=2, padding=1, output_padding=kernel_size % 2, bias=bias
+    )
+
+
+def _resize(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
+    # Always 3x3: an even kernel has no centre. One module, so that the layers after it keep their positions.
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.ReflectionPad2d(1),
+        nn.Conv2d(in_nc, out_nc, kernel_size=3, bias=bias),
+    )
+
+
+# Layers that double height and width, from (in_nc, out_nc, kernel_size of a transposed convolution, bias).
+UPSAMPLINGS: dict[str, Callable[[int, int, int, bool], nn.Module]] = {
+    "transposed": _transposed,
+    "resize": _resize,
+}
+
+
+def _use_bias(norm: str) -> bool:
+    # The published networks carry biases beside instance norm alone; their state dicts fix this.
+    return norm == "instance"
+
+
+def _check_size(x: Tensor, network: str, multiple: int, minimum: int) -> None:
+    height, width = x.shape[-2:]
+    if height % multiple or width % multiple or min(height, width) < minimum:
+        whole = f"multiples of {multiple} and " if multiple > 1 else ""
+        raise InputError(
+            f"{network}: input of {height} x {width} pixels; expected height and width to be {whole}"
+            f"at least {minimum}: crop, pad or resize the slices, or choose another network"
+        )
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions with reflection padding, added to their input: (N, C, H, W) to (N, C, H, W)."""
+
+    def __init__(self, channels: int, norm: str, use_dropout: bool) -> None:
+        """Build a block of `channels` feature maps."""
+        super().__init__()
+        norm_layer = _pick(NORMS, norm, "norm")
+
+        def convolution() -> list[nn.Module]:
+            conv = nn.Conv2d(channels, channels, kernel_size=3, bias=_use_bias(norm))
+            return [nn.ReflectionPad2d(1), conv, norm_layer(channels)]
+
+        dropout = [nn.Dropout(0.5)] if use_dropout else []
+        self.conv_block = nn.Sequential(*convolution(), nn.ReLU(inplace=True), *dropout, *convolution())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + F(x)."""
+        return x + self.conv_block(x)
+
+
+class ResnetGenerator(nn.Module):
+    """Residual generator: two halvings, `n_blocks` residual blocks, two doublings, tanh.
+
+    Maps (N, input_nc, H, W) in [-1, 1] to (N, output_nc, H, W) in [-1, 1]; H and W are multiples of
+    4, 8 or more.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 1,
+        output_nc: int = 1,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        norm: str = "instance",
+        use_dropout: bool = False,
+        upsample: str = "transposed",
+    ) -> None:
+        """Build the network.
+
+        Args:
+            input_nc: channels of the input.
+            output_nc: channels of the output.
+            ngf: feature maps after the first layer; four times as many in the blocks.
+            n_blocks: residual blocks.
+            norm: a key of `NORMS`.
+            use_dropout: dropout of 0.5 inside each block.
+            upsample: a key of `UPSAMPLINGS`; 'resize' leaves no checkerboard.
+
+        Raises:
+            InputError: unknown `norm` or `upsample`.
+        """
+        super().__init__()
+        self.multiple = 4
+        norm_layer, bias = _pick(NORMS, norm, "norm"), _use_bias(norm)
+        upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias)]
+        layers += [norm_layer(ngf), nn.ReLU(inplace=True)]
+        for width in (ngf, 2 * ngf):
+            layers += [nn.Conv2d(width, 2 * width, kernel_size=3, stride=2, padding=1, bias=bias)]
+            layers += [norm_layer(2 * width), nn.ReLU(inplace=True)]
+        layers += [ResnetBlock(4 * ngf, norm, use_dropout) for _ in range(n_blocks)]
+        for width in (4 * ngf, 2 * ngf):
+            layers += [upsampling(width, width // 2, 3, bias), norm_layer(width // 2), nn.ReLU(inplace=True)]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, kernel_size=7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the synthetic image. Raises `InputError` for a size that the network cannot take."""
+        _check_size(x, "ResNet generator", multiple=self.multiple, minimum=8)
+        return self.model(x)
+
+
+class UnetLevel(nn.Module):
+    """One level of the U-Net with its skip: (N, outer_nc, H, W) to (N, 2 * outer_nc, H, W)."""
+
+    def __init__(
+        self,
+        outer_nc: int,
+        inner_nc: int,
+        inner: "UnetLevel | None",
+        norm: str,
+        use_dropout: bool,
+        upsample: str,
+    ) -> None:
+        """Build the level around `inner`, the next deeper one; None for the deepest."""
+        super().__init__()
+        norm_layer, bias = NORMS[norm], _use_bias(norm)
+        layers = [
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(outer_nc, inner_nc, kernel_size=4, stride=2, padding=1, bias=bias),
+        ]
+        # The deepest level may be one pixel, which no norm can take.
+        layers += [norm_layer(inner_nc), inner] if inner else []
+        upsampled_nc = 2 * inner_nc if inner else inner_nc
+        layers += [nn.ReLU(), UPSAMPLINGS[upsample](upsampled_nc, outer_nc, 4, bias), norm_layer(outer_nc)]
+        layers += [nn.Dropout(0.5)] if use_dropout else []
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return skip and processed features, side by side."""
+        return torch.cat([x, self.model(x)], dim=1)
+
+
+class UnetGenerator(nn.Module):
+    """U-Net generator that halves its input `depth` times, tanh at the end.
+
+    Maps (N, input_nc, H, W) in [-1, 1] to (N, output_nc, H, W) in [-1, 1]; H and W are multiples of
+    2 ** depth.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 1,
+        output_nc: int = 1,
+        ngf: int = 64,
+        depth: int = 8,
+        norm: str = "instance",
+        use_dropout: bool = False,
+        upsample: str = "transposed",
+    ) -> None:
+        """Build the network.
+
+        Args:
+            input_nc: channels of the input.
+            output_nc: channels of the output.
+            ngf: feature maps after the first layer; up to eight times as many deeper down.
+            depth: halvings: 7 for 'unet_128', 8 for 'unet_256'.
+            norm: a key of `NORMS`.
+            use_dropout: dropout of 0.5 in the levels that keep 8 * ngf maps, but for the deepest.
+            upsample: a key of `UPSAMPLINGS`.
+
+        Raises:
+            InputError: unknown `norm` or `upsample`.
+        """
+        super().__init__()
+        _pick(NORMS, norm, "norm")
+        upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
+        self.multiple = 2**depth
+        widths = [ngf * min(2**level, 8) for level in range(depth)]
+        inner = None
+        for level in reversed(range(1, depth)):
+            dropout = use_dropout and 4 <= level < depth - 1
+            inner = UnetLevel(widths[level - 1], widths[level], inner, norm, dropout, upsample)
+        first = nn.Conv2d(input_nc, ngf, kernel_size=4, stride=2, padding=1, bias=_use_bias(norm))
+        last = upsampling(2 * ngf, output_nc, 4, True)
+        # Published names begin with 'model.model'.
+        self.model = nn.Sequential(OrderedDict(model=nn.Sequential(first, inner, nn.ReLU(), last, nn.Tanh())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the synthetic image. Raises `InputError` for a size that the network cannot take."""
+        _check_size(x, "U-Net generator", multiple=self.multiple, minimum=self.multiple)
+        return self.model(x)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: one unbounded score (logit) for each overlapping patch of the input.
+
+    Maps (N, input_nc, H, W) in [-1, 1] to (N, 1, h, w) with h = floor(H / 2**n_layers) - 2, and w alike; H
+    and W are at least 3 * 2**n_layers. The receptive field of a score is a square of 16, 34, 70, 142 or 286
+    pixels for `n_layers` of 1 to 5, so 70 for 'basic'. (Instance norm lets mean and variance of whole feature
+    maps in besides.)
+    """
+
+    def __init__(self, input_nc: int = 1, ndf: int = 64, n_layers: int = 3, norm: str = "instance") -> None:
+        """Build the network.
+
+        Args:
+            input_nc: channels of the input.
+            ndf: feature maps after the first layer, doubled by each further layer up to eight times.
+            n_layers: layers that halve the image; sets the receptive field.
+            norm: a key of `NORMS`.
+
+        Raises:
+            InputError: unknown `norm`, or `n_layers` below 1.
+        """
+        super().__init__()
+        norm_layer = _pick(NORMS, norm, "norm")
+        if n_layers < 1:
+            raise InputError(f"patch discriminator: n_layers is {n_layers}; expected 1 or more")
+        self.minimum = 3 * 2**n_layers
+        widths = [ndf * min(2**layer, 8) for layer in range(n_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, kernel_size=4, stride=2, padding=1)]
+        layers += [nn.LeakyReLU(0.2, inplace=True)]
+        for layer in range(1, n_layers + 1):
+            stride = 2 if layer < n_layers else 1
+            conv = nn.Conv2d(widths[layer - 1], widths[layer], 4, stride, padding=1, bias=_use_bias(norm))
+            layers += [conv, norm_layer(widths[layer]), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, padding=1)]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map of scores. Raises `InputError` for a size that the network cannot take."""
+        _check_size(x, "patch discriminator", multiple=1, minimum=self.minimum)
+        return self.model(x)
+
+
+class PixelDiscriminator(nn.Module):
+    """Scores each pixel by its own value: (N, input_nc, H, W) in [-1, 1] to unbounded (N, 1, H, W).
+
+    The receptive field is 1 pixel. (Instance norm lets mean and variance of whole feature maps in besides.)
+    """
+
+    def __init__(self, input_nc: int = 1, ndf: int = 64, norm: str = "instance") -> None:
+        """Build the network with `ndf`, then 2 * `ndf` maps. Raises `InputError` for an unknown `norm`."""
+        super().__init__()
+        norm_layer, bias = _pick(NORMS, norm, "norm"), _use_bias(norm)
+        self.net = nn.Sequential(
+            nn.Conv2d(input_nc, ndf, kernel_size=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(ndf, 2 * ndf, kernel_size=1, bias=bias),
+            norm_layer(2 * ndf),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(2 * ndf, 1, kernel_size=1, bias=bias),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map of scores. Raises `InputError` for a size that the network cannot take."""
+        _check_size(x, "pixel discriminator", multiple=1, minimum=2)
+        return self.net(x)
+
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "resnet_9blocks": partial(ResnetGenerator, n_blocks=9),
+    "resnet_6blocks": partial(ResnetGenerator, n_blocks=6),
+    "unet_128": partial(UnetGenerator, depth=7),
+    "unet_256": partial(UnetGenerator, depth=8),
+}
+
+DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "basic": partial(PatchDiscriminator, n_layers=3),
+    "n_layers": PatchDiscriminator,
+    "pixel": PixelDiscriminator,
+}
+
+
+def build_generator(
+    name: str,
+    input_nc: int = 1,
+    output_nc: int = 1,
+    ngf: int = 64,
+    norm: str = "instance",
+    use_dropout: bool = False,
+    upsample: str = "transposed",
+) -> nn.Module:
+    """Return the generator `name`, a key of `GENERATORS`. Arguments as in `ResnetGenerator`.
+
+    Raises:
+        InputError: unknown `name`, `norm` or `upsample`.
+    """
+    generator = _pick(GENERATORS, name, "generator")
+    return generator(
+        input_nc=input_nc, output_nc=output_nc, ngf=ngf, norm=norm, use_dropout=use_dropout, upsample=upsample
+    )
+
+
+def build_discriminator(
+    name: str, input_nc: int = 1, ndf: int = 64, n_layers: int = 3, norm: str = "instance"
+) -> nn.Module:
+    """Return the discriminator `name`, a key of `DISCRIMINATORS`. Arguments as in `PatchDiscriminator`.
+
+    Raises:
+        InputError: unknown `name` or `norm`, or an `n_layers` that the discriminator would not follow.
+    """
+    discriminator = _pick(DISCRIMINATORS, name, "discriminator")
+    if name == "n_layers":
+        return discriminator(input_nc=input_nc, ndf=ndf, n_layers=n_layers, norm=norm)
+    if n_layers != 3:
+        raise InputError(f"n_layers {n_layers} does nothing to the discriminator {name!r}: choose 'n_layers' for it")
+    return discriminator(input_nc=input_nc, ndf=ndf, norm=norm)
+
+
+def _normal(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
+    nn.init.normal_(weight, 0.0, gain, generator=generator)
+
+
+def _xavier(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
+    nn.init.xavier_normal_(weight, gain, generator=generator)
+
+
+def _kaiming(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
+    nn.init.kaiming_normal_(weight, generator=generator)
+
+
+def _orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
+    nn.init.orthogonal_(weight, gain, generator=generator)
+
+
+INITIALISATIONS: dict[str, Callable[[Tensor, float, torch.Generator | None], None]] = {
+    "normal": _normal,
+    "xavier": _xavier,
+    "kaiming": _kaiming,
+    "orthogonal": _orthogonal,
+}
+
+
+def initialise(
+    net: nn.Module, kind: str = "normal", gain: float = 0.02, generator: torch.Generator | None = None
+) -> None:
+    """Draw the weights of all convolutions of `net` anew, in place; biases become 0.
+
+    Scales and shifts of batch norm become N(1, 0.02) and 0 (Radford et al., DCGAN, ICLR 2016).
+
+    Args:
+        net: the network.
+        kind: 'normal': N(0, gain); 'xavier': Glorot and Bengio 2010, standard deviation
+            gain * sqrt(2 / (fan_in + fan_out)); 'kaiming': He et al. 2015, sqrt(2 / fan_in), whatever `gain`;
+            'orthogonal': Saxe et al. 2014, orthonormal rows or columns times `gain`.
+        gain: scale of the weights.
+        generator: source of randomness, on the device of `net`; None for torch's global one.
+
+    Raises:
+        InputError: unknown `kind`.
+    """
+    draw = _pick(INITIALISATIONS, kind, "initialisation")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            draw(module.weight, gain, generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02, generator=generator)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,161 @@
+"""Learning rate as a function of the epoch."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from data.errors import InputError
+
+POLICIES = ("linear", "step", "plateau", "cosine")
+
+
+def learning_rate_factor(
+    policy: str, epoch: int, n_epochs: int, n_epochs_decay: int, lr_decay_iters: int = 50, gamma: float = 0.1
+) -> float:
+    """Return what the base learning rate is multiplied by throughout one epoch.
+
+    With e = `epoch`, n = `n_epochs`, d = `n_epochs_decay`:
+
+    'linear': 1 for e <= n, then 1 - (e - n) / (d + 1): the last epoch n + d still learns, n + d + 1 would not
+    (Zhu et al., ICCV 2017).
+    'step': gamma^floor((e - 1) / lr_decay_iters).
+    'cosine': (1 + cos(pi (e - 1) / (n + d))) / 2 (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
+
+    Args:
+        policy: one of `POLICIES` but 'plateau', which follows a metric and not the epoch: see `LearningRate`.
+        epoch: from 1; past the end, 'linear' and 'cosine' stay at 0.
+        n_epochs: epochs at the full rate.
+        n_epochs_decay: epochs of decay after them.
+        lr_decay_iters: 'step': epochs between two steps.
+        gamma: 'step': factor of a step.
+
+    Raises:
+        InputError: unknown policy, or 'plateau'; `lr_decay_iters` below 1.
+        ValueError: `epoch` below 1.
+    """
+    if epoch < 1:
+        raise ValueError(f"epoch {epoch}; epochs count from 1")
+    if lr_decay_iters < 1:
+        raise InputError(f"lr_decay_iters is {lr_decay_iters}; expected 1 epoch or more between two steps")
+    total = n_epochs + n_epochs_decay
+    match policy:
+        case "linear":
+            return max(0.0, 1 - max(0, epoch - n_epochs) / (n_epochs_decay + 1))
+        case "step":
+            return gamma ** ((epoch - 1) // lr_decay_iters)
+        case "cosine":
+            return (1 + math.cos(math.pi * min(epoch - 1, total) / total)) / 2
+        case "plateau":
+            raise InputError("learning-rate policy 'plateau' follows a metric: it has no factor for an epoch")
+        case _:
+            raise _unknown(policy)
+
+
+def _unknown(policy: str) -> InputError:
+    return InputError(f"unknown learning-rate policy {policy!r}; expected one of {', '.join(POLICIES)}")
+
+
+class LearningRate:
+    """Sets one learning rate on several optimisers, epoch by epoch.
+
+    for epoch in range(1, last + 1):
+        rate.start_epoch(epoch)
+        ...
+        rate.end_epoch(metric)
+    """
+
+    def __init__(
+        self,
+        optimisers: Sequence[Optimizer],
+        policy: str,
+        base_lr: float,
+        n_epochs: int,
+        n_epochs_decay: int,
+        lr_decay_iters: int = 50,
+        gamma: float = 0.1,
+        plateau_factor: float = 0.2,
+        patience: int = 5,
+        threshold: float = 0.01,
+    ) -> None:
+        """Set `base_lr` on all `optimisers`.
+
+        Args:
+            optimisers: whose learning rate is set, in all their parameter groups.
+            policy: one of `POLICIES`.
+            base_lr: learning rate that the policy scales.
+            n_epochs: see `learning_rate_factor`.
+            n_epochs_decay: see `learning_rate_factor`.
+            lr_decay_iters: see `learning_rate_factor`.
+            gamma: see `learning_rate_factor`.
+            plateau_factor: 'plateau': factor of a reduction.
+            patience: 'plateau': epochs without improvement that are borne; the next one reduces the rate.
+            threshold: 'plateau': relative fall of the metric that counts as improvement.
+
+        Raises:
+            InputError: unknown policy.
+        """
+        if policy not in POLICIES:
+            raise _unknown(policy)
+        self._optimisers = list(optimisers)
+        self._policy = policy
+        self._base_lr = base_lr
+        self._schedule = (n_epochs, n_epochs_decay, lr_decay_iters, gamma)
+        self._set(base_lr)
+        self._plateaus = [
+            ReduceLROnPlateau(optimiser, "min", plateau_factor, patience, threshold)
+            for optimiser in (self._optimisers if policy == "plateau" else [])
+        ]
+
+    @property
+    def current(self) -> float:
+        """The learning rate that all optimisers have now."""
+        return self._optimisers[0].param_groups[0]["lr"]
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, counted from 1, before its first step."""
+        if self._policy != "plateau":
+            self._set(self._base_lr * learning_rate_factor(self._policy, epoch, *self._schedule))
+
+    def end_epoch(self, metric: float | None = None) -> None:
+        """Take an epoch's metric (smaller is better) into account; only 'plateau' needs it.
+
+        Raises:
+            ValueError: 'plateau' got no finite metric.
+        """
+        if self._policy != "plateau":
+            return
+        if metric is None or not math.isfinite(metric):
+            raise ValueError(f"policy 'plateau' needs a finite metric at the end of every epoch, got {metric}")
+        for plateau in self._plateaus:
+            plateau.step(metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the policy, the current learning rate and what 'plateau' remembers."""
+        return {
+            "policy": self._policy,
+            "lr": self.current,
+            "plateaus": [plateau.state_dict() for plateau in self._plateaus],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            InputError: the state is of another policy.
+        """
+        if state["policy"] != self._policy:
+            raise InputError(
+                f"learning rate: the stored policy is {state['policy']!r}, this one {self._policy!r}: "
+                "resume with the policy of the earlier run"
+            )
+        self._set(state["lr"])
+        for plateau, stored in zip(self._plateaus, state["plateaus"], strict=True):
+            plateau.load_state_dict(stored)
+
+    def _set(self, lr: float) -> None:
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr

@@ -1,0 +1,133 @@
+"""Options that training and testing share, and the types of option values."""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from data.errors import InputError
+from models.cycle_gan_model import PRECISIONS
+
+NAME_PATTERN = re.compile(r"[^/\\\0]+")
+
+
+def base_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command on a model has."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir"
+    )
+    run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
+    run.add_argument("--epoch", "--which_epoch", default="latest", help="'latest' or the number of a saved epoch")
+    run.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
+    run.add_argument(
+        "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
+    )
+    run.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks; losses are always fp32")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    """Return an integer of 1 or more."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of 1 or more")
+
+
+def nonnegative_int(text: str) -> int:
+    """Return an integer of 0 or more."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of 0 or more")
+
+
+def positive_float(text: str) -> float:
+    """Return a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def nonnegative_float(text: str) -> float:
+    """Return a finite number of 0 or more."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of 0 or more")
+
+
+def _number(text: str, kind: type, fits, expected: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value
+
+
+def experiment_name(text: str) -> str:
+    """Return a name that is one folder, not a path out of the folder of models."""
+    if not NAME_PATTERN.fullmatch(text) or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes")
+    return text
+
+
+def torch_device(text: str) -> torch.device:
+    """Return the device that `--device` names; 'auto' is the GPU where there is one.
+
+    Raises:
+        argparse.ArgumentTypeError: unknown, or not on this machine.
+    """
+    if text == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise argparse.ArgumentTypeError("mps: not available on this machine")
+    return device
+
+
+def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse, and resolve `--gpu_ids` into `device`."""
+    options = parser.parse_args(arguments)
+    if options.gpu_ids is not None:
+        try:
+            ids = [int(text) for text in options.gpu_ids.split(",")]
+            if len(ids) > 1:
+                parser.error(f"--gpu_ids {options.gpu_ids}: one GPU a process; several GPUs are not supported yet")
+            options.device = torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
+        except ValueError:
+            parser.error(f"--gpu_ids {options.gpu_ids!r}: expected a number, or -1 for the CPU")
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"--gpu_ids {error}")
+    del options.gpu_ids
+    return options
+
+
+def mr_window_rule(parser: argparse.ArgumentParser, words: list[str]) -> str | tuple[float, float]:
+    """Return the value of `--mr_window`: 'percentile' or (low, high)."""
+    return "percentile" if words == ["percentile"] else window(parser, "--mr_window", words, "percentile or LO HI")
+
+
+def window(
+    parser: argparse.ArgumentParser, option: str, words: list[str], expected: str = "LO HI"
+) -> tuple[float, float]:
+    """Return two numbers, the first below the second."""
+    try:
+        low, high = map(float, words)
+        if low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise parser.error(f"{option} {' '.join(map(str, words))}: expected {expected} with LO below HI")
+
+
+def checked(parser: argparse.ArgumentParser, build, *args):
+    """Return `build(*args)`; its `InputError` ends the parsing."""
+    try:
+        return build(*args)
+    except InputError as error:
+        raise parser.error(str(error)) from error

@@ -1,0 +1,34 @@
+"""Options of `test_adapt.py`."""
+
+import argparse
+from pathlib import Path
+
+from data.volume import WRITABLE_SUFFIXES, volume_suffix
+from options.base_options import base_parser, finish, positive_float, positive_int
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """Return the parser of `test_adapt.py`."""
+    parser = base_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
+    patient = parser.add_argument_group("patient")
+    patient.add_argument("--input", type=Path, required=True, help="MR volume, or folder of one DICOM series")
+    patient.add_argument("--series_uid", help="which DICOM series of the folder")
+    patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
+    patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
+    patient.add_argument("--output", type=Path, help="the synthetic CT (default: RESULTS_DIR/NAME/<patient>.nii.gz)")
+    patient.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
+    patient.add_argument("--batch_size", "--batchSize", type=positive_int, default=8, help="slices in one pass")
+    patient.add_argument("--spacing_mm", type=positive_float, help="pixel spacing, for a model trained on plain images")
+    return parser
+
+
+test_parser.__test__ = False  # pytest would take it for a test
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked options; nothing changes them afterwards."""
+    parser = test_parser()
+    options = finish(parser, arguments)
+    if options.output and volume_suffix(options.output) not in WRITABLE_SUFFIXES:
+        parser.error(f"--output {options.output}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    return options

@@ -1,0 +1,144 @@
+"""The model's step: its losses are those of the method, and each optimiser moves its own networks only."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings, NonFiniteLossError
+from models.losses import correlation_loss, gan_loss
+
+CPU = torch.device("cpu")
+TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
+
+
+def batch(size=32, samples=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = (torch.rand((2, samples, 1, size, size), generator=generator) * 2 - 1).unbind()
+    return {"A": images[0], "B": images[1], "origin_A": ["m:1"] * samples, "origin_B": ["c:2"] * samples}
+
+
+def weights(model, *names):
+    return {
+        f"{name}.{key}": value.clone() for name in names for key, value in model.networks[name].state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+def test_the_losses_are_those_of_the_method(direction):
+    model = CycleGANModel(CycleGANSettings(**TINY, direction=direction), CPU)
+    nets, data = copy.deepcopy(model.networks), batch(samples=2)
+    losses = model.step(data)
+    a, b = (data["A"], data["B"]) if direction == "AtoB" else (data["B"], data["A"])
+    fake_b, fake_a = nets["G_A"](a), nets["G_B"](b)
+    expected = {
+        "gan_A": gan_loss(nets["D_A"](fake_b), True),
+        "gan_B": gan_loss(nets["D_B"](fake_a), True),
+        "cycle_A": 10 * F.l1_loss(nets["G_B"](fake_b), a),
+        "cycle_B": 10 * F.l1_loss(nets["G_A"](fake_a), b),
+        "idt_A": 5 * F.l1_loss(nets["G_A"](b), b),
+        "idt_B": 5 * F.l1_loss(nets["G_B"](a), a),
+        "correlation_A": 2 * correlation_loss(fake_b, a),
+        "correlation_B": 2 * correlation_loss(fake_a, b),
+    }
+    expected["G"] = sum(expected.values())
+    expected["D_A"] = (gan_loss(nets["D_A"](b), True) + gan_loss(nets["D_A"](fake_b), False)) / 2
+    expected["D_B"] = (gan_loss(nets["D_B"](a), True) + gan_loss(nets["D_B"](fake_a), False)) / 2
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value.detach(), rtol=1e-5, atol=1e-6)
+        assert not losses[name].requires_grad
+
+
+def test_terms_of_weight_zero_are_left_out():
+    settings = CycleGANSettings(**TINY, lambda_identity=0, lambda_correlation_A=0, lambda_correlation_B=0)
+    assert set(CycleGANModel(settings, CPU).step(batch())) == {
+        "G", "gan_A", "gan_B", "cycle_A", "cycle_B", "D_A", "D_B",
+    }  # fmt: skip
+
+
+def test_each_optimiser_moves_its_own_networks(monkeypatch):
+    """The generators' update leaves the discriminators alone and gives them no gradient, and the other way round."""
+    model = CycleGANModel(CycleGANSettings(**TINY), CPU)
+    update, seen = model._update, {}
+
+    def watch(name, losses, data):
+        before = {net: weights(model, net) for net in model.networks}
+        total = update(name, losses, data)
+        moved = {net for net in model.networks if not equal(before[net], weights(model, net))}
+        graded = {net for net, module in model.networks.items() if any(p.grad is not None for p in module.parameters())}
+        seen[name] = (moved, graded)
+        for module in model.networks.values():
+            module.zero_grad(set_to_none=True)
+        return total
+
+    monkeypatch.setattr(model, "_update", watch)
+    model.step(batch())
+    assert seen == {"G": ({"G_A", "G_B"}, {"G_A", "G_B"}), "D": ({"D_A", "D_B"}, {"D_A", "D_B"})}
+
+
+def equal(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = CycleGANModel(CycleGANSettings(**TINY), CPU)
+    model.step(batch())
+    for net in ("D_A", "D_B", "G_A", "G_B"):
+        for name, parameter in model.networks[net].named_parameters():
+            if name.endswith("weight"):
+                assert parameter.grad.abs().max() > 0, f"{net}.{name}"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+    runs = []
+    for seed in (1, 1, 2):
+        model = CycleGANModel(CycleGANSettings(**TINY, seed=seed, pool_size=1), CPU)
+        for step in range(3):
+            model.step(batch(seed=step))
+        runs.append(weights(model, *model.networks))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_a_restored_model_goes_on_bit_for_bit():
+    settings = CycleGANSettings(**TINY, pool_size=2)
+    model = CycleGANModel(settings, CPU)
+    for step in range(4):
+        model.step(batch(seed=step))
+    state = copy.deepcopy(model.state_dict())
+    resumed = CycleGANModel(CycleGANSettings(**TINY, pool_size=2, seed=99), CPU)
+    resumed.load_state_dict(state)
+    for step in range(4, 8):
+        model.step(batch(seed=step))
+        resumed.step(batch(seed=step))
+    assert equal(weights(model, *model.networks), weights(resumed, *resumed.networks))
+
+
+def test_a_non_finite_loss_stops_before_the_update():
+    model = CycleGANModel(CycleGANSettings(**TINY), CPU)
+    before = weights(model, *model.networks)
+    data = batch()
+    data["A"][0, 0, 3, 3] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"gan_A.*on slices m:1, c:2"):
+        model.step(data)
+    assert equal(before, weights(model, *model.networks))
+
+
+def test_bf16_computes_losses_in_float32_near_those_of_fp32():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        losses[precision] = CycleGANModel(CycleGANSettings(**TINY, precision=precision), CPU).step(batch())
+    for name, value in losses["fp32"].items():
+        assert losses["bf16"][name].dtype == torch.float32
+        torch.testing.assert_close(losses["bf16"][name], value, rtol=0.1, atol=0.02)
+
+
+def test_the_pools_show_the_discriminators_earlier_fakes():
+    model = CycleGANModel(CycleGANSettings(**TINY, pool_size=3), CPU)
+    for step in range(3):
+        model.step(batch(seed=step))
+    assert len(model.pools["A"].images) == len(model.pools["B"].images) == 3
+    assert torch.equal(model.pools["B"].images[2], model.visuals["fake_B"][0])
+    assert torch.equal(model.pools["A"].images[2], model.visuals["fake_A"][0])

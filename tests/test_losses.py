@@ -1,0 +1,189 @@
+"""Losses: closed forms, published values, gradients and precision."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from models import losses
+from models.losses import GAN_MODES, correlation_loss, gan_loss
+from tests.test_networks import published_input
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_networks.json").read_text())["losses"]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1
+
+
+def test_reproduces_the_published_values():
+    a, b = (published_input([1, 1, 32, 32], k) for k in (0, 1))
+    assert gan_loss(a, True).item() == pytest.approx(GOLDEN["lsgan_real"], rel=1e-9)
+    assert gan_loss(a, False).item() == pytest.approx(GOLDEN["lsgan_fake"], rel=1e-9)
+    assert correlation_loss(a, b).item() == pytest.approx(GOLDEN["correlation"], rel=1e-8)
+
+
+def closed_form(mode: str, score: float, target: float) -> float:
+    return {
+        "lsgan": (score - target) ** 2,
+        "vanilla": math.log1p(math.exp(-score if target else score)),
+    }[mode]
+
+
+@pytest.mark.parametrize("mode", GAN_MODES)
+@pytest.mark.parametrize("real", [True, False])
+def test_gan_loss_is_the_mean_of_its_closed_form(mode, real):
+    scores = [-3.0, 0.0, 0.25, 4.0]
+    expected = sum(closed_form(mode, score, float(real)) for score in scores) / 4
+    assert gan_loss(torch.tensor(scores).reshape(2, 1, 1, 2), real, mode).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", GAN_MODES)
+def test_gan_loss_falls_toward_its_target(mode):
+    scores = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    gan_loss(scores, True, mode).backward()
+    assert (scores.grad < 0).all()
+    scores.grad = None
+    gan_loss(scores + 0.5, False, mode).backward()
+    assert (scores.grad > 0).all()
+
+
+def test_vanilla_stays_finite_for_confident_logits():
+    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
+    loss = gan_loss(scores, True, "vanilla")
+    loss.backward()
+    assert loss.item() == pytest.approx(5e3)
+    assert scores.grad.isfinite().all()
+
+
+def test_unknown_gan_mode_is_an_error():
+    with pytest.raises(InputError, match=r"'hinge'.*lsgan, vanilla"):
+        gan_loss(torch.zeros(1), True, "hinge")
+
+
+@pytest.mark.parametrize("slope", [0.3, -0.3, 1e-2, -5.0])
+def test_correlation_is_blind_to_gain_offset_and_sign(slope):
+    x = noise(2, 1, 16, 16)
+    assert correlation_loss(slope * x + 0.4, x).item() == pytest.approx(0, abs=1e-5)
+    assert correlation_loss(slope * x + 0.2 * noise(2, 1, 16, 16, seed=1), x).item() > 1e-3
+
+
+def test_correlation_of_orthogonal_images_is_one():
+    rows = torch.tensor([1.0, -1.0]).repeat(8)
+    x, y = rows[:, None].expand(16, 16)[None, None], rows[None, :].expand(16, 16)[None, None]
+    assert correlation_loss(x, y).item() == pytest.approx(1, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_correlation_agrees_with_numpy(dtype):
+    # A slice in air: mostly -1, a body of little contrast.
+    x, y = torch.full((3, 1, 64, 64), -1.0, dtype=torch.float64), torch.full((3, 1, 64, 64), -1.0, dtype=torch.float64)
+    body = noise(3, 1, 20, 24)
+    x[..., 20:40, 20:44] = 0.1 * body
+    y[..., 22:42, 20:44] = -0.3 * body + 0.2 * noise(3, 1, 20, 24, seed=1)
+    r = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+    assert correlation_loss(x.to(dtype), y.to(dtype)).item() == pytest.approx(1 - np.mean(np.square(r)), abs=1e-6)
+
+
+def test_correlation_is_right_to_1e_6_down_to_the_stated_contrast():
+    x, y = noise(1, 1, 64, 64), noise(1, 1, 64, 64, seed=1)
+    x, y = 0.0151 * x / x.std(), 0.0151 * (x / x.std() + y / y.std()) / 2**0.5
+    r = np.corrcoef(x.numpy().ravel(), y.numpy().ravel())[0, 1]
+    assert correlation_loss(x, y).item() == pytest.approx(1 - r**2, abs=1e-6)
+
+
+def test_correlation_is_taken_sample_by_sample():
+    # Each pair is orthogonal (loss 1), but bright goes with bright: pooled over the batch, r^2 would be near 1.
+    rows = 0.1 * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(4)
+    x, y = rows[:, None].expand(8, 8), rows[None, :].expand(8, 8)
+    fake = torch.stack([x - 0.5, x + 0.5])[:, None]
+    real = torch.stack([y - 0.5, y + 0.5])[:, None]
+    pooled = 1 - np.corrcoef(fake.numpy().ravel(), real.numpy().ravel())[0, 1] ** 2
+    assert pooled < 0.08
+    assert correlation_loss(fake, real).item() == pytest.approx(1, abs=1e-9)
+
+
+def test_correlation_of_a_batch_is_the_mean_of_its_samples():
+    x, y = noise(4, 1, 8, 8), noise(4, 1, 8, 8, seed=1) + noise(4, 1, 8, 8)
+    single = [correlation_loss(x[i : i + 1], y[i : i + 1]).item() for i in range(4)]
+    assert correlation_loss(x, y).item() == pytest.approx(sum(single) / 4, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", [-1.0, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_flat_slice_gives_finite_loss_and_gradient(level, dtype):
+    flat = torch.full((2, 1, 256, 256), level, dtype=dtype)
+    structure = noise(2, 1, 256, 256).to(dtype)
+    for fake, real in ((flat, structure), (structure, flat), (flat, flat)):
+        fake = fake.clone().requires_grad_()
+        loss = correlation_loss(fake, real)
+        loss.backward()
+        assert loss.item() == pytest.approx(1, abs=1e-5)
+        assert fake.grad.abs().max() < 1e-3
+
+
+def test_gradient_stays_bounded_as_a_slice_becomes_flat():
+    structure = noise(1, 1, 32, 32).float()
+    for contrast in (1e-1, 1e-3, 1e-5, 1e-7, 1e-20):
+        fake = (contrast * (structure + noise(1, 1, 32, 32, seed=1).float())).requires_grad_()
+        correlation_loss(fake, structure).backward()
+        # |d r^2 / d x_i| <= |y_i| / (N sd(y) sqrt(eps)), N = 1024
+        assert fake.grad.abs().max() < 2 / 1024 / 1e-5
+
+
+def test_gradients_agree_with_finite_differences():
+    x, y = noise(2, 1, 4, 4).requires_grad_(), noise(2, 1, 4, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(correlation_loss, (x, y))
+    for mode in GAN_MODES:
+        for real in (True, False):
+            assert torch.autograd.gradcheck(lambda d, real=real, mode=mode: gan_loss(d, real, mode), (3 * x,))
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(low):
+    x, y = noise(2, 1, 64, 64).to(low), (noise(2, 1, 64, 64) + noise(2, 1, 64, 64, seed=1)).to(low)
+    for value, exact in (
+        (correlation_loss(x, y), correlation_loss(x.double(), y.double())),
+        (gan_loss(x, True), gan_loss(x.double(), True)),
+        (gan_loss(x, False, "vanilla"), gan_loss(x.double(), False, "vanilla")),
+    ):
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert correlation_loss(x.double(), y).dtype == torch.float64
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_autocast_does_not_lower_the_precision(enabled):
+    x, y = noise(2, 1, 64, 64).float(), noise(2, 1, 64, 64, seed=1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        inside = correlation_loss(x, y), gan_loss(x, True)
+    assert [value.dtype for value in inside] == [torch.float32, torch.float32]
+    assert inside == (correlation_loss(x, y), gan_loss(x, True))
+
+
+def test_autocast_is_off_inside(monkeypatch):
+    inside = []
+
+    def spy(*args):
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return args[0]
+
+    monkeypatch.setitem(GAN_MODES, "lsgan", spy)
+    monkeypatch.setattr(losses, "_centred", spy)
+    x = noise(1, 1, 4, 4)
+    with torch.autocast("cpu"):
+        gan_loss(x, True)
+        correlation_loss(x, x)
+        assert torch.is_autocast_enabled("cpu")
+    assert inside == [False, False, False]
+
+
+def test_correlation_of_different_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\) and \(1, 1, 4, 4\)"):
+        correlation_loss(noise(2, 1, 4, 4), noise(1, 1, 4, 4))

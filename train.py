@@ -1,0 +1,99 @@
+"""Train an unpaired MR to CT model: `python train.py --dataroot datasets/NAME --name NAME`."""
+
+import dataclasses
+import logging
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from data.errors import InputError, run_command
+from data.unaligned_dataset import UnalignedSampler, collate, open_unaligned
+from models import experiment
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings
+from models.inference_settings import describe_run
+from models.schedules import LearningRate
+from options import train_options
+from visualization.training_log import TrainingLog
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train from the first epoch, or from the saved state with `--continue_train`, to the last."""
+    opt = train_options.parse(arguments)
+    folder = opt.checkpoints_dir / opt.name
+    dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, opt.seed)
+    sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
+    loader = DataLoader(
+        dataset,
+        opt.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=opt.num_threads,
+        pin_memory=opt.device.type == "cuda",
+    )
+    settings = {field.name: getattr(opt, field.name) for field in dataclasses.fields(CycleGANSettings)}
+    model = CycleGANModel(CycleGANSettings(**settings), opt.device)
+    optimisers = list(model.optimisers.values())
+    rate = LearningRate(optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters)
+    epochs = opt.n_epochs + opt.n_epochs_decay
+    steps = -(-sampler.samples // opt.batch_size)
+    first_epoch, done = begin(opt, folder, model, rate)
+    training_log = TrainingLog(folder, steps, epochs)
+    counts = (len(dataset.a), len(dataset.b), steps)
+    log.info("%s: %d slices of A, %d of B, %d steps an epoch, on %s", opt.name, *counts, opt.device)
+
+    for epoch in range(first_epoch, epochs + 1):
+        rate.start_epoch(epoch)
+        sampler.set_epoch(epoch, start=done * opt.batch_size)
+        training_log.start_epoch(epoch, done)
+        epoch_loss = 0.0
+        waiting_since = time.perf_counter()
+        for iteration, batch in enumerate(loader, start=done + 1):
+            data_seconds = time.perf_counter() - waiting_since
+            losses = model.step(batch)
+            epoch_loss += losses["G"] / steps
+            training_log.step(data_seconds)
+            if iteration % opt.print_freq == 0 or iteration == steps:
+                training_log.write_losses(epoch, iteration, losses, rate.current)
+            if iteration % opt.display_freq == 0 or iteration == steps:
+                training_log.write_pictures(epoch, iteration, model.visuals)
+            if iteration % opt.save_latest_freq == 0:
+                save(folder, model, rate, epoch, iteration)
+            waiting_since = time.perf_counter()
+        training_log.end_epoch()
+        rate.end_epoch(float(epoch_loss))
+        save(folder, model, rate, epoch + 1, 0)
+        done = 0
+        if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
+            experiment.save_weights(folder, model, epoch)
+    log.info("trained: %s", folder)
+
+
+def begin(opt: Namespace, folder: Path, model: CycleGANModel, rate: LearningRate) -> tuple[int, int]:
+    """Make or reopen the run's folder; return the epoch to begin with and its steps already done."""
+    if opt.continue_train:
+        state = experiment.load_state(folder)
+        model.load_state_dict(state["model"])
+        rate.load_state_dict(state["rate"])
+        return state["epoch"], state["iteration"]
+    if (folder / experiment.STATE_NAME).exists():
+        raise InputError(
+            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
+        )
+    describe_run(opt, model.netG_A.multiple).write(folder)
+    experiment.save_options(folder, vars(opt))
+    return 1, 0
+
+
+def save(folder: Path, model: CycleGANModel, rate: LearningRate, epoch: int, iteration: int) -> None:
+    """Save the latest weights, and the state from which the run goes on with step `iteration` + 1 of `epoch`."""
+    experiment.save_weights(folder, model, "latest")
+    position = {"epoch": epoch, "iteration": iteration}
+    experiment.save_state(folder, {"model": model.state_dict(), "rate": rate.state_dict(), **position})
+
+
+if __name__ == "__main__":
+    run_command(main)
