@@ -3,7 +3,6 @@
 import logging
 
 from data.body_mask import read_mask
-
 from data.errors import InputError, run_command
 from data.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
 from evaluation.report import describe_mask, format_table, score_case, write_report

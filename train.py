@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from data.errors import InputError, run_command
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train from the first epoch, or from the saved state with `--continue_train`, to the last."""
     opt = train_options.parse(arguments)
     folder = opt.checkpoints_dir / opt.name
+    torch.manual_seed(opt.seed)  # of dropout; order and augmentation have their own
     dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, opt.seed)
     sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
     loader = DataLoader(
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         collate_fn=collate,
         num_workers=opt.num_threads,
         pin_memory=opt.device.type == "cuda",
+        generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
     )
     settings = {field.name: getattr(opt, field.name) for field in dataclasses.fields(CycleGANSettings)}
     model = CycleGANModel(CycleGANSettings(**settings), opt.device)

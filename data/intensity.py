@@ -75,7 +75,7 @@ class IntensityMap:
         total = np.full_like(values, knots[0][1])
         for x1, x2, slope in ramps:
             total += (values.clip(x1, x2) - np.float32(x1)) * np.float32(slope)
-        return total
+        return total.clip(knots[0][1], knots[-1][1], out=total)  # rounding must not leave the range
 
 
 def parse_ct_transfer(text: str) -> IntensityMap:

@@ -119,12 +119,6 @@ def read_manifest(root: str | Path) -> Manifest:
 
 def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
     """Refuse cases that share a name in one domain, or a patient or source volume between train and test."""
-    names = Counter((case.domain, case.name) for case in cases)
-    twice = sorted(name for (_, name), count in names.items() if count > 1)
-    if twice:
-        raise InputError(
-            f"several volumes would be called {', '.join(twice[:5])}; give them different file or folder names"
-        )
     for key in ("patient", "source_sha256"):
         train, test = ({getattr(c, key): c.name for c in cases if c.split == split} for split in ("train", "test"))
         shared = sorted(train[value] for value in train.keys() & test.keys())
@@ -132,6 +126,12 @@ def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
             raise InputError(
                 f"the same {key.split('_')[0]} stands in train and test: {', '.join(shared[:5])}; leave it in one"
             )
+    names = Counter((case.domain, case.name) for case in cases)
+    twice = sorted(name for (_, name), count in names.items() if count > 1)
+    if twice:
+        raise InputError(
+            f"several volumes would be called {', '.join(twice[:5])}; give them different file or folder names"
+        )
 
 
 def write_json(path: Path, data: dict) -> Path:

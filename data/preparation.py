@@ -9,15 +9,18 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
@@ -55,6 +58,9 @@ class Failure:
     reason: str
 
 
+Outcome = tuple[list[Case], list[Failure]]
+
+
 def prepare_dataset(
     root: Path,
     groups: dict[tuple[str, str], list[Source]],
@@ -77,14 +83,15 @@ def prepare_dataset(
         InputError: names that collide, a patient in train and test, or no volume left in a domain to train on.
     """
     jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
-    analysed, failures = _run(analyse, jobs, workers, "finding bodies")
-    check_splits(analysed)
-    if not analysed:
-        raise InputError(f"no volume could be prepared; the first: {failures[0].source.path}: {failures[0].reason}")
-    spacing_mm = spacing_mm or choose_spacing(analysed, size)
-    jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
-    writable = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
-    cases, failed = _run(_SliceWriter(size, spacing_mm, slice_mm), writable, workers, "writing slices")
+    with _processes(workers) as pool:
+        analysed, failures = _run(analyse, jobs, pool, "finding bodies")
+        check_splits(analysed)
+        if not analysed:
+            raise InputError(f"no volume could be prepared; the first: {failures[0].reason}")
+        spacing_mm = spacing_mm or choose_spacing(analysed, size)
+        jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
+        writable = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
+        cases, failed = _run(_SliceWriter(size, spacing_mm, slice_mm), writable, pool, "writing slices")
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
@@ -227,24 +234,26 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     temporary.replace(path)
 
 
-def _run(
-    work: Callable[[Job], Case], jobs: Iterable[Job], workers: int, title: str
-) -> tuple[list[Case], list[Failure]]:
+def _run(work: Callable[[Job], Case], jobs: list[Job], pool: Executor | None, title: str) -> Outcome:
     """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others."""
-    jobs = list(jobs)
     done, failures = [], []
-    bar = tqdm(total=len(jobs), desc=title, unit="volume")
-    # Processes are spawned: forking a process with ITK's and torch's threads can deadlock.
-    with bar, ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        futures = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                done.append(future.result())
-            except InputError as error:
-                failures.append(Failure(futures[future].source, str(error)))
-            bar.update()
+    calls = {pool.submit(work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
+    for call in tqdm(as_completed(calls) if pool else calls, total=len(jobs), desc=title, unit="volume", disable=None):
+        try:
+            done.append(call.result() if pool else call())
+        except InputError as error:
+            failures.append(Failure(calls[call].source, str(error)))
     return done, failures
 
 
+def _processes(workers: int) -> AbstractContextManager[Executor | None]:
+    """Return a pool of processes, or None for one worker: this process. Spawned: forking ITK's threads can deadlock."""
+    if workers == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+
+
 def _one_thread() -> None:
+    # One thread a process: the processes are the parallelism, and BLAS threads that wait in a spin would starve them.
+    threadpool_limits(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -26,10 +26,10 @@ def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
 
 
 def save_options(folder: Path, options: dict[str, Any]) -> None:
-    """Write the run's options to `opt.json`."""
-    write_json(
-        folder / "opt.json", {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    )
+    """Write the run's options to `opt.json`; what JSON cannot hold is written as text."""
+    plain = (str, int, float, list, tuple, type(None))
+    values = {key: value if isinstance(value, plain) else str(value) for key, value in options.items()}
+    write_json(folder / "opt.json", values)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -103,5 +103,10 @@ def describe_run(opt: Namespace, multiple: int) -> InferenceSettings:
         mr_window=opt.mr_window,
         typical_mr=typical_mr,
         ct=opt.ct_map,
-        versions={package: metadata.version(package) for package in ("torch", "numpy", "SimpleITK")},
+        versions=package_versions(),
     )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that make and run a model."""
+    return {package: metadata.version(package) for package in ("torch", "numpy", "SimpleITK")}

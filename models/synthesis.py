@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 
+from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import IntensityMap, mr_percentiles, mr_window
 from data.slice_frame import SliceFrame

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class TrainingLog:
         """Begin the bar of an epoch, `done` of whose steps were taken before."""
         self._bar = tqdm(
             total=self.steps_per_epoch, initial=done, desc=f"epoch {epoch}/{self.epochs}", unit="it",
-            disable=not sys.stderr.isatty(), leave=False,
+            disable=None, leave=False,
         )  # fmt: skip
         self._last, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
 

@@ -1,0 +1,189 @@
+"""Preparing a data set: HU and MR units on disk, couch gone, spacing chosen, re-runs, bad volumes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from data.errors import InputError
+from data.manifest import Manifest, read_manifest
+from data.slice_frame import SliceFrame
+from data.volume import Volume, from_sitk, read_volume, write_volume
+from scripts import prepare_dataset
+
+FAT_MR, MUSCLE_MR = 900, 300
+
+
+def cylinder(radius_mm: float, spacing=2.0, slices=6, size=60, offset=(0, 0)) -> np.ndarray:
+    """Return distances from the axis over `radius_mm`, (z, y, x)."""
+    y, x = np.indices((size, size)) - (size - 1) / 2
+    distance = np.hypot(y - offset[0], x - offset[1]) * spacing / radius_mm
+    return np.broadcast_to(distance, (slices, size, size))
+
+
+def mr_volume(radius_mm=40.0, scale=1.0) -> Volume:
+    inside = cylinder(radius_mm)
+    array = np.where(inside < 0.8, MUSCLE_MR, np.where(inside < 1, FAT_MR, 0)) * scale
+    noise = np.random.default_rng(0).rayleigh(8 * scale, array.shape)
+    return Volume((array + noise).astype(np.float32), (2.0, 2.0, 4.0), (5.0, -7.0, 11.0))
+
+
+def ct_volume(radius_mm=45.0) -> Volume:
+    inside = cylinder(radius_mm)
+    array = np.where(inside < 0.8, 50, np.where(inside < 1, -100, -1000)).astype(np.int16)
+    array[:, 55:57, 5:55] = 150  # couch
+    array[:, :2, :2] = -3024  # outside the scanner's field of view
+    return Volume(array, (2.0, 2.0, 3.0))
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    for k in range(2):
+        write_volume(mr_volume(scale=1 + k), tmp_path / f"mr/p{k}.nii.gz")
+        write_volume(ct_volume(), tmp_path / f"ct/q{k}.mha")
+    return tmp_path
+
+
+def test_several_processes_give_the_same_files(raw):
+    prepare(raw)
+    prepare(raw, "--workers", "2", out="parallel")
+    for file in (raw / "set").rglob("*.np*"):
+        assert file.read_bytes() == (raw / "parallel" / file.relative_to(raw / "set")).read_bytes()
+
+
+def prepare(raw: Path, *arguments, out="set") -> tuple[int, Manifest]:
+    command = ["--mr", f"{raw}/mr/*", "--ct", f"{raw}/ct/*", "--out", str(raw / out), "--workers", "1", "--size", "64"]
+    code = prepare_dataset.main([*command, *arguments])
+    return code, read_manifest(raw / out)
+
+
+def test_a_prepared_data_set_holds_physical_values(raw):
+    code, manifest = prepare(raw)
+    assert code == 0
+    assert (manifest.size, manifest.spacing_mm) == (64, 2.0)  # bodies of 90 mm fit at the acquired spacing
+    assert [case.name for case in manifest.select("train", "A")] == ["p0", "p1"]
+    for k, case in enumerate(manifest.select("train", "A")):
+        slices, masks = np.load(raw / "set" / case.image_file), np.load(raw / "set" / case.mask_file)
+        assert (slices.dtype, slices.shape, masks.dtype, masks.shape) == (
+            np.float32,
+            (6, 64, 64),
+            np.uint8,
+            (6, 64, 64),
+        )
+        np.testing.assert_array_equal(slices[:, 2:62, 2:62], mr_volume(scale=1 + k).array)  # nothing resampled
+        truth = np.pad(cylinder(40.0) < 1, ((0, 0), (2, 2), (2, 2)))
+        overlap = 2 * np.sum(truth & (masks > 0)) / (truth.sum() + masks.sum())
+        assert overlap > 0.95  # on an 80 mm body, one pixel of 2 mm all round is 0.95
+        assert case.percentiles[1] == pytest.approx(FAT_MR * (1 + k), rel=0.05)
+        assert case.body_slices == (0, 6)
+        assert SliceFrame.from_dict(case.frame).spacing_mm == 2.0
+        assert read_volume(raw / "set" / case.body_file).array.sum() == masks.sum()
+    for case in manifest.select("train", "B"):
+        slices = np.load(raw / "set" / case.image_file)
+        assert slices.dtype == np.int16
+        assert slices[3, 32, 32] == 50
+        assert slices.min() == -1000
+        assert np.all(slices[:, 56:60] == -1000), "the couch is still there"
+
+
+def test_a_second_run_touches_nothing_and_a_changed_source_is_done_again(raw):
+    prepare(raw)
+    files = {file: file.stat().st_mtime_ns for file in (raw / "set").rglob("*.np*")}
+    prepare(raw)
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    write_volume(mr_volume(radius_mm=30.0), raw / "mr/p1.nii.gz")
+    prepare(raw)
+    changed = {file.name for file, time in files.items() if file.stat().st_mtime_ns != time}
+    assert changed == {"p1.npy"}
+    assert np.load(raw / "set/maskA/p1.npy")[0].sum() == pytest.approx(np.pi * 15**2, rel=0.15)
+
+
+def test_a_bad_volume_is_reported_and_the_others_are_done(raw, caplog):
+    (raw / "mr/broken.nii.gz").write_bytes(b"no volume")
+    sitk.WriteImage(sitk.Image([5, 5], sitk.sitkInt16), str(raw / "ct/flat.nii.gz"))
+    code, manifest = prepare(raw)
+    assert code == 1
+    assert [case.name for case in manifest.cases] == ["p0", "p1", "q0", "q1"]
+    for name, reason in (("broken.nii.gz", "cannot be read as a volume"), ("flat.nii.gz", "2-D image")):
+        assert any(name in text and reason in text for text in caplog.messages)
+
+
+def test_nothing_left_to_train_on_is_an_error(raw):
+    for file in (raw / "ct").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="no volume left to train on"):
+        prepare(raw)
+
+
+def test_auto_spacing_holds_every_body(raw, caplog):
+    write_volume(mr_volume(radius_mm=58.0), raw / "mr/wide.nii.gz")
+    code, manifest = prepare(raw, "--size", "40")
+    assert code == 0
+    assert all(case.lost_voxels == 0 for case in manifest.cases)
+    assert 116 / 40 <= manifest.spacing_mm < 125 / 40
+    assert "outside the frame" not in caplog.text
+
+
+def test_a_body_that_does_not_fit_is_counted_with_a_way_out(raw, caplog):
+    _, manifest = prepare(raw, "--size", "40", "--spacing_mm", "2")
+    lost = {case.name: case.lost_voxels for case in manifest.cases}
+    body = read_volume(raw / "set/bodies/trainB/q0.nii.gz").array
+    assert lost["q0"] == body.sum() - body[:, 10:50, 10:50].sum() > 0
+    assert f"q0: {lost['q0']} body voxels lie outside the frame of 40 x 2 mm" in caplog.text
+    suggested = float(caplog.text.split("q0:")[1].split("--spacing_mm ")[1].split()[0])
+    _, manifest = prepare(raw, "--size", "40", "--spacing_mm", str(suggested))
+    assert {case.lost_voxels for case in manifest.cases} == {0}
+
+
+def test_supplied_masks_win_and_keep_their_labels(raw):
+    labels = np.zeros((6, 60, 60), np.uint8)
+    labels[1:5, 20:40, 20:40] = 1
+    labels[1:5, 28:32, 28:32] = 2
+    for k in range(2):
+        write_volume(mr_volume().with_array(labels), raw / f"masks/p{k}_mask.nii.gz")
+    _, manifest = prepare(raw, "--mr_mask", f"{raw}/masks/*")
+    case = manifest.select("train", "A")[0]
+    np.testing.assert_array_equal(np.load(raw / "set" / case.mask_file)[:, 2:62, 2:62], labels)
+    assert case.body_slices == (1, 5)
+    assert case.percentiles[1] < 1.2 * MUSCLE_MR  # the fat lies outside the supplied mask
+
+
+def test_one_patient_in_train_and_test_is_refused(raw):
+    with pytest.raises(InputError, match="stands in train and test: p0"):
+        prepare(raw, "--test_mr", str(raw / "mr/p0.nii.gz"))
+    write_volume(mr_volume(radius_mm=33.0), raw / "test/t0.nii.gz")
+    _, manifest = prepare(raw, "--test_mr", str(raw / "test/t0.nii.gz"), out="other")
+    assert [case.name for case in manifest.select("test", "A")] == ["t0"]
+    assert np.load(raw / "other/testA/t0.npy").shape == (6, 64, 64)
+
+
+def test_synthrad_layout_and_stored_axis_order(tmp_path):
+    """`<case>/mr.nii.gz` with its mask; a volume stored coronally gives the same slices as the axial one."""
+    mr, ct = mr_volume(), ct_volume()
+    coronal = from_sitk(sitk.PermuteAxes(mr.to_sitk(), [0, 2, 1]))
+    assert coronal.direction != mr.direction
+    for case, volume in (("1A", mr), ("2B", coronal)):
+        write_volume(volume, tmp_path / case / "mr.nii.gz")
+        write_volume(ct, tmp_path / case / "ct.nii.gz")
+        write_volume(volume.with_array(np.ones(volume.array.shape, np.uint8)), tmp_path / case / "mask.nii.gz")
+    patterns = [
+        "--mr",
+        f"{tmp_path}/*/mr.nii.gz",
+        "--ct",
+        f"{tmp_path}/*/ct.nii.gz",
+        "--mr_mask",
+        f"{tmp_path}/*/mask.nii.gz",
+    ]
+    assert prepare_dataset.main([*patterns, "--out", str(tmp_path / "set"), "--size", "64", "--workers", "1"]) == 0
+    assert [case.name for case in read_manifest(tmp_path / "set").select("train", "A")] == ["1A", "2B"]
+    axial, turned = (np.load(tmp_path / f"set/trainA/{case}.npy") for case in ("1A", "2B"))
+    np.testing.assert_allclose(turned, axial, atol=1e-4)
+
+
+def test_the_record_of_a_case_says_where_it_came_from(raw):
+    prepare(raw)
+    record = json.loads((raw / "set/trainA/p0.json").read_text())
+    assert record["source"].endswith("mr/p0.nii.gz")
+    assert len(record["source_sha256"]) == 64
