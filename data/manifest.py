@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import whole_file
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -29,6 +29,7 @@ class Case:
         percentiles: MR only: `data.intensity.MR_PERCENTILES` inside the body, in the source's units.
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
+        labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
         frame: `SliceFrame.to_dict()`.
     """
 
@@ -45,6 +46,7 @@ class Case:
     slices: int = 0
     body_slices: tuple[int, int] = (0, 0)
     lost_voxels: int = 0
+    labels: int = 1
     frame: dict = field(default_factory=dict)
 
     @property
@@ -136,13 +138,8 @@ def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
 
 def write_json(path: Path, data: dict) -> Path:
     """Write JSON to `path`; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as handle:
-        json.dump(data, handle, indent=1, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     return path
 
 

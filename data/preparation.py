@@ -8,7 +8,6 @@ slices. A volume whose source and settings have not changed is not touched again
 import json
 import logging
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
+from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
 from data.manifest import Case, Manifest, check_splits, hash_source, write_json
 from data.slice_frame import SliceFrame
@@ -173,7 +173,8 @@ class _SliceWriter:
         volume = read_volume(job.source.path)
         body = read_volume(_body_path(job)).array > 0
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
-        masks = frame.prepare_labels(_supplied_labels(job, volume, body))
+        labels = _labels(job, body)
+        masks = frame.prepare_labels(volume.with_array(labels))
         _save_array(files[0], _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame))
         _save_array(files[1], masks)
         case = replace(
@@ -181,6 +182,7 @@ class _SliceWriter:
             slices=frame.slices,
             body_slices=_body_slices(masks),
             lost_voxels=frame.outside(body),
+            labels=int(labels.max()),
             frame=frame.to_dict(),
         )
         write_json(_record_path(job), case.to_dict())
@@ -196,10 +198,18 @@ def _ct_slices(volume: Volume, body: np.ndarray, frame: SliceFrame) -> np.ndarra
     return np.rint(slices).clip(*CT_STORED_HU).astype(np.int16)
 
 
-def _supplied_labels(job: Job, volume: Volume, body: np.ndarray) -> Volume:
-    """Return the body mask as the uint8 labels to store: a supplied mask keeps its several labels."""
-    labels = read_volume(job.source.mask).array if job.source.mask else body
-    return volume.with_array(labels.astype(np.uint8))
+def _labels(job: Job, body: np.ndarray) -> np.ndarray:
+    """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
+    if not job.source.mask:
+        return body.astype(np.uint8)
+    supplied = read_volume(job.source.mask).array
+    values = np.unique(supplied[supplied != 0])
+    if len(values) == 1:
+        return body.astype(np.uint8)
+    if not np.array_equal(values, np.arange(1, len(values) + 1)):
+        found = ", ".join(f"{value:g}" for value in values[:8])
+        raise InputError(f"{job.source.mask}: labels {found}; expected one value, or 1 (body), 2 (bone), 3, ...")
+    return supplied.astype(np.uint8)
 
 
 def _body_slices(masks: np.ndarray) -> tuple[int, int]:
@@ -225,13 +235,8 @@ def _body_path(job: Job) -> Path:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
-        np.save(handle, array)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    with whole_file(path) as scratch:
+        np.save(scratch, array)
 
 
 def _run(work: Callable[[Job], Case], jobs: list[Job], pool: Executor | None, title: str) -> Outcome:

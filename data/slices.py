@@ -33,6 +33,11 @@ class SliceSource(Protocol):
         """Return the number of slices."""
         ...
 
+    @property
+    def mask_labels(self) -> int:
+        """The labels that every mask of the domain tells apart: 1 (body) or more."""
+        ...
+
     def read(self, index: int, with_mask: bool) -> Slice:
         """Return slice `index`."""
         ...
@@ -61,6 +66,11 @@ class PreparedSlices:
     def __len__(self) -> int:
         """Return the number of slices."""
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def mask_labels(self) -> int:
+        """The labels that every case's mask tells apart."""
+        return min(case.labels for case in self.cases)
 
     def read(self, index: int, with_mask: bool) -> Slice:
         """Return slice `index`, its mask if `with_mask`."""
@@ -104,6 +114,8 @@ class ImageFolderSlices:
         """List the images; with `with_masks` find the mask of each."""
         self.files = _list_images(folder)
         self.masks = [_mask_of(file, mask_folder) for file in self.files] if with_masks else None
+
+    mask_labels = 1
 
     def __len__(self) -> int:
         """Return the number of images."""

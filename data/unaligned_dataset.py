@@ -88,18 +88,17 @@ def open_unaligned(
     mr_rule: str | tuple[float, float],
     ct_map: IntensityMap,
     augmentation: Augmentation,
+    masks: bool,
     seed: int,
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
-    Masks of A come with a prepared data set, and with images where there is a folder `maskA`.
+    `masks`: whether A's masks are read; a folder of images then needs them in `maskA`.
 
     Raises:
         InputError: nothing usable there, or a domain without slices.
     """
-    prepared = (dataroot / MANIFEST_NAME).exists()
-    masks = prepared or (dataroot / "maskA").is_dir()
-    if prepared:
+    if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)

@@ -5,9 +5,6 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 (LPS, mm).
 """
 
-import os
-import shutil
-import tempfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from data import dicom
 from data.errors import InputError
+from data.files import whole_file
 
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
@@ -133,23 +131,10 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
     if volume_suffix(path) not in WRITABLE_SUFFIXES:
         raise InputError(f"{path}: unknown volume format; use one of {' '.join(WRITABLE_SUFFIXES)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    try:
-        sitk.WriteImage(
-            volume.to_sitk(), str(scratch / path.name), useCompression=path.name.endswith((".mha", ".nrrd"))
-        )
-        # A .mhd header names a data file beside it: the header comes last, so that it never points to nothing.
-        for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
-            with written.open("rb") as handle:
-                os.fsync(handle.fileno())
-            written.replace(path.parent / written.name)
+        with whole_file(path) as scratch:
+            sitk.WriteImage(volume.to_sitk(), str(scratch), useCompression=path.name.endswith((".mha", ".nrrd")))
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return path
 
 

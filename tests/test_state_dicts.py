@@ -196,8 +196,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     path = tmp_path / "state.pth"
     save_atomically({"epoch": 1}, path)
 
-    def full(obj, handle):
-        handle.write(b"half")
+    def full(obj, file):
+        file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(state_dicts.torch, "save", full)

@@ -1,0 +1,30 @@
+"""Writing files so that each appears whole under its name or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name to write to; when the block ends without error, that file becomes `path`.
+
+    The data reach the disk before the name does. Further files that the block writes beside the yielded path move
+    along, the named one last: a header that names a data file never points to nothing.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    try:
+        yield scratch / path.name
+        for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
+            with written.open("rb") as handle:
+                os.fsync(handle.fileno())
+            written.replace(path.parent / written.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

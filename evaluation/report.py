@@ -1,0 +1,194 @@
+"""Scoring of a case and of a cohort, as a table and as JSON."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.body_mask import ct_body_mask
+from data.errors import InputError
+from data.manifest import write_json
+from data.volume import Volume, describe_grid, read_volume, same_grid
+from evaluation import metrics
+from evaluation.cases import Case
+
+log = logging.getLogger(__name__)
+
+# What compares two volumes inside the scoring mask. The Dice of bodies is not among them: it compares masks.
+MASKED_METRICS = {
+    "mae": metrics.mae,
+    "psnr": metrics.psnr,
+    "ssim": metrics.ssim,
+    "ms_ssim": metrics.ms_ssim,
+    "dice_bone": metrics.dice_bone,
+    "mae_bone": metrics.mae_bone,
+}
+# Key of a score: column title, decimals.
+COLUMNS = {
+    "mae": ("MAE [HU]", 1),
+    "psnr": ("PSNR [dB]", 2),
+    "ssim": ("SSIM", 4),
+    "ms_ssim": ("MS-SSIM", 4),
+    "dice_body": ("Dice body", 3),
+    "dice_bone": ("Dice bone", 3),
+    "mae_bone": ("MAE bone [HU]", 1),
+}
+
+
+def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:
+    """Score a synthetic CT against the true CT on the same grid.
+
+    Everything but the Dice of bodies is taken inside the scoring mask: where `mask` is non-zero, or the body
+    of `ref` if there is no `mask`; with an `mr` only where that is above 0 as well (outside the MR's field of
+    view nothing can be predicted). The Dice of bodies compares the bodies found in `pred` and in `ref`, where
+    `mr` is above 0: 0 where a failed model drew none, undefined where `ref` shows none.
+
+    Args:
+        pred: synthetic CT in HU.
+        ref: true CT in HU.
+        mask: where to score (non-zero), on the grid of `ref`.
+        mr: the MR that `pred` was made from, on the grid of `ref`.
+
+    Returns:
+        The keys of `COLUMNS`. A score that the case leaves undefined is NaN; PSNR of equal volumes is
+        infinite.
+
+    Raises:
+        InputError: grids differ, there is neither a `mask` nor a body in `ref`, or nothing is left to score.
+    """
+    for name, volume in (("prediction", pred), ("mask", mask), ("MR", mr)):
+        if volume is not None and not same_grid(volume, ref):
+            raise InputError(
+                f"the {name} is not on the reference's grid: {name} has {describe_grid(volume)}; "
+                f"reference has {describe_grid(ref)}; resample it to the reference first"
+            )
+    ref_body = _find_body(ref, "reference", needed=mask is None)
+    seen = np.ones(ref.array.shape, bool) if mr is None else mr.array > 0
+    inside = seen & (ref_body if mask is None else mask.array != 0)
+    scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
+    pred_body = _find_body(pred, "prediction", needed=False)
+    scores["dice_body"] = metrics.dice(pred_body, ref_body, seen) if ref_body.any() else math.nan
+    return {name: scores[name] for name in COLUMNS}
+
+
+def _find_body(ct: Volume, name: str, needed: bool) -> np.ndarray:
+    """Return the body mask of a CT; empty where none is found, unless it is needed."""
+    try:
+        return ct_body_mask(ct)
+    except InputError as error:
+        if needed:
+            raise InputError(f"{name}: {error}") from error
+        log.warning("%s: %s", name, error)
+        return np.zeros(ct.array.shape, bool)
+
+
+def describe_mask(with_mask: bool, with_mr: bool) -> str:
+    """Return in words where `score_case` scores."""
+    where = "given mask (non-zero)" if with_mask else "body of the reference CT"
+    return f"{where}, where MR > 0" if with_mr else where
+
+
+def score_cohort(cases: Iterable[Case]) -> dict:
+    """Score cases one after the other.
+
+    Returns:
+        ``cases``: one dict a case, ``case`` (its name) and the scores of `score_case`; ``mean``, ``std`` (of
+        a sample, divisor n - 1) and ``n`` by score, over the cases in which it is defined.
+
+    Raises:
+        InputError: a case cannot be read or scored; the message starts with its name.
+    """
+    rows = []
+    for case in cases:
+        log.info("scoring %s", case.name)
+        try:
+            pred, ref, mask, mr = (path and read_volume(path) for path in (case.pred, case.ref, case.mask, case.mr))
+            rows.append({"case": case.name, **score_case(pred, ref, mask, mr)})
+        except InputError as error:
+            raise InputError(f"case {case.name}: {error}") from error
+    return {"cases": rows, **summarise(rows)}
+
+
+def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Return mean, sample standard deviation and number of the defined (not NaN) values of every score.
+
+    One infinite value makes the mean infinite and the deviation NaN; so does a single value for the
+    deviation.
+    """
+    mean, std, count = {}, {}, {}
+    for name in COLUMNS:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        spread = len(values) > 1 and np.isfinite(values).all()
+        mean[name] = float(np.mean(values)) if values else math.nan
+        std[name] = float(np.std(values, ddof=1)) if spread else math.nan
+        count[name] = len(values)
+    return {"mean": mean, "std": std, "n": count}
+
+
+def format_table(rows: Iterable[Mapping]) -> str:
+    """Return a Markdown table, aligned to be read as plain text; '-' for an undefined score.
+
+    Args:
+        rows: ``case`` (first column) and scores by the keys of `COLUMNS`.
+    """
+    lines = [["case", *(title for title, _ in COLUMNS.values())]]
+    for row in rows:
+        lines.append([str(row["case"]), *(_cell(row[name], digits) for name, (_, digits) in COLUMNS.items())])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        f"| {line[0].ljust(widths[0])} | "
+        + " | ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        + " |"
+        for line in lines
+    )
+
+
+def format_report(report: Mapping) -> str:
+    """Return the table of `score_cohort`'s report: its cases and, where there are several, mean and std.
+
+    A line below it says which means leave cases out, because a score is undefined in them.
+    """
+    rows = list(report["cases"])
+    if len(rows) == 1:
+        return format_table(rows)
+    summary = [{"case": "mean", **report["mean"]}, {"case": "std", **report["std"]}]
+    partial = [
+        f"{title} over {report['n'][name]} of {len(rows)} cases"
+        for name, (title, _) in COLUMNS.items()
+        if report["n"][name] < len(rows)
+    ]
+    table = format_table([*rows, *summary])
+    return f"{table}\nundefined (-) in some cases: {', '.join(partial)}" if partial else table
+
+
+def write_report(report: Mapping, path: str | Path) -> Path:
+    """Write a report as JSON; the file appears whole or not at all.
+
+    JSON knows neither NaN nor infinity: an undefined score and an infinite PSNR both become null. They can be
+    told apart, because PSNR is infinite only where both volumes agree (MAE is 0, or all errors lie beyond the
+    clipping range) and is never undefined.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        write_json(path, _finite(report))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    return path
+
+
+def _cell(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,74 @@
+"""Score synthetic CT against true CT: ``python -m scripts.evaluate --pred F --ref F``.
+
+Every path is one volume or a folder of cases; cases are matched by name. In a folder the name of a case is
+the file name less .nii.gz, .mha, ..., or what stands for {case} in the option's pattern:
+
+    python -m scripts.evaluate --pred results --json results/scores.json \\
+        --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\
+        --mr patients --mr_pattern '{case}/{case}_MR.nii.gz'
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import run_command
+from evaluation.cases import Source, find_cases
+from evaluation.report import describe_mask, format_report, score_cohort, write_report
+
+_INPUTS = {
+    "pred": "synthetic CT in HU",
+    "ref": "true CT in HU, on the same grid",
+    "mr": "the MR: score only where it is above 0",
+    "mask": "score only where it is non-zero (default: the body found in the reference)",
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, what in _INPUTS.items():
+        required = name in ("pred", "ref")
+        parser.add_argument(f"--{name}", type=Path, required=required, help=f"{what}; a volume or a folder of cases")
+    for name in _INPUTS:
+        parser.add_argument(
+            f"--{name}_pattern",
+            metavar="PATTERN",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/ct.nii.gz'",
+        )
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
+    options = parser.parse_args(arguments)
+    for name in _INPUTS:
+        if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:
+            parser.error(f"--{name}_pattern needs --{name}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score, print the table, write the JSON.
+
+    Raises:
+        InputError: cases do not match, or one cannot be scored.
+    """
+    options = parse_arguments(arguments)
+    sources = {
+        name: Source(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
+        for name in _INPUTS
+        if getattr(options, name) is not None
+    }
+    report = score_cohort(find_cases(**sources, names=options.cases))
+    where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
+    report = {"mask": where, **report}
+    sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")
+    if options.json is not None:
+        write_report(report, options.json)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,55 @@
+"""Make a data set of whole-body phantom patients: ``python -m scripts.make_phantom --out DIR``.
+
+Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
+arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.
+The same seed gives the same voxels; patients that are there already are kept.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import run_command
+from data.phantom import PhantomSettings, write_dataset
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    grid = PhantomSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.make_phantom",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--patients", type=int, default=8, help="training patients in each domain (default: 8)")
+    parser.add_argument("--test_patients", type=int, default=2, help="patients with MR and true CT (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of all patients (default: 0)")
+    parser.add_argument("--matrix", type=int, default=grid.matrix, help=f"rows and columns (default: {grid.matrix})")
+    parser.add_argument("--slices", type=int, default=grid.slices, help=f"axial slices (default: {grid.slices})")
+    parser.add_argument(
+        "--spacing_mm",
+        type=float,
+        default=grid.spacing_mm,
+        help=f"pixel size of MR and test volumes; training CT: 500/512 of it (default: {grid.spacing_mm})",
+    )
+    parser.add_argument(
+        "--slice_mm", type=float, default=grid.slice_mm, help=f"distance of slices (default: {grid.slice_mm})"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes; never changes the result (default: 1)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the data set.
+
+    Raises:
+        InputError: a number is out of range, or the folder holds something else.
+    """
+    options = parse_arguments(arguments)
+    settings = PhantomSettings(options.matrix, options.slices, options.spacing_mm, options.slice_mm)
+    write_dataset(options.out, settings, options.seed, options.patients, options.test_patients, workers=options.workers)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,85 @@
+"""Write the synthetic CT of trivial predictors: ``python -m scripts.trivial_predictors --mr F --out DIR``.
+
+Writes DIR/constant/CASE.nii.gz (40 HU in the body) and DIR/threshold/CASE.nii.gz (three levels of a T1 MR),
+the baselines of a results table. --mr and --mask are one volume or a folder of cases, as in scripts.evaluate.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.body_mask import mr_body_mask
+from data.errors import InputError, run_command
+from data.volume import describe_grid, read_volume, same_grid, write_volume
+from evaluation.baselines import PREDICTORS
+from evaluation.cases import Source, case_name, find_volumes
+
+log = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.trivial_predictors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--mr", type=Path, required=True, help="T1 MR; a volume or a folder of cases")
+    parser.add_argument("--mr_pattern", metavar="PATTERN", help="where a case lies below --mr, e.g. '{case}/mr.nii.gz'")
+    parser.add_argument("--mask", type=Path, help="body mask, non-zero inside (default: the body found in the MR)")
+    parser.add_argument("--mask_pattern", metavar="PATTERN", help="where a case lies below --mask")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a predictor")
+    options = parser.parse_args(arguments)
+    if options.mask_pattern is not None and options.mask is None:
+        parser.error("--mask_pattern needs --mask")
+    return options
+
+
+def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) -> None:
+    """Write every predictor's volume of one MR to ``out/PREDICTOR/name.nii.gz``.
+
+    Raises:
+        InputError: a file cannot be read or written, or the mask is not on the MR's grid.
+    """
+    mr = read_volume(mr_path)
+    if mask_path is None:
+        body = mr_body_mask(mr)
+    else:
+        mask = read_volume(mask_path)
+        if not same_grid(mask, mr):
+            raise InputError(
+                f"{mask_path}: the mask is not on the MR's grid: mask has {describe_grid(mask)}; MR has "
+                f"{describe_grid(mr)}; resample it to the MR first"
+            )
+        body = mask.array != 0
+    for predictor, predict in PREDICTORS.items():
+        path = write_volume(predict(mr, body), out / predictor / f"{name}.nii.gz")
+        log.info("wrote %s", path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Predict every case.
+
+    Raises:
+        InputError: bad input; a case without its mask is named.
+    """
+    options = parse_arguments(arguments)
+    mrs = find_volumes(Source("--mr", options.mr, options.mr_pattern))
+    masks = None if options.mask is None else find_volumes(Source("--mask", options.mask, options.mask_pattern))
+    if mrs is None:
+        name = case_name(options.mr.absolute())
+        mrs = {name: options.mr}
+        if options.mask is not None and masks is None:
+            masks = {name: options.mask}
+    missing = [] if options.mask is None else [name for name in mrs if name not in (masks or {})]
+    if missing:
+        raise InputError(
+            f"--mask {options.mask} has no mask of {', '.join(missing)}; expected one for every MR, by name"
+        )
+    for name, mr_path in mrs.items():
+        predict_case(name, mr_path, masks[name] if masks else None, options.out)
+
+
+if __name__ == "__main__":
+    run_command(main)

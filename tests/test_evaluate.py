@@ -1,0 +1,371 @@
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import InputError, run_command
+from data.volume import Volume, read_volume, write_volume
+from evaluation import metrics, report
+from evaluation.cases import Case, Source, find_cases, find_volumes
+from scripts import evaluate
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (12, 40, 36)
+
+
+def phantom(bone_hu: float = 900, offset: float = 0, radius: float = 14) -> Volume:
+    """CT of a limb: a cylinder of muscle at 40 HU along z with a bone of radius 4 in it, in mm of 2 x 2 x 3."""
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    distance = np.hypot(y - 19.5, x - 17.5)
+    section = np.where(distance <= radius, 40.0, -1000.0)
+    section[distance <= 4] = bone_hu
+    section[distance <= radius] += offset
+    array = np.repeat(section[None], SHAPE[0], axis=0).astype(np.float32)
+    return Volume(array, spacing=(2, 2, 3), origin=(-30, 5, 100))
+
+
+def box(volume: Volume) -> Volume:
+    """Return a mask of the middle of the body, with bone in it."""
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:10, 12:28, 10:26] = 1
+    return volume.with_array(mask)
+
+
+@pytest.fixture
+def cohort(tmp_path) -> Path:
+    """Three cases: predictions P/<case>.nii.gz, and D/<case>/<case>_{CT,MR,mask} in other formats."""
+    for index, name in enumerate(["a_1", "b", "c.2"]):
+        ref = phantom(bone_hu=900 if name != "b" else 40)
+        write_volume(phantom(ref.array.max(), offset=10 * (index + 1)), tmp_path / "P" / f"{name}.nii.gz")
+        write_volume(ref, tmp_path / "D" / name / f"{name}_CT.mha")
+        write_volume(box(ref), tmp_path / "D" / name / f"{name}_mask.mha")
+        write_volume(ref.with_array(np.float32(ref.array > -500)), tmp_path / "D" / name / f"{name}_MR.mha")
+    return tmp_path
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [
+        f"--pred={folder / 'P'}",
+        f"--ref={folder / 'D'}",
+        "--ref_pattern={case}/{case}_CT.mha",
+        f"--mask={folder / 'D'}",
+        "--mask_pattern={case}/{case}_mask.mha",
+        *more,
+    ]
+
+
+def test_score_case_in_closed_form():
+    ref = phantom()
+    pred = phantom(offset=20)
+    scores = report.score_case(pred, ref, box(ref))
+    assert list(scores) == list(report.COLUMNS)
+    assert scores["mae"] == pytest.approx(20)
+    assert scores["mae_bone"] == pytest.approx(20)
+    assert scores["psnr"] == pytest.approx(20 * math.log10(4024 / 20))
+    assert scores["dice_bone"] == 1
+    assert scores["dice_body"] == 1
+    assert 0.9 < scores["ssim"] < 1
+    assert 0.9 < scores["ms_ssim"] < 1
+
+
+def test_every_voxel_metric_is_reported():
+    ref, pred = phantom(), phantom(bone_hu=600, offset=7)
+    scores = report.score_case(pred, ref, box(ref))
+    for name, metric in report.MASKED_METRICS.items():
+        assert scores[name] == metric(pred.array, ref.array, box(ref).array), name
+
+
+def test_mr_narrows_the_mask():
+    ref = phantom()
+    pred = ref.with_array(ref.array.copy())
+    pred.array[:6] += 100
+    mr = ref.with_array(np.zeros(SHAPE, np.int16))
+    mr.array[5:] = 300
+    assert report.score_case(pred, ref, box(ref))["mae"] == pytest.approx(50)
+    assert report.score_case(pred, ref, box(ref), mr)["mae"] == pytest.approx(100 / 5)
+    mr.array[:] = 0
+    with pytest.raises(InputError, match="mask is empty"):
+        report.score_case(pred, ref, box(ref), mr)
+
+
+def test_body_of_the_reference_is_the_default_mask():
+    ref = phantom(bone_hu=40)
+    pred = phantom(bone_hu=40, offset=30)
+    pred.array[pred.array == -1000] = -900  # air does not count
+    assert report.score_case(pred, ref)["mae"] == pytest.approx(30)
+    smaller = report.score_case(phantom(bone_hu=40, radius=7), ref)
+    assert smaller["mae"] == pytest.approx(1040 * 0.75, rel=0.1)
+    assert smaller["dice_body"] == pytest.approx(2 * 0.25 / 1.25, rel=0.1)
+    assert math.isnan(smaller["dice_bone"])
+
+
+def test_body_dice_is_taken_where_the_mr_sees():
+    ref, pred = phantom(), phantom()
+    pred.array[:6] = -1000
+    mr = ref.with_array(np.zeros(SHAPE, np.int16))
+    mr.array[6:] = 300
+    assert report.score_case(pred, ref)["dice_body"] == pytest.approx(2 / 3, abs=0.01)
+    assert report.score_case(pred, ref, mr=mr)["dice_body"] > 0.98
+
+
+@pytest.mark.parametrize("hu", [-1000, 200])
+def test_volumes_without_a_body(hu, caplog):
+    ref = phantom()
+    flat = ref.with_array(np.full(SHAPE, hu, np.float32))
+    failed = report.score_case(flat, ref, box(ref))
+    assert failed["dice_body"] == 0
+    assert failed["mae"] > 100
+    assert "prediction: no body found" in caplog.text
+    assert math.isnan(report.score_case(ref, flat, box(ref))["dice_body"])
+    assert math.isnan(report.score_case(flat, flat, box(ref))["dice_body"])
+    with pytest.raises(InputError, match="reference: no body found"):
+        report.score_case(ref, flat)
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [
+        ("prediction", {"origin": (-30, 5, 101)}),
+        ("prediction", {"spacing": (2, 2, 2.9)}),
+        ("mask", {"direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}),
+        ("MR", {"array": np.ones((11, 40, 36))}),
+    ],
+)
+def test_other_grids_are_refused_and_shown(role, change):
+    ref = phantom()
+    volumes = {"prediction": phantom(), "mask": box(ref), "MR": ref}
+    volumes[role] = replace(volumes[role], **change)
+    with pytest.raises(InputError, match=f"the {role} is not on the reference's grid") as error:
+        report.score_case(volumes["prediction"], ref, volumes["mask"], volumes["MR"])
+    assert str(error.value).count("spacing") == 2
+    assert "[2, 2, 3]" in str(error.value)
+
+
+def row(case: str, **scores: float) -> dict:
+    return {"case": case, **dict.fromkeys(report.COLUMNS, 0.5), **scores}
+
+
+def test_summary_leaves_undefined_scores_out():
+    rows = [row("a", mae=10, dice_bone=math.nan), row("b", mae=20, psnr=math.inf), row("c", mae=60)]
+    summary = report.summarise(rows)
+    assert summary["mean"]["mae"] == 30
+    assert summary["std"]["mae"] == pytest.approx(math.sqrt((400 + 100 + 900) / 2))
+    assert (summary["mean"]["dice_bone"], summary["n"]["dice_bone"]) == (0.5, 2)
+    assert summary["mean"]["psnr"] == math.inf
+    assert math.isnan(summary["std"]["psnr"])
+    single = report.summarise([row("a", mae_bone=math.nan)])
+    assert (single["mean"]["mae"], single["n"]["mae_bone"]) == (0.5, 0)
+    assert math.isnan(single["mean"]["mae_bone"])
+    assert math.isnan(single["std"]["mae"])
+
+
+def test_table_is_aligned_and_marks_what_is_undefined():
+    rows = [row("short", mae=12.345, psnr=math.inf), row("a_longer_name", mae=1234.5, dice_bone=math.nan)]
+    lines = report.format_report({"cases": rows, **report.summarise(rows)}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
+    assert cells[0] == ["case", *(title for title, _ in report.COLUMNS.values())]
+    assert cells[2][:3] == ["short", "12.3", "inf"]
+    assert (cells[3][1], cells[3][6]) == ("1234.5", "-")
+    assert [cells[4][0], cells[5][0]] == ["mean", "std"]
+    assert cells[4][6] == "0.500"
+    assert len({len(line) for line in lines[:6]}) == 1
+    assert lines[6] == "undefined (-) in some cases: Dice bone over 1 of 2 cases"
+    complete = report.format_report({"cases": rows[:1] * 2, **report.summarise(rows[:1] * 2)})
+    assert "undefined" not in complete
+    assert "mean" not in report.format_report({"cases": rows[:1], **report.summarise(rows[:1])})
+
+
+def test_json_has_null_for_what_json_cannot_say(tmp_path):
+    rows = [row("a", dice_bone=math.nan, psnr=math.inf, mae=np.float64(1.5))]
+    path = report.write_report({"cases": rows, **report.summarise(rows)}, tmp_path / "new" / "scores.json")
+    loaded = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert loaded["cases"][0]["dice_bone"] is None
+    assert loaded["cases"][0]["psnr"] is None
+    assert loaded["mean"] == {**dict.fromkeys(report.COLUMNS, 0.5), "mae": 1.5, "dice_bone": None, "psnr": None}
+    assert loaded["n"]["dice_bone"] == 0
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "scores.json"
+    path.write_text("earlier")
+
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.os, "fsync", full_disk)
+        with pytest.raises(InputError, match="no space left"):
+            report.write_report({"cases": []}, path)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+    report.write_report({"cases": []}, path)
+    assert json.loads(path.read_text()) == {"cases": []}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file", "name"),
+    [
+        (None, "STS_002.nii.gz", "STS_002"),
+        (None, "c.2.mha", "c.2"),
+        ("{case}.mha", "x.mha", "x"),
+        ("{case}_ct.nii.gz", "x_y_ct.nii.gz", "x_y"),
+        ("{case}/ct.nii.gz", "x/ct.nii.gz", "x"),
+        ("{case}/{case}_CT_on_MR_grid.nii.gz", "x/x_CT_on_MR_grid.nii.gz", "x"),
+        ("deep/{case}/out [1]/ct.mha", "deep/x/out [1]/ct.mha", "x"),
+    ],
+)
+def test_case_names(tmp_path, pattern, file, name):
+    hidden = (".hidden.nii.gz", ".hidden.mha", ".hidden/ct.nii.gz")
+    for decoy in ("notes.txt", "x/y_CT_on_MR_grid.nii.gz", "x/mr.nii.gz", *hidden, file):
+        (tmp_path / decoy).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / decoy).touch()
+    assert find_volumes(Source("--ref", tmp_path, pattern)) == {name: tmp_path / file}
+
+
+@pytest.mark.shared
+def test_folder_with_dicom_is_one_volume(tmp_path):
+    shared = ROOT.parent / "shared" / "data" / "sts" / "dicom" / "STS_024" / "CT"
+    if not shared.is_dir():
+        pytest.skip("development data is not beside the checkout")
+    assert find_volumes(Source("--ref", shared)) is None
+    (tmp_path / "p.nii").touch()
+    assert find_cases(Source("--pred", tmp_path / "p.nii"), Source("--ref", shared)) == [
+        Case("p", tmp_path / "p.nii", shared)
+    ]
+    found = find_volumes(Source("--ref", shared.parents[1], "{case}/CT"))
+    assert found["STS_024"] == shared
+
+
+@pytest.mark.parametrize("pattern", ["ct.nii.gz", "{case}/*.nii.gz", "/abs/{case}.mha", "../{case}.mha"])
+def test_unusable_patterns_are_refused(tmp_path, pattern):
+    (tmp_path / "a.mha").touch()
+    with pytest.raises(InputError, match=r"--ref_pattern .*expected a path below"):
+        find_volumes(Source("--ref", tmp_path, pattern))
+
+
+def test_matching_refuses_what_is_unclear(tmp_path):
+    for file in ("a.nii.gz", "D/a.nii.gz", "D/a.mha", "E/sub/ct.mha"):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).touch()
+    with pytest.raises(InputError, match="case a is both"):
+        find_volumes(Source("--pred", tmp_path / "D"))
+    with pytest.raises(InputError, match=r"found nothing for file name ending in .*--ref_pattern"):
+        find_volumes(Source("--ref", tmp_path / "E"))
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_volumes(Source("--ref", tmp_path / "F"))
+    with pytest.raises(InputError, match="is a file; a pattern needs a folder"):
+        find_volumes(Source("--ref", tmp_path / "a.nii.gz", "{case}.mha"))
+    one, many = Source("--pred", tmp_path / "a.nii.gz"), Source("--ref", tmp_path / "E", "{case}/ct.mha")
+    with pytest.raises(InputError, match=r"a\.nii\.gz is one volume, --ref .* is a folder of cases"):
+        find_cases(one, many)
+    with pytest.raises(InputError, match="names choose from folders"):
+        find_cases(one, one, names=["a"])
+
+
+def test_cases_missing_on_either_side_are_listed(cohort):
+    (cohort / "P" / "b.nii.gz").unlink()
+    (cohort / "D" / "c.2" / "c.2_CT.mha").unlink()
+    (cohort / "D" / "a_1" / "a_1_mask.mha").unlink()
+    pred = Source("--pred", cohort / "P")
+    ref = Source("--ref", cohort / "D", "{case}/{case}_CT.mha")
+    mask = Source("--mask", cohort / "D", "{case}/{case}_mask.mha")
+    with pytest.raises(InputError) as error:
+        find_cases(pred, ref, mask=mask)
+    for part in ("P lacks 1 of 3 cases: b;", "D lacks 1 of 3 cases: c.2;", "D lacks 1 of 3 cases: a_1."):
+        assert part in str(error.value)
+    assert "--mr" not in str(error.value)
+    assert [case.name for case in find_cases(pred, ref, names=["a_1"])] == ["a_1"]
+    with pytest.raises(InputError, match=r"lacks 1 of 1 cases: z;"):
+        find_cases(pred, ref, names=["z"])
+
+
+def test_references_without_prediction_count_as_missing_and_spare_mrs_do_not(cohort):
+    (cohort / "P" / "b.nii.gz").unlink()
+    pred = Source("--pred", cohort / "P")
+    ref = Source("--ref", cohort / "D", "{case}/{case}_CT.mha")
+    mr = Source("--mr", cohort / "D", "{case}/{case}_MR.mha")
+    with pytest.raises(InputError, match="P lacks 1 of 3 cases: b"):
+        find_cases(pred, ref)
+    (cohort / "D" / "b" / "b_CT.mha").unlink()
+    assert [case.name for case in find_cases(pred, ref, mr)] == ["a_1", "c.2"]
+    assert find_cases(pred, ref, mr)[0].mr == cohort / "D" / "a_1" / "a_1_MR.mha"
+
+
+def test_command_scores_a_cohort(cohort, capsys):
+    evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}"))
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in printed[2:7]] == ["a_1", "b", "c.2", "mean", "std"]
+    assert [line.split("|")[2].strip() for line in printed[2:7]] == ["10.0", "20.0", "30.0", "20.0", "10.0"]
+    assert printed[7] == "undefined (-) in some cases: Dice bone over 2 of 3 cases, MAE bone [HU] over 2 of 3 cases"
+    assert printed[8] == "scored in: given mask (non-zero)"
+    loaded = json.loads((cohort / "scores.json").read_text())
+    assert loaded["mask"] == "given mask (non-zero)"
+    assert [case["case"] for case in loaded["cases"]] == ["a_1", "b", "c.2"]
+    assert loaded["mean"]["mae"] == pytest.approx(20)
+    assert (loaded["cases"][1]["mae_bone"], loaded["n"]["mae_bone"]) == (None, 2)
+
+
+def test_rows_of_a_cohort_are_scores_of_cases(cohort):
+    ref, pred = read_volume(cohort / "D" / "b" / "b_CT.mha"), read_volume(cohort / "P" / "b.nii.gz")
+    mask, mr = ref.with_array(np.ones(SHAPE, np.uint8)), ref.with_array(np.ones(SHAPE, np.int16))
+    mask.array[:, :18], mr.array[4:] = 0, -1
+    paths = {"pred": cohort / "P" / "b.nii.gz", "ref": cohort / "D" / "b" / "b_CT.mha"}
+    paths |= {"mask": write_volume(mask, cohort / "mask.nrrd"), "mr": write_volume(mr, cohort / "mr.nrrd")}
+    expected = [
+        report.score_case(pred, ref),
+        report.score_case(pred, ref, mask),
+        report.score_case(pred, ref, None, mr),
+        report.score_case(pred, ref, mask, mr),
+    ]
+    given = [(), ("mask",), ("mr",), ("mask", "mr")]
+    cases = [Case(str(names), **{name: paths[name] for name in ("pred", "ref", *names)}) for names in given]
+    rows = report.score_cohort(cases)["cases"]
+    np.testing.assert_equal(rows, [{"case": str(n), **e} for n, e in zip(given, expected, strict=True)])
+    assert len({score["mae"] for score in expected}) > 1
+
+
+def test_command_scores_one_pair_in_the_body_where_the_mr_sees(cohort, capsys):
+    ref, mr = cohort / "D" / "b" / "b_CT.mha", cohort / "D" / "b" / "b_MR.mha"
+    evaluate.main([f"--pred={cohort / 'P' / 'b.nii.gz'}", f"--ref={ref}", f"--mr={mr}"])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert printed[2].split()[1:4:2] == ["b", "20.0"]
+    assert printed[3] == "scored in: body of the reference CT, where MR > 0"
+
+
+def test_command_reports_bad_input_in_one_line(cohort, capsys):
+    shifted = replace(read_volume(cohort / "P" / "b.nii.gz"), origin=(0, 0, 0))
+    write_volume(shifted, cohort / "P" / "b.nii.gz")
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}")))
+    output = capsys.readouterr()
+    assert stop.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith("error: case b: the prediction is not on the reference's grid")
+    assert output.err.count("\n") == 1
+    assert not (cohort / "scores.json").exists()
+
+
+def test_pattern_needs_its_folder(cohort, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(command(cohort, "--mr_pattern={case}.mha"))
+    assert stop.value.code == 2
+    assert "--mr_pattern needs --mr" in capsys.readouterr().err
+
+
+def test_module_runs_as_a_command(tmp_path):
+    arguments = [sys.executable, "-m", "scripts.evaluate", f"--pred={tmp_path / 'none.nii'}", f"--ref={tmp_path}"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: --pred {tmp_path / 'none.nii'}: no such file or folder\n"
+
+
+def test_every_column_is_a_metric():
+    assert set(report.COLUMNS) == {*report.MASKED_METRICS, "dice_body"}
+    assert all(metric is getattr(metrics, name) for name, metric in report.MASKED_METRICS.items())
