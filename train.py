@@ -1,14 +1,15 @@
 """Train an unpaired MR to CT model: `python train.py --dataroot datasets/NAME --name NAME`."""
 
-import dataclasses
 import logging
 import time
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
+from ct_segmentation.extractor import ShapeExtractor, load_extractor
 from data.errors import InputError, run_command
 from data.unaligned_dataset import UnalignedSampler, collate, open_unaligned
 from models import experiment
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     opt = train_options.parse(arguments)
     folder = opt.checkpoints_dir / opt.name
     torch.manual_seed(opt.seed)  # of dropout; order and augmentation have their own
-    dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, opt.seed)
+    settings = CycleGANSettings(**{field.name: getattr(opt, field.name) for field in fields(CycleGANSettings)})
+    dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed)
+    extractor = open_extractor(opt) if settings.uses_shape else None
     sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
     loader = DataLoader(
         dataset,
@@ -37,8 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         pin_memory=opt.device.type == "cuda",
         generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
     )
-    settings = {field.name: getattr(opt, field.name) for field in dataclasses.fields(CycleGANSettings)}
-    model = CycleGANModel(CycleGANSettings(**settings), opt.device)
+    model = CycleGANModel(settings, opt.device, extractor, dataset.a.mask_labels)
     optimisers = list(model.optimisers.values())
     rate = LearningRate(optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters)
     epochs = opt.n_epochs + opt.n_epochs_decay
@@ -75,6 +77,17 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("trained: %s", folder)
 
 
+def open_extractor(opt: Namespace) -> ShapeExtractor:
+    """Return the frozen shape extractor, for CT under this run's intensity map."""
+    if not opt.shape_extractor.exists():
+        raise InputError(
+            f"--shape_extractor {opt.shape_extractor}: no such file or folder; train one with python -m "
+            f"ct_segmentation.train --dataroot {opt.dataroot} --out {opt.shape_extractor}, or train without the shape "
+            "constraint: --lambda_shape 0 --lambda_shape_gan 0"
+        )
+    return load_extractor(opt.shape_extractor, opt.device, opt.ct_map)
+
+
 def begin(opt: Namespace, folder: Path, model: CycleGANModel, rate: LearningRate) -> tuple[int, int]:
     """Make or reopen the run's folder; return the epoch to begin with and its steps already done."""
     if opt.continue_train:
@@ -86,6 +99,8 @@ def begin(opt: Namespace, folder: Path, model: CycleGANModel, rate: LearningRate
         raise InputError(
             f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
         )
+    if opt.init_from:
+        experiment.load_weights(opt.checkpoints_dir / opt.init_from, model, opt.epoch)
     describe_run(opt, model.netG_A.multiple).write(folder)
     experiment.save_options(folder, vars(opt))
     return 1, 0

@@ -1,7 +1,10 @@
-"""The unpaired MR to CT model: two generators, two discriminators, their losses and their optimisation step.
+"""The unpaired MR to CT model: generators, discriminators and shape extractor, their losses and their step.
 
 Generator `netG_A` maps the source domain A to the target domain B and `netG_B` maps back; `netD_A` judges images of B
 (real_B against fake_B) and `netD_B` images of A. A is MR and B is CT, or the reverse with `--direction BtoA`.
+
+The shape constraint acts on the synthetic CT, whichever of the two fakes that is: the frozen extractor `netE` draws its
+body, which must agree with the mask of the MR that it was made from and look like such masks to `netD_S`.
 """
 
 from collections.abc import Iterable
@@ -13,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ct_segmentation.extractor import ShapeExtractor, label_channels
 from models.image_pool import ImagePool
-from models.losses import correlation_loss, gan_loss
+from models.losses import correlation_loss, gan_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,9 +47,17 @@ class CycleGANSettings:
     lambda_identity: float = 0.5
     lambda_correlation_A: float = 2.0
     lambda_correlation_B: float = 2.0
+    lambda_shape: float = 0.0
+    shape_loss: str = "l1"
+    lambda_shape_gan: float = 0.0
     direction: str = "AtoB"
     precision: str = "fp32"
     seed: int = 0
+
+    @property
+    def uses_shape(self) -> bool:
+        """Whether the shape extractor and the masks of the MR are needed."""
+        return self.lambda_shape > 0 or self.lambda_shape_gan > 0
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,8 +67,23 @@ class NonFiniteLossError(RuntimeError):
 class CycleGANModel:
     """Networks, pools and optimisers, and one training step over them."""
 
-    def __init__(self, settings: CycleGANSettings, device: torch.device) -> None:
-        """Build and initialise the networks on `device`; the same seed gives the same weights."""
+    def __init__(
+        self,
+        settings: CycleGANSettings,
+        device: torch.device,
+        extractor: ShapeExtractor | None = None,
+        mask_labels: int = 1,
+    ) -> None:
+        """Build and initialise the networks; the same seed gives the same weights.
+
+        Args:
+            settings: what to build.
+            device: where to train.
+            extractor: needed with a shape weight: frozen, and for CT under this run's intensity map.
+            mask_labels: labels that the masks of the MR tell apart; classes of the extractor beyond them do not count.
+        """
+        if settings.uses_shape and extractor is None:
+            raise ValueError("a shape weight is above 0: expected a shape extractor")
         self.settings, self.device = settings, device
         s = settings
         generator = torch.Generator().manual_seed(s.seed)
@@ -70,12 +97,19 @@ class CycleGANModel:
         self.netG_A, self.netG_B = (prepared(build_generator(s.netG, **options_G)) for _ in "AB")
         self.netD_A, self.netD_B = (prepared(build_discriminator(s.netD, **options_D)) for _ in "AB")
         self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
-        self.pools = {
-            name: ImagePool(s.pool_size, torch.Generator().manual_seed(2 * s.seed + k)) for k, name in enumerate("AB")
-        }
         self.optimisers = {
             "G": self._adam(self.netG_A, self.netG_B),
             "D": self._adam(self.netD_A, self.netD_B),
+        }
+        if s.uses_shape:
+            self.netE = extractor.to(device)
+            self.shape_classes = min(extractor.settings.n_classes, mask_labels)
+        if s.lambda_shape_gan > 0:
+            self.netD_S = prepared(build_discriminator(s.netD, input_nc=2 * self.shape_classes, **options_D))
+            self.networks["D_S"] = self.netD_S
+            self.optimisers["D_S"] = self._adam(self.netD_S)
+        self.pools = {
+            name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * s.seed + k)) for k, name in enumerate("ABS")
         }
         self.visuals: dict[str, Tensor] = {}
 
@@ -83,35 +117,54 @@ class CycleGANModel:
         """Update the generators, then the discriminators, on one batch.
 
         Args:
-            batch: `A` and `B`, (N, 1, H, W) in [-1, 1].
+            batch: `A` and `B`, (N, 1, H, W) in [-1, 1]; with a shape weight also `mask_A`, labels (N, 1, H, W).
 
         Returns:
             Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and the
-            discriminators' D_A and D_B.
+            discriminators' D_A, D_B (and D_S).
 
         Raises:
             NonFiniteLossError: before any weight is changed by the loss that is not finite.
         """
-        source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
-        real_A, real_B = (batch[domain].to(self.device, non_blocking=True) for domain in (source, target))
-        _require_gradients((self.netD_A, self.netD_B), False)
-        losses_G = self._generator_losses(real_A, real_B)
-        total_G = self._update("G", losses_G, batch)
-        _require_gradients((self.netD_A, self.netD_B), True)
+        discriminators = [net for name, net in self.networks.items() if name.startswith("D_")]
+        _require_gradients(discriminators, False)
+        images = self._translate(batch)
+        losses = self._generator_losses(images)
+        if self.settings.uses_shape:
+            losses |= self._shape_losses(images, batch["mask_A"].to(self.device, non_blocking=True))
+        total = self._update("G", losses, batch)
+        self.visuals = {name: image.detach() for name, image in images.items()}
+        _require_gradients(discriminators, True)
+        fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
         losses_D = {
-            "D_A": self._discriminator_loss(self.netD_A, real_B, self.pools["B"].query(self.visuals["fake_B"])),
-            "D_B": self._discriminator_loss(self.netD_B, real_A, self.pools["A"].query(self.visuals["fake_A"])),
+            "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
+            "D_B": self._discriminator_loss(self.netD_B, images["real_A"], fake["A"]),
         }
         self._update("D", losses_D, batch)
-        return {name: loss.detach() for name, loss in ({"G": total_G} | losses_G | losses_D).items()}
+        if self.settings.lambda_shape_gan > 0:
+            real_S, fake_S = (shape_with_edges(self.visuals[name]) for name in ("mask", "shape"))
+            loss_S = {"D_S": self._discriminator_loss(self.netD_S, real_S, self.pools["S"].query(fake_S))}
+            self._update("D_S", loss_S, batch)
+            losses_D |= loss_S
+        return {name: loss.detach() for name, loss in ({"G": total} | losses | losses_D).items()}
 
-    def _generator_losses(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
-        """Return the weighted terms of L_G; the keys with A belong to the cycle A -> B -> A."""
+    def _translate(self, batch: dict) -> dict[str, Tensor]:
+        """Return the real images and all that the generators make of them, with their history of gradients."""
+        source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
+        real_A, real_B = (batch[domain].to(self.device, non_blocking=True) for domain in (source, target))
+        images = {"real_A": real_A, "real_B": real_B}
+        images |= {"fake_B": self._run(self.netG_A, real_A), "fake_A": self._run(self.netG_B, real_B)}
+        images["rec_A"] = self._run(self.netG_B, images["fake_B"])
+        images["rec_B"] = self._run(self.netG_A, images["fake_A"])
+        if self.settings.lambda_identity > 0:
+            images |= {"idt_A": self._run(self.netG_A, real_B), "idt_B": self._run(self.netG_B, real_A)}
+        return images
+
+    def _generator_losses(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted terms of L_G but for the shape's; keys with A belong to the cycle A -> B -> A."""
         s = self.settings
-        fake_B, fake_A = self._run(self.netG_A, real_A), self._run(self.netG_B, real_B)
-        rec_A, rec_B = self._run(self.netG_B, fake_B), self._run(self.netG_A, fake_A)
-        visuals = {"real_A": real_A, "fake_B": fake_B, "rec_A": rec_A}
-        visuals |= {"real_B": real_B, "fake_A": fake_A, "rec_B": rec_B}
+        real_A, fake_B, rec_A = (images[name] for name in ("real_A", "fake_B", "rec_A"))
+        real_B, fake_A, rec_B = (images[name] for name in ("real_B", "fake_A", "rec_B"))
         losses = {
             # gan(D_A(G_A(A)), real) + gan(D_B(G_B(B)), real)
             "gan_A": gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode),
@@ -122,16 +175,32 @@ class CycleGANModel:
         }
         if s.lambda_identity > 0:
             # lambda_identity (lambda_B |G_A(B) - B|_1 + lambda_A |G_B(A) - A|_1)
-            idt_A, idt_B = self._run(self.netG_A, real_B), self._run(self.netG_B, real_A)
-            visuals |= {"idt_A": idt_A, "idt_B": idt_B}
-            losses["idt_A"] = s.lambda_identity * s.lambda_B * F.l1_loss(idt_A, real_B)
-            losses["idt_B"] = s.lambda_identity * s.lambda_A * F.l1_loss(idt_B, real_A)
+            losses["idt_A"] = s.lambda_identity * s.lambda_B * F.l1_loss(images["idt_A"], real_B)
+            losses["idt_B"] = s.lambda_identity * s.lambda_A * F.l1_loss(images["idt_B"], real_A)
         # lambda_correlation (1 - r(fake, real)^2), Ge et al., SPIE Medical Imaging 2019
         if s.lambda_correlation_A > 0:
             losses["correlation_A"] = s.lambda_correlation_A * correlation_loss(fake_B, real_A)
         if s.lambda_correlation_B > 0:
             losses["correlation_B"] = s.lambda_correlation_B * correlation_loss(fake_A, real_B)
-        self.visuals = {name: image.detach() for name, image in visuals.items()}
+        return losses
+
+    def _shape_losses(self, images: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Return the weighted shape terms of L_G, and add the MR's `mask` and the synthetic CT's `shape` to `images`.
+
+        `labels`, (N, 1, H, W), are those of the MR that the synthetic CT was made from.
+        """
+        s = self.settings
+        logits = self._run(self.netE, images["fake_B" if s.direction == "AtoB" else "fake_A"])
+        logits = logits[:, : self.shape_classes]
+        images["mask"] = label_channels(labels, self.shape_classes)
+        images["shape"] = torch.sigmoid(logits)
+        losses = {}
+        # lambda_shape |sigmoid(E(fake CT)) - mask|_1 + lambda_shape_gan gan(D_S(shape), real), Ge et al., ISBI 2019
+        if s.lambda_shape > 0:
+            losses["shape"] = s.lambda_shape * shape_loss(logits, images["mask"], s.shape_loss)
+        if s.lambda_shape_gan > 0:
+            scores = self._run(self.netD_S, shape_with_edges(images["shape"]))
+            losses["gan_S"] = s.lambda_shape_gan * gan_loss(scores, True, s.gan_mode)
         return losses
 
     def _discriminator_loss(self, net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from data.errors import InputError
 from data.manifest import write_json
 from models.cycle_gan_model import CycleGANModel
-from models.state_dicts import load_checkpoint, save_atomically, save_network_weights
+from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
+
+log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
 STATE_VERSION = 1
@@ -23,6 +26,20 @@ def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
     """Write the weights of every network as `<epoch>_net_<network>.pth`."""
     for name, net in model.networks.items():
         save_network_weights(net, weights_path(folder, epoch, name))
+
+
+def load_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+    """Start from the weights of the run in `folder`; networks that it does not have, and optimisers, stay fresh.
+
+    Raises:
+        InputError: it has no generators, or weights do not fit.
+    """
+    for name, net in model.networks.items():
+        path = weights_path(folder, epoch, name)
+        if path.exists() or name.startswith("G_"):
+            load_network_weights(net, path)
+        else:
+            log.info("%s: not there; %s starts anew", path, name)
 
 
 def save_options(folder: Path, options: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Weights and checkpoints on disk: written whole or not at all, read without running code they carry."""
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from data.files import whole_file
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -25,17 +24,11 @@ def save_atomically(obj: Mapping[str, Any], path: str | Path) -> None:
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is not a regular file, so it is not replaced; expected a file name")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as scratch:
-            written = Path(scratch) / path.name
-            with written.open("wb") as handle:
-                torch.save(obj, handle)
-                handle.flush()
-                os.fsync(handle.fileno())
+        with whole_file(path) as scratch:
+            torch.save(obj, scratch)
             # Found now, and not when a run of days is to be resumed.
-            if refused := torch.serialization.get_unsafe_globals_in_checkpoint(written):
+            if refused := torch.serialization.get_unsafe_globals_in_checkpoint(scratch):
                 raise TypeError(f"{path}: not written: holds {', '.join(refused)}, which loading refuses")
-            written.replace(path)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
 

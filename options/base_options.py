@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
+from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, IntensityMap, parse_ct_transfer
 from models.cycle_gan_model import PRECISIONS
 
 NAME_PATTERN = re.compile(r"[^/\\\0]+")
@@ -131,3 +132,19 @@ def checked(parser: argparse.ArgumentParser, build, *args):
         return build(*args)
     except InputError as error:
         raise parser.error(str(error)) from error
+
+
+def add_ct_map(group) -> None:
+    """Add `--ct_window` and `--ct_transfer` to a parser or group."""
+    group.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), help="HU at -1 and 1 (default: -1000 1400)")
+    names = ", ".join(CT_TRANSFERS)
+    group.add_argument("--ct_transfer", help=f"curve in place of --ct_window: {names} or HU:VALUE,HU:VALUE,...")
+
+
+def ct_map(parser: argparse.ArgumentParser, options: argparse.Namespace) -> IntensityMap:
+    """Return the map that `--ct_window` or `--ct_transfer` names."""
+    if options.ct_window and options.ct_transfer:
+        parser.error("--ct_window and --ct_transfer: expected one of them")
+    if options.ct_transfer:
+        return checked(parser, parse_ct_transfer, options.ct_transfer)
+    return IntensityMap.window(*window(parser, "--ct_window", options.ct_window or CT_WINDOW_HU))

@@ -4,20 +4,21 @@ import argparse
 from pathlib import Path
 
 from data.augmentation import PREPROCESS, Augmentation
-from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, IntensityMap, parse_ct_transfer
-from models.losses import GAN_MODES
+from models.losses import GAN_MODES, SHAPE_LOSSES
 from models.networks import DISCRIMINATORS, GENERATORS, INITIALISATIONS, NORMS, UPSAMPLINGS
 from models.schedules import POLICIES
 from options.base_options import (
+    add_ct_map,
     base_parser,
     checked,
+    ct_map,
+    experiment_name,
     finish,
     mr_window_rule,
     nonnegative_float,
     nonnegative_int,
     positive_float,
     positive_int,
-    window,
 )
 
 
@@ -27,6 +28,7 @@ def train_parser() -> argparse.ArgumentParser:
     _add_data(parser)
     _add_networks(parser)
     _add_losses(parser)
+    _add_shape(parser)
     _add_schedule(parser)
     return parser
 
@@ -55,12 +57,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--mr_window", nargs="+", default=["percentile"], metavar="W", help="percentile (each volume's own) or LO HI"
     )
-    data.add_argument(
-        "--ct_window", nargs=2, metavar=("LO", "HI"), help=f"HU (default: {CT_WINDOW_HU[0]:g} {CT_WINDOW_HU[1]:g})"
-    )
-    data.add_argument(
-        "--ct_transfer", help=f"curve in place of --ct_window: {', '.join(CT_TRANSFERS)} or HU:VALUE,HU:VALUE,..."
-    )
+    add_ct_map(data)
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +94,26 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
 
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    shape = parser.add_argument_group("shape constraint", "with both weights 0 no extractor and no mask is read")
+    add = shape.add_argument
+    add(
+        "--lambda_shape",
+        "--lambda_Self",
+        type=nonnegative_float,
+        default=10.0,
+        help="shape consistency with the MR's mask",
+    )
+    add("--shape_loss", choices=SHAPE_LOSSES, default="l1", help="its form; l1 is the published one")
+    add("--lambda_shape_gan", type=nonnegative_float, default=1.0, help="adversarial loss of the shape discriminator")
+    add(
+        "--shape_extractor",
+        type=Path,
+        default=Path("checkpoints/shape_extractor"),
+        help="its file, or folder of its run",
+    )
+
+
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule = parser.add_argument_group("schedule")
     schedule.add_argument(
@@ -110,6 +127,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--lr_policy", choices=POLICIES, default="linear", help="learning-rate schedule")
     schedule.add_argument("--lr_decay_iters", type=positive_int, default=50, help="step: epochs between steps")
     schedule.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
+    schedule.add_argument("--init_from", type=experiment_name, metavar="NAME", help="start a new run from this model")
     schedule.add_argument("--continue_train", action="store_true", help="go on from the last saved state of --name")
     schedule.add_argument("--print_freq", type=positive_int, default=100, help="steps between two lines of losses")
     schedule.add_argument("--display_freq", type=positive_int, default=400, help="steps between two pictures")
@@ -131,15 +149,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if options.n_layers_D != 3 and options.netD != "n_layers":
         parser.error(f"--n_layers_D {options.n_layers_D} needs --netD n_layers")
-    if options.ct_window and options.ct_transfer:
-        parser.error("--ct_window and --ct_transfer: expected one of them")
+    if options.init_from and options.continue_train:
+        parser.error("--init_from and --continue_train: expected one of them; --init_from starts a new run")
     if options.beta1 >= 1:
         parser.error(f"--beta1 {options.beta1}: expected a number from 0 to below 1")
     options.mr_window = mr_window_rule(parser, options.mr_window)
-    if options.ct_transfer:
-        options.ct_map = checked(parser, parse_ct_transfer, options.ct_transfer)
-    else:
-        options.ct_map = IntensityMap.window(*window(parser, "--ct_window", options.ct_window or CT_WINDOW_HU))
+    options.ct_map = ct_map(parser, options)
     options.augmentation = checked(
         parser, Augmentation, options.preprocess, options.load_size, options.crop_size, options.flip
     )

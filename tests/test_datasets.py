@@ -47,7 +47,7 @@ def dataroot(tmp_path):
 
 
 def open_plain(dataroot, **augmentation):
-    return open_unaligned(dataroot, "percentile", CT_MAP, Augmentation(**augmentation), seed=5)
+    return open_unaligned(dataroot, "percentile", CT_MAP, Augmentation(**augmentation), masks=True, seed=5)
 
 
 def test_slices_are_the_body_s_in_their_windows(dataroot):

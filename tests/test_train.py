@@ -14,6 +14,7 @@ from options import train_options
 from tests.test_datasets import dataroot  # noqa: F401
 
 TINY = "--netG resnet_6blocks --netD pixel --ngf 2 --ndf 2 --num_threads 0 --device cpu --pool_size 2".split()
+TINY += ["--lambda_shape", "0", "--lambda_shape_gan", "0"]
 SHORT = "--n_epochs 2 --n_epochs_decay 1 --print_freq 2 --save_epoch_freq 2 --save_latest_freq 4".split()
 
 
@@ -117,6 +118,7 @@ PUBLISHED = {
     "--which_direction": ("direction", "BtoA", "BtoA"),
     "--which_epoch": ("epoch", "20", "20"),
     "--nThreads": ("num_threads", "4", 4),
+    "--lambda_Self": ("lambda_shape", "3", 3.0),
     "--lambda_co_A": ("lambda_correlation_A", "0.5", 0.5),
     "--lambda_co_B": ("lambda_correlation_B", "0.25", 0.25),
 }
@@ -136,7 +138,8 @@ def test_defaults_are_the_published_settings():
         "netG": "resnet_9blocks", "netD": "basic", "ngf": 64, "ndf": 64, "norm": "instance", "init_type": "normal",
         "init_gain": 0.02, "gan_mode": "lsgan", "pool_size": 50, "lr": 2e-4, "beta1": 0.5, "n_epochs": 100,
         "n_epochs_decay": 100, "lr_policy": "linear", "batch_size": 1, "lambda_A": 10, "lambda_B": 10,
-        "lambda_identity": 0.5, "lambda_correlation_A": 2, "lambda_correlation_B": 2, "flip": False,
+        "lambda_identity": 0.5, "lambda_correlation_A": 2, "lambda_correlation_B": 2, "flip": False, "lambda_shape": 10,
+        "shape_loss": "l1",
         "mr_window": "percentile", "ct_map": IntensityMap.window(-1000, 1400), "upsample": "transposed",
     }  # fmt: skip
     assert {name: options[name] for name in published} == published
@@ -162,6 +165,7 @@ def test_defaults_are_the_published_settings():
         (["--n_epochs", "0", "--n_epochs_decay", "0"], "at least one epoch"),
         (["--n_layers_D", "4"], "needs --netD n_layers"),
         (["--beta1", "1"], "below 1"),
+        (["--init_from", "a", "--continue_train"], "expected one of them"),
         (["--preprocess", "resize_and_crop", "--crop_size", "300"], "larger than --load_size"),
         (["--no_such_option"], "unrecognized arguments"),
         (["--lambda_ident", "1"], "unrecognized arguments"),
@@ -179,8 +183,10 @@ def test_the_options_are_these():
     names = sorted(vars(train_options.parse(REQUIRED)))
     assert names == sorted(
         "augmentation batch_size beta1 checkpoints_dir continue_train crop_size ct_map ct_transfer ct_window dataroot "
-        "device direction display_freq epoch flip gan_mode init_gain init_type lambda_A lambda_B lambda_correlation_A "
-        "lambda_correlation_B lambda_identity load_size lr lr_decay_iters lr_policy max_dataset_size mr_window "
+        "device direction display_freq epoch flip gan_mode init_from init_gain init_type lambda_A lambda_B "
+        "lambda_correlation_A lambda_correlation_B lambda_identity lambda_shape lambda_shape_gan load_size lr "
+        "lr_decay_iters lr_policy max_dataset_size mr_window "
         "n_epochs n_epochs_decay n_layers_D name ndf netD netG ngf norm num_threads pool_size precision preprocess "
-        "print_freq save_epoch_freq save_latest_freq seed upsample use_dropout".split()
+        "print_freq save_epoch_freq save_latest_freq seed "
+        "shape_extractor shape_loss upsample use_dropout".split()
     )

@@ -1,0 +1,89 @@
+"""Dice of body (and bone) masks against reference masks, patient by patient.
+
+The masks are `--pred`, or are made by `--model` of the CT in `--input`. Every path is one volume or a folder of cases;
+cases are matched by name, which a pattern can say where to find:
+
+    python -m ct_segmentation.eval --model checkpoints/shape_extractor --input ct --ref masks \\
+        --input_pattern '{case}_ct.nii.gz' --ref_pattern '{case}_mask.nii.gz'
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ct_segmentation.extractor import CLASS_NAMES, load_extractor
+from ct_segmentation.predict import segment_volume
+from ct_segmentation.scoring import dice_by_class, format_scores
+from data.errors import InputError, run_command
+from data.volume import Volume, describe_grid, read_volume, same_grid
+from evaluation.cases import Source, find_cases
+from evaluation.report import write_report
+from options.base_options import torch_device
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ct_segmentation.eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--pred", type=Path, help="label maps to score")
+    given.add_argument("--input", type=Path, help="CT in HU, for --model")
+    parser.add_argument("--model", type=Path, help="an extractor's file or the folder of its run")
+    parser.add_argument("--ref", "--reference", type=Path, required=True, help="reference label maps: 1 body, 2 bone")
+    for name in ("pred", "input", "ref"):
+        parser.add_argument(
+            f"--{name}_pattern",
+            metavar="PATTERN",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/mask.nii.gz'",
+        )
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
+    parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
+    options = parser.parse_args(arguments)
+    if (options.input is None) != (options.model is None):
+        parser.error("--model and --input: expected both, or --pred instead")
+    for name in ("pred", "input"):
+        if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:
+            parser.error(f"--{name}_pattern needs --{name}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score, print the table, write the JSON.
+
+    Raises:
+        InputError: cases do not match, or one cannot be scored.
+    """
+    opt = parse(arguments)
+    extractor = load_extractor(opt.model, opt.device) if opt.model else None
+    kind = "input" if extractor else "pred"
+    predictions = Source(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
+    names = extractor.settings.class_names if extractor else CLASS_NAMES
+    rows, known = {}, {names[0]}
+    for case in find_cases(predictions, Source("--ref", opt.ref, opt.ref_pattern), names=opt.cases):
+        labels, reference = read_volume(case.pred), read_volume(case.ref)
+        _check_grids(case.name, labels, reference)
+        if extractor:
+            labels = segment_volume(extractor, labels)
+        rows[case.name] = dice_by_class(labels.array, reference.array, names)
+        known |= {name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any()}
+    # A class that no reference has was not drawn in any of them: there is nothing to score it by.
+    rows = {case: {name: row[name] for name in names if name in known} for case, row in rows.items()}
+    sys.stdout.write(f"{format_scores(rows)}\n")
+    if opt.json is not None:
+        write_report({"dice": rows}, opt.json)
+
+
+def _check_grids(name: str, pred: Volume, ref: Volume) -> None:
+    if not same_grid(pred, ref):
+        raise InputError(
+            f"case {name}: on different grids: {describe_grid(pred)}; reference {describe_grid(ref)}; "
+            "resample one to the other"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,153 @@
+"""Find the body (and bone) in CT with a shape extractor.
+
+--input is a CT volume or DICOM folder (HU in, labels on its own grid out), a folder of volumes, a `.npy` of prepared
+slices (N, H, W) in HU, or a folder of slice images whose full range is the extractor's CT window. --output is of the
+same kind. Labels are 1 for body and 2 for bone, uint8; in images of a body alone it is 255.
+"""
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ct_segmentation.extractor import ShapeExtractor, channel_labels, load_extractor
+from data.errors import InputError, run_command
+from data.intensity import AIR_HU
+from data.slice_frame import SliceFrame
+from data.slices import IMAGE_SUFFIXES, ImageFolderSlices
+from data.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
+from evaluation.cases import Source, find_volumes
+from options.base_options import positive_int, torch_device
+
+log = logging.getLogger(__name__)
+
+
+def slice_probabilities(extractor: ShapeExtractor, slices: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Return the probability of every class, float32 (n_classes, N, H, W), for slices (N, H, W) in HU."""
+    device = next(extractor.parameters()).device
+    found = np.empty((extractor.settings.n_classes, *slices.shape), np.float32)
+    was_training = extractor.training
+    extractor.eval()
+    with torch.inference_mode():
+        for start in range(0, len(slices), batch_size):
+            images = extractor.ct_map.to_network(slices[start : start + batch_size])
+            logits = extractor(torch.from_numpy(images)[:, None].to(device))
+            found[:, start : start + batch_size] = logits.sigmoid().transpose(0, 1).cpu().numpy()
+    extractor.train(was_training)
+    return found
+
+
+def segment_slices(extractor: ShapeExtractor, slices: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """Return labels, uint8 (N, H, W), of slices (N, H, W) in HU at the extractor's spacing."""
+    return channel_labels(slice_probabilities(extractor, slices, batch_size))
+
+
+def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -> Volume:
+    """Return labels, uint8, of a CT in HU, on its own grid; the couch and all else outside the body is 0.
+
+    Slices have the extractor's spacing, and its size or more: the whole width of the CT is looked at.
+    """
+    settings = extractor.settings
+    widest = SliceFrame.of(ct, 1, settings.spacing_mm).body_extent_mm(np.ones(ct.array.shape, bool))
+    size = max(settings.size, math.ceil(widest / settings.spacing_mm - 1e-6))
+    frame = SliceFrame.of(ct, size, settings.spacing_mm)
+    probabilities = slice_probabilities(extractor, frame.prepare(ct, fill=AIR_HU), batch_size)
+    return ct.with_array(channel_labels(np.stack([frame.restore(p, fill=0.0).array for p in probabilities])))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ct_segmentation.predict",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="an extractor's file or the folder of its run")
+    parser.add_argument("--input", type=Path, required=True, help="CT volume, folder of them, .npy or image folder")
+    parser.add_argument("--output", type=Path, required=True, help="where the mask, or the folder of masks, goes")
+    parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
+    parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Segment the input.
+
+    Raises:
+        InputError: the model or the input cannot be read, or the output not be written.
+    """
+    opt = parse(arguments)
+    if opt.output.resolve() == opt.input.resolve():
+        raise InputError(f"--output {opt.output}: is the input; choose another name")
+    extractor = load_extractor(opt.model, opt.device)
+    if opt.input.suffix == ".npy":
+        _segment_array(extractor, opt)
+        return
+    if opt.input.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in opt.input.iterdir()):
+        _segment_images(extractor, opt)
+        return
+    found = find_volumes(Source("--input", opt.input))
+    if found is None and volume_suffix(opt.output) not in WRITABLE_SUFFIXES:
+        raise InputError(f"--output {opt.output}: expected a volume's name, ending in {' '.join(WRITABLE_SUFFIXES)}")
+    if found is None:
+        targets = {opt.output: opt.input}
+    else:
+        targets = {opt.output / f"{name}.nii.gz": path for name, path in found.items()}
+    for target, source in targets.items():
+        labels = segment_volume(extractor, read_volume(source), opt.batch_size)
+        write_volume(labels, target)
+        litres = np.count_nonzero(labels.array) * math.prod(labels.spacing) / 1e6
+        log.info("%s: body of %.2f litres", target, litres)
+
+
+def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
+    try:
+        slices = np.load(opt.input, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{opt.input}: cannot be read: {error}") from error
+    if slices.ndim != 3 or slices.dtype.kind not in "iuf":
+        raise InputError(f"{opt.input}: {slices.dtype} of shape {slices.shape}; expected slices (N, H, W) in HU")
+    if opt.output.suffix != ".npy":
+        raise InputError(f"--output {opt.output}: expected a name ending in .npy, as --input does")
+    labels = segment_slices(extractor, slices, opt.batch_size)
+    with _whole_file(opt.output) as temporary, temporary.open("wb") as handle:
+        np.save(handle, labels)
+    log.info("%s: %d slices", opt.output, len(labels))
+
+
+def _segment_images(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
+    slices = ImageFolderSlices(opt.input, opt.input, with_masks=False)
+    for index in range(len(slices)):
+        item = slices.read(index, with_mask=False)
+        labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image)[None])[0]
+        shown = 255 * labels if extractor.settings.n_classes == 1 else labels
+        with _whole_file(opt.output / f"{Path(item.origin).stem}.png") as temporary:
+            Image.fromarray(shown).save(temporary, format="PNG")
+    log.info("%s: %d images", opt.output, len(slices))
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write; it takes the name `path` when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,218 @@
+"""Train the shape extractor on the CT slices and masks of a prepared data set; `--out` is the run's folder.
+
+Patients are split: some only validate, by Dice over their whole volumes. `extractor.pth` is the best so far,
+`latest_state.pth` what `--continue_train` goes on from, `validation.json` the split and the scores.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from ct_segmentation.ct_options import add_ct_map, ct_map
+from ct_segmentation.extractor import (
+    FILE_NAME,
+    ExtractorSettings,
+    ShapeExtractor,
+    label_channels,
+    save_extractor,
+    software_versions,
+)
+from ct_segmentation.predict import segment_slices
+from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
+from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
+from data.errors import InputError, run_command
+from data.manifest import Case, read_manifest, write_json
+from models.networks import initialise
+from models.schedules import learning_rate_factor
+from models.state_dicts import load_checkpoint, save_atomically
+from options.base_options import nonnegative_int, positive_float, positive_int, torch_device
+
+log = logging.getLogger(__name__)
+
+STATE_NAME = "latest_state.pth"
+STATE_VERSION = 1
+# A run goes on only with the same; `--epochs` may be raised.
+FIXED_OPTIONS = ("width", "batch_size", "lr", "val_share", "seed")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options, `ct_map` among them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ct_segmentation.train",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--dataroot", type=Path, required=True, help="prepared data set")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder, e.g. checkpoints/shape_extractor")
+    parser.add_argument("--width", type=positive_int, default=64, help="features at full resolution")
+    parser.add_argument("--epochs", type=positive_int, default=20, help="passes over all slices")
+    parser.add_argument("--batch_size", type=positive_int, default=8, help="slices a step")
+    parser.add_argument("--lr", type=positive_float, default=1e-3, help="learning rate of Adam, then cosine to 0")
+    parser.add_argument("--val_share", type=_share, default=0.2, help="share of the patients that only validate")
+    parser.add_argument("--seed", type=nonnegative_int, default=0, help="of split, weights, order and augmentation")
+    parser.add_argument("--num_threads", type=nonnegative_int, default=2, help="processes that load slices")
+    parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
+    parser.add_argument("--continue_train", action="store_true", help="go on from the last saved state in --out")
+    add_ct_map(parser)
+    options = parser.parse_args(arguments)
+    options.ct_map = ct_map(parser, options)
+    return options
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number between 0 and 1")
+    return value
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return binary cross entropy plus soft Dice loss, a scalar.
+
+    Mean over classes of 1 - (2 sum p t + 1) / (sum p + sum t + 1) with sums over the batch's pixels, after Milletari et
+    al., "V-Net", 3DV 2016, without squares; the ones keep slices without a body from dividing by 0.
+
+    Args:
+        logits: (N, K, H, W).
+        targets: 0 or 1, of the same shape.
+    """
+    probabilities = logits.sigmoid()
+    overlap = 2 * (probabilities * targets).sum(dim=(0, 2, 3)) + 1
+    dice = overlap / ((probabilities + targets).sum(dim=(0, 2, 3)) + 1)
+    return F.binary_cross_entropy_with_logits(logits, targets) + (1 - dice).mean()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train from the first epoch, or from the saved state with `--continue_train`, to the last.
+
+    Raises:
+        InputError: the data set or the run's folder is unusable.
+    """
+    opt = parse(arguments)
+    manifest = read_manifest(opt.dataroot)
+    train_cases, val_cases = split_by_patient(manifest.select("train", "B"), opt.val_share, opt.seed)
+    slices = ShapeSlices(opt.dataroot, train_cases, opt.ct_map, opt.seed)
+    settings = ExtractorSettings(
+        width=opt.width,
+        n_classes=count_classes(opt.dataroot, [*train_cases, *val_cases]),
+        ct=opt.ct_map,
+        size=manifest.size,
+        spacing_mm=manifest.spacing_mm,
+        versions=software_versions(),
+    )
+    extractor = ShapeExtractor(settings)
+    initialise(extractor, "kaiming", generator=torch.Generator().manual_seed(opt.seed))
+    extractor.to(opt.device)
+    optimiser = torch.optim.Adam(extractor.parameters(), lr=opt.lr)
+    progress = begin(opt, extractor, optimiser)
+    counts = (len(train_cases), len(slices), len(val_cases))
+    log.info("training on %d CT (%d slices), validating with %d, on %s", *counts, opt.device)
+
+    for epoch in range(progress["epoch"] + 1, opt.epochs + 1):
+        optimiser.param_groups[0]["lr"] = opt.lr * learning_rate_factor("cosine", epoch, opt.epochs, 0)
+        loader = DataLoader(slices, opt.batch_size, sampler=slices.epoch(epoch), num_workers=opt.num_threads)
+        mean_loss = train_epoch(extractor, optimiser, loader)
+        scores = validate(extractor, opt.dataroot, val_cases)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in mean_by_class(scores).items())
+        log.info("epoch %d/%d  loss %.4f  Dice of unseen patients: %s", epoch, opt.epochs, mean_loss, shown)
+        progress = record(opt.out, extractor, progress, epoch, scores)
+        save_state(opt, extractor, optimiser, progress)
+    log.info(
+        "best, of epoch %d: %s\n%s", progress["best_epoch"], opt.out / FILE_NAME, format_scores(progress["scores"])
+    )
+
+
+def train_epoch(extractor: ShapeExtractor, optimiser: torch.optim.Optimizer, loader: DataLoader) -> float:
+    """Take one optimisation step on every batch of images and masks; return the mean loss.
+
+    Raises:
+        RuntimeError: a loss is not finite; it has changed no weight.
+    """
+    extractor.train()
+    device = next(extractor.parameters()).device
+    total = torch.zeros((), device=device)
+    for images, masks in loader:
+        targets = label_channels(masks.to(device), extractor.settings.n_classes)
+        loss = segmentation_loss(extractor(images.to(device)), targets)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss.item()}; no weight was changed by it")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        total += loss.detach()
+    return float(total) / len(loader)
+
+
+def validate(extractor: ShapeExtractor, root: Path, cases: list[Case]) -> dict[str, dict[str, float]]:
+    """Return the Dice of every class in every case, over all slices of the case together."""
+    scores = {}
+    for case in cases:
+        slices, reference = read_case(root, case)
+        scores[case.name] = dice_by_class(segment_slices(extractor, slices), reference, extractor.settings.class_names)
+    return scores
+
+
+def begin(opt: argparse.Namespace, extractor: ShapeExtractor, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the progress so far: none in a new folder, that of the saved state with `--continue_train`."""
+    path = opt.out / STATE_NAME
+    if not opt.continue_train:
+        if path.exists() or (opt.out / FILE_NAME).exists():
+            raise InputError(f"{opt.out}: holds a run already; go on with --continue_train, or choose another --out")
+        return {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}}
+    if not path.exists():
+        raise InputError(f"{path}: no such file: nothing to continue; leave out --continue_train to start the run")
+    state = load_checkpoint(path)
+    if state.get("format_version") != STATE_VERSION:
+        raise InputError(f"{path}: format version {state.get('format_version')}, expected {STATE_VERSION}")
+    wanted = _fixed(opt, extractor)
+    changed = [f"{name} {state['fixed'].get(name)} -> {value}" for name, value in wanted.items()
+               if state["fixed"].get(name) != value]  # fmt: skip
+    if changed:
+        raise InputError(
+            f"{opt.out}: was begun otherwise ({'; '.join(changed)}); go on with the same, or anew elsewhere"
+        )
+    extractor.load_state_dict(state["extractor"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["progress"]
+
+
+def record(
+    folder: Path, extractor: ShapeExtractor, progress: dict[str, Any], epoch: int, scores: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Return the progress after an epoch; where it is the best, write the extractor and its scores."""
+    defined = [value for value in mean_by_class(scores).values() if value == value]
+    mean = sum(defined) / len(defined) if defined else 0.0
+    progress = progress | {"epoch": epoch}
+    if mean <= progress["best"]:
+        return progress
+    progress |= {"best": mean, "best_epoch": epoch, "scores": scores}
+    shown = {case: {n: None if v != v else v for n, v in row.items()} for case, row in scores.items()}
+    validation = {"epoch": epoch, "dice": shown}
+    save_extractor(extractor, folder / FILE_NAME, validation)
+    write_json(folder / "validation.json", validation)
+    return progress
+
+
+def save_state(
+    opt: argparse.Namespace, extractor: ShapeExtractor, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
+    """Write all that later epochs depend on."""
+    state = {"extractor": extractor.state_dict(), "optimiser": optimiser.state_dict(), "progress": progress}
+    fixed = _fixed(opt, extractor)
+    save_atomically({"format_version": STATE_VERSION, "fixed": fixed, **state}, opt.out / STATE_NAME)
+
+
+def _fixed(opt: argparse.Namespace, extractor: ShapeExtractor) -> dict[str, Any]:
+    settings = extractor.settings.to_dict()
+    del settings["versions"]
+    return {name: getattr(opt, name) for name in FIXED_OPTIONS} | {"settings": settings}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,157 @@
+"""Fill holes in binary masks by iterated voting: ``python fill_hole.py --input F|DIR --output F|DIR``.
+
+A background voxel becomes foreground where the foreground has a majority in the box around it; this repeats until
+nothing changes or --iterations are done (SimpleITK's VotingBinaryIterativeHoleFilling). Masks are volumes
+(.nii.gz .nii .mha .mhd .nrrd), filled in 3-D and written as 0 and 1, or slices (.png), filled in 2-D and written as 0
+and 255. Of a folder, every mask in it and below is filled.
+"""
+
+import argparse
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+from tqdm import tqdm
+
+from data.errors import InputError, run_command
+from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
+
+log = logging.getLogger(__name__)
+
+MASK_SUFFIXES = (*WRITABLE_SUFFIXES, ".png")
+
+
+def fill_holes(mask: Volume, iterations: int = 10, radius: int | tuple[int, int, int] = 1, majority: int = 1) -> Volume:
+    """Fill holes of a binary mask by voting.
+
+    A background voxel becomes foreground where at least (N - 1) / 2 + `majority` of the N voxels of the box around it
+    are foreground; foreground stays. Beyond the volume's border the nearest voxel counts.
+
+    Args:
+        mask: 0 is background, one other value is foreground.
+        iterations: how often to vote at most; each closes a hole by about one voxel from its rim.
+        radius: half the box's size in voxels, for all axes or along x, y, z. Volumes of one slice use 0 along it.
+        majority: voxels of foreground beyond one half that it takes; at most (N + 1) / 2.
+
+    Returns:
+        The mask as uint8, 0 and 1, on the same grid.
+
+    Raises:
+        InputError: the mask holds several values besides 0, or a number is out of range.
+    """
+    values = np.unique(mask.array)
+    if np.count_nonzero(values) > 1:
+        found = f"{values.size} values, {', '.join(f'{v:g}' for v in values[:8])}{' ...' * (values.size > 8)}"
+        raise InputError(f"hole filling: the mask holds {found}; expected 0 and one other: extract one label first")
+    radii = (radius,) * 3 if isinstance(radius, int) else tuple(radius)
+    radii = tuple(0 if extent == 1 else r for extent, r in zip(mask.size, radii, strict=True))
+    if iterations < 1 or min(radii) < 0 or max(radii) < 1:
+        raise InputError(
+            f"hole filling: iterations {iterations}, radius {radii}; expected iterations and a radius above 0"
+        )
+    half = (math.prod(2 * r + 1 for r in radii) + 1) // 2
+    if not 1 <= majority <= half:
+        raise InputError(f"hole filling: majority {majority}; expected 1 to {half} for radius {radii}")
+    image = mask.with_array((mask.array != 0).astype(np.uint8)).to_sitk()
+    return from_sitk(sitk.VotingBinaryIterativeHoleFilling(image, radii, iterations, majority, 1.0, 0.0))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fill one mask or a folder of them; return 1 if a mask of the folder failed."""
+    opt = _parse(arguments)
+    if not opt.input.is_dir():
+        _fill_file(opt.input, opt.output, opt)
+        return 0
+    sources = sorted(path for path in opt.input.rglob("*") if _is_mask(path))
+    if not sources:
+        raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")
+    failures = []
+    for source in tqdm(sources, desc="filling holes", unit="mask", disable=None):
+        try:
+            _fill_file(source, opt.output / source.relative_to(opt.input), opt)
+        except InputError as error:
+            failures.append(error)
+    log.info("%s: %d of %d masks filled", opt.output, len(sources) - len(failures), len(sources))
+    for failure in failures:
+        log.error("failed: %s", failure)
+    return int(bool(failures))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, help="a mask or a folder of masks")
+    parser.add_argument("--output", type=Path, required=True, help="where to write: a file, or a folder for a folder")
+    parser.add_argument("--iterations", type=int, default=10, help="votes at most (default %(default)s)")
+    parser.add_argument(
+        "--radius",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="of the box in voxels: one number, or x y z (default 1)",
+    )
+    parser.add_argument(
+        "--majority",
+        type=int,
+        default=1,
+        help="foreground voxels beyond one half that it takes (default %(default)s)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="let a mask be replaced by its filled one")
+    opt = parser.parse_args(arguments)
+    if len(opt.radius) not in (1, 3):
+        parser.error(f"--radius {opt.radius}: expected one number or three")
+    if opt.iterations < 1 or opt.majority < 1 or min(opt.radius) < 0:
+        parser.error("--iterations and --majority must be 1 or more, --radius 0 or more")
+    opt.radius = opt.radius[0] if len(opt.radius) == 1 else tuple(opt.radius)
+    return opt
+
+
+def _is_mask(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".")
+
+
+def _fill_file(source: Path, target: Path, opt: argparse.Namespace) -> None:
+    if target.resolve() == source.resolve() and not opt.overwrite:
+        raise InputError(f"{target}: is the input; choose another --output, or use --overwrite to replace it")
+    is_slice = source.suffix.lower() == ".png"
+    if is_slice != (target.suffix.lower() == ".png"):
+        raise InputError(f"{target}: {source.name} is a {'slice' if is_slice else 'volume'}; expected the same kind")
+    mask = _read_slice(source) if is_slice else read_volume(source)
+    try:
+        filled = fill_holes(mask, opt.iterations, opt.radius, opt.majority)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    (_write_slice if is_slice else write_volume)(filled, target)
+
+
+def _read_slice(path: Path) -> Volume:
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as an image: {error}") from error
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: {image.mode} image; expected gray values")
+    return Volume(pixels[None])
+
+
+def _write_slice(mask: Volume, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            Image.fromarray(255 * mask.array[0]).save(handle, format="PNG")
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The published arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc`.
+# Needs a shape extractor: python -m ct_segmentation.train --dataroot datasets/NAME --out checkpoints/shape_extractor
+#   bash scripts/train_self_lcc.sh datasets/NAME [further options of train.py]
+set -euo pipefail
+dataroot=${1:?usage: bash scripts/train_self_lcc.sh DATAROOT [options of train.py]}
+shift
+exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name Self+Lcc_finetune --init_from cycle_Lcc \
+    --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1 "$@"

@@ -1,0 +1,188 @@
+"""The U-Net of the shape extractor.
+
+Ronneberger et al., "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015, in the form that
+was common in PyTorch in 2019: batch norm, padded convolutions and bilinear upsampling. Parameters are named as they
+were there (`inc down1..4 up1..4 outc`), so that weights trained with such a network load.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.errors import InputError
+from models.state_dicts import load_checkpoint, load_network_weights
+
+# Four halvings.
+MULTIPLE = 16
+# Names of late 2019 and after, in the order in which they are replaced by the ones used here.
+LATER_NAMES = (("inc.double_conv.", "inc.conv.conv."), (".maxpool_conv.", ".mpconv."), (".double_conv.", ".conv."))
+
+
+class DoubleConvolution(nn.Module):
+    """Twice a 3x3 convolution, batch norm and ReLU: (N, in_nc, H, W) to (N, out_nc, H, W)."""
+
+    def __init__(self, in_nc: int, out_nc: int, middle_nc: int) -> None:
+        """Build the block with `middle_nc` features between its convolutions."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for source, target in ((in_nc, middle_nc), (middle_nc, out_nc)):
+            layers += [nn.Conv2d(source, target, kernel_size=3, padding=1), nn.BatchNorm2d(target)]
+            layers += [nn.ReLU(inplace=True)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        return self.conv(x)
+
+
+class Entry(nn.Module):
+    """The first block, at full resolution."""
+
+    def __init__(self, in_nc: int, out_nc: int) -> None:
+        """Build the block."""
+        super().__init__()
+        self.conv = DoubleConvolution(in_nc, out_nc, out_nc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (N, out_nc, H, W)."""
+        return self.conv(x)
+
+
+class Down(nn.Module):
+    """Halve the resolution, then convolve: (N, in_nc, H, W) to (N, out_nc, H / 2, W / 2)."""
+
+    def __init__(self, in_nc: int, out_nc: int) -> None:
+        """Build the block."""
+        super().__init__()
+        self.mpconv = nn.Sequential(nn.MaxPool2d(2), DoubleConvolution(in_nc, out_nc, out_nc))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        return self.mpconv(x)
+
+
+class Up(nn.Module):
+    """Double the resolution, join the skip, convolve: to (N, out_nc, H, W), the skip's height and width."""
+
+    def __init__(self, in_nc: int, out_nc: int, middle_nc: int) -> None:
+        """Build the block; `in_nc`: the features of skip and deeper level together."""
+        super().__init__()
+        # Corners aligned, as the published networks were trained.
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.conv = DoubleConvolution(in_nc, out_nc, middle_nc)
+
+    def forward(self, deeper: Tensor, skip: Tensor) -> Tensor:
+        """Return the features."""
+        return self.conv(torch.cat([skip, self.up(deeper)], dim=1))
+
+
+class Exit(nn.Module):
+    """One logit a class and pixel, from the pixel's features."""
+
+    def __init__(self, in_nc: int, out_nc: int) -> None:
+        """Build the layer."""
+        super().__init__()
+        self.conv = nn.Conv2d(in_nc, out_nc, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, out_nc, H, W)."""
+        return self.conv(x)
+
+
+class UNet(nn.Module):
+    """Four levels down and up; (N, n_channels, H, W) to logits (N, n_classes, H, W) for any H and W.
+
+    With the default width the levels have 64, 128, 256, 512 and 512 features.
+    """
+
+    def __init__(self, n_channels: int = 1, n_classes: int = 1, width: int = 64, wide_up: bool = False) -> None:
+        """Build the network.
+
+        Args:
+            n_channels: channels of the input.
+            n_classes: channels of the output, one logit each.
+            width: features at full resolution.
+            wide_up: twice the features inside the upward blocks, as networks of 2020 and after have.
+        """
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        self.inc = Entry(n_channels, widths[0])
+        self.down1, self.down2, self.down3, self.down4 = (Down(widths[k], widths[k + 1]) for k in range(4))
+        outputs = [4 * width, 2 * width, width, width]
+        inputs = [16 * width, 8 * width, 4 * width, 2 * width]
+        middles = [in_nc // 2 if wide_up else out_nc for in_nc, out_nc in zip(inputs, outputs, strict=True)]
+        self.up1, self.up2, self.up3, self.up4 = map(Up, inputs, outputs, middles)
+        self.outc = Exit(width, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of the input's height and width."""
+        height, width = x.shape[-2:]
+        bottom, right = -height % MULTIPLE, -width % MULTIPLE
+        if bottom or right:
+            # The edge goes on outwards: a body that the image cuts through does not end in air.
+            x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x1 = self.inc(x)
+        x2 = self.down1(x1)
+        x3 = self.down2(x2)
+        x4 = self.down3(x3)
+        y = self.up1(self.down4(x4), x4)
+        y = self.up2(y, x3)
+        y = self.up3(y, x2)
+        y = self.up4(y, x1)
+        return self.outc(y)[..., :height, :width]
+
+
+def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a U-Net's state dict, of an earlier or a later layout, under the names of `UNet`.
+
+    Convolutions without bias, which later layouts have before a batch norm, get a bias of zero: it is the same.
+
+    Raises:
+        InputError: the file cannot be read or holds other things than a network's named tensors.
+    """
+    from_file = isinstance(source, str | Path)
+    state = load_checkpoint(source) if from_file else dict(source)
+    # The later training script kept the label values of its masks beside the weights.
+    state.pop("mask_values", None)
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        where = source if from_file else "state dict"
+        raise InputError(f"{where}: holds other things than named tensors; expected the weights of one U-Net")
+    named = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        for later, ours in LATER_NAMES:
+            name = name.replace(later, ours)
+        named[name] = value
+    if "inc.conv.conv.0.bias" not in named:
+        for name in [name for name in named if name.endswith((".conv.0.weight", ".conv.3.weight"))]:
+            named.setdefault(name.replace(".weight", ".bias"), named[name].new_zeros(len(named[name])))
+    return named
+
+
+def unet_from_state(source: str | Path | Mapping[str, Any]) -> tuple[UNet, dict[str, int | bool]]:
+    """Return the U-Net whose weights `source` holds, and its arguments `n_channels`, `n_classes`, `width`, `wide_up`.
+
+    Raises:
+        InputError: the file cannot be read, or holds the weights of another network.
+    """
+    where = source if isinstance(source, str | Path) else "state dict"
+    state = published_state(source)
+    try:
+        width, n_channels = state["inc.conv.conv.0.weight"].shape[:2]
+        n_classes = len(state["outc.conv.weight"])
+        wide_up = len(state["up1.conv.conv.0.weight"]) == 8 * width
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{where}: not the weights of a four-level U-Net ({error}); expected the names inc, down1..4, up1..4, outc"
+        ) from error
+    arguments = {"n_channels": n_channels, "n_classes": n_classes, "width": width, "wide_up": wide_up}
+    net = UNet(**arguments)
+    try:
+        load_network_weights(net, state)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return net, arguments
