@@ -1,10 +1,14 @@
 """Turn one patient's MR into a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`."""
 
+import json
 import logging
+from argparse import Namespace
+from pathlib import Path
 
 from data.body_mask import read_mask
 from data.errors import InputError, run_command
-from data.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
+from data.sources import name_cases
+from data.volume import Volume, describe_grid, read_volume, same_grid, volume_stem, write_volume
 from evaluation.report import describe_mask, format_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import test_options
@@ -16,27 +20,58 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str] | None = None) -> None:
     """Read, synthesise, write, picture, and score where a reference is given."""
     opt = test_options.parse(arguments)
-    output = opt.output or opt.results_dir / opt.name / f"{volume_stem(opt.input)}.nii.gz"
-    if output.resolve() in {path.resolve() for path in (opt.input, opt.mask, opt.reference) if path}:
-        raise InputError(f"--output {output}: is one of the inputs; choose another file")
-    mr = read_volume(opt.input, opt.series_uid)
-    body = read_mask(opt.mask, mr) if opt.mask else None
-    reference = read_volume(opt.reference) if opt.reference else None
-    if reference is not None and not same_grid(reference, mr):
-        found, expected = describe_grid(reference), describe_grid(mr)
-        raise InputError(f"{opt.reference}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
+    case = case_of(opt.input)
+    output = opt.output or opt.results_dir / opt.name / f"{case}.nii.gz"
+    report = output.with_name(f"{volume_stem(output)}.json")
+    check_free(output, report, opt)
+    source = read_volume(opt.input, opt.series_uid)
+    body = read_mask(opt.mask, source) if opt.mask else None
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
-    synthetic = synthesize_volume(mr, synthesiser, body, opt.batch_size)
+    to_ct = synthesiser.settings.direction == "AtoB"
+    reference = read_reference(opt.reference, source, to_ct) if opt.reference else None
+    synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
     write_volume(synthetic, output)
     log.info("volume: %s", output)
     picture = output.with_name(f"{volume_stem(output)}.png")
-    save_preview(mr, synthetic, reference, picture)
+    mr, ct = (source, synthetic) if to_ct else (synthetic, source)
+    save_preview(mr, ct, reference, picture, synthetic="CT" if to_ct else "MR")
     log.info("picture: %s", picture)
+    row = {"case": case, "input": str(opt.input.resolve()), "model": str(folder), "epoch": opt.epoch}
     if reference is not None:
-        row = {"case": volume_stem(opt.input), **score_case(synthetic, reference, mr=mr)}
-        scores = write_report(row, output.with_name(f"{volume_stem(output)}.json"))
-        log.info("scores: %s (%s)\n%s", scores, describe_mask(False, True), format_table([row]))
+        scores = score_case(synthetic, reference, mr=source)
+        row |= {"scored_in": describe_mask(with_mask=False, with_mr=True), **scores}
+        log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
+    log.info("report: %s", write_report(row, report))
+
+
+def case_of(path: Path) -> str:
+    """Name a patient by its file, or by its folder too where files or series have the same names for all patients."""
+    (name,) = name_cases([path])
+    return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
+
+
+def check_free(output: Path, report: Path, opt: Namespace) -> None:
+    """Refuse to write over an input, or by default over another patient's result."""
+    if output.resolve() in {path.resolve() for path in (opt.input, opt.mask, opt.reference) if path}:
+        raise InputError(f"--output {output}: is one of the inputs; choose another file")
+    if opt.output is None and output.exists() and report.exists():
+        earlier = json.loads(report.read_text()).get("input")
+        if earlier != str(opt.input.resolve()):
+            raise InputError(f"{output}: is the result of {earlier}; say where this patient's goes by --output")
+
+
+def read_reference(path: Path, source: Volume, to_ct: bool) -> Volume:
+    """Read the true CT, which must lie on the MR's grid."""
+    if not to_ct:
+        raise InputError(
+            "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
+        )
+    reference = read_volume(path)
+    if not same_grid(reference, source):
+        found, expected = describe_grid(reference), describe_grid(source)
+        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
+    return reference
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from ct_segmentation.extractor import ShapeExtractor, load_extractor
 from data.errors import InputError, run_command
-from data.unaligned_dataset import UnalignedSampler, collate, open_unaligned
+from data.unaligned_dataset import UnalignedDataset, UnalignedSampler, collate, open_unaligned, raise_errors
 from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
-from models.inference_settings import describe_run
+from models.inference_settings import check_compatible, describe_run, read_inference_settings
 from models.schedules import LearningRate
 from options import train_options
 from visualization.training_log import TrainingLog
@@ -45,33 +45,39 @@ def main(arguments: list[str] | None = None) -> None:
     rate = LearningRate(optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters)
     epochs = opt.n_epochs + opt.n_epochs_decay
     steps = -(-sampler.samples // opt.batch_size)
-    first_epoch, done = begin(opt, folder, model, rate)
-    training_log = TrainingLog(folder, steps, epochs)
+    record = experiment.options_record(vars(opt)) | {"slices of A and B": f"{len(dataset.a)}, {len(dataset.b)}"}
+    at = go_on(folder, model, rate, record) if opt.continue_train else begin(opt, folder, model, dataset)
+    training_log = TrainingLog(folder, steps, epochs, start=(at.epoch, at.iteration))
     counts = (len(dataset.a), len(dataset.b), steps)
     log.info("%s: %d slices of A, %d of B, %d steps an epoch, on %s", opt.name, *counts, opt.device)
 
-    for epoch in range(first_epoch, epochs + 1):
+    def save(position: experiment.Position) -> None:
+        experiment.save_weights(folder, model, "latest")
+        parts = {"model": model.state_dict(), "rate": rate.state_dict(), "position": position._asdict()}
+        experiment.save_state(folder, {**parts, "options": record})
+
+    for epoch in range(at.epoch, epochs + 1):
         rate.start_epoch(epoch)
-        sampler.set_epoch(epoch, start=done * opt.batch_size)
-        training_log.start_epoch(epoch, done)
-        epoch_loss = 0.0
+        sampler.set_epoch(epoch, start=at.iteration * opt.batch_size)
+        training_log.start_epoch(epoch, at.iteration)
+        epoch_loss = at.epoch_loss
         waiting_since = time.perf_counter()
-        for iteration, batch in enumerate(loader, start=done + 1):
+        for iteration, batch in enumerate(raise_errors(loader), start=at.iteration + 1):
             data_seconds = time.perf_counter() - waiting_since
             losses = model.step(batch)
-            epoch_loss += losses["G"] / steps
+            epoch_loss += losses["G"].double() / steps
             training_log.step(data_seconds)
             if iteration % opt.print_freq == 0 or iteration == steps:
                 training_log.write_losses(epoch, iteration, losses, rate.current)
             if iteration % opt.display_freq == 0 or iteration == steps:
                 training_log.write_pictures(epoch, iteration, model.visuals)
             if iteration % opt.save_latest_freq == 0:
-                save(folder, model, rate, epoch, iteration)
+                save(experiment.Position(epoch, iteration, float(epoch_loss)))
             waiting_since = time.perf_counter()
         training_log.end_epoch()
         rate.end_epoch(float(epoch_loss))
-        save(folder, model, rate, epoch + 1, 0)
-        done = 0
+        at = experiment.Position(epoch + 1)
+        save(at)
         if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
             experiment.save_weights(folder, model, epoch)
     log.info("trained: %s", folder)
@@ -88,29 +94,27 @@ def open_extractor(opt: Namespace) -> ShapeExtractor:
     return load_extractor(opt.shape_extractor, opt.device, opt.ct_map)
 
 
-def begin(opt: Namespace, folder: Path, model: CycleGANModel, rate: LearningRate) -> tuple[int, int]:
-    """Make or reopen the run's folder; return the epoch to begin with and its steps already done."""
-    if opt.continue_train:
-        state = experiment.load_state(folder)
-        model.load_state_dict(state["model"])
-        rate.load_state_dict(state["rate"])
-        return state["epoch"], state["iteration"]
-    if (folder / experiment.STATE_NAME).exists():
-        raise InputError(
-            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
-        )
+def begin(opt: Namespace, folder: Path, model: CycleGANModel, dataset: UnalignedDataset) -> experiment.Position:
+    """Make the folder of a new run, with fresh weights or those of `--init_from`."""
+    experiment.check_new(folder)
+    settings = describe_run(opt, dataset, model.netG_A.multiple)
     if opt.init_from:
-        experiment.load_weights(opt.checkpoints_dir / opt.init_from, model, opt.epoch)
-    describe_run(opt, model.netG_A.multiple).write(folder)
+        source = opt.checkpoints_dir / opt.init_from
+        check_compatible(opt.init_from, read_inference_settings(source), settings)
+        experiment.load_weights(source, model, opt.epoch)
+    settings.write(folder)
     experiment.save_options(folder, vars(opt))
-    return 1, 0
+    return experiment.Position()
 
 
-def save(folder: Path, model: CycleGANModel, rate: LearningRate, epoch: int, iteration: int) -> None:
-    """Save the latest weights, and the state from which the run goes on with step `iteration` + 1 of `epoch`."""
-    experiment.save_weights(folder, model, "latest")
-    position = {"epoch": epoch, "iteration": iteration}
-    experiment.save_state(folder, {"model": model.state_dict(), "rate": rate.state_dict(), **position})
+def go_on(folder: Path, model: CycleGANModel, rate: LearningRate, record: dict[str, str]) -> experiment.Position:
+    """Restore the last saved state of a run with the same options."""
+    state = experiment.load_state(folder)
+    experiment.check_same_options(folder, state["options"], record)
+    model.load_state_dict(state["model"])
+    rate.load_state_dict(state["rate"])
+    experiment.restore_random_state(state)
+    return experiment.Position(**state["position"])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from data.errors import InputError, run_command
 from data.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation.cases import Source, find_cases
 from evaluation.report import write_report
-from options.base_options import torch_device
+from options.base_options import parse_numbers, torch_device
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    options = parser.parse_args(arguments)
+    options = parse_numbers(parser, arguments)
     if (options.input is None) != (options.model is None):
         parser.error("--model and --input: expected both, or --pred instead")
     for name in ("pred", "input"):

@@ -8,10 +8,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from ct_segmentation.ct_options import add_ct_map, ct_map
 from ct_segmentation.extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
 from data.errors import InputError, run_command
-from options.base_options import positive_float, positive_int
+from options.base_options import add_ct_map, ct_map, parse_numbers, positive_float, positive_int
 from unet.unet_model import unet_from_state
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
     add_ct_map(parser)
-    options = parser.parse_args(arguments)
+    options = parse_numbers(parser, arguments)
     options.ct_map = ct_map(parser, options)
     return options
 

@@ -24,7 +24,7 @@ from data.slice_frame import SliceFrame
 from data.slices import IMAGE_SUFFIXES, ImageFolderSlices
 from data.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.cases import Source, find_volumes
-from options.base_options import positive_int, torch_device
+from options.base_options import parse_numbers, positive_int, torch_device
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="where the mask, or the folder of masks, goes")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    return parser.parse_args(arguments)
+    return parse_numbers(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ct_segmentation.ct_options import add_ct_map, ct_map
 from ct_segmentation.extractor import (
     FILE_NAME,
     ExtractorSettings,
@@ -31,7 +30,15 @@ from data.manifest import Case, read_manifest, write_json
 from models.networks import initialise
 from models.schedules import learning_rate_factor
 from models.state_dicts import load_checkpoint, save_atomically
-from options.base_options import nonnegative_int, positive_float, positive_int, torch_device
+from options.base_options import (
+    add_ct_map,
+    ct_map,
+    nonnegative_int,
+    parse_numbers,
+    positive_float,
+    positive_int,
+    torch_device,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     parser.add_argument("--continue_train", action="store_true", help="go on from the last saved state in --out")
     add_ct_map(parser)
-    options = parser.parse_args(arguments)
+    options = parse_numbers(parser, arguments)
     options.ct_map = ct_map(parser, options)
     return options
 

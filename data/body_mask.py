@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from skimage.filters import threshold_otsu
+from skimage.morphology import disk
 
 from data.errors import InputError
 from data.intensity import AIR_HU
@@ -316,9 +317,10 @@ def _refine(volume: Volume, coarse: _Coarse, body: np.ndarray, threshold: float,
         near, sure, filled = (_enlarge(m[row][box], coarse.factors[1:], values.shape) for m in (outer, inner, body))
         drawn = sure | (near & (values > threshold))
         if couch and max(fine_mm[1:]) < 2 * COVER_RADIUS_MM:
-            opened = _axial(sitk.BinaryMorphologicalOpening, drawn[None], COVER_RADIUS_MM, fine_mm)
-            drawn &= (opened | _in_front(sure[None]))[0]
-        holes = sitk.GetArrayFromImage(sitk.BinaryFillhole(_image(drawn))) > 0
+            cover = disk(round(COVER_RADIUS_MM / max(fine_mm[1:])))
+            opened = ndimage.binary_dilation(ndimage.binary_erosion(drawn, cover, border_value=1), cover)
+            drawn &= opened | _in_front(sure[None])[0] | ~sure.any(axis=0)
+        holes = ndimage.binary_fill_holes(drawn)
         labels, _ = ndimage.label(drawn | (holes & filled))
         target[index][fine] = np.isin(labels, np.unique(labels[filled & drawn]))
     return mask

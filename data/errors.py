@@ -10,11 +10,14 @@ class InputError(ValueError):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and exit: 0 or its return value; 2 and one line for an `InputError`."""
+    """Run a command's ``main`` and exit: 0 or its return value; 2 and one line for an `InputError` or `OSError`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         code = main()
     except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ AIR_HU = -1000.0
 CT_WINDOW_HU = (-1000.0, 1400.0)
 # An MR window per volume runs between these percentiles of its voxels inside the body.
 MR_PERCENTILES = (0.5, 99.5)
-# Named curves for --ct_transfer: (HU, network value) knots. `soft_tissue` gives fat to muscle a quarter of the range.
+# Named curves for --ct_transfer: (HU, network value) knots. `soft_tissue` gives fat to muscle 1/6 of the range.
 CT_TRANSFERS = {"soft_tissue": ((-1000.0, -1.0), (-250.0, -0.6), (250.0, 0.5), (1400.0, 1.0))}
 
 

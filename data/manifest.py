@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
 from data.files import whole_file
+from data.volume import volume_stem, volume_suffix
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+# Headers whose voxels lie in files of their own, and the endings of those.
+_HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
+_DATA_SUFFIXES = (".raw", ".raw.gz", ".zraw", ".img", ".img.gz", ".hdr")
+_HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -23,14 +30,16 @@ class Case:
         split: 'train' or 'test'.
         domain: 'A' (MR) or 'B' (CT).
         source, source_sha256: the file or DICOM folder it was made from, and the hash of its bytes.
-        mask_source_sha256: hash of the supplied mask file; None where the body mask was computed.
-        extent_mm: in-plane width of the smallest centred square that holds the body.
+        series_uid: the DICOM series of a folder that holds several.
+        mask_source_sha256: hash of the supplied or corrected mask file; None where the body mask was computed.
+        body_sha256: hash of the body mask as it was written; a file with another hash was corrected by hand.
+        extent_mm: `SliceFrame.body_extent_mm`: in-plane width of the smallest centred square that holds the body.
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.intensity.MR_PERCENTILES` inside the body, in the source's units.
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
-        frame: `SliceFrame.to_dict()`.
+        frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
 
     name: str
@@ -48,6 +57,8 @@ class Case:
     lost_voxels: int = 0
     labels: int = 1
     frame: dict = field(default_factory=dict)
+    series_uid: str | None = None
+    body_sha256: str | None = None
 
     @property
     def image_file(self) -> str:
@@ -121,14 +132,14 @@ def read_manifest(root: str | Path) -> Manifest:
 
 def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
     """Refuse cases that share a name in one domain, or a patient or source volume between train and test."""
-    for key in ("patient", "source_sha256"):
-        train, test = ({getattr(c, key): c.name for c in cases if c.split == split} for split in ("train", "test"))
-        shared = sorted(train[value] for value in train.keys() & test.keys())
-        if shared:
-            raise InputError(
-                f"the same {key.split('_')[0]} stands in train and test: {', '.join(shared[:5])}; leave it in one"
-            )
-    names = Counter((case.domain, case.name) for case in cases)
+    check_names([(case.split, case.domain, case.name, case.patient) for case in cases])
+    _check_disjoint("source", [(case.split, case.source_sha256, case.name) for case in cases])
+
+
+def check_names(entries: list[tuple[str, str, str, str]]) -> None:
+    """Refuse (split, domain, name, patient) that share a name in one domain, or a patient between train and test."""
+    _check_disjoint("patient", [(split, patient, name) for split, _, name, patient in entries])
+    names = Counter((domain, name) for _, domain, name, _ in entries)
     twice = sorted(name for (_, name), count in names.items() if count > 1)
     if twice:
         raise InputError(
@@ -136,18 +147,64 @@ def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
         )
 
 
+def _check_disjoint(what: str, entries: Iterable[tuple[str, str, str]]) -> None:
+    """Refuse a value that stands in both splits; entries are (split, value, name)."""
+    train, test = ({value: name for part, value, name in entries if part == split} for split in ("train", "test"))
+    shared = sorted(train[value] for value in train.keys() & test.keys())
+    if shared:
+        raise InputError(f"the same {what} stands in train and test: {', '.join(shared[:5])}; leave it in one")
+
+
 def write_json(path: Path, data: dict) -> Path:
-    """Write JSON to `path`; the file appears whole or not at all."""
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Write JSON to `path`; the file appears whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        with whole_file(path) as scratch:
+            scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
     return path
 
 
 def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files of a (DICOM) folder in the order of their names."""
+    """Return the SHA-256 of a volume: its file and the data files of a header, or all files of a (DICOM) folder.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    try:
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else _volume_files(path)
+        for file in files:
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
     return digest.hexdigest()
+
+
+def _volume_files(path: Path) -> list[Path]:
+    """Return a volume's file and, where it is a header, the data files that it names or that share its stem."""
+    suffix = volume_suffix(path)
+    if suffix not in _HEADER_SUFFIXES:
+        return [path]
+    stem = volume_stem(path)
+    found = {f for f in path.parent.iterdir() if f.name.lower() in {f"{stem}{end}".lower() for end in _DATA_SUFFIXES}}
+    if suffix in (".mhd", ".nhdr"):
+        with path.open("rb") as handle:
+            header = handle.read(_HEADER_BYTES).decode("latin-1")
+        for line in header.splitlines():
+            found.update(_named_files(path.parent, re.split(r"=|:", line, maxsplit=1)[-1].strip()))
+    return [path, *sorted(found - {path})]
+
+
+def _named_files(folder: Path, value: str) -> list[Path]:
+    """Return the files that a header's value names: a name, or a pattern such as `slice_%03d.raw 1 20 1`."""
+    if not value or "\0" in value or len(value) > 255:
+        return []
+    if "%" in value:
+        return [file for file in folder.glob(re.sub(r"%\d*[a-z]", "*", value.split()[0])) if file.is_file()]
+    return [folder / value] if (folder / value).is_file() else []

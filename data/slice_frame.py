@@ -3,7 +3,8 @@
 `SliceFrame.prepare` turns a volume into N slices of `size` x `size` pixels of `spacing_mm`: axes permuted and flipped
 to the closest axial orientation, resampled linearly in the plane, cropped or padded about the centre. `restore` goes
 back to exactly the volume's own grid. Every step is linear along one axis, so a frame is three small matrices; where
-the spacing is already right they only move voxels, and the round trip is exact.
+the spacing is already right they only move voxels, and the round trip is exact. Moving by whole voxels, a frame of
+even size lies half a voxel beside the centre of an axis with an odd number of them.
 
 Slices are axial as a radiologist sees them: rows run from anterior to posterior, columns from the patient's right to
 left, and slice 0 is the most inferior.
@@ -107,14 +108,19 @@ class SliceFrame:
         return int(np.count_nonzero(mask)) - int(np.count_nonzero(canonical[kept]))
 
     def body_extent_mm(self, mask: np.ndarray) -> float:
-        """Return the in-plane width (mm) of the smallest centred square that holds a body mask on the source grid."""
+        """Return the in-plane width (mm) of the smallest square that holds a body mask on the source grid.
+
+        A frame of an even size at least that wide keeps the whole body. The square is centred as such a frame is, for
+        which half a voxel more is counted where an axis has an odd number of voxels and may not be resampled.
+        """
         canonical = self._canonical(Volume(mask))
         extents = [0.0]
         for dimension in (1, 2):
             used = np.flatnonzero(canonical.any(axis=tuple(d for d in range(3) if d != dimension)))
             if used.size:
                 centre = (canonical.shape[dimension] - 1) / 2
-                reach = max(centre - used[0], used[-1] - centre) + 0.5
+                beside = 0.5 * (canonical.shape[dimension] % 2)
+                reach = max(centre + beside - used[0], used[-1] - centre) + 0.5
                 extents.append(2 * reach * self._axes[dimension].source_mm)
         return max(extents)
 
@@ -194,8 +200,9 @@ class _Axis:
 
     def _target_positions(self) -> np.ndarray:
         """Source index (fractional) of every pixel of the slice."""
-        first = (self.count - self._full_count) // 2
-        return (np.arange(self.count) - first - (self._full_count - 1) / 2) * self._step + (self.source_count - 1) / 2
+        if not self.resamples:
+            return np.arange(self.count) - float((self.count - self.source_count) // 2)
+        return (np.arange(self.count) - (self.count - 1) / 2) * self._step + (self.source_count - 1) / 2
 
     def _source_positions(self) -> np.ndarray:
         """Slice pixel (fractional) of every voxel of the source."""

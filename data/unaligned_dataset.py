@@ -1,6 +1,6 @@
 """MR and CT slices of different patients: the unpaired training set, its order and its batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +39,17 @@ class UnalignedDataset(Dataset):
         """Return the samples of an epoch: those of the larger domain."""
         return max(len(self.a), len(self.b))
 
-    def __getitem__(self, draw: Draw) -> dict:
-        """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
+    def __getitem__(self, draw: Draw) -> dict | InputError:
+        """Return one sample; its randomness derives from (seed, epoch, position) alone.
+
+        Bad input comes back as a value, for `raise_errors`: raised in a loading process it would become a traceback.
+        """
+        try:
+            return self._sample(draw)
+        except InputError as error:
+            return error
+
+    def _sample(self, draw: Draw) -> dict:
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         slice_a = self.a.read(draw.index_A, with_mask=self.masks)
         slice_b = self.b.read(draw.index_B, with_mask=False)
@@ -111,13 +120,24 @@ def open_unaligned(
     return UnalignedDataset(a, b, augmentation, masks, seed)
 
 
-def collate(samples: list[dict]) -> dict:
+def raise_errors(batches: Iterable[dict | InputError]) -> Iterator[dict]:
+    """Yield batches; raise the first that is an error."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def collate(samples: list[dict | InputError]) -> dict | InputError:
     """Stack samples to tensors (N, 1, H, W) and lists of names.
 
-    Raises:
-        InputError: slices of different sizes, which only image folders can hold.
+    Returns:
+        The batch, or the error of a sample; slices of different sizes, which only image folders can hold, are one too.
     """
     batch = {}
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if not isinstance(values[0], torch.Tensor):
@@ -125,6 +145,6 @@ def collate(samples: list[dict]) -> dict:
             continue
         if len({value.shape for value in values}) > 1:
             names = ", ".join(sample[f"origin_{key[-1]}"] for sample in samples)
-            raise InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
+            return InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
         batch[key] = torch.stack(values)
     return batch

@@ -41,7 +41,8 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
     """Score a synthetic CT against the true CT on the same grid.
 
     Everything but the Dice of bodies is taken inside the scoring mask: where `mask` is non-zero, or the body
-    of `ref` if there is no `mask`; with an `mr` only where that is above 0 as well (outside the MR's field of
+    of `ref` if there is no `mask`; with an `mr` only where that is above 0 as well (above its minimum, if that is
+    negative; outside the MR's field of
     view nothing can be predicted). The Dice of bodies compares the bodies found in `pred` and in `ref`, where
     `mr` is above 0: 0 where a failed model drew none, undefined where `ref` shows none.
 
@@ -65,7 +66,8 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
                 f"reference has {describe_grid(ref)}; resample it to the reference first"
             )
     ref_body = _find_body(ref, "reference", needed=mask is None)
-    seen = np.ones(ref.array.shape, bool) if mr is None else mr.array > 0
+    # A standardised MR has its background at its minimum, not at 0.
+    seen = np.ones(ref.array.shape, bool) if mr is None else mr.array > min(0, mr.array.min())
     inside = seen & (ref_body if mask is None else mask.array != 0)
     scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
     pred_body = _find_body(pred, "prediction", needed=False)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ct_segmentation.extractor import ShapeExtractor, label_channels
+from data.errors import InputError
 from models.image_pool import ImagePool
 from models.losses import correlation_loss, gan_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
@@ -60,7 +61,7 @@ class CycleGANSettings:
         return self.lambda_shape > 0 or self.lambda_shape_gan > 0
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(InputError):
     """A loss is NaN or infinite; nothing was updated by the step that met it."""
 
 
@@ -220,7 +221,8 @@ class CycleGANModel:
             bad = {key: loss.item() for key, loss in losses.items() if not torch.isfinite(loss)}
             origins = [*batch.get("origin_A", []), *batch.get("origin_B", [])]
             raise NonFiniteLossError(
-                f"loss not finite: {bad} on slices {', '.join(origins)}; no weight was changed by it"
+                f"loss not finite: {bad} on slices {', '.join(origins)}; no weight was changed by it: look at these "
+                "slices, lower --lr, and go on from the last saved state by --continue_train"
             )
         self.optimisers[name].zero_grad(set_to_none=True)
         total.backward()

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,37 @@ from models.state_dicts import load_checkpoint, load_network_weights, save_atomi
 log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
+STATE_KIND = "state of a training run"
 STATE_VERSION = 1
+# Options that may change when a run is continued: where and how fast it runs, what it shows, and for how long.
+HARMLESS_OPTIONS = frozenset(
+    "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
+    "display_freq save_latest_freq save_epoch_freq n_epochs n_epochs_decay ct_window ct_transfer".split()
+)
+
+
+class Position(NamedTuple):
+    """How far a run is: steps done of an epoch (from 1), and the sum of their losses over the epoch's steps."""
+
+    epoch: int = 1
+    iteration: int = 0
+    epoch_loss: float = 0.0
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to start a run where weights or a state lie; what a run left that never saved is cleared.
+
+    Raises:
+        InputError: the folder holds a run or a model.
+    """
+    if (folder / STATE_NAME).exists():
+        raise InputError(
+            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
+        )
+    if any(folder.glob("*_net_*.pth")):
+        raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
+    for name in ("losses.jsonl", "loss_log.txt"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
@@ -49,26 +79,54 @@ def save_options(folder: Path, options: dict[str, Any]) -> None:
     write_json(folder / "opt.json", values)
 
 
+def options_record(options: dict[str, Any]) -> dict[str, str]:
+    """Return as text the options that a run's result depends on, for its state."""
+    return {key: str(value) for key, value in options.items() if key not in HARMLESS_OPTIONS}
+
+
+def check_same_options(folder: Path, saved: dict[str, str], current: dict[str, str]) -> None:
+    """Refuse to continue a run with options that would make another result of it.
+
+    Raises:
+        InputError: options differ; it names them with both values.
+    """
+    changed = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
+    if changed:
+        listed = "; ".join(f"{key}: was {saved.get(key)}, now {current.get(key)}" for key in changed)
+        raise InputError(
+            f"{folder}: the run was started with other options ({listed}); continue it with those, or start a new run "
+            "from its weights by --init_from"
+        )
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the full training state, from which `load_state` lets a run go on."""
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    save_atomically({"format_version": STATE_VERSION, "random": random, **state}, folder / STATE_NAME)
+    header = {"kind": STATE_KIND, "format_version": STATE_VERSION, "random": random}
+    save_atomically({**header, **state}, folder / STATE_NAME)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Return the state that `save_state` wrote, and set torch's random state to what it was.
+    """Return the state that `save_state` wrote.
 
     Raises:
-        InputError: there is none, or it is damaged or of another version.
+        InputError: there is none, or it is damaged, of another kind or version.
     """
     path = folder / STATE_NAME
     if not path.exists():
         raise InputError(f"{path}: no such file: nothing to continue; leave out --continue_train to start the run")
     state = load_checkpoint(path)
-    if state.get("format_version") != STATE_VERSION:
-        raise InputError(f"{path}: format version {state.get('format_version')}, expected {STATE_VERSION}")
+    found = (state.get("kind"), state.get("format_version"))
+    if found != (STATE_KIND, STATE_VERSION):
+        raise InputError(
+            f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}"
+        )
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set torch's random state to what it was when `state` was saved."""
     random = state["random"]
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available() and len(random["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(random["cuda"])
-    return state

@@ -1,6 +1,7 @@
 """What inference must know about a trained model: architecture, frame and intensities, beside the weights."""
 
 import json
+import logging
 import math
 from argparse import Namespace
 from dataclasses import asdict, dataclass
@@ -11,6 +12,9 @@ from data.errors import InputError
 from data.intensity import IntensityMap
 from data.manifest import MANIFEST_NAME, read_manifest, write_json
 from data.slices import typical_mr_window
+from data.unaligned_dataset import UnalignedDataset
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "inference.json"
 FORMAT_VERSION = 1
@@ -76,17 +80,26 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
 
 
-def describe_run(opt: Namespace, multiple: int) -> InferenceSettings:
-    """Return what inference must know about a run with the training options `opt`.
+def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> InferenceSettings:
+    """Return what inference must know about a run with the training options `opt` on `dataset`.
 
     A run on resized slices learns another pixel spacing: its frame is the resized one. The frame's size is rounded up
     to a `multiple`, which the generator takes.
+
+    Raises:
+        InputError: a folder of images, and the MR window that they were written with is not said.
     """
-    spacing_mm, slice_mm, typical_mr, size = None, None, None, opt.crop_size
     if (opt.dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(opt.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, opt.mr_window)
+    else:
+        if opt.mr_window == "percentile" or opt.ct_transfer:
+            raise InputError(
+                f"{opt.dataroot}: images do not say what their gray values are; say the windows that they were written "
+                "with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
+            )
+        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
     if opt.preprocess == "resize_and_crop":
         spacing_mm = spacing_mm and spacing_mm * size / opt.load_size
         size = opt.load_size
@@ -110,3 +123,21 @@ def describe_run(opt: Namespace, multiple: int) -> InferenceSettings:
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that make and run a model."""
     return {package: metadata.version(package) for package in ("torch", "numpy", "SimpleITK")}
+
+
+def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) -> None:
+    """Refuse to start a run from weights that know other images or are of another network; warn of another scale.
+
+    Raises:
+        InputError: architecture, direction or CT map differ.
+    """
+    fixed = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct")
+    differing = [f"{key}: {getattr(old, key)} there, {getattr(new, key)} here" for key in fixed
+                 if getattr(old, key) != getattr(new, key)]  # fmt: skip
+    if differing:
+        raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
+    for key in ("spacing_mm", "mr_window"):
+        if getattr(old, key) != getattr(new, key):
+            log.warning(
+                "warning: --init_from %s: %s %s there, %s here", name, key, getattr(old, key), getattr(new, key)
+            )

@@ -9,7 +9,7 @@ import torch
 
 from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
-from data.intensity import IntensityMap, mr_percentiles, mr_window
+from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.slice_frame import SliceFrame
 from data.volume import Volume
 from models.experiment import weights_path
@@ -57,7 +57,7 @@ def synthesize_volume(
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; voxels outside the frame are air, -1000 HU.
 
-    A model trained with `--direction BtoA` takes a CT and returns an MR in the training set's typical units.
+    A model trained with `--direction BtoA` takes a CT and returns an MR, float32, in the training set's typical units.
 
     Args:
         source: the MR.
@@ -86,7 +86,11 @@ def synthesize_volume(
     slices = source_map.to_network(frame.prepare(source, fill=float(source.array.min())))
     translated = synthesiser.model.translate(slices, batch_size)
     del slices
-    restored = frame.restore(target_map.to_physical(translated), fill=target_map.range[0])
+    # Outside the frame nothing is known: air, whatever the window's lower end.
+    fill = AIR_HU if settings.direction == "AtoB" else target_map.range[0]
+    restored = frame.restore(target_map.to_physical(translated), fill)
+    if settings.direction == "BtoA":
+        return restored
     return restored.with_array(np.rint(restored.array, out=restored.array).astype(np.int16))
 
 

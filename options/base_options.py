@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ def base_parser(prog: str, description: str) -> argparse.ArgumentParser:
         "--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir"
     )
     run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
-    run.add_argument("--epoch", "--which_epoch", default="latest", help="'latest' or the number of a saved epoch")
+    run.add_argument("--epoch", "--which_epoch", type=epoch_name, default="latest", help="latest, or a saved epoch")
     run.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     run.add_argument(
         "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
@@ -69,6 +70,11 @@ def experiment_name(text: str) -> str:
     return text
 
 
+def epoch_name(text: str) -> str:
+    """Return 'latest' or the number of an epoch, as file names have it."""
+    return text if text == "latest" else str(positive_int(text))
+
+
 def torch_device(text: str) -> torch.device:
     """Return the device that `--device` names; 'auto' is the GPU where there is one.
 
@@ -93,7 +99,7 @@ def torch_device(text: str) -> torch.device:
 
 def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse, and resolve `--gpu_ids` into `device`."""
-    options = parser.parse_args(arguments)
+    options = parse_numbers(parser, arguments)
     if options.gpu_ids is not None:
         try:
             ids = [int(text) for text in options.gpu_ids.split(",")]
@@ -106,6 +112,14 @@ def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
             parser.error(f"--gpu_ids {error}")
     del options.gpu_ids
     return options
+
+
+def parse_numbers(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse; words that begin like a negative number (-1e3, -1000:-1,...) are values, never options."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # argparse takes such words for options unless they are plain negative numbers; a leading space settles it, and
+    # float() does not mind.
+    return parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
 
 
 def mr_window_rule(parser: argparse.ArgumentParser, words: list[str]) -> str | tuple[float, float]:

@@ -46,11 +46,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--max_dataset_size", type=positive_int, help="at most this many samples an epoch")
     data.add_argument("--preprocess", choices=PREPROCESS, default="none", help="none takes slices as prepared")
     data.add_argument(
-        "--load_size", "--loadSize", type=positive_int, default=286, help="resize_and_crop: resize to this first"
+        "--load_size", "--loadSize", type=positive_int, help="resize_and_crop: resize to this first (286)"
     )
-    data.add_argument(
-        "--crop_size", "--fineSize", type=positive_int, default=256, help="crop, resize_and_crop: random crop of this"
-    )
+    data.add_argument("--crop_size", "--fineSize", type=positive_int, help="crop, resize_and_crop: random crop (256)")
     data.add_argument(
         "--flip", action="store_true", help="mirror left and right at random: for limbs, not for whole bodies"
     )
@@ -125,7 +123,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--lr", type=positive_float, default=2e-4, help="learning rate of Adam")
     schedule.add_argument("--beta1", type=nonnegative_float, default=0.5, help="momentum of Adam")
     schedule.add_argument("--lr_policy", choices=POLICIES, default="linear", help="learning-rate schedule")
-    schedule.add_argument("--lr_decay_iters", type=positive_int, default=50, help="step: epochs between steps")
+    schedule.add_argument("--lr_decay_iters", type=positive_int, help="step: epochs between steps (50)")
     schedule.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     schedule.add_argument("--init_from", type=experiment_name, metavar="NAME", help="start a new run from this model")
     schedule.add_argument("--continue_train", action="store_true", help="go on from the last saved state of --name")
@@ -149,6 +147,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if options.n_layers_D != 3 and options.netD != "n_layers":
         parser.error(f"--n_layers_D {options.n_layers_D} needs --netD n_layers")
+    needs = {
+        "--load_size": (options.load_size, options.preprocess == "resize_and_crop", "--preprocess resize_and_crop"),
+        "--crop_size": (options.crop_size, options.preprocess != "none", "--preprocess crop or resize_and_crop"),
+        "--lr_decay_iters": (options.lr_decay_iters, options.lr_policy == "step", "--lr_policy step"),
+        "--epoch": (options.epoch != "latest", options.init_from, "--init_from (a run goes on from its last state)"),
+    }
+    for name, (given, used, way) in needs.items():
+        if given and not used:
+            parser.error(f"{name} does nothing without {way}")
+    options.load_size = options.load_size or 286
+    options.crop_size = options.crop_size or 256
+    options.lr_decay_iters = options.lr_decay_iters or 50
     if options.init_from and options.continue_train:
         parser.error("--init_from and --continue_train: expected one of them; --init_from starts a new run")
     if options.beta1 >= 1:

@@ -16,7 +16,7 @@ from models.experiment import weights_path
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
 from models.networks import GENERATORS, NORMS, UPSAMPLINGS, build_generator
 from models.state_dicts import load_network_weights, save_network_weights
-from options.base_options import experiment_name, mr_window_rule, positive_float, positive_int, window
+from options.base_options import experiment_name, mr_window_rule, parse_numbers, positive_float, positive_int, window
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
     parser.add_argument("--mr_window", nargs="+", default=["0", "400"], metavar="W", help="percentile or LO HI")
     parser.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), default=CT_WINDOW_HU, help="HU at -1 and 1")
-    options = parser.parse_args(arguments)
+    options = parse_numbers(parser, arguments)
     options.mr_window = mr_window_rule(parser, options.mr_window)
     options.ct = IntensityMap.window(*window(parser, "--ct_window", options.ct_window))
     return options

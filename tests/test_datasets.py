@@ -15,7 +15,7 @@ from data.intensity import IntensityMap
 from data.manifest import Case, Manifest, read_manifest
 from data.single_dataset import SingleDataset
 from data.slices import ImageFolderSlices, PreparedSlices, Slice
-from data.unaligned_dataset import Draw, UnalignedSampler, collate, open_unaligned
+from data.unaligned_dataset import Draw, UnalignedSampler, collate, open_unaligned, raise_errors
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 SIZE = 16
@@ -113,8 +113,10 @@ def test_resizing_keeps_mask_and_slice_together():
 def test_impossible_crops_are_refused(dataroot):
     with pytest.raises(InputError, match="--crop_size 300 is larger than --load_size 286"):
         Augmentation("resize_and_crop", load_size=286, crop_size=300)
-    with pytest.raises(InputError, match=r"m1:1: slice of 16 x 16 pixels, --crop_size 20 is larger"):
-        open_plain(dataroot, preprocess="crop", crop_size=20)[Draw(1, 0, 0, 0)]
+    error = open_plain(dataroot, preprocess="crop", crop_size=20)[Draw(1, 0, 0, 0)]
+    assert str(error) == "m1:1: slice of 16 x 16 pixels, --crop_size 20 is larger"
+    with pytest.raises(InputError, match="m1:1"):
+        next(raise_errors([collate([error])]))
 
 
 def draws(dataset, epoch, start=0, seed=5, limit=None):
@@ -202,8 +204,7 @@ def test_image_folder_errors_name_the_file(image_folder):
 
 def test_slices_of_different_sizes_do_not_make_a_batch():
     samples = [{"A": torch.zeros(1, s, s), "origin_A": f"s{s}"} for s in (8, 9)]
-    with pytest.raises(InputError, match=r"different sizes in one batch \(s8, s9\)"):
-        collate(samples)
+    assert "different sizes in one batch (s8, s9)" in str(collate(samples))
 
 
 def test_single_dataset_keeps_order():

@@ -188,6 +188,9 @@ def test_png_slices_are_filled_in_2d(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mrmask_01.png"]
     filled = np.array(Image.open(tmp_path / "out" / "mrmask_01.png"))
     np.testing.assert_array_equal(filled, full)
+    five_of_nine = np.array([[[1, 1, 1], [1, 0, 1], [0, 0, 0]]], np.uint8)
+    assert fill_holes(Volume(five_of_nine), 1, 1, 1).array[0, 1, 1] == 1
+    assert fill_holes(Volume(five_of_nine), 1, 1, 2).array[0, 1, 1] == 0
     with pytest.raises(InputError, match="is a slice; expected the same kind"):
         fill_hole.main(["--input", str(tmp_path / "in" / "mrmask_01.png"), "--output", str(tmp_path / "a.nii.gz")])
 

@@ -235,7 +235,10 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
     monkeypatch.setattr(PreparedSlices, "read", watch)
     first = run(dataroot, tmp_path, "cycle_Lcc", *off)
     assert not any(masks_read)
+    built = []
+    monkeypatch.setattr(train, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
     second = run(dataroot, tmp_path, "Self", *shape, "--init_from", "cycle_Lcc", "--lr", "1e-12")
+    assert built[0].netE.ct_map == IntensityMap.window(-1000, 1400)
     assert any(masks_read)
     for net in ("G_A", "D_A"):
         for key, value in first[net].items():
@@ -247,3 +250,14 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
 def test_a_missing_extractor_is_explained(dataroot, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match=r"nowhere.*ct_segmentation\.train.*--lambda_shape 0"):
         run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "nowhere"))
+
+
+def test_the_extractor_gets_the_runs_intensity_map_and_every_optimiser_its_schedule(dataroot, tmp_path, monkeypatch):  # noqa: F811
+    save_extractor(extractor(), tmp_path / "extractor.pth")
+    built = []
+    monkeypatch.setattr(train, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
+    decay = ["--n_epochs", "0", "--n_epochs_decay", "1", "--ct_transfer", "soft_tissue"]
+    run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "extractor.pth"), *decay)
+    assert built[0].netE.ct_map == parse_ct_transfer("soft_tissue")
+    rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in built[0].optimisers.items()}
+    assert rates == {"G": 1e-4, "D": 1e-4, "D_S": 1e-4}

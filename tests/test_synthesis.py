@@ -62,12 +62,15 @@ def test_known_network_known_hu_on_the_mr_s_grid(tmp_path, batch_size):
     np.testing.assert_allclose(ct.array, 1400 - mr.array * 4.8, atol=0.51)
 
 
-def test_voxels_outside_the_frame_are_air_and_reported(tmp_path, caplog):
+@pytest.mark.parametrize("window", [(-1000, 1400), (-160, 240), (-1024, 3000)])
+def test_voxels_outside_the_frame_are_air_and_reported(tmp_path, caplog, window):
     mr = ramp_mr(shape=(4, 24, 40))
     body = np.ones(mr.array.shape, bool)
-    ct = synthesize_volume(mr, known_synthesiser(tmp_path), body)
+    ct = synthesize_volume(mr, known_synthesiser(tmp_path, ct=IntensityMap.window(*window)), body)
     assert np.all(ct.array[:, :, :4] == AIR_HU) and np.all(ct.array[:, :, -4:] == AIR_HU)
-    np.testing.assert_allclose(ct.array[:, :, 4:-4], 1400 - mr.array[:, :, 4:-4] * 4.8, atol=0.51)
+    low, high = window
+    inside = mr.array[:, :, 4:-4]
+    np.testing.assert_allclose(ct.array[:, :, 4:-4], high - inside / 500 * (high - low), atol=0.51)
     assert f"{4 * 24 * 8} body voxels (20.0 %)" in caplog.text
 
 

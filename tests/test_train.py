@@ -1,21 +1,27 @@
 """`train.py`: what it writes, exact resume, options and their aliases, errors."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import train
+from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from data.errors import InputError
 from data.intensity import IntensityMap
 from models.cycle_gan_model import CycleGANModel
 from models.inference_settings import read_inference_settings
+from models.schedules import LearningRate
+from models.state_dicts import save_network_weights
 from options import train_options
 from tests.test_datasets import dataroot  # noqa: F401
 
 TINY = "--netG resnet_6blocks --netD pixel --ngf 2 --ndf 2 --num_threads 0 --device cpu --pool_size 2".split()
 TINY += ["--lambda_shape", "0", "--lambda_shape_gan", "0"]
-SHORT = "--n_epochs 2 --n_epochs_decay 1 --print_freq 2 --save_epoch_freq 2 --save_latest_freq 4".split()
+SHORT = "--n_epochs 2 --n_epochs_decay 1 --print_freq 1 --save_epoch_freq 2 --save_latest_freq 4".split()
 
 
 def run(dataroot, checkpoints, *arguments, name="run"):  # noqa: F811
@@ -50,8 +56,8 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
     assert settings.ct.knots[1] == (-250.0, -0.6)
     assert json.loads((folder / "opt.json").read_text())["batch_size"] == 2
     records = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    assert [(r["epoch"], r["iteration"]) for r in records] == [(e, i) for e in (1, 2, 3) for i in (2, 3)]
-    assert [r["lr"] for r in records] == pytest.approx([2e-4] * 4 + [1e-4] * 2)  # 1 - (3 - 2) / (1 + 1)
+    assert [(r["epoch"], r["iteration"]) for r in records] == [(e, i) for e in (1, 2, 3) for i in (1, 2, 3)]
+    assert [r["lr"] for r in records] == pytest.approx([2e-4] * 6 + [1e-4] * 3)  # 1 - (3 - 2) / (1 + 1)
     for record in records:
         terms = [value for name, value in record["losses"].items() if name != "G" and not name.startswith("D_")]
         assert record["losses"]["G"] == pytest.approx(sum(terms), rel=1e-5)
@@ -65,7 +71,16 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
 def test_a_killed_run_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_at, policy):  # noqa: F811
     """Six steps an epoch, states after 4 and 6 of them; the run dies in step `stop_at` of 18."""
     options = ["--use_dropout", "--preprocess", "crop", "--crop_size", "12", "--flip", "--lr_policy", policy]
+    end_epoch, metrics = LearningRate.end_epoch, []
+
+    def watch(self, metric=None):
+        metrics.append(metric)
+        end_epoch(self, metric)
+
+    monkeypatch.setattr(LearningRate, "end_epoch", watch)
     whole = run(dataroot, tmp_path, *options, name="whole")
+    expected_metrics = metrics.copy()
+    assert expected_metrics[0] == pytest.approx(mean_loss(whole, epoch=1), rel=1e-5)
     step, calls = CycleGANModel.step, []
 
     def dying(self, batch):
@@ -83,8 +98,18 @@ def test_a_killed_run_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_
             run(dataroot, tmp_path, *options, "--continue_train", name="killed")
         return
     torch.manual_seed(123)  # whatever the random state of the new process
+    metrics.clear()
     killed = run(dataroot, tmp_path, *options, "--continue_train", name="killed")
     assert_same_weights(whole, killed)
+    assert metrics == expected_metrics[-len(metrics) :]
+    for name in ("losses.jsonl", "loss_log.txt"):  # no record twice, none missing
+        assert len((whole / name).read_text().splitlines()) == len((killed / name).read_text().splitlines())
+
+
+def mean_loss(folder, epoch):
+    """The mean of G over an epoch; every step is recorded with --print_freq 1."""
+    records = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return np.mean([record["losses"]["G"] for record in records if record["epoch"] == epoch])
 
 
 def test_the_number_of_loading_processes_changes_nothing(dataroot, tmp_path):  # noqa: F811
@@ -98,6 +123,74 @@ def test_a_finished_or_running_experiment_is_not_overwritten(dataroot, tmp_path)
     with pytest.raises(InputError, match="holds a run already; go on with it by --continue_train"):
         run(dataroot, tmp_path)
     assert (folder / "latest_net_G_A.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--ngf", "3"], "ngf: was 2, now 3"),
+        (["--ct_transfer", "soft_tissue"], "ct_map: was IntensityMap"),
+        (["--lambda_shape", "5", "--shape_extractor", "E"], "lambda_shape: was 0.0, now 5.0"),
+        (["--batch_size", "2", "--direction", "BtoA"], "batch_size: was 1, now 2; direction: was AtoB, now BtoA"),
+        (["--max_dataset_size", "4"], "max_dataset_size: was None, now 4"),
+    ],
+)
+def test_a_run_is_continued_with_its_own_options_only(dataroot, tmp_path, changed, message):  # noqa: F811
+    folder = run(dataroot, tmp_path)
+    before = {file: file.read_bytes() for file in folder.glob("*.*")}
+    if "E" in changed:
+        settings = ExtractorSettings(width=2, n_classes=1, ct=IntensityMap.window(-1000, 1400), size=16, spacing_mm=1.0)
+        save_extractor(ShapeExtractor(settings), tmp_path / "E")
+        changed = [*changed[:-1], str(tmp_path / "E")]
+    with pytest.raises(InputError, match=message):
+        run(dataroot, tmp_path, "--continue_train", *changed)
+    assert {file: file.read_bytes() for file in folder.glob("*.*")} == before
+
+
+def test_more_epochs_may_follow(dataroot, tmp_path):  # noqa: F811
+    longer = ["--n_epochs", "3", "--lr_policy", "step"]
+    whole = run(dataroot, tmp_path, *longer, name="whole")
+    run(dataroot, tmp_path, "--n_epochs", "1", "--n_epochs_decay", "1", "--lr_policy", "step", name="parts")
+    assert_same_weights(whole, run(dataroot, tmp_path, *longer, "--continue_train", name="parts"))
+
+
+def test_weights_that_were_imported_are_not_overwritten(dataroot, tmp_path):  # noqa: F811
+    save_network_weights(torch.nn.Conv2d(1, 1, 1), tmp_path / "run/latest_net_G_A.pth")
+    with pytest.raises(InputError, match="holds a model already"):
+        run(dataroot, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (["--ct_transfer", "soft_tissue"], "ct: IntensityMap"),
+        (["--direction", "BtoA"], "direction: BtoA there, AtoB here"),
+        (["--upsample", "resize"], "upsample: resize there, transposed here"),
+    ],
+)
+def test_weights_of_another_kind_are_not_started_from(dataroot, tmp_path, there, message):  # noqa: F811
+    run(dataroot, tmp_path, *there, name="there")
+    with pytest.raises(InputError, match=f"--init_from there: .*{message}"):
+        run(dataroot, tmp_path, "--init_from", "there", name="here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_bad_slices_are_named_without_a_traceback_from_loading_processes(dataroot, tmp_path):  # noqa: F811
+    with pytest.raises(InputError) as error:
+        run(dataroot, tmp_path, "--preprocess", "crop", "--crop_size", "20", "--num_threads", "1")
+    assert re.fullmatch(r"[mc]\d:\d: slice of 16 x 16 pixels, --crop_size 20 is larger", str(error.value))
+
+
+def test_image_folders_say_their_windows_and_size(tmp_path):
+    for folder in ("trainA", "trainB"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((24, 24), 40 * k, np.uint8)).save(tmp_path / "set" / folder / f"{k}.png")
+    with pytest.raises(InputError, match="--mr_window LO HI"):
+        run(tmp_path / "set", tmp_path)
+    folder = run(tmp_path / "set", tmp_path, "--mr_window", "0", "400")
+    settings = read_inference_settings(folder)
+    assert (settings.size, settings.spacing_mm, settings.mr_window) == (24, None, (0.0, 400.0))
 
 
 def test_resized_slices_teach_their_own_pixel_spacing(dataroot, tmp_path):  # noqa: F811
@@ -128,8 +221,17 @@ REQUIRED = ["--dataroot", "d", "--name", "n"]
 @pytest.mark.parametrize("published", PUBLISHED)
 def test_published_option_names_are_aliases(published):
     name, text, value = PUBLISHED[published]
-    assert getattr(train_options.parse([*REQUIRED, published, text]), name) == value
-    assert getattr(train_options.parse([*REQUIRED, f"--{name}", text]), name) == value
+    used = ["--preprocess", "resize_and_crop", "--init_from", "other"]
+    assert getattr(train_options.parse([*REQUIRED, *used, published, text]), name) == value
+    assert getattr(train_options.parse([*REQUIRED, *used, f"--{name}", text]), name) == value
+
+
+def test_values_may_begin_with_a_minus():
+    knots = train_options.parse([*REQUIRED, "--ct_transfer", "-1000:-1,0:0.2,1400:1"]).ct_map.knots
+    assert knots == ((-1000.0, -1.0), (0.0, 0.2), (1400.0, 1.0))
+    options = train_options.parse([*REQUIRED, "--ct_window", "-1e3", "1400", "--mr_window", "-2", "3.5"])
+    assert (options.ct_map.range, options.mr_window) == ((-1000.0, 1400.0), (-2.0, 3.5))
+    assert train_options.parse([*REQUIRED, "--gpu_ids", "-1"]).device == torch.device("cpu")
 
 
 def test_defaults_are_the_published_settings():
@@ -166,6 +268,11 @@ def test_defaults_are_the_published_settings():
         (["--n_layers_D", "4"], "needs --netD n_layers"),
         (["--beta1", "1"], "below 1"),
         (["--init_from", "a", "--continue_train"], "expected one of them"),
+        (["--load_size", "286"], "does nothing without --preprocess resize_and_crop"),
+        (["--crop_size", "200"], "does nothing without --preprocess crop"),
+        (["--lr_decay_iters", "10"], "does nothing without --lr_policy step"),
+        (["--epoch", "20", "--continue_train"], "does nothing without --init_from"),
+        (["--epoch", "banana"], "whole number of 1 or more"),
         (["--preprocess", "resize_and_crop", "--crop_size", "300"], "larger than --load_size"),
         (["--no_such_option"], "unrecognized arguments"),
         (["--lambda_ident", "1"], "unrecognized arguments"),

@@ -8,8 +8,12 @@ from torch import Tensor
 
 from data.volume import Volume
 
-# Rows of the training panel; images that a run does not have are left out.
-TRAINING_ROWS = (("real_A", "fake_B", "rec_A", "idt_B"), ("real_B", "fake_A", "rec_B", "idt_A"))
+# Rows of the training panel and the value of black; images that a run does not have are left out.
+TRAINING_ROWS = (
+    (("real_A", "fake_B", "rec_A", "idt_B"), -1),
+    (("real_B", "fake_A", "rec_B", "idt_A"), -1),
+    (("mask", "shape"), 0),
+)
 # Display window of CT: level 40, width 800 HU shows soft tissue and bone together.
 CT_DISPLAY_HU = (-360.0, 440.0)
 DIFFERENCE_HU = (-400.0, 400.0)
@@ -17,23 +21,27 @@ _CAPTION_PX = 14
 
 
 def save_training_panel(visuals: dict[str, Tensor], path: Path) -> None:
-    """Save the first image of each tensor (N, 1, H, W) in [-1, 1], rows A and B."""
-    rows = [[(name, _gray(visuals[name][0, 0].cpu().float().numpy(), -1, 1)) for name in row if name in visuals]
-            for row in TRAINING_ROWS]  # fmt: skip
+    """Save the first image of each tensor (N, C, H, W): rows A and B in [-1, 1], and the shapes in [0, 1]."""
+    rows = []
+    for names, low in TRAINING_ROWS:
+        row = [(name, _gray(visuals[name][0, 0].cpu().float().numpy(), low, 1)) for name in names if name in visuals]
+        rows += [row] if row else []
     save_grid(rows, path)
 
 
-def save_preview(mr: Volume, synthetic: Volume, reference: Volume | None, path: Path) -> None:
-    """Save MR, synthetic CT (and true CT and difference) through the middle of the three planes, in true proportions.
+def save_preview(mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT") -> None:
+    """Save MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
 
-    All volumes are on one grid. CT is shown from -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
+    `synthetic` says which of the two, CT or MR, was made from the other. All volumes are on one grid. CT is shown from
+    -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
     """
+    titles = {modality: f"synthetic {modality}" if modality == synthetic else modality for modality in ("MR", "CT")}
     columns = [
-        ("MR", mr.array, tuple(np.percentile(mr.array, (0.5, 99.5)))),
-        ("synthetic CT", synthetic.array, CT_DISPLAY_HU),
+        (titles["MR"], mr.array, tuple(np.percentile(mr.array, (0.5, 99.5)))),
+        (titles["CT"], ct.array, CT_DISPLAY_HU),
     ]
     if reference is not None:
-        difference = synthetic.array.astype(np.float32) - reference.array
+        difference = ct.array.astype(np.float32) - reference.array
         columns += [("true CT", reference.array, CT_DISPLAY_HU), ("difference", difference, DIFFERENCE_HU)]
     rows = []
     for axis, name in enumerate(("z", "y", "x")):

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from data.files import whole_file
 from visualization.panels import save_training_panel
 
 log = logging.getLogger(__name__)
@@ -16,14 +17,27 @@ log = logging.getLogger(__name__)
 class TrainingLog:
     """The record of one run, kept in its folder; a resumed run appends to it."""
 
-    def __init__(self, folder: Path, steps_per_epoch: int, epochs: int) -> None:
-        """Start logging into `folder`."""
+    def __init__(self, folder: Path, steps_per_epoch: int, epochs: int, start: tuple[int, int]) -> None:
+        """Start logging into `folder`; `start`: the epoch and its steps done, whose later records are dropped."""
         self.folder, self.steps_per_epoch, self.epochs = folder, steps_per_epoch, epochs
+        self._drop_records_after(start)
         self._bar: tqdm | None = None
         self._losses: dict[str, float] = {}
         self._last = time.perf_counter()
         self._steps = 0
         self._data_seconds = 0.0
+
+    def _drop_records_after(self, start: tuple[int, int]) -> None:
+        """Cut both files back to what the state knows: steps after it are taken, and written, again."""
+        jsonl, text = self.folder / "losses.jsonl", self.folder / "loss_log.txt"
+        if not jsonl.exists():
+            return
+        records = [json.loads(line) for line in jsonl.read_text().splitlines()]
+        kept = sum((record["epoch"], record["iteration"]) <= start for record in records)
+        for path in (jsonl, text):
+            lines = path.read_text().splitlines(keepends=True)[:kept]
+            with whole_file(path) as scratch:
+                scratch.write_text("".join(lines))
 
     def start_epoch(self, epoch: int, done: int) -> None:
         """Begin the bar of an epoch, `done` of whose steps were taken before."""
