@@ -1,5 +1,6 @@
 """Reading one DICOM series from a folder, with the checks that keep its geometry right."""
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,19 @@ from pydicom.errors import InvalidDicomError
 
 from data.errors import InputError
 
+log = logging.getLogger(__name__)
+
 # Positions along the slice normal may deviate from even spacing by this share of the spacing.
 SPACING_TOLERANCE = 0.05
 _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
+    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
+    "SOPClassUID",
 ]  # fmt: skip
+_GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+_PREAMBLE_BYTES = 128
+# A file without the preamble starts with an element of group 0002 or 0008, of either byte order.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
 @dataclass(frozen=True)
@@ -37,25 +45,50 @@ def list_series(folder: Path) -> list[DicomSeries]:
     """Return the image series whose files lie directly in `folder`, by UID; other files are passed over."""
     series = defaultdict(list)
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        try:
-            header = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True)
-        except (InvalidDicomError, OSError, EOFError):
-            continue
-        if "Rows" in header and "SeriesInstanceUID" in header:
+        header = _read_header(file)
+        if header is not None:
             series[str(header.SeriesInstanceUID)].append((file, header))
     return [DicomSeries(uid, tuple(files)) for uid, files in sorted(series.items())]
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Tell whether a file that looks like DICOM lies directly in `folder`."""
+    files = (path for path in folder.iterdir() if path.is_file())
+    return any(path.suffix.lower() in (".dcm", ".ima") or _looks_like_dicom(path) for path in files)
+
+
+def _looks_like_dicom(file: Path) -> bool:
+    with file.open("rb") as handle:
+        start = handle.read(_PREAMBLE_BYTES + 4)
+    return start[_PREAMBLE_BYTES:] == b"DICM" or start.startswith(_FIRST_GROUPS)
+
+
+def _read_header(file: Path) -> pydicom.Dataset | None:
+    """Return the header of a DICOM image, with or without the preamble; None for any other file."""
+    try:
+        if not _looks_like_dicom(file):
+            return None
+        header = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=True)
+        wanted = ("SOPClassUID", "SeriesInstanceUID", "Rows")
+        return header if all(header.get(tag) for tag in wanted) else None
+    except (InvalidDicomError, OSError, EOFError):
+        return None
+    except Exception as error:  # a forced read of some other file's bytes can fail in any way
+        log.debug("%s: passed over, not DICOM: %s", file, error)
+        return None
 
 
 def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
     """Read one series as a 3-D image, slices sorted along their normal, rescaled (CT: in HU).
 
     Raises:
-        InputError: no series, several without `series_uid`, or slices that do not make one evenly spaced volume.
+        InputError: no series, several without `series_uid`, slices that do not make one evenly spaced volume, colour
+            or multi-frame images, or a header without the geometry.
         RuntimeError: SimpleITK could not decode the pixels.
     """
     series = _choose(folder, list_series(folder), series_uid)
-    if len(series.files) == 1 and int(series.files[0][1].get("NumberOfFrames", 1) or 1) > 1:
-        return sitk.ReadImage(str(series.files[0][0]))
+    for file, header in series.files:
+        _check_header(file, header)
     files, spacing_mm = _sort_slices(folder, series)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file, _ in files])
@@ -82,11 +115,41 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
     return found[0]
 
 
+def _check_header(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice whose geometry or values its header does not tell."""
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise InputError(f"{file}: multi-frame DICOM is not read; convert it to single-frame DICOM or NIfTI")
+    samples = int(header.get("SamplesPerPixel") or 1)
+    if samples > 1:
+        raise InputError(f"{file}: SamplesPerPixel {samples} (a colour image); expected 1: leave this series out")
+    for tag, count in _GEOMETRY_TAGS.items():
+        values = _numbers(file, header, tag)
+        if len(values) != count:
+            raise InputError(
+                f"{file}: DICOM tag {tag} is missing or empty, or has not {count} numbers; export the series again"
+            )
+    if not np.all(_numbers(file, header, "PixelSpacing") > 0):
+        raise InputError(f"{file}: PixelSpacing {header.PixelSpacing}; expected positive numbers of mm")
+    for tag in ("RescaleSlope", "RescaleIntercept"):
+        # MR need no rescaling; without it a CT's values are no HU, and an empty tag tells that something was lost.
+        if (tag in header or header.get("Modality") == "CT") and len(_numbers(file, header, tag)) != 1:
+            raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
+
+
+def _numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
+    """Return a tag's numbers, none where it is missing or empty."""
+    try:
+        value = header.get(tag)
+        values = np.atleast_1d(np.asarray([] if value is None or value == "" else value, float))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file}: DICOM tag {tag} holds no numbers: {error}") from error
+    if not np.all(np.isfinite(values)):
+        raise InputError(f"{file}: DICOM tag {tag} is {values.tolist()}; expected finite numbers")
+    return values
+
+
 def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, pydicom.Dataset]], float]:
     """Return the files in the order of their position along the slice normal, and the spacing between them in mm."""
-    for file, header in series.files:
-        if "ImagePositionPatient" not in header or "ImageOrientationPatient" not in header:
-            raise InputError(f"{file}: no slice position or orientation in the DICOM header")
     if len(series.files) < 2:
         raise InputError(f"{folder}: one DICOM slice; expected a series of several")
     _check_uniform(folder, series)
@@ -120,6 +183,9 @@ def _check_uniform(folder: Path, series: DicomSeries) -> None:
     for file, header in series.files[1:]:
         if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
             raise InputError(f"{folder}: slices of different orientation in one series ({file.name}): a localiser?")
+        if not np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4):
+            spacings = list(header.PixelSpacing), list(first.PixelSpacing)
+            raise InputError(f"{file}: PixelSpacing {spacings[0]} mm in a series of {spacings[1]} mm")
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
             size, expected = (header.Columns, header.Rows), (first.Columns, first.Rows)
             raise InputError(f"{file}: slice of {size} pixels in a series of {expected}")

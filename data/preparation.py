@@ -1,8 +1,11 @@
 """Preparing a data set: volumes on disk to slices on one grid, with masks and a manifest.
 
 Two passes over the volumes. The first finds each body, so that `auto` spacing can be chosen; its masks are kept under
-`bodies/`, on the volumes' own grids, where they can be looked at, corrected and supplied again. The second writes
-slices. A volume whose source and settings have not changed is not touched again.
+`bodies/`, on the volumes' own grids, where they can be looked at and corrected: a corrected one is kept and used. The
+second writes slices. A volume whose source and settings have not changed is not touched again.
+
+An interruption leaves no data set that looks whole: before the first array is written the manifest goes, and before a
+case's arrays are, its record forgets its frame.
 """
 
 import json
@@ -10,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +30,7 @@ from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
-from data.manifest import Case, Manifest, check_splits, hash_source, write_json
+from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
 from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.volume import Volume, read_volume, write_volume
@@ -37,6 +41,8 @@ log = logging.getLogger(__name__)
 MIN_BODY_SHARE = 0.005
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
+# Relative excess of a product of spacings that is rounding, not a body too wide.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def prepare_dataset(
     Args:
         root: the data set's folder.
         groups: sources by (split, domain), e.g. ('train', 'A').
-        size: pixels of a slice's side.
+        size: pixels of a slice's side, even.
         spacing_mm: pixel spacing; None picks the finest with which every body fits (`choose_spacing`).
         slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
         workers: processes.
@@ -82,20 +88,37 @@ def prepare_dataset(
     Raises:
         InputError: names that collide, a patient in train and test, or no volume left in a domain to train on.
     """
+    if size < 2 or size % 2:
+        raise InputError(f"slices of {size} pixels; expected a positive even number")
     jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
+    check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
     with _processes(workers) as pool:
         analysed, failures = _run(analyse, jobs, pool, "finding bodies")
         check_splits(analysed)
-        if not analysed:
-            raise InputError(f"no volume could be prepared; the first: {failures[0].reason}")
+        _check_trainable(root, analysed, failures)
         spacing_mm = spacing_mm or choose_spacing(analysed, size)
         jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
-        writable = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
-        cases, failed = _run(_SliceWriter(size, spacing_mm, slice_mm), writable, pool, "writing slices")
+        jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
+        for job in jobs:
+            if job.known.mask_source_sha256 and not job.source.mask:
+                log.info("%s: corrected by hand, kept and used", _body_path(job))
+        writer = _SliceWriter(size, spacing_mm, slice_mm)
+        if not all(writer.is_done(job) for job in jobs):
+            _remove(root / MANIFEST_NAME)
+        cases, failed = _run(writer, jobs, pool, "writing slices")
+    failures += failed
+    _check_trainable(root, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
-    return manifest, failures + failed
+    return manifest, failures
+
+
+def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:
+    """Refuse a data set without a volume to train on in each domain."""
+    if {case.domain for case in cases if case.split == "train"} != {"A", "B"}:
+        reasons = "".join(f"\n  {failure.reason}" for failure in failures)
+        raise InputError(f"{root}: no volume left to train on in one of the domains; failed:{reasons or ' none'}")
 
 
 def choose_spacing(cases: list[Case], size: int) -> float:
@@ -103,9 +126,14 @@ def choose_spacing(cases: list[Case], size: int) -> float:
 
     Volumes that all share one in-plane spacing keep it where their bodies fit: nothing is resampled then.
     """
-    needed = max(case.extent_mm for case in cases) / size
+    extent_mm = max(case.extent_mm for case in cases)
     acquired = min(case.in_plane_mm for case in cases)
-    return acquired if needed <= acquired else math.ceil(needed * 100) / 100
+    return acquired if extent_mm <= size * acquired * (1 + _ROUNDING) else _holding_mm(extent_mm, size)
+
+
+def _holding_mm(extent_mm: float, size: int) -> float:
+    """Return the finest spacing in steps of 0.01 mm with which `size` pixels hold a body."""
+    return math.ceil(extent_mm / size * 100 * (1 - _ROUNDING)) / 100
 
 
 def software_versions() -> dict[str, str]:
@@ -117,27 +145,29 @@ def lost_body_message(case: Case, size: int, spacing_mm: float) -> str:
     """Say how much of a case's body lies outside the frame and what would hold it."""
     return (
         f"{case.name}: {case.lost_voxels} body voxels lie outside the frame of {size} x {spacing_mm:g} mm; to keep "
-        f"them use --spacing_mm {math.ceil(case.extent_mm / size * 100) / 100:g} or "
-        f"--size {4 * math.ceil(case.extent_mm / spacing_mm / 4)}"
+        f"them use --spacing_mm {_holding_mm(case.extent_mm, size):g} or "
+        f"--size {4 * math.ceil(case.extent_mm / spacing_mm / 4 * (1 - _ROUNDING))}"
     )
 
 
 def analyse(job: Job) -> Case:
-    """Find one volume's body; write its mask on the volume's grid. A known, unchanged case comes back as it is."""
+    """Find one volume's body; write its mask on the volume's grid. A known, unchanged case comes back as it is.
+
+    The mask under `bodies/` is not written where the user corrected it or supplies that very file.
+    """
     source = job.source
     digest = hash_source(source.path)
-    mask_digest = hash_source(source.mask) if source.mask else None
-    known = job.known
-    body_path = _body_path(job)
-    unchanged = known and (known.source_sha256, known.mask_source_sha256) == (digest, mask_digest)
-    if unchanged and known.patient == source.patient and body_path.exists():
-        return known
-    volume = read_volume(source.path)
-    if source.mask:
-        body = read_mask(source.mask, volume)
+    mask_path = _supplied_mask(job)
+    mask_digest = hash_source(mask_path) if mask_path else None
+    if _is_current(job, digest, mask_digest):
+        return job.known
+    volume = read_volume(source.path, source.series_uid)
+    find_body = mr_body_mask if job.domain == "A" else ct_body_mask
+    body = read_mask(mask_path, volume) if mask_path else find_body(volume)
+    if mask_path and _is_body_file(mask_path, job):
+        body_digest = job.known.body_sha256 if job.known else None
     else:
-        body = (mr_body_mask if job.domain == "A" else ct_body_mask)(volume)
-    write_volume(volume.with_array(body.astype(np.uint8)), body_path)
+        body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
     frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
     case = Case(
         name=source.name,
@@ -150,9 +180,47 @@ def analyse(job: Job) -> Case:
         extent_mm=frame.body_extent_mm(body),
         in_plane_mm=frame.in_plane_mm,
         percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
+        series_uid=source.series_uid,
+        body_sha256=body_digest,
     )
     write_json(_record_path(job), case.to_dict())
     return case
+
+
+def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
+    """Tell whether what was recorded of a volume still holds."""
+    known, source = job.known, job.source
+    if known is None or not _body_path(job).exists():
+        return False
+    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
+    return recorded == (digest, mask_digest, source.series_uid, source.patient)
+
+
+def _write_body(job: Job, body: Volume) -> str:
+    """Write a body mask; return its hash."""
+    # Without its record, a body that an interruption leaves is not taken for one corrected by hand.
+    _remove(_record_path(job))
+    write_volume(body, _body_path(job))
+    return hash_source(_body_path(job))
+
+
+def _supplied_mask(job: Job) -> Path | None:
+    """Return the mask that the user supplied, or the body mask under `bodies/` where it was corrected by hand."""
+    body_path = _body_path(job)
+    written = job.known.body_sha256 if job.known else None
+    corrected = written is not None and body_path.exists() and hash_source(body_path) != written
+    if job.source.mask is None:
+        return body_path if corrected else None
+    if corrected and not _is_body_file(job.source.mask, job):
+        raise InputError(
+            f"{body_path}: corrected by hand, but {job.source.mask} is supplied as the mask; leave out the mask option "
+            f"to use the corrected mask, or remove it"
+        )
+    return job.source.mask
+
+
+def _is_body_file(path: Path, job: Job) -> bool:
+    return path.resolve() == _body_path(job).resolve()
 
 
 @dataclass(frozen=True)
@@ -163,20 +231,28 @@ class _SliceWriter:
     spacing_mm: float
     slice_mm: float | None
 
+    def is_done(self, job: Job) -> bool:
+        """Tell whether the slices and masks of an analysed volume are there, in this frame."""
+        case = job.known
+        made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
+        files = [job.root / case.image_file, job.root / case.mask_file]
+        return made_for == (self.size, self.spacing_mm, self.slice_mm) and all(file.exists() for file in files)
+
     def __call__(self, job: Job) -> Case:
         """Write one analysed volume's slices and masks."""
         case = job.known
-        files = [job.root / case.image_file, job.root / case.mask_file]
-        made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
-        if made_for == (self.size, self.spacing_mm, self.slice_mm) and all(file.exists() for file in files):
+        if self.is_done(job):
             return case
-        volume = read_volume(job.source.path)
+        if case.frame:
+            write_json(_record_path(job), replace(case, frame={}).to_dict())
+        volume = read_volume(job.source.path, job.source.series_uid)
         body = read_volume(_body_path(job)).array > 0
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
-        labels = _labels(job, body)
+        labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
-        _save_array(files[0], _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame))
-        _save_array(files[1], masks)
+        slices = _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame)
+        _save_array(job.root / case.image_file, slices)
+        _save_array(job.root / case.mask_file, masks)
         case = replace(
             case,
             slices=frame.slices,
@@ -198,17 +274,17 @@ def _ct_slices(volume: Volume, body: np.ndarray, frame: SliceFrame) -> np.ndarra
     return np.rint(slices).clip(*CT_STORED_HU).astype(np.int16)
 
 
-def _labels(job: Job, body: np.ndarray) -> np.ndarray:
+def _labels(mask_path: Path | None, body: np.ndarray) -> np.ndarray:
     """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
-    if not job.source.mask:
+    if not mask_path:
         return body.astype(np.uint8)
-    supplied = read_volume(job.source.mask).array
+    supplied = read_volume(mask_path).array
     values = np.unique(supplied[supplied != 0])
     if len(values) == 1:
         return body.astype(np.uint8)
     if not np.array_equal(values, np.arange(1, len(values) + 1)):
         found = ", ".join(f"{value:g}" for value in values[:8])
-        raise InputError(f"{job.source.mask}: labels {found}; expected one value, or 1 (body), 2 (bone), 3, ...")
+        raise InputError(f"{mask_path}: labels {found}; expected one value, or 1 (body), 2 (bone), 3, ...")
     return supplied.astype(np.uint8)
 
 
@@ -235,19 +311,34 @@ def _body_path(job: Job) -> Path:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    with whole_file(path) as scratch:
-        np.save(scratch, array)
+    try:
+        with whole_file(path) as scratch:
+            np.save(scratch, array)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be replaced: {error}") from error
 
 
 def _run(work: Callable[[Job], Case], jobs: list[Job], pool: Executor | None, title: str) -> Outcome:
     """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others."""
     done, failures = [], []
-    calls = {pool.submit(work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
-    for call in tqdm(as_completed(calls) if pool else calls, total=len(jobs), desc=title, unit="volume", disable=None):
-        try:
-            done.append(call.result() if pool else call())
-        except InputError as error:
-            failures.append(Failure(calls[call].source, str(error)))
+    try:
+        calls = {pool.submit(work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
+        ready = as_completed(calls) if pool else calls
+        for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
+            try:
+                done.append(call.result() if pool else call())
+            except InputError as error:
+                failures.append(Failure(calls[call].source, str(error)))
+    except BrokenProcessPool as error:
+        reason = "a process ended abruptly, most often for want of memory"
+        raise InputError(f"{title}: {reason}; use fewer --workers: what is done is kept") from error
     return done, failures
 
 

@@ -218,30 +218,35 @@ class _Axis:
         positions = self._target_positions()
         # floor(x + 0.5) rather than rint: rounding halves to even would repeat one voxel and skip the next.
         index = np.floor(positions + 0.5).astype(int).clip(0, self.source_count - 1)
-        return index, _inside(positions, self.source_count)
+        return index, _inside(positions, self.source_count, self._beyond)
 
     def forward(self) -> np.ndarray:
-        return _linear_matrix(self._target_positions(), self.source_count, self._step)
+        return _linear_matrix(self._target_positions(), self.source_count, self._step, self._beyond)
 
     def backward(self) -> np.ndarray:
         return _linear_matrix(self._source_positions(), self.count, 1 / self._step)
 
+    @property
+    def _beyond(self) -> float:
+        """How far (voxels) beyond the outer voxels' centres pixels are filled: each voxel then lies in a filled one."""
+        return max(self._step, 1.0) / 2
 
-def _inside(positions: np.ndarray, count: int) -> np.ndarray:
-    return (positions > -0.5 - 1e-6) & (positions < count - 0.5 + 1e-6)
+
+def _inside(positions: np.ndarray, count: int, beyond: float = 0.5) -> np.ndarray:
+    return (positions > -beyond - 1e-6) & (positions < count - 1 + beyond + 1e-6)
 
 
-def _linear_matrix(positions: np.ndarray, count: int, step: float) -> np.ndarray:
+def _linear_matrix(positions: np.ndarray, count: int, step: float, beyond: float = 0.5) -> np.ndarray:
     """Return the matrix, float32 (len(positions), count), that interpolates `count` samples linearly at `positions`.
 
     For `step` > 1 (coarser output) the triangle is widened to the step, which keeps noise and edges from aliasing.
-    Positions within half a sample beyond an end take the end's value; farther out the row is zero.
+    Positions up to `beyond` samples past an end take the end's value; farther out the row is zero.
     """
     width = max(step, 1.0)
     distance = np.abs(positions.clip(0, count - 1)[:, None] - np.arange(count)[None, :])
     weights = np.maximum(0.0, 1.0 - distance / width)
     weights /= weights.sum(axis=1, keepdims=True)
-    weights[~_inside(positions, count)] = 0.0
+    weights[~_inside(positions, count, beyond)] = 0.0
     return weights.astype(np.float32)
 
 

@@ -1,5 +1,6 @@
 """Training slices of one domain, ready for the networks: from a prepared data set or from a folder of images."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,10 @@ from data.intensity import IntensityMap, mr_window
 from data.manifest import Case, Manifest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# Pillow's modes of 8 bits or fewer, beside its 16-bit ones, whose names start with I.
+_GRAY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+_FULL_RANGE_16 = 65535.0
+_WAY_OUT = "or volumes prepared by python -m scripts.prepare_dataset"
 # Volumes held open at once; each is a memory map, so this bounds file handles rather than memory.
 _OPEN_VOLUMES = 256
 
@@ -53,7 +58,7 @@ class PreparedSlices:
     """
 
     def __init__(self, root: Path, cases: list[Case], windows: list[IntensityMap]) -> None:
-        """Count the slices; no voxel is read."""
+        """Count the slices and check the shapes of the arrays; no voxel is read."""
         self.root, self.cases, self.windows = root, cases, windows
         counts = [case.body_slices[1] - case.body_slices[0] for case in cases]
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -62,6 +67,8 @@ class PreparedSlices:
                 raise InputError(
                     f"{root / case.image_file}: no such file, but the manifest names it; prepare the data set again"
                 )
+            if case.frame:
+                _check_shapes(root, case)
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -95,8 +102,23 @@ def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) ->
     return mr_window(mr_rule, (low, high))
 
 
+def _check_shapes(root: Path, case: Case) -> None:
+    """Refuse arrays that were made for another frame than the case's."""
+    expected = (case.slices, case.frame["size"], case.frame["size"])
+    for path in (root / case.image_file, root / case.mask_file):
+        shape = _map_array(path).shape
+        if shape != expected:
+            raise InputError(
+                f"{path}: array of shape {shape}, the manifest says {expected}; prepare the data set again"
+            )
+
+
 @lru_cache(maxsize=_OPEN_VOLUMES)
 def _open_array(path: Path) -> np.ndarray:
+    return _map_array(path)
+
+
+def _map_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -144,7 +166,7 @@ def _list_images(folder: Path) -> list[Path]:
 
 
 def _mask_of(file: Path, mask_folder: Path) -> Path:
-    published = file.name.replace("mr_", "mrmask_", 1).replace("ct_", "ctmask_", 1)
+    published = re.sub(r"^(mr|ct)_", r"\1mask_", file.name)
     for name in (file.name, published):
         if (mask_folder / name).exists():
             return mask_folder / name
@@ -156,8 +178,13 @@ def _read_gray(path: Path) -> tuple[np.ndarray, float]:
     try:
         with Image.open(path) as image:
             # Pillow opens 16-bit gray as one of several modes; colour is reduced to its luminance.
-            deep = image.mode.startswith("I")
-            pixels = np.array(image if deep else image.convert("L"))
+            mode, deep = image.mode, image.mode.startswith("I")
+            pixels = np.array(image if deep or mode not in _GRAY_MODES else image.convert("L"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
-    return pixels, 65535.0 if deep else 255.0
+    if not deep and mode not in _GRAY_MODES:
+        raise InputError(f"{path}: pixels of mode {mode}; expected 8 or 16 bit gray, {_WAY_OUT}")
+    if deep and (pixels.min() < 0 or pixels.max() > _FULL_RANGE_16):
+        found = f"{pixels.min()} .. {pixels.max()}"
+        raise InputError(f"{path}: values {found}; expected 0 .. {_FULL_RANGE_16:g}, {_WAY_OUT}")
+    return pixels, _FULL_RANGE_16 if deep else 255.0

@@ -3,28 +3,32 @@
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from data.dicom import holds_dicom, list_series
 from data.errors import InputError
 from data.volume import volume_stem, volume_suffix
 
 
 @dataclass(frozen=True)
 class Source:
-    """A volume to prepare: its case name, patient, file or DICOM folder, and body mask where one was supplied."""
+    """A volume to prepare: case name, patient, file or DICOM folder, supplied body mask, series of the folder."""
 
     name: str
     patient: str
     path: Path
     mask: Path | None = None
+    series_uid: str | None = None
 
 
 def find_volumes(pattern: str) -> list[Path]:
     """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
 
-    A plain folder whose files are volumes stands for those volumes.
+    A plain folder whose files are volumes stands for those volumes. Of other folders a wildcard takes those only that
+    hold DICOM files directly.
 
     Raises:
         InputError: nothing matches.
@@ -35,7 +39,7 @@ def find_volumes(pattern: str) -> list[Path]:
         inside = sorted(file for file in match.iterdir() if _is_volume(file)) if match.is_dir() else []
         if inside:
             volumes += inside
-        elif match.is_dir() or _is_volume(match):
+        elif _is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
             volumes.append(match)
     if not volumes:
         raise InputError(
@@ -63,29 +67,39 @@ def name_cases(paths: list[Path]) -> list[str]:
     longest = max(map(len, parts))
     aligned = [[""] * (longest - len(part)) + part for part in parts]
     telling = [k for k in range(longest) if len({part[k] for part in aligned}) > 1]
-    return [_join([part[k] for k in telling if part[k]]) for part in aligned]
+    kept = [[part[k] for k in telling if part[k]] for part in aligned]
+    names = [_join(part) for part in kept]
+    return names if len(set(names)) == len(names) else [_clean("_".join(part)) for part in kept]
 
 
 def _join(parts: list[str]) -> str:
     """Join parts by `_`, leaving out a folder that the name after it repeats (`p01/p01_mr` is `p01_mr`)."""
     kept = [part for part, after in pairwise([*parts, ""]) if part not in after]
-    return re.sub(r"[^\w.+-]+", "_", "_".join(kept))
+    return _clean("_".join(kept))
 
 
-def find_sources(pattern: str, mask_pattern: str | None, patient_regex: str | None) -> list[Source]:
-    """Return the volumes of `pattern` with their names, patients and masks.
+def _clean(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+def find_sources(
+    pattern: str, mask_pattern: str | None, patient_regex: str | None, series_uids: Sequence[str] = ()
+) -> list[Source]:
+    """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
 
     A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
-    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`).
+    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Of a folder with several DICOM series the one in
+    `series_uids` is taken.
 
     Raises:
-        InputError: nothing found, names that are not unique, or a volume without its mask.
+        InputError: nothing found, a volume without its mask, two series of one folder in `series_uids`, or a
+            `patient_regex` that is invalid or does not match a name.
     """
     paths = find_volumes(pattern)
     names = name_cases(paths)
     masks = _match_masks(names, paths, mask_pattern) if mask_pattern else [None] * len(paths)
     return [
-        Source(name, _patient(name, patient_regex), path, mask)
+        Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids))
         for name, path, mask in zip(names, paths, masks, strict=True)
     ]
 
@@ -93,17 +107,33 @@ def find_sources(pattern: str, mask_pattern: str | None, patient_regex: str | No
 def _patient(name: str, patient_regex: str | None) -> str:
     if patient_regex is None:
         return name
-    match = re.search(patient_regex, name)
-    if match is None:
-        raise InputError(f"--patient_regex {patient_regex!r} does not match the case name {name!r}")
-    return match.group(1) if match.groups() else match.group(0)
+    try:
+        match = re.search(patient_regex, name)
+    except re.error as error:
+        raise InputError(f"--patient_regex {patient_regex!r}: not a regular expression: {error}") from error
+    patient = match and (match.group(1) if match.groups() else match.group(0))
+    if not patient:
+        part = "its group matches nothing in" if match else "does not match"
+        raise InputError(f"--patient_regex {patient_regex!r}: {part} the case name {name!r}")
+    return patient
+
+
+def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
+    """Return the one of `series_uids` that lies in a DICOM folder, None for a file or where none does."""
+    if not series_uids or not path.is_dir():
+        return None
+    found = [series.uid for series in list_series(path) if series.uid in series_uids]
+    if len(found) > 1:
+        raise InputError(f"{path}: --series_uid names {len(found)} series of this folder; expected one: {found}")
+    return found[0] if found else None
 
 
 def _match_masks(names: list[str], paths: list[Path], pattern: str) -> list[Path]:
     candidates = find_volumes(pattern)
     by_folder = {path.parent: path for path in candidates}
     by_name = dict(zip(name_cases(candidates), candidates, strict=True))
-    if len(by_folder) == len(candidates) and all(path.parent in by_folder for path in paths):
+    own_folders = len({path.parent for path in paths}) == len(paths) and len(by_folder) == len(candidates)
+    if own_folders and all(path.parent in by_folder for path in paths):
         return [by_folder[path.parent] for path in paths]
     found = []
     for name, path in zip(names, paths, strict=True):

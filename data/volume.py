@@ -107,11 +107,14 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         series_uid: which series of the folder; needed where it holds several.
 
     Raises:
-        InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable.
+        InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
+            a series is named but the path is no folder.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    if series_uid is not None and not path.is_dir():
+        raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
         volume = from_sitk(dicom.read_series(path, series_uid)) if path.is_dir() else _read_file(path)
     except (RuntimeError, OSError, EOFError, zlib.error, ImageFileError) as error:
@@ -128,11 +131,17 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
         InputError: the ending is not a format that can be written, or writing failed.
     """
     path = Path(path)
-    if volume_suffix(path) not in WRITABLE_SUFFIXES:
+    suffix = volume_suffix(path)
+    if suffix not in WRITABLE_SUFFIXES:
         raise InputError(f"{path}: unknown volume format; use one of {' '.join(WRITABLE_SUFFIXES)}")
+    if path.name[-len(suffix) :] not in (suffix, suffix.upper()):
+        raise InputError(f"{path}: ending in mixed case, which readers refuse; expected {suffix}")
     try:
         with whole_file(path) as scratch:
-            sitk.WriteImage(volume.to_sitk(), str(scratch), useCompression=path.name.endswith((".mha", ".nrrd")))
+            # ITK knows most endings in lower case only.
+            written = scratch.with_name(path.name[: -len(suffix)] + suffix)
+            sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
+            written.replace(scratch)
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
     return path
@@ -141,11 +150,18 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
 def _read_file(path: Path) -> Volume:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
+    suffix = volume_suffix(path)
+    if suffix == ".dcm":
+        raise InputError(
+            f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
+        )
     reader = sitk.ImageFileReader()
+    if suffix in (".mha", ".mhd"):
+        reader.SetImageIO("MetaImageIO")  # by name ITK finds it for lower-case endings only
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     _check_dimensions(reader, path)
-    if volume_suffix(path) not in NIFTI_SUFFIXES:
+    if suffix not in NIFTI_SUFFIXES:
         image = reader.Execute()
         return from_sitk(image if image.GetDimension() == 3 else image[:, :, :, 0])
     # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.

@@ -188,6 +188,39 @@ def test_plain_image_folders_of_8_and_16_bits_are_read(image_folder):
     assert int(dataset[Draw(1, 0, 1, 0)]["mask_A"].sum()) == SIZE * SIZE
 
 
+def test_only_the_prefix_of_a_published_name_becomes_a_mask_s(tmp_path):
+    save_image(tmp_path / "trainA/mr_ct_01.png", np.zeros((4, 4), np.uint8))
+    save_image(tmp_path / "maskA/mrmask_ct_01.png", np.zeros((4, 4), np.uint8))
+    images = ImageFolderSlices(tmp_path / "trainA", tmp_path / "maskA", with_masks=True)
+    assert images.masks == [tmp_path / "maskA/mrmask_ct_01.png"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"])
+def test_gray_of_every_common_mode_is_read(tmp_path, mode):
+    steps = np.array([[0, 255], [255, 0]], np.uint8)
+    (tmp_path / "trainA").mkdir()
+    deep = mode.startswith("I")
+    suffix = "tif" if deep else "png"
+    image = Image.fromarray(steps.astype({"I": np.int32, "I;16": np.uint16}[mode]) * 257 if deep else steps)
+    (image if deep else image.convert(mode)).save(tmp_path / f"trainA/a.{suffix}")
+    read = ImageFolderSlices(tmp_path / "trainA", tmp_path, with_masks=False).read(0, False).image
+    np.testing.assert_allclose(read, steps / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "pixels of mode F"),
+        (np.full((4, 4), 70000, np.int32), r"values 70000 \.\. 70000"),
+        (np.full((4, 4), -5, np.int32), r"values -5 \.\. -5"),
+    ],
+)
+def test_images_without_a_known_range_are_refused(tmp_path, pixels, reason):
+    save_image(tmp_path / "trainA/a.tif", pixels)
+    with pytest.raises(InputError, match=rf"a\.tif: {reason}.*scripts\.prepare_dataset"):
+        ImageFolderSlices(tmp_path / "trainA", tmp_path, with_masks=False).read(0, False)
+
+
 def test_image_folder_errors_name_the_file(image_folder):
     (image_folder / "maskA/mr_02.png").unlink()
     with pytest.raises(InputError, match=r"no mask for mr_02\.png; expected mr_02\.png or mrmask_02\.png"):
@@ -232,7 +265,19 @@ def test_the_manifest_refuses_what_would_spoil_results(dataroot):
 def test_a_prepared_file_that_is_gone_or_damaged_is_named(dataroot):
     (dataroot / "trainA/m1.npy").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"m1\.npy: cannot be read"):
-        open_plain(dataroot)[Draw(1, 0, 0, 0)]
+        list(raise_errors([open_plain(dataroot)[Draw(1, 0, 0, 0)]]))
     (dataroot / "trainA/m1.npy").unlink()
     with pytest.raises(InputError, match=r"m1\.npy: no such file, but the manifest names it"):
         open_plain(dataroot)
+
+
+def test_arrays_of_another_frame_are_refused(dataroot):
+    case = replace(make_case("m1", "A"), frame={"size": SIZE, "spacing_mm": 1.0, "slice_mm": None})
+    window = IntensityMap.window(0, 100)
+    assert len(PreparedSlices(dataroot, [case], [window])) == 3
+    for wrong in (replace(case, slices=6), replace(case, frame=case.frame | {"size": SIZE + 4})):
+        with pytest.raises(InputError, match=r"m1\.npy: array of shape \(5, 16, 16\), the manifest says"):
+            PreparedSlices(dataroot, [wrong], [window])
+    np.save(dataroot / case.mask_file, np.zeros((5, SIZE, SIZE + 1), np.uint8))
+    with pytest.raises(InputError, match="maskA"):
+        PreparedSlices(dataroot, [case], [window])

@@ -1,17 +1,20 @@
 """Preparing a data set: HU and MR units on disk, couch gone, spacing chosen, re-runs, bad volumes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from data import preparation
 from data.errors import InputError
 from data.manifest import Manifest, read_manifest
 from data.slice_frame import SliceFrame
 from data.volume import Volume, from_sitk, read_volume, write_volume
 from scripts import prepare_dataset
+from tests.test_volume import write_series
 
 FAT_MR, MUSCLE_MR = 900, 300
 
@@ -187,3 +190,145 @@ def test_the_record_of_a_case_says_where_it_came_from(raw):
     record = json.loads((raw / "set/trainA/p0.json").read_text())
     assert record["source"].endswith("mr/p0.nii.gz")
     assert len(record["source_sha256"]) == 64
+
+
+def test_an_interrupted_run_in_another_frame_leaves_nothing_that_looks_whole(raw, monkeypatch):
+    prepare(raw)
+    save, calls = preparation._save_array, []
+
+    def save_some(path, array):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(preparation, "_save_array", save_some)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(raw, "--spacing_mm", "3")
+    with pytest.raises(InputError, match="no such file; make the data set"):
+        read_manifest(raw / "set")
+    monkeypatch.undo()
+    prepare(raw)  # the first frame again: the case that was cut short must not count as done
+    prepare(raw, out="fresh")
+    for file in (raw / "fresh").rglob("*.npy"):
+        assert file.read_bytes() == (raw / "set" / file.relative_to(raw / "fresh")).read_bytes()
+
+
+def correct(path: Path) -> Volume:
+    """Cut a body mask as a user might, with a second label."""
+    body = read_volume(path)
+    array = body.array.copy()
+    array[:, :28] = 0
+    array[:, 30:32, 29:31] = 2
+    write_volume(body.with_array(array), path)
+    return body.with_array(array)
+
+
+def test_a_corrected_body_is_kept_and_used(raw, caplog):
+    caplog.set_level("INFO")
+    prepare(raw)
+    path = raw / "set/bodies/trainA/p0.nii.gz"
+    corrected = correct(path)
+    before = path.read_bytes()
+    for arguments in ((), (), ("--spacing_mm", "2.5"), ("--spacing_mm", "2")):
+        caplog.clear()
+        _, manifest = prepare(raw, *arguments)
+        assert path.read_bytes() == before
+        assert [text for text in caplog.messages if "corrected by hand" in text] == [
+            f"{path}: corrected by hand, kept and used"
+        ]
+    case = manifest.select("train", "A")[0]
+    assert case.labels == 2
+    np.testing.assert_array_equal(np.load(raw / "set" / case.mask_file)[:, 2:62, 2:62], corrected.array)
+    write_volume(mr_volume(scale=3), raw / "mr/p0.nii.gz")  # a new source does not cost the correction either
+    prepare(raw)
+    assert path.read_bytes() == before
+
+
+def test_a_corrected_body_supplied_as_the_mask_is_not_overwritten(raw):
+    prepare(raw)
+    paths = [raw / f"set/bodies/trainA/p{k}.nii.gz" for k in range(2)]
+    corrected = correct(paths[0])
+    before = [path.read_bytes() for path in paths]
+    for arguments in (("--mr_mask", f"{raw}/set/bodies/trainA/*"), ()):
+        prepare(raw, *arguments)
+        assert paths[0].read_bytes() == before[0]
+        np.testing.assert_array_equal(np.load(raw / "set/maskA/p0.npy")[:, 2:62, 2:62], corrected.array)
+    masks = raw / "masks"
+    for k in range(2):
+        write_volume(mr_volume().with_array(np.ones((6, 60, 60), np.uint8)), masks / f"p{k}.nii.gz")
+    code, manifest = prepare(raw, "--mr_mask", f"{masks}/*")  # which of the two masks is meant?
+    assert (code, [case.name for case in manifest.select("train", "A")]) == (1, ["p1"])
+    assert paths[0].read_bytes() == before[0]
+
+
+def test_a_run_that_can_write_nothing_keeps_the_manifest(raw):
+    _, manifest = prepare(raw)
+    for file in (raw / "ct").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no volume left to train on[^$]*q0\.mha: the file is empty"):
+        prepare(raw, "--spacing_mm", "3")
+    assert read_manifest(raw / "set") == manifest
+
+
+def test_names_and_patients_are_checked_before_any_work(raw, monkeypatch):
+    monkeypatch.setattr(preparation, "analyse", None)
+    with pytest.raises(InputError, match="the same patient stands in train and test: p0"):
+        prepare(raw, "--test_mr", str(raw / "mr/p0.nii.gz"))
+    write_volume(mr_volume(), raw / "mr/p0.mha")
+    with pytest.raises(InputError, match="several volumes would be called p0"):
+        prepare(raw)
+
+
+def test_one_volume_under_two_names_in_train_and_test_is_refused(raw):
+    (raw / "other.nii.gz").write_bytes((raw / "mr/p0.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="the same source stands in train and test: p0"):
+        prepare(raw, "--test_mr", str(raw / "other.nii.gz"))
+
+
+def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
+    def full(file, array):
+        if "p0" in str(file):
+            raise OSError("No space left on device")
+        file.write_bytes(b"")
+
+    monkeypatch.setattr(np, "save", full)
+    code, manifest = prepare(raw)
+    assert (code, [case.name for case in manifest.cases]) == (1, ["p1", "q0", "q1"])
+
+
+def end_abruptly(job):
+    os._exit(1)
+
+
+def test_a_process_that_dies_is_told_with_a_way_out():
+    with preparation._processes(2) as pool, pytest.raises(InputError, match="use fewer --workers"):
+        preparation._run(end_abruptly, [None, None], pool, "finding bodies")
+
+
+def test_a_series_is_chosen_by_its_uid(raw):
+    first = write_series(raw / "dicom", uid="1.2.3.1111")
+    write_series(raw / "dicom", uid="1.2.3.2222", change=lambda k, header: setattr(header, "RescaleSlope", "2"))
+    write_series(raw / "dicom", change=lambda k, header: None, uid="1.2.3.1111")
+    labels = Volume(np.ones_like(first, np.uint8))
+    grid = read_volume(raw / "dicom", "1.2.3.1111")
+    write_volume(grid.with_array(labels.array), raw / "dicom_mask.nii.gz")
+    arguments = ["--mr", str(raw / "dicom"), "--mr_mask", str(raw / "dicom_mask.nii.gz")]
+    with pytest.raises(InputError, match="choose one with --series_uid"):
+        prepare(raw, *arguments)
+    for uid in ("1.2.3.1111", "1.2.3.2222"):  # the second into the same folder: done again
+        _, manifest = prepare(raw, *arguments, "--series_uid", uid, "--spacing_mm", "0.7")
+        case = manifest.select("train", "A")[0]
+        assert case.series_uid == uid
+        expected = SliceFrame.of(grid, 64, 0.7).prepare(read_volume(raw / "dicom", uid), fill=0)
+        np.testing.assert_allclose(np.load(raw / "set" / case.image_file).max(), expected.max(), rtol=1e-5)
+    with pytest.raises(InputError, match=r"--series_uid 9\.9: in none of the DICOM folders"):
+        prepare(raw, *arguments, "--series_uid", "1.2.3.1111", "9.9")
+
+
+@pytest.mark.parametrize("option", ["--slice_mm", "--spacing_mm"])
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "wide"])
+def test_impossible_spacings_are_refused_at_once(option, value, capsys):
+    with pytest.raises(SystemExit):
+        prepare_dataset.parse(["--mr", "m", "--ct", "c", "--out", "o", f"{option}={value}"])
+    assert "expected a positive number of mm" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 
 from data.errors import InputError
 from data.sources import find_sources, find_volumes, name_cases
+from tests.test_volume import write_series
 
 
 def touch(root: Path, *names: str) -> list[Path]:
@@ -22,6 +23,7 @@ def touch(root: Path, *names: str) -> list[Path]:
         (["STS_001_MR_T1.nii.gz", "STS_002_MR_T1.nii.gz"], ["STS_001_MR_T1", "STS_002_MR_T1"]),
         (["p1/p1_mr.nii.gz", "p2/p2_mr.nii.gz"], ["p1_mr", "p2_mr"]),
         (["a/x.mha", "a/y.mha", "b/x.nrrd"], ["a_x", "a_y", "b_x"]),
+        (["s/scan1.nii", "s/scan2.nii", "scan/scan1.nii"], ["s_scan1", "s_scan2", "scan_scan1"]),
         (["AB1/mr.mha"], ["AB1"]),
         (["patient 7.nii"], ["patient_7"]),
         (["deep/er/a.nii", "b.nii"], ["deep_er_a", "b"]),
@@ -69,5 +71,40 @@ def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
     touch(tmp_path, "p01_in.nii", "p01_opp.nii", "p02_in.nii")
     sources = find_sources(str(tmp_path / "*.nii"), None, r"(p\d+)_")
     assert [source.patient for source in sources] == ["p01", "p01", "p02"]
-    with pytest.raises(InputError, match="does not match the case name"):
-        find_sources(str(tmp_path / "*.nii"), None, r"q\d+")
+    for regex, reason in (
+        (r"q\d+", "does not match the case name"),
+        (r"p01|(q)", "its group matches nothing in the case name 'p01_in'"),
+        (r"(p", "not a regular expression"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            find_sources(str(tmp_path / "*.nii"), None, regex)
+
+
+def test_one_folder_s_mask_is_not_taken_for_all_its_volumes(tmp_path):
+    touch(tmp_path, "p0.nii", "p1.nii", "p0_mask.nii.gz")
+    with pytest.raises(InputError, match=r"p1\.nii: 0 masks"):
+        find_sources(str(tmp_path / "p?.nii"), str(tmp_path / "*_mask.nii.gz"), None)
+
+
+def test_a_wildcard_takes_no_folder_without_dicom(tmp_path):
+    volume, _, _ = touch(tmp_path, "p1/scan/mr.nii", "p2/notes/readme.txt", "p3/pictures/a.png")
+    dicom = tmp_path / "p3/series"
+    dicom.mkdir()
+    (dicom / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    assert find_volumes(str(tmp_path / "**")) == [volume, dicom]
+    assert find_volumes(str(tmp_path / "p2/notes")) == [tmp_path / "p2/notes"]  # named: its reader says what is wrong
+
+
+def test_the_series_that_is_named_is_found_in_its_folder(tmp_path):
+    for folder, uids in (("p1", ["1.2.3.1111", "1.2.3.2222"]), ("p2", ["1.2.3.3333"])):
+        for uid in uids:
+            write_series(tmp_path / folder, uid=uid)
+
+    def chosen(*uids):
+        return [source.series_uid for source in find_sources(str(tmp_path / "p?"), None, None, uids)]
+
+    assert chosen() == [None, None]
+    assert chosen("1.2.3.2222") == ["1.2.3.2222", None]
+    assert chosen("1.2.3.3333", "1.2.3.1111") == ["1.2.3.1111", "1.2.3.3333"]
+    with pytest.raises(InputError, match="names 2 series of this folder"):
+        chosen("1.2.3.1111", "1.2.3.2222")

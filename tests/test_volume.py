@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
+from data.manifest import hash_source, write_json
 from data.volume import Volume, from_sitk, read_volume, same_grid, volume_stem, volume_suffix, write_volume
 
 OBLIQUE = tuple(Rotation.from_euler("xyz", [0.1, -0.05, 0.2]).as_matrix().ravel())
@@ -62,9 +63,62 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".MHA", ".MHD", ".NRRD"])
+def test_upper_case_endings_are_written_and_read(tmp_path, suffix):
+    volume = example_volume()
+    path = write_volume(volume, tmp_path / f"Patient.1{suffix}")
+    assert {file.name for file in tmp_path.iterdir()} - {"Patient.1.raw"} == {f"Patient.1{suffix}"}
+    np.testing.assert_array_equal(read_volume(path).array, volume.array)
+    assert same_grid(read_volume(path), volume)
+
+
+def test_a_series_of_a_plain_file_is_refused(tmp_path):
+    path = write_volume(example_volume(), tmp_path / "mr.nii")
+    with pytest.raises(InputError, match=r"mr\.nii: a file, but --series_uid names"):
+        read_volume(path, series_uid="1.2.3")
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".hdr", ".img"])
+def test_the_hash_of_a_header_covers_its_data(tmp_path, suffix):
+    image = example_volume().to_sitk()
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    (tmp_path / "b.raw").write_bytes(b"another volume's")
+    before = hash_source(tmp_path / f"a{suffix}")
+    (tmp_path / "b.raw").write_bytes(b"changed")
+    assert hash_source(tmp_path / f"a{suffix}") == before
+    header = (tmp_path / f"a{suffix}").read_bytes()
+    image[1, 2, 3] = 77
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    assert (tmp_path / f"a{suffix}").read_bytes() == header or suffix == ".img"
+    assert hash_source(tmp_path / f"a{suffix}") != before
+
+
+@pytest.mark.parametrize(
+    "line", ["ElementDataFile = my voxels.bin", "ElementDataFile = %03d.bin 1 2 1", "x.bin\ny.bin"]
+)
+def test_the_hash_follows_the_names_in_a_header(tmp_path, line):
+    (tmp_path / "a.mhd").write_text(f"ObjectType = Image\nElementDataFile = LIST\n{line}\n")
+    for name in ("my voxels.bin", "001.bin", "x.bin"):
+        (tmp_path / name).write_bytes(b"1")
+    before = hash_source(tmp_path / "a.mhd")
+    for name in ("my voxels.bin", "001.bin", "x.bin"):
+        (tmp_path / name).write_bytes(b"2")
+    assert hash_source(tmp_path / "a.mhd") != before
+
+
+def test_what_cannot_be_hashed_or_written_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.nii: cannot be read"):
+        hash_source(tmp_path / "gone.nii")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.json: cannot be written"):
+        write_json(tmp_path / "file/a.json", {})
+
+
 def test_unknown_formats_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown volume format"):
         write_volume(example_volume(), tmp_path / "ct.png")
+    with pytest.raises(InputError, match=r"ct\.Nii: ending in mixed case"):
+        write_volume(example_volume(), tmp_path / "ct.Nii")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +250,7 @@ def write_series(folder: Path, uid: str | None = None, change=lambda k, header: 
         header.HighBit, header.PixelRepresentation, header.PhotometricInterpretation = 15, 0, "MONOCHROME2"
         header.PixelData = array[k].tobytes()
         change(k, header)
-        header.save_as(folder / f"{uid[-4:]}_{(k * 5) % SLICES}{k}.dcm", enforce_file_format=True)
+        header.save_as(folder / f"{uid[-4:]}_{(k * 5) % SLICES}{k}.dcm", enforce_file_format=bool(header.preamble))
     (folder / "notes.txt").write_text("not DICOM")
     return array
 
@@ -265,8 +319,28 @@ def repeat(k, header):
     header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
 
 
-def no_position(k, header):
-    del header.ImagePositionPatient
+def without(tag):
+    def remove(k, header):
+        if k == 1:
+            delattr(header, tag)
+
+    return remove
+
+
+def with_value(tag, value):
+    def change(k, header):
+        if k == 1:
+            setattr(header, tag, value)
+
+    return change
+
+
+def unscaled_ct(k, header):
+    header.Modality = "CT"
+
+
+def colour(k, header):
+    header.SamplesPerPixel, header.PlanarConfiguration, header.PhotometricInterpretation = 3, 0, "RGB"
 
 
 @pytest.mark.parametrize(
@@ -277,13 +351,39 @@ def no_position(k, header):
         (tilt, "different orientation"),
         (resize, r"slice of \(8, 10\) pixels in a series of \(10, 8\)|slice of \(10, 8\) pixels"),
         (repeat, "two slices at one position"),
-        (no_position, "no slice position"),
+        (without("ImagePositionPatient"), r"dcm: DICOM tag ImagePositionPatient is missing"),
+        (without("PixelSpacing"), r"dcm: DICOM tag PixelSpacing is missing"),
+        (with_value("ImageOrientationPatient", None), r"dcm: DICOM tag ImageOrientationPatient is missing or empty"),
+        (with_value("ImagePositionPatient", [1, 2]), r"dcm: DICOM tag ImagePositionPatient .* has not 3 numbers"),
+        (with_value("RescaleSlope", None), r"dcm: DICOM tag RescaleSlope is missing or empty"),
+        (unscaled_ct, r"dcm: DICOM tag RescaleSlope is missing or empty"),
+        (with_value("PixelSpacing", [0.0, 0.7]), r"PixelSpacing .*expected positive"),
+        (with_value("PixelSpacing", [0.9, 0.7]), r"PixelSpacing \[.*\] mm in a series of"),
+        (with_value("NumberOfFrames", 4), r"dcm: multi-frame DICOM is not read"),
+        (colour, r"dcm: SamplesPerPixel 3 \(a colour image\)"),
     ],
 )
 def test_slices_that_make_no_volume_are_refused(tmp_path, change, message):
     write_series(tmp_path, change=change)
     with pytest.raises(InputError, match=message):
         read_volume(tmp_path)
+
+
+def test_files_without_the_preamble_are_slices_too(tmp_path):
+    def strip(k, header):
+        if k in (0, 3, 5):  # the first and the last: their loss would go unnoticed
+            header.preamble = None
+            del header.file_meta
+
+    array = write_series(tmp_path, change=strip)
+    assert sum(file.read_bytes()[128:132] == b"DICM" for file in tmp_path.glob("*.dcm")) == 3
+    np.testing.assert_array_equal(read_volume(tmp_path).array, array)
+
+
+def test_a_single_dicom_file_is_refused(tmp_path):
+    write_series(tmp_path)
+    with pytest.raises(InputError, match="a single DICOM file; name the folder"):
+        read_volume(next(tmp_path.glob("*.dcm")))
 
 
 def test_a_folder_without_dicom_is_refused(tmp_path):
