@@ -4,6 +4,14 @@
 #   bash scripts/train_self_lcc.sh datasets/NAME [further options of train.py]
 set -euo pipefail
 dataroot=${1:?usage: bash scripts/train_self_lcc.sh DATAROOT [options of train.py]}
+dataroot=$(realpath "$dataroot")
 shift
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name Self+Lcc_finetune --init_from cycle_Lcc \
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+start=(--init_from cycle_Lcc)
+for option in "$@"; do
+    if [ "$option" = --continue_train ]; then
+        start=() # the run has its own state by now
+    fi
+done
+exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name Self+Lcc_finetune ${start[@]+"${start[@]}"} \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1 "$@"
