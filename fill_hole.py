@@ -9,7 +9,6 @@ and 255. Of a folder, every mask in it and below is filled.
 import argparse
 import logging
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.errors import InputError, run_command
+from data.files import whole_file
 from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -139,18 +139,8 @@ def _read_slice(path: Path) -> Volume:
 
 
 def _write_slice(mask: Volume, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            Image.fromarray(255 * mask.array[0]).save(handle, format="PNG")
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as scratch:
+        Image.fromarray(255 * mask.array[0]).save(scratch)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(opt.seed)  # of dropout; order and augmentation have their own
     settings = CycleGANSettings(**{field.name: getattr(opt, field.name) for field in fields(CycleGANSettings)})
     dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed)
-    extractor = open_extractor(opt) if settings.uses_shape else None
+    extractor = open_extractor(opt, dataset.spacing_mm) if settings.uses_shape else None
     sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
     loader = DataLoader(
         dataset,
@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
         generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
     )
     model = CycleGANModel(settings, opt.device, extractor, dataset.a.mask_labels)
+    if settings.uses_shape:
+        log.info(
+            "shape: %d of %d classes, which all masks tell apart", model.shape_classes, extractor.settings.n_classes
+        )
     optimisers = list(model.optimisers.values())
     rate = LearningRate(optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters)
     epochs = opt.n_epochs + opt.n_epochs_decay
@@ -83,15 +87,19 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("trained: %s", folder)
 
 
-def open_extractor(opt: Namespace) -> ShapeExtractor:
-    """Return the frozen shape extractor, for CT under this run's intensity map."""
+def open_extractor(opt: Namespace, spacing_mm: float | None) -> ShapeExtractor:
+    """Return the frozen shape extractor, for CT of this pixel spacing under this run's intensity map."""
     if not opt.shape_extractor.exists():
         raise InputError(
             f"--shape_extractor {opt.shape_extractor}: no such file or folder; train one with python -m "
             f"ct_segmentation.train --dataroot {opt.dataroot} --out {opt.shape_extractor}, or train without the shape "
             "constraint: --lambda_shape 0 --lambda_shape_gan 0"
         )
-    return load_extractor(opt.shape_extractor, opt.device, opt.ct_map)
+    extractor = load_extractor(opt.shape_extractor, opt.device, opt.ct_map)
+    learnt_mm = extractor.settings.spacing_mm
+    if spacing_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
+        log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
+    return extractor
 
 
 def begin(opt: Namespace, folder: Path, model: CycleGANModel, dataset: UnalignedDataset) -> experiment.Position:

@@ -8,9 +8,6 @@ same kind. Labels are 1 for body and 2 for bone, uint8; in images of a body alon
 import argparse
 import logging
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from PIL import Image
 
 from ct_segmentation.extractor import ShapeExtractor, channel_labels, load_extractor
 from data.errors import InputError, run_command
+from data.files import whole_file
 from data.intensity import AIR_HU
 from data.slice_frame import SliceFrame
 from data.slices import IMAGE_SUFFIXES, ImageFolderSlices
@@ -90,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     if opt.input.suffix == ".npy":
         _segment_array(extractor, opt)
         return
-    if opt.input.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in opt.input.iterdir()):
+    if opt.input.is_dir() and _holds_images(opt.input):
         _segment_images(extractor, opt)
         return
     found = find_volumes(Source("--input", opt.input))
@@ -107,6 +105,13 @@ def main(arguments: list[str] | None = None) -> None:
         log.info("%s: body of %.2f litres", target, litres)
 
 
+def _holds_images(folder: Path) -> bool:
+    """Tell whether a folder holds images and no volumes, beside which images are only pictures of them."""
+    names = [file.name for file in folder.iterdir()]
+    volumes = any(volume_suffix(name) in WRITABLE_SUFFIXES for name in names)
+    return not volumes and any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+
+
 def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
     try:
         slices = np.load(opt.input, mmap_mode="r", allow_pickle=False)
@@ -117,8 +122,8 @@ def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
     if opt.output.suffix != ".npy":
         raise InputError(f"--output {opt.output}: expected a name ending in .npy, as --input does")
     labels = segment_slices(extractor, slices, opt.batch_size)
-    with _whole_file(opt.output) as temporary, temporary.open("wb") as handle:
-        np.save(handle, labels)
+    with whole_file(opt.output) as scratch:
+        np.save(scratch, labels)
     log.info("%s: %d slices", opt.output, len(labels))
 
 
@@ -128,25 +133,9 @@ def _segment_images(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
         item = slices.read(index, with_mask=False)
         labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image)[None])[0]
         shown = 255 * labels if extractor.settings.n_classes == 1 else labels
-        with _whole_file(opt.output / f"{Path(item.origin).stem}.png") as temporary:
-            Image.fromarray(shown).save(temporary, format="PNG")
+        with whole_file(opt.output / f"{Path(item.origin).stem}.png") as scratch:
+            Image.fromarray(shown).save(scratch)
     log.info("%s: %d images", opt.output, len(slices))
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write; it takes the name `path` when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

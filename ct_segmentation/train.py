@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     initialise(extractor, "kaiming", generator=torch.Generator().manual_seed(opt.seed))
     extractor.to(opt.device)
     optimiser = torch.optim.Adam(extractor.parameters(), lr=opt.lr)
-    progress = begin(opt, extractor, optimiser)
+    patients = {"train": _patients(train_cases), "validation": _patients(val_cases)}
+    progress = begin(opt, extractor, optimiser, patients)
     counts = (len(train_cases), len(slices), len(val_cases))
     log.info("training on %d CT (%d slices), validating with %d, on %s", *counts, opt.device)
 
@@ -165,13 +166,21 @@ def validate(extractor: ShapeExtractor, root: Path, cases: list[Case]) -> dict[s
     return scores
 
 
-def begin(opt: argparse.Namespace, extractor: ShapeExtractor, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the progress so far: none in a new folder, that of the saved state with `--continue_train`."""
+def begin(
+    opt: argparse.Namespace,
+    extractor: ShapeExtractor,
+    optimiser: torch.optim.Optimizer,
+    patients: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Return the progress so far: none in a new folder, that of the saved state with `--continue_train`.
+
+    `patients` must be those of the beginning: in a data set that has grown, patients trained on would validate.
+    """
     path = opt.out / STATE_NAME
     if not opt.continue_train:
         if path.exists() or (opt.out / FILE_NAME).exists():
             raise InputError(f"{opt.out}: holds a run already; go on with --continue_train, or choose another --out")
-        return {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}}
+        return {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}, "patients": patients}
     if not path.exists():
         raise InputError(f"{path}: no such file: nothing to continue; leave out --continue_train to start the run")
     state = load_checkpoint(path)
@@ -183,6 +192,10 @@ def begin(opt: argparse.Namespace, extractor: ShapeExtractor, optimiser: torch.o
     if changed:
         raise InputError(
             f"{opt.out}: was begun otherwise ({'; '.join(changed)}); go on with the same, or anew elsewhere"
+        )
+    if state["progress"]["patients"] != patients:
+        raise InputError(
+            f"{opt.out}: was begun with other patients than {opt.dataroot} holds now; train anew elsewhere"
         )
     extractor.load_state_dict(state["extractor"])
     optimiser.load_state_dict(state["optimiser"])
@@ -200,7 +213,7 @@ def record(
         return progress
     progress |= {"best": mean, "best_epoch": epoch, "scores": scores}
     shown = {case: {n: None if v != v else v for n, v in row.items()} for case, row in scores.items()}
-    validation = {"epoch": epoch, "dice": shown}
+    validation = {"epoch": epoch, "dice": shown, "patients": progress["patients"]}
     save_extractor(extractor, folder / FILE_NAME, validation)
     write_json(folder / "validation.json", validation)
     return progress
@@ -213,6 +226,10 @@ def save_state(
     state = {"extractor": extractor.state_dict(), "optimiser": optimiser.state_dict(), "progress": progress}
     fixed = _fixed(opt, extractor)
     save_atomically({"format_version": STATE_VERSION, "fixed": fixed, **state}, opt.out / STATE_NAME)
+
+
+def _patients(cases: list[Case]) -> list[str]:
+    return sorted({case.patient for case in cases})
 
 
 def _fixed(opt: argparse.Namespace, extractor: ShapeExtractor) -> dict[str, Any]:

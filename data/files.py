@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.errors import InputError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -16,15 +18,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     along, the named one last: a header that names a data file never points to nothing.
 
     Raises:
-        OSError: the folder cannot be written.
+        InputError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         yield scratch / path.name
         for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
             with written.open("rb") as handle:
                 os.fsync(handle.fileno())
             written.replace(path.parent / written.name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)

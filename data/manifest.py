@@ -161,11 +161,8 @@ def write_json(path: Path, data: dict) -> Path:
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
-        with whole_file(path) as scratch:
-            scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     return path
 
 

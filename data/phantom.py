@@ -365,7 +365,4 @@ def _claim_folder(out: Path, record: dict) -> Path:
         )
     ids = {domain: [patient_id(domain, i) for i in range(count)] for domain, count in record["patients"].items()}
     versions = {"numpy": np.__version__, "scipy": scipy.__version__}
-    try:
-        return write_json(path, {**record, "ids": ids, "versions": versions})
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+    return write_json(path, {**record, "ids": ids, "versions": versions})

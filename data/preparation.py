@@ -311,11 +311,8 @@ def _body_path(job: Job) -> Path:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    try:
-        with whole_file(path) as scratch:
-            np.save(scratch, array)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
+    with whole_file(path) as scratch:
+        np.save(scratch, array)
 
 
 def _remove(path: Path) -> None:

@@ -31,9 +31,18 @@ class UnalignedDataset(Dataset):
     transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the slices.
     """
 
-    def __init__(self, a: SliceSource, b: SliceSource, augmentation: Augmentation, masks: bool, seed: int) -> None:
-        """Join two domains; `masks`: whether A's masks are read."""
+    def __init__(
+        self,
+        a: SliceSource,
+        b: SliceSource,
+        augmentation: Augmentation,
+        masks: bool,
+        seed: int,
+        spacing_mm: float | None = None,
+    ) -> None:
+        """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are read."""
         self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
+        self.spacing_mm = spacing_mm
 
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
@@ -109,15 +118,17 @@ def open_unaligned(
     """
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
+        spacing_mm = manifest.spacing_mm
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)
     else:
+        spacing_mm = None
         a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks)
         b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=False)
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
-    return UnalignedDataset(a, b, augmentation, masks, seed)
+    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm)
 
 
 def raise_errors(batches: Iterable[dict | InputError]) -> Iterator[dict]:

@@ -142,7 +142,7 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
             written = scratch.with_name(path.name[: -len(suffix)] + suffix)
             sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
             written.replace(scratch)
-    except (RuntimeError, OSError) as error:
+    except RuntimeError as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
     return path
 

@@ -177,11 +177,7 @@ def write_report(report: Mapping, path: str | Path) -> Path:
         InputError: the file cannot be written.
     """
     path = Path(path)
-    try:
-        write_json(path, _finite(report))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    return path
+    return write_json(path, _finite(report))
 
 
 def _cell(value: float, digits: int) -> str:

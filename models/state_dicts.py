@@ -29,7 +29,7 @@ def save_atomically(obj: Mapping[str, Any], path: str | Path) -> None:
             # Found now, and not when a run of days is to be resumed.
             if refused := torch.serialization.get_unsafe_globals_in_checkpoint(scratch):
                 raise TypeError(f"{path}: not written: holds {', '.join(refused)}, which loading refuses")
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
 
 

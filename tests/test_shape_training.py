@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,12 +183,18 @@ def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch):
 
 def test_the_best_epoch_is_kept(tmp_path, trained):
     extractor = load_extractor(trained / "run")
-    progress = {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}}
+    progress = {
+        "epoch": 0,
+        "best": -1.0,
+        "best_epoch": 0,
+        "scores": {},
+        "patients": {"train": ["c"], "validation": ["a", "b"]},
+    }
     for epoch, (first, second) in enumerate([(0.5, 0.7), (0.9, 0.7), (0.8, 0.7), (float("nan"), 0.8)], start=1):
         scores = {"a": {"body": first}, "b": {"body": second}}
         progress = train.record(tmp_path, extractor, progress, epoch, scores)
     assert (progress["epoch"], progress["best_epoch"], progress["best"]) == (4, 2, 0.8)
-    expected = {"epoch": 2, "dice": {"a": {"body": 0.9}, "b": {"body": 0.7}}}
+    expected = {"epoch": 2, "dice": {"a": {"body": 0.9}, "b": {"body": 0.7}}, "patients": progress["patients"]}
     assert json.loads((tmp_path / "validation.json").read_text()) == expected
 
 
@@ -210,6 +218,12 @@ def test_a_run_is_neither_overwritten_nor_continued_otherwise(trained, tmp_path,
         train.main(options(data, run, *TRAINED, "--ct_window", "-1000", "900", "--continue_train"))
     with pytest.raises(InputError, match="nothing to continue"):
         train.main(options(data, tmp_path / "new", "--continue_train"))
+    grown = shutil.copytree(data, tmp_path / "grown")
+    manifest = read_manifest(grown)
+    fewer = [case for case in manifest.cases if case.domain == "A"] + manifest.select("train", "B")[:-1]
+    replace(manifest, cases=tuple(fewer)).write(grown)
+    with pytest.raises(InputError, match="was begun with other patients"):
+        train.main(options(grown, run, *TRAINED, "--continue_train"))
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight(trained):
