@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
 from data.errors import InputError
 from data.intensity import AIR_HU
-from data.volume import Volume, describe_grid, read_volume, same_grid
+from data.volume import Volume, axial_order, describe_grid, read_volume, same_grid
 
 COARSE_MM = 3.0
 # Half air (-1000 HU), half soft tissue (about 0 HU): where skin begins. Lung is below and gets filled in.
@@ -171,11 +170,9 @@ class _Coarse:
 
     @classmethod
     def of(cls, volume: Volume) -> "_Coarse":
-        cosines = np.reshape(volume.direction, (3, 3))
-        columns = linear_sum_assignment(-np.abs(cosines))[1][::-1]  # index axes nearest to S, P, L
-        order = tuple(int(2 - c) for c in columns)
-        steps = tuple(1 if cosines[row, c] >= 0 else -1 for row, c in zip((2, 1, 0), columns, strict=True))
-        fine_mm = [volume.spacing[c] for c in columns]
+        order, flips = axial_order(volume.direction)
+        steps = tuple(-1 if flip else 1 for flip in flips)
+        fine_mm = [volume.spacing[2 - axis] for axis in order]
         factors = tuple(max(1, int(COARSE_MM / s + 0.5)) for s in fine_mm)
         coarse = cls(np.empty(0), tuple(s * f for s, f in zip(fine_mm, factors, strict=True)), factors, order, steps)
         coarse.array = _block_means(coarse.view(volume.array), factors)

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from data.errors import InputError
 from data.intensity import AIR_HU
-from data.volume import Volume
+from data.volume import Volume, axial_order
 
 # Spacings that differ by less than this many pixels over the whole width count as equal: no resampling.
 _SAME_SPACING_PX = 1e-2
@@ -97,8 +96,8 @@ class SliceFrame:
             expected = (self.slices, self.size, self.size)
             raise ValueError(f"slices of shape {slices.shape} for a frame of {expected}")
         array = self._through(np.asarray(slices), fill, lambda axis: axis.backward())
-        array = np.flip(array, [d for d in range(3) if self._flips[d]])
-        array = np.ascontiguousarray(array.transpose(np.argsort(self._permutation)))
+        array = np.flip(array, np.flatnonzero(self._order[1]))
+        array = np.ascontiguousarray(array.transpose(np.argsort(self._order[0])))
         return Volume(array, self.source_spacing, self.source_origin, self.source_direction)
 
     def outside(self, mask: np.ndarray) -> int:
@@ -125,33 +124,22 @@ class SliceFrame:
         return max(extents)
 
     @cached_property
-    def _permutation(self) -> tuple[int, ...]:
-        """Array axis of the volume (0 z, 1 y, 2 x) that becomes axis 0, 1, 2 (S, P, L) of the slices."""
-        _, index_axes = linear_sum_assignment(-np.abs(self._cosines))
-        return tuple(2 - int(index_axes[patient_axis]) for patient_axis in (2, 1, 0))
-
-    @cached_property
-    def _flips(self) -> tuple[bool, ...]:
-        """Whether axis 0, 1, 2 of the slices runs against the volume's axis."""
-        return tuple(bool(self._cosines[2 - d, 2 - self._permutation[d]] < 0) for d in range(3))
-
-    @property
-    def _cosines(self) -> np.ndarray:
-        """Direction cosines, rows: patient axes (L, P, S); columns: index axes (x, y, z)."""
-        return np.reshape(self.source_direction, (3, 3))
+    def _order(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """The volume's array axes that become axes 0, 1, 2 (S, P, L) of the slices, and which of them are flipped."""
+        return axial_order(self.source_direction)
 
     @cached_property
     def _axes(self) -> tuple["_Axis", "_Axis", "_Axis"]:
-        counts = [self.source_size[2 - axis] for axis in self._permutation]
-        source_mm = [self.source_spacing[2 - axis] for axis in self._permutation]
+        counts = [self.source_size[2 - axis] for axis in self._order[0]]
+        source_mm = [self.source_spacing[2 - axis] for axis in self._order[0]]
         through = _Axis(counts[0], source_mm[0], self.slice_mm or source_mm[0], None)
         return through, *(_Axis(counts[d], source_mm[d], self.spacing_mm, self.size) for d in (1, 2))
 
     def _canonical(self, volume: Volume) -> np.ndarray:
         if volume.size != self.source_size:
             raise ValueError(f"volume of size {volume.size} in a frame made for {self.source_size}")
-        array = volume.array.transpose(self._permutation)
-        return np.flip(array, [d for d in range(3) if self._flips[d]])
+        array = volume.array.transpose(self._order[0])
+        return np.flip(array, np.flatnonzero(self._order[1]))
 
     def _through(self, array: np.ndarray, fill: float, matrix: Callable[["_Axis"], np.ndarray]) -> np.ndarray:
         """Apply one matrix an axis. A row of zeros marks output without input: it becomes `fill`."""

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
+from scipy.optimize import linear_sum_assignment
 
 from data import dicom
 from data.errors import InputError
@@ -71,6 +72,21 @@ class Volume:
 def from_sitk(image: sitk.Image) -> Volume:
     """Return a `Volume` with the voxels and geometry of a 3-D SimpleITK image."""
     return Volume(sitk.GetArrayFromImage(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def axial_order(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return how to turn an array (z, y, x) to axial order: axes to the head (S), the back (P) and the left (L).
+
+    Args:
+        direction: 3 x 3 direction cosines, as in `Volume`.
+
+    Returns:
+        Which array axis runs nearest to S, P and L, each used once, and whether it runs against it.
+    """
+    cosines = np.reshape(direction, (3, 3))  # rows: patient axes L, P, S; columns: index axes x, y, z
+    _, index_axes = linear_sum_assignment(-np.abs(cosines))
+    order = tuple(2 - int(index_axes[patient_axis]) for patient_axis in (2, 1, 0))
+    return order, tuple(bool(cosines[2 - d, 2 - order[d]] < 0) for d in range(3))
 
 
 def volume_suffix(path: str | Path) -> str:
