@@ -10,10 +10,19 @@ is_suitable() {
     "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
 }
 
+has_pip() {
+    is_suitable .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1
+}
+
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.14 python3.13 python3.12 python3 python \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python "$HOME"/miniconda3/bin/python "$HOME"/miniforge3/bin/python; do
+    if [ -n "${PYTHON:-}" ]; then
+        is_suitable "$PYTHON" && echo "$PYTHON" && return
+        echo "error: PYTHON=$PYTHON is no Python >= 3.12 with venv" >&2
+        return 1
+    fi
+    for candidate in python3.14 python3.13 python3.12 python3 python \
+        "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.1[2-9]*/bin/python "${HOME:-}"/mini{conda,forge}3/bin/python; do
         if is_suitable "$candidate"; then
             echo "$candidate"
             return
@@ -26,10 +35,10 @@ find_python() {
 
 wanted=$(cat requirements.txt "$requirements" | cksum)
 stamp=.venv/installed-$(basename "$(dirname "$(realpath "$requirements")")")-requirements
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && is_suitable .venv/bin/python; then
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && has_pip; then
     exit 0
 fi
-if ! is_suitable .venv/bin/python; then
+if ! has_pip; then
     python=$(find_python)
     echo "making .venv with $("$python" --version)"
     rm -rf .venv
