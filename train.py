@@ -80,10 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
             waiting_since = time.perf_counter()
         training_log.end_epoch()
         rate.end_epoch(float(epoch_loss))
+        if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
+            experiment.save_weights(folder, model, epoch)  # before the state: a run killed between would not go back
         at = experiment.Position(epoch + 1)
         save(at)
-        if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
-            experiment.save_weights(folder, model, epoch)
     log.info("trained: %s", folder)
 
 

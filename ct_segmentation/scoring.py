@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.metrics import dice
+from evaluation.report import markdown_table
 
 
 def dice_by_class(labels: np.ndarray, reference: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
@@ -39,11 +40,4 @@ def format_scores(rows: Mapping[str, Mapping[str, float]]) -> str:
     lines += [
         [case, *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in names)] for case, row in shown.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(
-        f"| {line[0].ljust(widths[0])} | "
-        + " | ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        + " |"
-        for line in lines
-    )
+    return markdown_table(lines)

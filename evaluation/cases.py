@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.dicom import list_series
 from data.errors import InputError
-from data.volume import WRITABLE_SUFFIXES, volume_suffix
+from data.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 
 _LISTED = 8
 
@@ -37,11 +37,6 @@ class Source:
     option: str
     path: Path
     pattern: str | None = None
-
-
-def case_name(path: Path) -> str:
-    """Return a volume's name without its volume suffix."""
-    return path.name[: len(path.name) - len(volume_suffix(path))]
 
 
 def find_volumes(source: Source) -> dict[str, Path] | None:
@@ -98,7 +93,7 @@ def find_cases(
     if len(single) == len(found):
         if names:
             raise InputError(f"cases {' '.join(names)}: names choose from folders of cases, {pred.path} is one volume")
-        return [Case(case_name(pred.path.absolute()), **{key: source.path for key, source in given.items()})]
+        return [Case(volume_stem(pred.path), **{key: source.path for key, source in given.items()})]
     if single:
         folders = [given[key] for key, volumes in found.items() if volumes is not None]
         raise InputError(
@@ -114,7 +109,7 @@ def _matches(source: Source) -> list[tuple[str, Path]]:
     """Return (case name, path) for all that matches the source's pattern, or its volume files without one."""
     if source.pattern is None:
         files = [file for file in sorted(source.path.iterdir()) if volume_suffix(file) in WRITABLE_SUFFIXES]
-        return [(case_name(file), file) for file in files if file.is_file() and file.name[0] != "."]
+        return [(volume_stem(file), file) for file in files if file.is_file() and file.name[0] != "."]
     head, *tail = re.split(r"\{case\}", source.pattern)
     place = Path(source.pattern)
     if not tail or place.is_absolute() or ".." in place.parts or "*" in source.pattern:

@@ -138,13 +138,18 @@ def format_table(rows: Iterable[Mapping]) -> str:
     lines = [["case", *(title for title, _ in COLUMNS.values())]]
     for row in rows:
         lines.append([str(row["case"]), *(_cell(row[name], digits) for name, (_, digits) in COLUMNS.items())])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return markdown_table(lines)
+
+
+def markdown_table(lines: list[list[str]]) -> str:
+    """Return cells, the titles first, as a Markdown table aligned to be read as plain text; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(
         f"| {line[0].ljust(widths[0])} | "
         + " | ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
         + " |"
-        for line in lines
+        for line in [lines[0], rule, *lines[1:]]
     )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data.body_mask import mr_body_mask
 from data.errors import InputError, run_command
-from data.volume import describe_grid, read_volume, same_grid, write_volume
+from data.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
 from evaluation.baselines import PREDICTORS
-from evaluation.cases import Source, case_name, find_volumes
+from evaluation.cases import Source, find_volumes
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mrs = find_volumes(Source("--mr", options.mr, options.mr_pattern))
     masks = None if options.mask is None else find_volumes(Source("--mask", options.mask, options.mask_pattern))
     if mrs is None:
-        name = case_name(options.mr.absolute())
+        name = volume_stem(options.mr)
         mrs = {name: options.mr}
         if options.mask is not None and masks is None:
             masks = {name: options.mask}
