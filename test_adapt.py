@@ -9,16 +9,17 @@ from data.body_mask import read_mask
 from data.errors import InputError, run_command
 from data.sources import name_cases
 from data.volume import Volume, describe_grid, read_volume, same_grid, volume_stem, write_volume
-from evaluation.report import describe_mask, format_table, score_case, write_report
+from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import test_options
+from visualization.case_page import write_case_page
 from visualization.panels import save_preview
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read, synthesise, write, picture, and score where a reference is given."""
+    """Read, synthesise, write, picture, score where a reference is given, and show all on a page."""
     opt = test_options.parse(arguments)
     case = case_of(opt.input)
     output = opt.output or opt.results_dir / opt.name / f"{case}.nii.gz"
@@ -43,6 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
         row |= {"scored_in": describe_mask(with_mask=False, with_mr=True), **scores}
         log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
     log.info("report: %s", write_report(row, report))
+    details = {"input": opt.input, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
+    scores = {name: row[name] for name in COLUMNS if name in row}
+    page = output.with_name(f"{volume_stem(output)}_page")
+    made = "CT" if to_ct else "MR"
+    try:
+        write_case_page(page, case, mr, ct, reference, scores, synthetic=made, body=body, details=details)
+    except Exception as error:  # whatever it is, the result is there, and stays
+        log.warning("warning: no results page: %s", str(error) or type(error).__name__)
+    else:
+        log.info("page: %s", page / "index.html")
 
 
 def case_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import check_compatible, describe_run, read_inference_settings
 from models.schedules import LearningRate
 from options import train_options
-from visualization.training_log import TrainingLog
+from visualization.training_log import open_training_log
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     torch.manual_seed(opt.seed)  # of dropout; order and augmentation have their own
     settings = CycleGANSettings(**{field.name: getattr(opt, field.name) for field in fields(CycleGANSettings)})
-    dataset = open_unaligned(opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed)
+    warm = opt.warm_start == "simulated_mr"
+    dataset = open_unaligned(
+        opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed, simulate_mr=warm
+    )
     extractor = open_extractor(opt, dataset.spacing_mm) if settings.uses_shape else None
     sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
     loader = DataLoader(
@@ -46,12 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
             "shape: %d of %d classes, which all masks tell apart", model.shape_classes, extractor.settings.n_classes
         )
     optimisers = list(model.optimisers.values())
-    rate = LearningRate(optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters)
-    epochs = opt.n_epochs + opt.n_epochs_decay
+    rate = LearningRate(
+        optimisers, opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay, opt.lr_decay_iters,
+        n_epochs_warm=opt.n_epochs_warm, warm_lr=opt.warm_lr,
+    )  # fmt: skip
+    epochs = opt.n_epochs_warm + opt.n_epochs + opt.n_epochs_decay
     steps = -(-sampler.samples // opt.batch_size)
     record = experiment.options_record(vars(opt)) | {"slices of A and B": f"{len(dataset.a)}, {len(dataset.b)}"}
     at = go_on(folder, model, rate, record) if opt.continue_train else begin(opt, folder, model, dataset)
-    training_log = TrainingLog(folder, steps, epochs, start=(at.epoch, at.iteration))
     counts = (len(dataset.a), len(dataset.b), steps)
     log.info("%s: %d slices of A, %d of B, %d steps an epoch, on %s", opt.name, *counts, opt.device)
 
@@ -60,30 +65,33 @@ def main(arguments: list[str] | None = None) -> None:
         parts = {"model": model.state_dict(), "rate": rate.state_dict(), "position": position._asdict()}
         experiment.save_state(folder, {**parts, "options": record})
 
-    for epoch in range(at.epoch, epochs + 1):
-        rate.start_epoch(epoch)
-        sampler.set_epoch(epoch, start=at.iteration * opt.batch_size)
-        training_log.start_epoch(epoch, at.iteration)
-        epoch_loss = at.epoch_loss
-        waiting_since = time.perf_counter()
-        for iteration, batch in enumerate(raise_errors(loader), start=at.iteration + 1):
-            data_seconds = time.perf_counter() - waiting_since
-            losses = model.step(batch)
-            epoch_loss += losses["G"].double() / steps
-            training_log.step(data_seconds)
-            if iteration % opt.print_freq == 0 or iteration == steps:
-                training_log.write_losses(epoch, iteration, losses, rate.current)
-            if iteration % opt.display_freq == 0 or iteration == steps:
-                training_log.write_pictures(epoch, iteration, model.visuals)
-            if iteration % opt.save_latest_freq == 0:
-                save(experiment.Position(epoch, iteration, float(epoch_loss)))
+    with open_training_log(opt, epochs, steps, (at.epoch, at.iteration)) as training_log:
+        for epoch in range(at.epoch, epochs + 1):
+            rate.start_epoch(epoch)
+            step = model.warm_step if epoch <= opt.n_epochs_warm else model.step
+            sampler.set_epoch(epoch, start=at.iteration * opt.batch_size)
+            training_log.start_epoch(epoch, at.iteration)
+            epoch_loss = at.epoch_loss
             waiting_since = time.perf_counter()
-        training_log.end_epoch()
-        rate.end_epoch(float(epoch_loss))
-        if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
-            experiment.save_weights(folder, model, epoch)  # before the state: a run killed between would not go back
-        at = experiment.Position(epoch + 1)
-        save(at)
+            for iteration, batch in enumerate(raise_errors(loader), start=at.iteration + 1):
+                data_seconds = time.perf_counter() - waiting_since
+                losses = step(batch)
+                epoch_loss += losses["G"].double() / steps
+                training_log.step(data_seconds)
+                if iteration % opt.print_freq == 0 or iteration == steps:
+                    training_log.write_losses(epoch, iteration, losses, rate.current)
+                if iteration % opt.display_freq == 0 or iteration == steps:
+                    training_log.write_pictures(epoch, iteration, model.visuals)
+                if iteration % opt.save_latest_freq == 0:
+                    save(experiment.Position(epoch, iteration, float(epoch_loss)))
+                waiting_since = time.perf_counter()
+            training_log.end_epoch()
+            rate.end_epoch(float(epoch_loss))
+            if epoch % opt.save_epoch_freq == 0 or epoch == epochs:
+                # Before the state: a run killed between would not go back.
+                experiment.save_weights(folder, model, epoch)
+            at = experiment.Position(epoch + 1)
+            save(at)
     log.info("trained: %s", folder)
 
 

@@ -36,6 +36,9 @@ class Case:
         extent_mm: `SliceFrame.body_extent_mm`: in-plane width of the smallest centred square that holds the body.
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.intensity.MR_PERCENTILES` inside the body, in the source's units.
+        mr_median: MR only: median inside the body, in the source's units.
+        hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
+            (`data.training_statistics.slice_spread`). None in data sets that were prepared before these were recorded.
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
@@ -59,6 +62,9 @@ class Case:
     frame: dict = field(default_factory=dict)
     series_uid: str | None = None
     body_sha256: str | None = None
+    mr_median: float | None = None
+    hu_histogram: tuple[int, ...] | None = None
+    hu_slice_spread: float | None = None
 
     @property
     def image_file(self) -> str:
@@ -172,14 +178,26 @@ def hash_source(path: Path) -> str:
     Raises:
         InputError: a file is missing or cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else _volume_files(path)
-        for file in files:
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+    return hash_files(files)
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """Return one SHA-256 of the bytes of several files, in this order.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error}") from error
     return digest.hexdigest()
 
 

@@ -33,12 +33,11 @@ from data.intensity import AIR_HU, mr_percentiles
 from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
 from data.slice_frame import SliceFrame
 from data.sources import Source
+from data.training_statistics import MIN_BODY_SHARE, slice_spread
 from data.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
-# A slice is trained on where the body fills at least this share of it.
-MIN_BODY_SHARE = 0.005
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
 # Relative excess of a product of spacings that is rounding, not a body too wide.
@@ -180,6 +179,7 @@ def analyse(job: Job) -> Case:
         extent_mm=frame.body_extent_mm(body),
         in_plane_mm=frame.in_plane_mm,
         percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
+        mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
         series_uid=source.series_uid,
         body_sha256=body_digest,
     )
@@ -191,6 +191,8 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     """Tell whether what was recorded of a volume still holds."""
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
+        return False
+    if job.domain == "A" and known.mr_median is None:  # of a version that did not record it
         return False
     recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
     return recorded == (digest, mask_digest, source.series_uid, source.patient)
@@ -236,7 +238,8 @@ class _SliceWriter:
         case = job.known
         made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
         files = [job.root / case.image_file, job.root / case.mask_file]
-        return made_for == (self.size, self.spacing_mm, self.slice_mm) and all(file.exists() for file in files)
+        recorded = case.domain == "A" or case.hu_histogram is not None
+        return recorded and made_for == (self.size, self.spacing_mm, self.slice_mm) and all(f.exists() for f in files)
 
     def __call__(self, job: Job) -> Case:
         """Write one analysed volume's slices and masks."""
@@ -251,6 +254,7 @@ class _SliceWriter:
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
         slices = _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame)
+        histogram, spread = slice_spread(slices, masks) if case.domain == "B" else (None, None)
         _save_array(job.root / case.image_file, slices)
         _save_array(job.root / case.mask_file, masks)
         case = replace(
@@ -260,6 +264,8 @@ class _SliceWriter:
             lost_voxels=frame.outside(body),
             labels=int(labels.max()),
             frame=frame.to_dict(),
+            hu_histogram=None if histogram is None else tuple(histogram.tolist()),
+            hu_slice_spread=spread,
         )
         write_json(_record_path(job), case.to_dict())
         return case

@@ -106,6 +106,14 @@ class SliceFrame:
         kept = np.ix_(*(axis.covered() for axis in self._axes))
         return int(np.count_nonzero(mask)) - int(np.count_nonzero(canonical[kept]))
 
+    def slices_with(self, mask: np.ndarray) -> np.ndarray:
+        """Return which slices hold a part of a mask on the source grid, however small: bool (N,).
+
+        Only from these do the mask's voxels take their values in `restore`: both ways reach equally far.
+        """
+        used = self._canonical(Volume(mask)).any(axis=(1, 2))
+        return self._axes[0].forward() @ used.astype(np.float32) > 0
+
     def body_extent_mm(self, mask: np.ndarray) -> float:
         """Return the in-plane width (mm) of the smallest square that holds a body mask on the source grid.
 

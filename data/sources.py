@@ -36,10 +36,10 @@ def find_volumes(pattern: str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if _is_volume(file)) if match.is_dir() else []
+        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
         if inside:
             volumes += inside
-        elif _is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
+        elif is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
             volumes.append(match)
     if not volumes:
         raise InputError(
@@ -48,7 +48,8 @@ def find_volumes(pattern: str) -> list[Path]:
     return list(dict.fromkeys(volumes))
 
 
-def _is_volume(path: Path) -> bool:
+def is_volume(path: Path) -> bool:
+    """Tell whether a file's ending says that it is a volume of its own; DICOM files make one together."""
     return path.is_file() and volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz")
 
 

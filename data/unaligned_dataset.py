@@ -12,6 +12,7 @@ from data.augmentation import Augmentation
 from data.errors import InputError
 from data.intensity import IntensityMap
 from data.manifest import MANIFEST_NAME, read_manifest
+from data.simulated_mr import SimulatedPairs
 from data.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
 
 
@@ -28,7 +29,8 @@ class UnalignedDataset(Dataset):
     """Unpaired samples: a slice of A with its body mask and a slice of B, drawn independently.
 
     A sample is a dict of `A` and `B`, float32 (1, H, W) in [-1, 1], `mask_A`, uint8 (1, H, W) under the very same
-    transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the slices.
+    transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the slices. With `pairs` there are
+    `simulated_A` and `simulated_B` too, an MR simulated from the CT slice and that slice, on one grid.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class UnalignedDataset(Dataset):
         masks: bool,
         seed: int,
         spacing_mm: float | None = None,
+        pairs: SimulatedPairs | None = None,
     ) -> None:
-        """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are read."""
+        """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are given out."""
         self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
-        self.spacing_mm = spacing_mm
+        self.spacing_mm, self.pairs = spacing_mm, pairs
 
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
@@ -60,12 +63,16 @@ class UnalignedDataset(Dataset):
 
     def _sample(self, draw: Draw) -> dict:
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        slice_a = self.a.read(draw.index_A, with_mask=self.masks)
-        slice_b = self.b.read(draw.index_B, with_mask=False)
+        slice_a = self.a.read(draw.index_A, with_mask=self.masks or self.augmentation.needs_mask)
+        slice_b = self.b.read(draw.index_B, with_mask=self.augmentation.needs_mask)
         image_a, mask_a = self.augmentation(slice_a, rng)
         image_b, _ = self.augmentation(slice_b, rng)
         sample = {"A": image_a, "B": image_b, "origin_A": slice_a.origin, "origin_B": slice_b.origin}
-        return sample | ({"mask_A": mask_a} if self.masks else {})
+        if self.masks:
+            sample["mask_A"] = mask_a
+        if self.pairs:
+            sample["simulated_A"], sample["simulated_B"] = self.pairs(image_b, rng)
+        return sample
 
 
 class UnalignedSampler(Sampler[Draw]):
@@ -108,13 +115,15 @@ def open_unaligned(
     augmentation: Augmentation,
     masks: bool,
     seed: int,
+    simulate_mr: bool = False,
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
-    `masks`: whether A's masks are read; a folder of images then needs them in `maskA`.
+    `masks`: whether A's masks are given out; a folder of images then needs them in `maskA`. `simulate_mr`: whether
+    pairs of simulated MR and CT are.
 
     Raises:
-        InputError: nothing usable there, or a domain without slices.
+        InputError: nothing usable there, a domain without slices, or MR to be simulated from images without units.
     """
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
@@ -123,12 +132,18 @@ def open_unaligned(
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)
     else:
         spacing_mm = None
-        a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks)
-        b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=False)
+        a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
+        b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
-    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm)
+    if simulate_mr and spacing_mm is None:
+        raise InputError(
+            f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
+            "from volumes by python -m scripts.prepare_dataset, or train with --warm_start none"
+        )
+    pairs = SimulatedPairs(ct_map, spacing_mm) if simulate_mr else None
+    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs)
 
 
 def raise_errors(batches: Iterable[dict | InputError]) -> Iterator[dict]:

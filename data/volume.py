@@ -12,7 +12,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from scipy.optimize import linear_sum_assignment
 
 from data import dicom
@@ -22,6 +24,8 @@ from data.files import whole_file
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
 READABLE_SUFFIXES = (*WRITABLE_SUFFIXES, *NIFTI_SUFFIXES, ".nhdr", ".gipl", ".gipl.gz", ".dcm")
+# Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/batch_conversion.md).
+_GZIP_LEVEL = 3
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,29 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
         with whole_file(path) as scratch:
             # ITK knows most endings in lower case only.
             written = scratch.with_name(path.name[: -len(suffix)] + suffix)
-            sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
+            if suffix == ".nii.gz":
+                _write_nifti_gz(volume, written)
+            else:
+                sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
             written.replace(scratch)
-    except RuntimeError as error:
+    except (RuntimeError, HeaderDataError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
     return path
+
+
+def _write_nifti_gz(volume: Volume, path: Path) -> None:
+    """Write what ITK would, at a sixth of its processor time; equal volumes become equal bytes."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(volume.direction, (3, 3)) * volume.spacing
+    affine[:3, 3] = volume.origin
+    affine[:2] *= -1  # LPS to RAS
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    for set_transform in (image.set_qform, image.set_sform):
+        set_transform(affine, code="scanner")
+    with path.open("wb") as file, igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as handle:
+        image.to_stream(handle)
 
 
 def _read_file(path: Path) -> Volume:

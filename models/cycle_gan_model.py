@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ct_segmentation.extractor import ShapeExtractor, label_channels
 from data.errors import InputError
 from models.image_pool import ImagePool
-from models.losses import correlation_loss, gan_loss, shape_loss, shape_with_edges
+from models.losses import correlation_loss, gan_loss, local_correlation_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
 
+WARM_STARTS = ("none", "simulated_mr")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -40,6 +42,7 @@ class CycleGANSettings:
     init_type: str = "normal"
     init_gain: float = 0.02
     gan_mode: str = "lsgan"
+    lambda_gan: float = 1.0
     pool_size: int = 50
     lr: float = 2e-4
     beta1: float = 0.5
@@ -48,11 +51,14 @@ class CycleGANSettings:
     lambda_identity: float = 0.5
     lambda_correlation_A: float = 2.0
     lambda_correlation_B: float = 2.0
+    lcc_window: int = 0
+    lambda_simulated: float = 0.0
     lambda_shape: float = 0.0
     shape_loss: str = "l1"
     lambda_shape_gan: float = 0.0
     direction: str = "AtoB"
     precision: str = "fp32"
+    ema: float = 0.0
     seed: int = 0
 
     @property
@@ -112,13 +118,42 @@ class CycleGANModel:
         self.pools = {
             name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * s.seed + k)) for k, name in enumerate("ABS")
         }
+        # Exponential moving averages, which are what is kept for use: steadier than the weights of one step.
+        self.averages = {
+            name: AveragedModel(self.networks[name], multi_avg_fn=get_ema_multi_avg_fn(s.ema), use_buffers=True)
+            for name in (("G_A", "G_B") if s.ema > 0 else ())
+        }
         self.visuals: dict[str, Tensor] = {}
+
+    @property
+    def kept_networks(self) -> dict[str, nn.Module]:
+        """The networks whose weights are kept for use: the generators' averages, where there are any."""
+        return self.networks | {name: average.module for name, average in self.averages.items()}
+
+    def warm_step(self, batch: dict) -> dict[str, Tensor]:
+        """Update the generators on simulated pairs alone.
+
+        Args:
+            batch: `simulated_A` and `simulated_B`, an MR and a CT on one grid, (N, 1, H, W) in [-1, 1].
+
+        Returns:
+            As `step`, without discriminators.
+
+        Raises:
+            NonFiniteLossError: as `step`.
+        """
+        images, losses = self._simulated(batch, weight=1.0)
+        total = self._update("G", losses, batch)
+        self._average()
+        self.visuals = {name: image.detach() for name, image in images.items()}
+        return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
 
     def step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators, then the discriminators, on one batch.
 
         Args:
-            batch: `A` and `B`, (N, 1, H, W) in [-1, 1]; with a shape weight also `mask_A`, labels (N, 1, H, W).
+            batch: `A` and `B`, (N, 1, H, W) in [-1, 1]; with a shape weight also `mask_A`, labels (N, 1, H, W); with
+                `lambda_simulated` also what `warm_step` takes.
 
         Returns:
             Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and the
@@ -133,7 +168,11 @@ class CycleGANModel:
         losses = self._generator_losses(images)
         if self.settings.uses_shape:
             losses |= self._shape_losses(images, batch["mask_A"].to(self.device, non_blocking=True))
+        if self.settings.lambda_simulated > 0:
+            simulated, losses_simulated = self._simulated(batch, self.settings.lambda_simulated)
+            images, losses = images | simulated, losses | losses_simulated
         total = self._update("G", losses, batch)
+        self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
         _require_gradients(discriminators, True)
         fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
@@ -154,11 +193,13 @@ class CycleGANModel:
         source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
         real_A, real_B = (batch[domain].to(self.device, non_blocking=True) for domain in (source, target))
         images = {"real_A": real_A, "real_B": real_B}
-        images |= {"fake_B": self._run(self.netG_A, real_A), "fake_A": self._run(self.netG_B, real_B)}
+        if self.settings.lambda_identity > 0:
+            images["fake_B"], images["idt_A"] = self._run_together(self.netG_A, real_A, real_B)
+            images["fake_A"], images["idt_B"] = self._run_together(self.netG_B, real_B, real_A)
+        else:
+            images |= {"fake_B": self._run(self.netG_A, real_A), "fake_A": self._run(self.netG_B, real_B)}
         images["rec_A"] = self._run(self.netG_B, images["fake_B"])
         images["rec_B"] = self._run(self.netG_A, images["fake_A"])
-        if self.settings.lambda_identity > 0:
-            images |= {"idt_A": self._run(self.netG_A, real_B), "idt_B": self._run(self.netG_B, real_A)}
         return images
 
     def _generator_losses(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,9 +208,9 @@ class CycleGANModel:
         real_A, fake_B, rec_A = (images[name] for name in ("real_A", "fake_B", "rec_A"))
         real_B, fake_A, rec_B = (images[name] for name in ("real_B", "fake_A", "rec_B"))
         losses = {
-            # gan(D_A(G_A(A)), real) + gan(D_B(G_B(B)), real)
-            "gan_A": gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode),
-            "gan_B": gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode),
+            # lambda_gan (gan(D_A(G_A(A)), real) + gan(D_B(G_B(B)), real))
+            "gan_A": s.lambda_gan * gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode),
+            "gan_B": s.lambda_gan * gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode),
             # lambda_A |G_B(G_A(A)) - A|_1 + lambda_B |G_A(G_B(B)) - B|_1
             "cycle_A": s.lambda_A * F.l1_loss(rec_A, real_A),
             "cycle_B": s.lambda_B * F.l1_loss(rec_B, real_B),
@@ -180,10 +221,30 @@ class CycleGANModel:
             losses["idt_B"] = s.lambda_identity * s.lambda_A * F.l1_loss(images["idt_B"], real_A)
         # lambda_correlation (1 - r(fake, real)^2), Ge et al., SPIE Medical Imaging 2019
         if s.lambda_correlation_A > 0:
-            losses["correlation_A"] = s.lambda_correlation_A * correlation_loss(fake_B, real_A)
+            losses["correlation_A"] = s.lambda_correlation_A * self._correlation(fake_B, real_A)
         if s.lambda_correlation_B > 0:
-            losses["correlation_B"] = s.lambda_correlation_B * correlation_loss(fake_A, real_B)
+            losses["correlation_B"] = s.lambda_correlation_B * self._correlation(fake_A, real_B)
         return losses
+
+    def _correlation(self, fake: Tensor, real: Tensor) -> Tensor:
+        window = self.settings.lcc_window
+        return local_correlation_loss(fake, real, window) if window else correlation_loss(fake, real)
+
+    def _simulated(self, batch: dict, weight: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return images and weighted losses of the simulated pairs: |G_A(a) - b|_1 and |G_B(b) - a|_1."""
+        source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
+        a, b = (batch[f"simulated_{domain}"].to(self.device, non_blocking=True) for domain in (source, target))
+        images = {"simulated_A": a, "simulated_B": b}
+        images |= {"from_simulated_A": self._run(self.netG_A, a), "from_simulated_B": self._run(self.netG_B, b)}
+        losses = {
+            "simulated_A": weight * F.l1_loss(images["from_simulated_A"], b),
+            "simulated_B": weight * F.l1_loss(images["from_simulated_B"], a),
+        }
+        return images, losses
+
+    def _average(self) -> None:
+        for name, average in self.averages.items():
+            average.update_parameters(self.networks[name])
 
     def _shape_losses(self, images: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the weighted shape terms of L_G, and add the MR's `mask` and the synthetic CT's `shape` to `images`.
@@ -207,7 +268,14 @@ class CycleGANModel:
     def _discriminator_loss(self, net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Return (gan(D(real), real) + gan(D(fake), fake)) / 2."""
         mode = self.settings.gan_mode
-        return (gan_loss(self._run(net, real), True, mode) + gan_loss(self._run(net, fake), False, mode)) / 2
+        score_real, score_fake = self._run_together(net, real, fake)
+        return (gan_loss(score_real, True, mode) + gan_loss(score_fake, False, mode)) / 2
+
+    def _run_together(self, net: nn.Module, *images: Tensor) -> Iterable[Tensor]:
+        """Run a network on several batches: in one pass, unless batch norm would mix them or their sizes differ."""
+        if self.settings.norm == "batch" or len({image.shape[1:] for image in images}) > 1:
+            return [self._run(net, image) for image in images]
+        return self._run(net, torch.cat(images)).split([len(image) for image in images])
 
     def _run(self, net: nn.Module, images: Tensor) -> Tensor:
         """Run a network in the chosen precision; what comes out is float32, and so are all losses."""
@@ -235,16 +303,19 @@ class CycleGANModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later steps depend on: weights, optimisers and pools."""
-        return {
-            kind: {name: part.state_dict() for name, part in parts.items()}
-            for kind, parts in (("networks", self.networks), ("optimisers", self.optimisers), ("pools", self.pools))
-        }
+        return {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in self._parts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        for kind, parts in (("networks", self.networks), ("optimisers", self.optimisers), ("pools", self.pools)):
+        for kind, parts in self._parts():
             for name, part in parts.items():
                 part.load_state_dict(state[kind][name])
+
+    def _parts(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        yield "networks", self.networks
+        yield "optimisers", self.optimisers
+        yield "pools", self.pools
+        yield "averages", self.averages
 
 
 def _require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

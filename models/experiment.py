@@ -14,12 +14,15 @@ from models.state_dicts import load_checkpoint, load_network_weights, save_atomi
 log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
+# The state before it, for the day when a disk gives the latest one back damaged.
+PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
 STATE_VERSION = 1
 # Options that may change when a run is continued: where and how fast it runs, what it shows, and for how long.
 HARMLESS_OPTIONS = frozenset(
     "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
-    "display_freq save_latest_freq save_epoch_freq n_epochs n_epochs_decay ct_window ct_transfer".split()
+    "display_freq display_ncols display_window display_id display_server display_port display_env display_start "
+    "no_html save_latest_freq save_epoch_freq n_epochs n_epochs_decay ct_window ct_transfer".split()
 )
 
 
@@ -37,7 +40,7 @@ def check_new(folder: Path) -> None:
     Raises:
         InputError: the folder holds a run or a model.
     """
-    if (folder / STATE_NAME).exists():
+    if (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists():
         raise InputError(
             f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
         )
@@ -54,7 +57,7 @@ def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
 
 def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
     """Write the weights of every network as `<epoch>_net_<network>.pth`."""
-    for name, net in model.networks.items():
+    for name, net in model.kept_networks.items():
         save_network_weights(net, weights_path(folder, epoch, name))
 
 
@@ -100,21 +103,38 @@ def check_same_options(folder: Path, saved: dict[str, str], current: dict[str, s
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the full training state, from which `load_state` lets a run go on."""
+    """Write the full training state, from which `load_state` lets a run go on; the one before it is kept."""
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     header = {"kind": STATE_KIND, "format_version": STATE_VERSION, "random": random}
-    save_atomically({**header, **state}, folder / STATE_NAME)
+    latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
+    save_atomically({**header, **state}, scratch)
+    if latest.exists():
+        latest.replace(folder / PREVIOUS_STATE_NAME)
+    scratch.replace(latest)  # killed between the two, the run goes on from the previous state
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Return the state that `save_state` wrote.
+    """Return the state that `save_state` wrote, or the one before it where the latest is gone or damaged.
 
     Raises:
-        InputError: there is none, or it is damaged, of another kind or version.
+        InputError: there is none, both are damaged, or it is of another kind or version.
     """
-    path = folder / STATE_NAME
-    if not path.exists():
-        raise InputError(f"{path}: no such file: nothing to continue; leave out --continue_train to start the run")
+    latest, previous = folder / STATE_NAME, folder / PREVIOUS_STATE_NAME
+    if not latest.exists() and not previous.exists():
+        raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
+    try:
+        return _load_state(latest)
+    except InputError as error:
+        if not previous.exists():
+            raise
+        state = _load_state(previous)
+        log.warning("warning: %s; going on from the state before it, %s", error, previous.name)
+        if latest.exists():  # or the next save would put it in place of the good one
+            latest.replace(folder / f"damaged_{STATE_NAME}")
+        return state
+
+
+def _load_state(path: Path) -> dict[str, Any]:
     state = load_checkpoint(path)
     found = (state.get("kind"), state.get("format_version"))
     if found != (STATE_KIND, STATE_VERSION):

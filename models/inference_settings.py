@@ -1,5 +1,6 @@
 """What inference must know about a trained model: architecture, frame and intensities, beside the weights."""
 
+import hashlib
 import json
 import logging
 import math
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.intensity import IntensityMap
-from data.manifest import MANIFEST_NAME, read_manifest, write_json
+from data.manifest import MANIFEST_NAME, hash_files, read_manifest, write_json
 from data.slices import typical_mr_window
+from data.training_statistics import TrainingStatistics, training_statistics
 from data.unaligned_dataset import UnalignedDataset
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class InferenceSettings:
         typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
         ct: CT map, in HU.
         versions: packages that trained the model.
+        training: what the training set looked like; None for models trained on images or by an earlier version.
     """
 
     netG: str
@@ -47,6 +50,7 @@ class InferenceSettings:
     typical_mr: IntensityMap | None
     ct: IntensityMap
     versions: dict[str, str]
+    training: TrainingStatistics | None = None
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -70,6 +74,8 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
         if isinstance(data["mr_window"], list):
             data["mr_window"] = tuple(data["mr_window"])
+        if data.get("training"):
+            data["training"] = TrainingStatistics.from_dict(data["training"])
         return InferenceSettings(**data)
     except FileNotFoundError as error:
         known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
@@ -93,6 +99,7 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
         manifest = read_manifest(opt.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, opt.mr_window)
+        training = training_statistics(manifest)
     else:
         if opt.mr_window == "percentile" or opt.ct_transfer:
             raise InputError(
@@ -100,6 +107,7 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
                 "with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
+        training = None
     if opt.preprocess == "resize_and_crop":
         spacing_mm = spacing_mm and spacing_mm * size / opt.load_size
         size = opt.load_size
@@ -117,7 +125,20 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
         typical_mr=typical_mr,
         ct=opt.ct_map,
         versions=package_versions(),
+        training=training,
     )
+
+
+def model_sha256(settings: InferenceSettings, weights: Path) -> str:
+    """Return the hash of all of a model that its results depend on: the file `weights` and the settings.
+
+    Raises:
+        InputError: the weights cannot be read.
+    """
+    used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training")}
+    digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
+    digest.update(hash_files([weights]).encode())
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -73,6 +73,41 @@ def correlation_loss(fake: Tensor, real: Tensor, eps: float = 1e-10) -> Tensor:
         return (1 - covariance.square() / variances).mean()
 
 
+def local_correlation_loss(fake: Tensor, real: Tensor, window: int, eps: float = 1e-4) -> Tensor:
+    """Return the mean over windows of 1 - r^2, with Pearson's correlation r over the pixels of one square window.
+
+    As `correlation_loss`, but structure counts wherever it is, and one contrast need not hold over the slice: the
+    squared local correlation of Avants et al., Medical Image Analysis 2008 (12: 26-41, section 2.3). Windows lie wholly
+    inside the slice, one about every pixel that has room for it.
+
+    Args:
+        fake: (N, 1, H, W) in [-1, 1].
+        real: as `fake`, of the same shape.
+        window: side of a window in pixels, up to H and W.
+        eps: variance below which a window counts as flat: its loss goes to 1 and its gradient to 0.
+
+    Returns:
+        Scalar in [0, 1], in float32 (float64 for float64 input), whatever autocast says.
+
+    Raises:
+        ValueError: the shapes differ.
+        InputError: the window is larger than the slice.
+    """
+    if fake.shape != real.shape:
+        raise ValueError(f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape")
+    if window > min(fake.shape[-2:]):
+        raise InputError(f"--lcc_window {window}: larger than the slices, {fake.shape[-1]} x {fake.shape[-2]}")
+    with _no_autocast(fake):
+        x, y = _at_least_float32(fake), _at_least_float32(real)
+        # Centred as a whole first: the variance of a window is then a difference of small numbers.
+        x, y = (z - z.mean(dim=(2, 3), keepdim=True).detach() for z in (x, y))
+        products = torch.cat([x, y, x * x, y * y, x * y], dim=1)
+        mean_x, mean_y, xx, yy, xy = F.avg_pool2d(products, window, stride=1).unbind(dim=1)
+        covariance = xy - mean_x * mean_y
+        variances = ((xx - mean_x**2).clamp(min=0) + eps) * ((yy - mean_y**2).clamp(min=0) + eps)
+        return (1 - covariance.square() / variances).mean()
+
+
 def shape_loss(logits: Tensor, mask: Tensor, mode: str = "l1") -> Tensor:
     """Return how far the shape extracted from a synthetic CT is from the body mask of its MR.
 

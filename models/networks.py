@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from unet.unet_model import MULTIPLE, UNet
 
 
 def _pick[T](registry: Mapping[str, T], name: str, what: str) -> T:
@@ -224,6 +225,35 @@ class UnetGenerator(nn.Module):
         return self.model(x)
 
 
+class ResizingUnetGenerator(nn.Module):
+    """The four-level U-Net of `unet/` as a generator: no information passes through one pixel, any size is taken.
+
+    Maps (N, input_nc, H, W) to (N, output_nc, H, W), both in [-1, 1]. It upsamples bilinearly, without checkerboards.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 1,
+        output_nc: int = 1,
+        ngf: int = 64,
+        norm: str = "instance",
+        use_dropout: bool = False,
+        upsample: str = "resize",
+    ) -> None:
+        """Build the network of `ngf` features at full resolution. Raises `InputError` for what it does not have."""
+        super().__init__()
+        if use_dropout or upsample != "resize":
+            raise InputError(
+                "--netG unet resizes bilinearly and has no dropout: use --upsample resize, no --use_dropout"
+            )
+        self.multiple = MULTIPLE
+        self.net = UNet(input_nc, output_nc, ngf, norm=_pick(NORMS, norm, "norm"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the synthetic image."""
+        return torch.tanh(self.net(x))
+
+
 class PatchDiscriminator(nn.Module):
     """PatchGAN: one unbounded score (logit) for each overlapping patch of the input.
 
@@ -294,6 +324,7 @@ class PixelDiscriminator(nn.Module):
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet_9blocks": partial(ResnetGenerator, n_blocks=9),
     "resnet_6blocks": partial(ResnetGenerator, n_blocks=6),
+    "unet": ResizingUnetGenerator,
     "unet_128": partial(UnetGenerator, depth=7),
     "unet_256": partial(UnetGenerator, depth=8),
 }

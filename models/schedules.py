@@ -79,6 +79,8 @@ class LearningRate:
         plateau_factor: float = 0.2,
         patience: int = 5,
         threshold: float = 0.01,
+        n_epochs_warm: int = 0,
+        warm_lr: float = 0.0,
     ) -> None:
         """Set `base_lr` on all `optimisers`.
 
@@ -93,6 +95,8 @@ class LearningRate:
             plateau_factor: 'plateau': factor of a reduction.
             patience: 'plateau': epochs without improvement that are borne; the next one reduces the rate.
             threshold: 'plateau': relative fall of the metric that counts as improvement.
+            n_epochs_warm: epochs of a warm start, before those that the policy counts.
+            warm_lr: learning rate during them.
 
         Raises:
             InputError: unknown policy.
@@ -103,6 +107,8 @@ class LearningRate:
         self._policy = policy
         self._base_lr = base_lr
         self._schedule = (n_epochs, n_epochs_decay, lr_decay_iters, gamma)
+        self._n_epochs_warm, self._warm_lr = n_epochs_warm, warm_lr
+        self._epoch = 1
         self._set(base_lr)
         self._plateaus = [
             ReduceLROnPlateau(optimiser, "min", plateau_factor, patience, threshold)
@@ -116,8 +122,13 @@ class LearningRate:
 
     def start_epoch(self, epoch: int) -> None:
         """Set the learning rate of an epoch, counted from 1, before its first step."""
-        if self._policy != "plateau":
-            self._set(self._base_lr * learning_rate_factor(self._policy, epoch, *self._schedule))
+        self._epoch = epoch - self._n_epochs_warm
+        if self._epoch < 1:
+            self._set(self._warm_lr)
+        elif self._policy != "plateau":
+            self._set(self._base_lr * learning_rate_factor(self._policy, self._epoch, *self._schedule))
+        elif self._epoch == 1:
+            self._set(self._base_lr)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Take an epoch's metric (smaller is better) into account; only 'plateau' needs it.
@@ -125,7 +136,7 @@ class LearningRate:
         Raises:
             ValueError: 'plateau' got no finite metric.
         """
-        if self._policy != "plateau":
+        if self._policy != "plateau" or self._epoch < 1:
             return
         if metric is None or not math.isfinite(metric):
             raise ValueError(f"policy 'plateau' needs a finite metric at the end of every epoch, got {metric}")

@@ -1,4 +1,8 @@
-"""From an MR volume to a synthetic CT volume: the only inference path."""
+"""From an MR volume to a synthetic CT volume: the only inference path.
+
+`synthesize_volume` is the whole way. Its three steps stand for themselves too, so that a pipeline can overlap them for
+different patients: `prepare_volume`, `TestModel.translate` on the device, `restore_volume`.
+"""
 
 import logging
 from dataclasses import dataclass, replace
@@ -27,6 +31,55 @@ class Synthesiser:
     model: TestModel
 
 
+@dataclass(frozen=True)
+class VolumePlan:
+    """How one volume goes through the network, and how what comes out becomes a volume.
+
+    Attributes:
+        source: the volume; body: its body mask, bool (z, y, x).
+        frame: its slices. with_body: which of the N slices hold body, bool (N,); only those go through the network.
+        source_map, target_map: intensities to [-1, 1].
+        to_ct: whether CT comes out; else MR.
+        lost_voxels: body voxels outside the frame.
+    """
+
+    source: Volume
+    body: np.ndarray
+    frame: SliceFrame
+    with_body: np.ndarray
+    source_map: IntensityMap
+    target_map: IntensityMap
+    to_ct: bool
+    lost_voxels: int
+
+    def describe_loss(self) -> str | None:
+        """Return in words what part of the body lies outside the frame; None where all is inside."""
+        if not self.lost_voxels:
+            return None
+        share = 100 * self.lost_voxels / np.count_nonzero(self.body)
+        return (
+            f"{self.lost_voxels} body voxels ({share:.1f} %) lie outside the model's frame of {self.frame.size} x "
+            f"{self.frame.spacing_mm:g} mm and become air: the body needs {self.frame.body_extent_mm(self.body):.0f} "
+            "mm; train on a larger --size or --spacing_mm"
+        )
+
+
+def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSettings:
+    """Read what inference must know of the run in `folder`; `spacing_mm` is for a model trained on images without one.
+
+    Raises:
+        InputError: the run is missing or damaged, or its pixel spacing is unknown, or is not to be said.
+    """
+    settings = read_inference_settings(folder)
+    if settings.spacing_mm is None:
+        if spacing_mm is None:
+            raise InputError(f"{folder}: trained on images without a pixel spacing; say it with --spacing_mm")
+        return replace(settings, spacing_mm=spacing_mm)
+    if spacing_mm is not None:
+        raise InputError(f"--spacing_mm {spacing_mm:g}: the model in {folder} has its own, {settings.spacing_mm:g} mm")
+    return settings
+
+
 def load_synthesiser(
     folder: Path, epoch: str, device: torch.device, precision: str = "fp32", spacing_mm: float | None = None
 ) -> Synthesiser:
@@ -36,60 +89,68 @@ def load_synthesiser(
         folder: `checkpoints/NAME`.
         epoch: 'latest' or a number of a saved epoch.
         device: where to run.
-        precision: key of `models.cycle_gan_model.PRECISIONS`.
+        precision: one of `models.test_model.INFERENCE_PRECISIONS`.
         spacing_mm: pixel spacing, for a model that was trained on images without one.
 
     Raises:
         InputError: the run is missing, damaged, its weights do not fit, or its pixel spacing is unknown.
     """
-    settings = read_inference_settings(folder)
-    if settings.spacing_mm is None:
-        if spacing_mm is None:
-            raise InputError(f"{folder}: trained on images without a pixel spacing; say it with --spacing_mm")
-        settings = replace(settings, spacing_mm=spacing_mm)
-    elif spacing_mm is not None:
-        raise InputError(f"--spacing_mm {spacing_mm:g}: the model in {folder} has its own, {settings.spacing_mm:g} mm")
+    settings = read_settings(folder, spacing_mm)
     return Synthesiser(settings, TestModel(settings, weights_path(folder, epoch, "G_A"), device, precision))
 
 
 def synthesize_volume(
-    source: Volume, synthesiser: Synthesiser, body: np.ndarray | None = None, batch_size: int = 8
+    source: Volume, synthesiser: Synthesiser, body: np.ndarray | None = None, batch_size: int | None = None
 ) -> Volume:
-    """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; voxels outside the frame are air, -1000 HU.
+    """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
-    A model trained with `--direction BtoA` takes a CT and returns an MR, float32, in the training set's typical units.
+    That is what lies outside the frame, and slices without body. A model trained with `--direction BtoA` takes a CT and
+    returns an MR, float32, in the training set's typical units.
 
     Args:
         source: the MR.
         synthesiser: the model.
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
-        batch_size: slices in one pass of the network.
+        batch_size: slices in one pass of the network; None chooses by the free memory.
 
     Raises:
         InputError: no body is found, or the MR is constant inside it.
     """
-    settings = synthesiser.settings
+    slices, plan = prepare_volume(source, synthesiser.settings, body)
+    loss = plan.describe_loss()
+    if loss:
+        log.warning("warning: %s", loss)
+    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
+
+
+def prepare_volume(
+    source: Volume, settings: InferenceSettings, body: np.ndarray | None = None
+) -> tuple[np.ndarray, VolumePlan]:
+    """Return what goes through the network, float32 (M, size, size) in [-1, 1], and the plan for what comes out.
+
+    Arguments and errors as in `synthesize_volume`.
+    """
+    to_ct = settings.direction == "AtoB"
     if body is None:
-        body = (mr_body_mask if settings.direction == "AtoB" else ct_body_mask)(source)
+        body = (mr_body_mask if to_ct else ct_body_mask)(source)
     source_map, target_map = intensity_maps(settings, source, body)
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
-    if lost:
-        share = 100 * lost / np.count_nonzero(body)
-        log.warning(
-            "warning: %d body voxels (%.1f %%) lie outside the model's frame of %d x %g mm and become air: the body "
-            "needs %.0f mm; train on a larger --size or --spacing_mm",
-            lost, share, settings.size, settings.spacing_mm, frame.body_extent_mm(body),
-        )  # fmt: skip
-    if settings.direction == "BtoA":
-        source = remove_couch(source, body)
-    slices = source_map.to_network(frame.prepare(source, fill=float(source.array.min())))
-    translated = synthesiser.model.translate(slices, batch_size)
-    del slices
-    # Outside the frame nothing is known: air, whatever the window's lower end.
-    fill = AIR_HU if settings.direction == "AtoB" else target_map.range[0]
-    restored = frame.restore(target_map.to_physical(translated), fill)
-    if settings.direction == "BtoA":
+    plan = VolumePlan(source, body, frame, frame.slices_with(body), source_map, target_map, to_ct, lost)
+    clean = source if to_ct else remove_couch(source, body)
+    slices = frame.prepare(clean, fill=float(source.array.min()))
+    return source_map.to_network(slices[plan.with_body]), plan
+
+
+def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
+    """Return the network's output (M, size, size) in [-1, 1] as the volume that `synthesize_volume` returns."""
+    frame = plan.frame
+    # Where nothing is known it is air, whatever the window's lower end.
+    fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
+    slices = np.full((frame.slices, frame.size, frame.size), fill, np.float32)
+    slices[plan.with_body] = plan.target_map.to_physical(translated)
+    restored = frame.restore(slices, fill)
+    if not plan.to_ct:
         return restored
     return restored.with_array(np.rint(restored.array, out=restored.array).astype(np.int16))
 

@@ -1,16 +1,51 @@
 """One trained generator, for use: evaluation mode, no gradients, batches of slices."""
 
+import logging
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.errors import InputError
 from data.single_dataset import SingleDataset
 from models.cycle_gan_model import PRECISIONS
 from models.inference_settings import InferenceSettings
 from models.networks import build_generator
 from models.state_dicts import load_network_weights
+from models.winograd import speed_up
+
+log = logging.getLogger(__name__)
+
+# Half precision serves inference only: its gradients would underflow.
+DTYPES = {**PRECISIONS, "fp16": torch.float16}
+INFERENCE_PRECISIONS = ("auto", *DTYPES)
+# Slices in one pass: a GPU gains little from more.
+LARGEST_BATCH = {"mps": 16, "cuda": 64}
+# Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
+MEMORY_SHARE = 0.5
+# What a device says, in lower case, when it is not an OutOfMemoryError that it raises.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the precision that 'auto' stands for on a device; any other name is itself.
+
+    That is bf16 where the device multiplies it natively, else fp16 on CUDA, else fp32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # Versions of torch that cannot tell what the CPU does compute in fp32.
+    cpu = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 class TestModel:
@@ -21,21 +56,111 @@ class TestModel:
     def __init__(
         self, settings: InferenceSettings, weights: Path, device: torch.device, precision: str = "fp32"
     ) -> None:
-        """Build the generator and load its weights from the file `weights`."""
+        """Build the generator and load its weights from the file `weights`; `precision`: of `INFERENCE_PRECISIONS`."""
         s = settings
-        self.device, self.dtype = device, PRECISIONS[precision]
+        self.device, self.precision = device, resolve_precision(precision, device)
         self.netG = build_generator(s.netG, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample)
         load_network_weights(self.netG, weights)
+        self.dtype = DTYPES[self.precision]
         self.netG.to(device).eval().requires_grad_(False)
+        if device.type == "cpu" and self.dtype == torch.bfloat16:
+            speed_up(self.netG)
+        # A CPU takes slices one by one, each in a thread of its own; other devices take them in batches.
+        self._threads = torch.get_num_threads() if device.type == "cpu" else None
+        self._fitting: int | None = None  # slices at a time for which there was memory
+
+    def translate(self, slices: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """Return the target slices of source slices; both float32 (N, H, W) in [-1, 1].
+
+        Args:
+            slices: source slices.
+            batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
+
+        Raises:
+            InputError: no memory for a single slice, or the network's output is not finite.
+        """
+        translated = np.empty_like(slices)
+        if batch_size is None and self._fitting is None and len(slices):
+            self._fitting = self._choose_batch_size(slices[:1])
+        size = min(filter(None, (batch_size, self._fitting)), default=1)
+        start = 0
+        while start < len(slices):
+            try:
+                for output in self._outputs(slices[start:], size):
+                    translated[start : start + len(output)] = output
+                    start += len(output)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = self._fitting = self._smaller(size, error)
+        if not np.isfinite(translated).all():
+            raise InputError(f"the network's output is not finite in {self.precision}; try --precision fp32")
+        return translated
+
+    def _outputs(self, slices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        """Yield target slices, float32 (`size` or fewer, H, W), of source slices (N, H, W)."""
+        if self._threads is None:
+            for batch in DataLoader(SingleDataset(slices), size, pin_memory=self.device.type == "cuda"):
+                yield self._run(batch.to(self.device, non_blocking=True))
+            return
+        # As fast as all threads on one slice, or faster; and no voxel depends on the number of threads.
+        threads = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from threads.map(lambda image: self._run(image[None]), SingleDataset(slices))
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
-    def translate(self, slices: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return the target slices of source slices; both float32 (N, H, W) in [-1, 1]."""
-        translated = np.empty_like(slices)
-        start = 0
-        for batch in DataLoader(SingleDataset(slices), batch_size):
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                output = self.netG(batch.to(self.device))
-            translated[start : start + len(output)] = output[:, 0].float().cpu().numpy()
-            start += len(output)
-        return translated
+    def _run(self, batch: Tensor) -> np.ndarray:
+        """Return the target slices, float32 (N, H, W), of a batch (N, 1, H, W) on the device."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.netG(batch)[:, 0].float().cpu().numpy()
+
+    def _choose_batch_size(self, one: np.ndarray) -> int:
+        """Return how many slices like `one`, (1, H, W), to send through the network at a time."""
+        try:
+            fitting = int(MEMORY_SHARE * free_memory(self.device) / self._bytes_of_a_slice(one))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fitting = 1
+        return max(1, min(self._threads or LARGEST_BATCH[self.device.type], fitting))
+
+    def _smaller(self, size: int, error: Exception) -> int:
+        """Return half a batch size for which there was no memory."""
+        if size == 1:
+            raise InputError(
+                f"{self.device}: out of memory with one slice at a time; free some, or choose another --device"
+            ) from error
+        log.info("%s: out of memory with %d slices at a time; going on with %d", self.device, size, size // 2)
+        traceback.clear_frames(error.__traceback__)  # the failed pass's tensors would stay as long as the error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return size // 2
+
+    def _bytes_of_a_slice(self, one: np.ndarray) -> int:
+        """Return the memory that one slice would take if no layer's output were freed, which bounds what it takes."""
+        sizes = []
+        leaves = [module for module in self.netG.modules() if not list(module.children())]
+        hooks = [leaf.register_forward_hook(lambda *args: sizes.append(args[-1].nbytes)) for leaf in leaves]
+        try:
+            self._run(torch.from_numpy(one)[None].to(self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(1, sum(sizes))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a device's memory that are free, or that torch holds in reserve."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    return psutil.virtual_memory().available  # an MPS device shares it
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a device's memory, or the computer's, is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

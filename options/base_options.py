@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from models.cycle_gan_model import PRECISIONS
 NAME_PATTERN = re.compile(r"[^/\\\0]+")
 
 
-def base_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command on a model has."""
+def base_parser(
+    prog: str, description: str, precisions: Iterable[str] = PRECISIONS, precision: str = "fp32"
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command on a model has; `precisions` are those of `--precision`."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -29,7 +32,7 @@ def base_parser(prog: str, description: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
     )
-    run.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the networks; losses are always fp32")
+    run.add_argument("--precision", choices=precisions, default=precision, help="of the networks, not of the losses")
     return parser
 
 
@@ -51,6 +54,11 @@ def positive_float(text: str) -> float:
 def nonnegative_float(text: str) -> float:
     """Return a finite number of 0 or more."""
     return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of 0 or more")
+
+
+def share(text: str) -> float:
+    """Return a number from 0 to below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
 def _number(text: str, kind: type, fits, expected: str):

@@ -1,24 +1,42 @@
-"""Options of `test_adapt.py`."""
+"""Options of `test_adapt.py`, and those that it shares with `test_pipeline.py`."""
 
 import argparse
 from pathlib import Path
 
 from data.volume import WRITABLE_SUFFIXES, volume_suffix
+from models.test_model import INFERENCE_PRECISIONS
 from options.base_options import base_parser, finish, positive_float, positive_int
+
+
+def inference_parser(prog: str, description: str, precision: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of the commands that use a trained model; `precision` is the default."""
+    parser = base_parser(prog, description, INFERENCE_PRECISIONS, precision)
+    use = parser.add_argument_group("use of the model")
+    use.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
+    use.add_argument(
+        "--batch_size", "--batchSize", type=batch_size, default="auto", metavar="N",
+        help="slices in one pass; auto: by the free memory",
+    )  # fmt: skip
+    use.add_argument("--spacing_mm", type=positive_float, help="pixel spacing, for a model trained on plain images")
+    return parser
+
+
+def batch_size(text: str) -> int | None:
+    """Return a number of slices, or None for 'auto'."""
+    return None if text == "auto" else positive_int(text)
 
 
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
-    parser = base_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
+    parser = inference_parser(
+        "test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.", precision="fp32"
+    )
     patient = parser.add_argument_group("patient")
     patient.add_argument("--input", type=Path, required=True, help="MR volume, or folder of one DICOM series")
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument("--output", type=Path, help="the synthetic CT (default: RESULTS_DIR/NAME/<patient>.nii.gz)")
-    patient.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
-    patient.add_argument("--batch_size", "--batchSize", type=positive_int, default=8, help="slices in one pass")
-    patient.add_argument("--spacing_mm", type=positive_float, help="pixel spacing, for a model trained on plain images")
     return parser
 
 

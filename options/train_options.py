@@ -2,8 +2,10 @@
 
 import argparse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from data.augmentation import PREPROCESS, Augmentation
+from models.cycle_gan_model import WARM_STARTS
 from models.losses import GAN_MODES, SHAPE_LOSSES
 from models.networks import DISCRIMINATORS, GENERATORS, INITIALISATIONS, NORMS, UPSAMPLINGS
 from models.schedules import POLICIES
@@ -19,7 +21,11 @@ from options.base_options import (
     nonnegative_int,
     positive_float,
     positive_int,
+    share,
 )
+from visualization.windows import CT_WINDOWS, parse_display_window
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -29,7 +35,9 @@ def train_parser() -> argparse.ArgumentParser:
     _add_networks(parser)
     _add_losses(parser)
     _add_shape(parser)
+    _add_warm_start(parser)
     _add_schedule(parser)
+    _add_display(parser)
     return parser
 
 
@@ -52,6 +60,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--flip", action="store_true", help="mirror left and right at random: for limbs, not for whole bodies"
     )
+    data.add_argument("--rotate", type=nonnegative_float, default=0.0, help="turn at random by up to so many degrees")
+    data.add_argument("--zoom", type=nonnegative_float, default=0.0, help="scale at random by up to this share")
     data.add_argument(
         "--mr_window", nargs="+", default=["percentile"], metavar="W", help="percentile (each volume's own) or LO HI"
     )
@@ -77,6 +87,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
 def _add_losses(parser: argparse.ArgumentParser) -> None:
     losses = parser.add_argument_group("losses")
     losses.add_argument("--gan_mode", choices=GAN_MODES, default="lsgan", help="adversarial loss")
+    losses.add_argument("--lambda_gan", type=nonnegative_float, default=1.0, help="adversarial losses")
     losses.add_argument(
         "--pool_size", type=nonnegative_int, default=50, help="past fakes that a discriminator sees again"
     )
@@ -90,6 +101,10 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
             f"--lambda_correlation_{cycle}", f"--lambda_co_{cycle}", type=nonnegative_float, default=2.0,
             help=f"correlation-coefficient loss 1 - r({pair})^2; 0: plain CycleGAN",
         )  # fmt: skip
+    losses.add_argument(
+        "--lcc_window", type=nonnegative_int, default=0,
+        help="side in pixels of the windows that r is taken in; 0: the whole slice, as published",
+    )  # fmt: skip
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +127,15 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_warm_start(parser: argparse.ArgumentParser) -> None:
+    warm = parser.add_argument_group("warm start", "generators trained on simulated pairs before they meet an opponent")
+    add = warm.add_argument
+    add("--warm_start", choices=WARM_STARTS, default="none", help="simulated_mr: T1-like MR made from the CT slices")
+    add("--n_epochs_warm", type=nonnegative_int, help="epochs on simulated pairs alone (10)")
+    add("--warm_lr", type=positive_float, help="learning rate in them (0.001)")
+    add("--lambda_simulated", type=nonnegative_float, help="weight of the simulated pairs after them (10)")
+
+
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule = parser.add_argument_group("schedule")
     schedule.add_argument(
@@ -124,34 +148,80 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--beta1", type=nonnegative_float, default=0.5, help="momentum of Adam")
     schedule.add_argument("--lr_policy", choices=POLICIES, default="linear", help="learning-rate schedule")
     schedule.add_argument("--lr_decay_iters", type=positive_int, help="step: epochs between steps (50)")
+    schedule.add_argument(
+        "--ema", type=share, default=0.0, help="decay of the average of the generators that is kept for use; 0: none"
+    )
     schedule.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     schedule.add_argument("--init_from", type=experiment_name, metavar="NAME", help="start a new run from this model")
     schedule.add_argument("--continue_train", action="store_true", help="go on from the last saved state of --name")
-    schedule.add_argument("--print_freq", type=positive_int, default=100, help="steps between two lines of losses")
-    schedule.add_argument("--display_freq", type=positive_int, default=400, help="steps between two pictures")
     schedule.add_argument("--save_latest_freq", type=positive_int, default=5000, help="steps between two saved states")
     schedule.add_argument(
         "--save_epoch_freq", type=positive_int, default=5, help="epochs between two kept sets of weights"
     )
 
 
+def _add_display(parser: argparse.ArgumentParser) -> None:
+    display = parser.add_argument_group("display", "nothing here changes a result or can stop a training")
+    add = display.add_argument
+    add("--print_freq", type=positive_int, default=100, help="steps between two lines of losses")
+    add("--display_freq", type=positive_int, default=400, help="steps between two pictures")
+    add("--display_ncols", type=positive_int, default=4, help="images in a row of a picture")
+    add(
+        "--display_window", nargs="+", default=["default"], metavar="W",
+        help=f"how CT is shown: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
+    )  # fmt: skip
+    add("--no_html", action="store_true", help="keep no page of pictures and curves in NAME/web")
+    add("--display_id", type=nonnegative_int, default=0, help="above 0: number of the windows in visdom; 0: no visdom")
+    add("--display_server", default="http://localhost", help="visdom server")
+    add("--display_port", type=port_number, default=8097, help="its port")
+    add("--display_env", help="its environment (default: NAME)")
+    add(
+        "--display_start", action="store_true",
+        help="start a visdom server for this run, which this machine alone can reach; it ends with the run",
+    )  # fmt: skip
+
+
+def local_server(parser: argparse.ArgumentParser, text: str) -> str:
+    """Return the address of a visdom server that is started here, in whatever way it is written."""
+    address = urlsplit(text if "://" in text else f"http://{text}")
+    if address.hostname not in LOCAL_HOSTS or address.scheme != "http":
+        parser.error(
+            f"--display_start starts a server here, --display_server {text} is elsewhere; expected http://localhost"
+        )
+    if address.netloc.lower() != address.hostname or address.path.strip("/"):
+        parser.error(f"--display_server {text}: expected http://{address.hostname}, and the port in --display_port")
+    return f"http://{address.hostname}"
+
+
+def port_number(text: str) -> int:
+    """Return the number of a TCP port."""
+    port = positive_int(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port number up to 65535")
+    return port
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards.
 
-    `mr_window` is 'percentile' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or `--ct_transfer`, and
-    `augmentation` that of `--preprocess` and what belongs to it.
+    `mr_window` is 'percentile' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or `--ct_transfer`,
+    `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a `DisplayWindow`.
     """
     parser = train_parser()
     options = finish(parser, arguments)
-    if options.n_epochs + options.n_epochs_decay < 1:
-        parser.error("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if options.n_layers_D != 3 and options.netD != "n_layers":
         parser.error(f"--n_layers_D {options.n_layers_D} needs --netD n_layers")
+    warm = options.warm_start != "none"
     needs = {
         "--load_size": (options.load_size, options.preprocess == "resize_and_crop", "--preprocess resize_and_crop"),
         "--crop_size": (options.crop_size, options.preprocess != "none", "--preprocess crop or resize_and_crop"),
         "--lr_decay_iters": (options.lr_decay_iters, options.lr_policy == "step", "--lr_policy step"),
+        "--n_epochs_warm": (options.n_epochs_warm is not None, warm, "--warm_start simulated_mr"),
+        "--warm_lr": (options.warm_lr is not None, warm, "--warm_start simulated_mr"),
+        "--lambda_simulated": (options.lambda_simulated is not None, warm, "--warm_start simulated_mr"),
         "--epoch": (options.epoch != "latest", options.init_from, "--init_from (a run goes on from its last state)"),
+        "--display_start": (options.display_start, options.display_id, "--display_id 1"),
+        "--display_env": (options.display_env, options.display_id, "--display_id 1"),
     }
     for name, (given, used, way) in needs.items():
         if given and not used:
@@ -159,13 +229,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.load_size = options.load_size or 286
     options.crop_size = options.crop_size or 256
     options.lr_decay_iters = options.lr_decay_iters or 50
+    defaults = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value if warm else 0)
+    if options.n_epochs_warm + options.n_epochs + options.n_epochs_decay < 1:
+        parser.error("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if options.init_from and options.continue_train:
         parser.error("--init_from and --continue_train: expected one of them; --init_from starts a new run")
     if options.beta1 >= 1:
         parser.error(f"--beta1 {options.beta1}: expected a number from 0 to below 1")
     options.mr_window = mr_window_rule(parser, options.mr_window)
     options.ct_map = ct_map(parser, options)
+    options.display_window = checked(parser, parse_display_window, options.display_window)
+    if options.display_start:
+        options.display_server = local_server(parser, options.display_server)
     options.augmentation = checked(
-        parser, Augmentation, options.preprocess, options.load_size, options.crop_size, options.flip
-    )
+        parser, Augmentation, options.preprocess, options.load_size, options.crop_size, options.flip,
+        options.rotate, options.zoom,
+    )  # fmt: skip
+    if warm and options.preprocess == "resize_and_crop":
+        parser.error("--warm_start needs the pixel size, which --preprocess resize_and_crop changes; use body_crop")
     return options

@@ -30,8 +30,8 @@ cat <<END
 
 generated patients   $raw
 prepared slices      $data
-model                checkpoints/$name  (losses in loss_log.txt, pictures in samples/)
-synthetic CT         results/$name  (volume in HU on the MR's grid, picture, scores)
+model                checkpoints/$name  (losses and pictures: web/index.html)
+synthetic CT         results/$name  (volume in HU on the MR's grid, picture, scores, a page to look through it)
 
 Minutes of training show that the chain works, not what the method can do: docs/results.md.
 END

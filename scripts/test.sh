@@ -3,6 +3,32 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh tests/requirements.txt
+
+# A run without a network still passes, but says at its end what it could not test. Pytest lists every skipped test with
+# its reason there (-ra in pyproject.toml).
+untested=()
+report_untested() {
+    local code=$? what
+    for what in "${untested[@]+"${untested[@]}"}"; do
+        echo "${GITHUB_ACTIONS:+::warning::}NOT TESTED: $what"
+    done
+    exit "$code"
+}
+trap report_untested EXIT
+
+# Pages are tested in a browser, and visdom's dashboard with its scripts. A CI machine gets both; elsewhere these tests are
+# skipped where they are missing.
+if [ -n "${CI:-}" ]; then
+    if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+            >/dev/null || echo "no Chromium to be had: tests of pages are skipped"
+    fi
+    command -v chromium chromium-browser google-chrome >/dev/null || untested+=("pages in a browser: no Chromium")
+    if ! bash scripts/visdom_offline.sh; then
+        echo "no scripts for visdom to be had: the test of its dashboard is skipped"
+        untested+=("visdom's dashboard: its scripts could not be fetched")
+    fi
+fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/python -m pytest "$@"

@@ -62,3 +62,6 @@ def test_the_scores_are_those_of_the_evaluate_command(chain, capsys):
     assert {key: written[key] for key in scored if key != "case"} == {k: v for k, v in scored.items() if k != "case"}
     assert written["input"] == str((patient / "mr.nii.gz").resolve())
     assert (root / "results/sct.png").stat().st_size > 1000
+    page = root / "results/sct_page"
+    assert f"{written['mae']:.1f}" in (page / "index.html").read_text()
+    assert {file.name for file in (page / "data").iterdir()} == {"mr.js", "ct.js", "reference.js"}

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings, NonFiniteLossError
-from models.losses import correlation_loss, gan_loss
+from models.losses import correlation_loss, gan_loss, local_correlation_loss
 
 CPU = torch.device("cpu")
 TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
@@ -142,3 +142,72 @@ def test_the_pools_show_the_discriminators_earlier_fakes():
     assert len(model.pools["A"].images) == len(model.pools["B"].images) == 3
     assert torch.equal(model.pools["B"].images[2], model.visuals["fake_B"][0])
     assert torch.equal(model.pools["A"].images[2], model.visuals["fake_A"][0])
+
+
+def with_pairs(**kwargs):
+    data, pairs = batch(**kwargs), batch(**kwargs | {"seed": 7})
+    return data | {"simulated_A": pairs["A"], "simulated_B": pairs["B"]}
+
+
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+def test_simulated_pairs_are_losses_of_both_generators(direction):
+    settings = CycleGANSettings(**TINY, direction=direction, lambda_simulated=3, lambda_gan=0.1, lcc_window=5)
+    model = CycleGANModel(settings, CPU)
+    nets, data = copy.deepcopy(model.networks), with_pairs(samples=2)
+    a, b = (data["simulated_A"], data["simulated_B"])[:: 1 if direction == "AtoB" else -1]
+    real_a, real_b = (data["A"], data["B"])[:: 1 if direction == "AtoB" else -1]
+    losses = model.step(data)
+    expected = {
+        "simulated_A": 3 * F.l1_loss(nets["G_A"](a), b),
+        "simulated_B": 3 * F.l1_loss(nets["G_B"](b), a),
+        "gan_A": 0.1 * gan_loss(nets["D_A"](nets["G_A"](real_a)), True),
+        "gan_B": 0.1 * gan_loss(nets["D_B"](nets["G_B"](real_b)), True),
+        "correlation_A": 2 * local_correlation_loss(nets["G_A"](real_a), real_a, window=5),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value.detach(), rtol=1e-5, atol=1e-6)
+    terms = [loss for name, loss in losses.items() if name != "G" and not name.startswith("D_")]
+    torch.testing.assert_close(losses["G"], sum(terms))
+
+
+def test_the_warm_step_trains_the_generators_on_simulated_pairs_alone():
+    model = CycleGANModel(CycleGANSettings(**TINY, lr=1e-3), CPU)
+    nets, data = copy.deepcopy(model.networks), with_pairs()
+    before = weights(model, "D_A", "D_B")
+    losses = model.warm_step(data)
+    assert losses.keys() == {"G", "simulated_A", "simulated_B"}
+    expected = F.l1_loss(nets["G_A"](data["simulated_A"]), data["simulated_B"])
+    torch.testing.assert_close(losses["simulated_A"], expected.detach())
+    assert equal(before, weights(model, "D_A", "D_B"))
+    for _ in range(20):
+        later = model.warm_step(data)
+    assert later["G"] < 0.7 * losses["G"]
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_the_average_of_the_generators_is_exponential(norm):
+    """Statistics of batch norm are averaged with the weights that they belong to."""
+    model = CycleGANModel(CycleGANSettings(**TINY, ema=0.9, norm=norm), CPU)
+    assert set(model.averages) == {"G_A", "G_B"}
+    assert model.kept_networks["D_A"] is model.networks["D_A"]
+    expected = None
+    for _ in range(3):
+        model.step(batch())
+        now = weights(model, "G_A")
+        expected = now if expected is None else {key: 0.9 * expected[key] + 0.1 * now[key] for key in now}
+    kept = model.kept_networks["G_A"].state_dict()
+    for key, value in kept.items():
+        if value.is_floating_point():  # all but the count of batches
+            torch.testing.assert_close(value, expected[f"G_A.{key}"])
+    assert not equal(weights(model, "G_A"), {f"G_A.{key}": value for key, value in kept.items()})
+
+
+def test_averages_are_part_of_the_state():
+    a, b = (CycleGANModel(CycleGANSettings(**TINY, ema=0.9, seed=seed), CPU) for seed in (0, 1))
+    for seed in range(2):
+        a.step(batch(seed=seed))
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    for model in (a, b):
+        model.step(batch(seed=2))
+    for key, value in a.kept_networks["G_B"].state_dict().items():
+        assert torch.equal(value, b.kept_networks["G_B"].state_dict()[key])

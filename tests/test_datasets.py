@@ -281,3 +281,60 @@ def test_arrays_of_another_frame_are_refused(dataroot):
     np.save(dataroot / case.mask_file, np.zeros((5, SIZE, SIZE + 1), np.uint8))
     with pytest.raises(InputError, match="maskA"):
         PreparedSlices(dataroot, [case], [window])
+
+
+def test_body_crops_show_body_wherever_it_is():
+    """A body of one pixel in a corner or in the middle: every crop holds it, in its middle where there is room."""
+    augment = Augmentation(preprocess="body_crop", crop_size=8)
+    for place, expected in (((1, 2), (1, 2)), ((15, 20), (4, 4)), ((30, 38), (6, 6))):
+        image = np.full((32, 40), -1, np.float32)
+        image[place] = 1
+        item = Slice(image, (image > 0).astype(np.uint8), "x")
+        for seed in range(5):
+            crop, mask = augment(item, np.random.default_rng(seed))
+            assert crop.shape == mask.shape == (1, 8, 8)
+            assert tuple(np.argwhere(crop[0].numpy() == 1)[0]) == expected
+    empty = Slice(np.full((32, 40), -1, np.float32), np.zeros((32, 40), np.uint8), "x")
+    assert augment(empty, np.random.default_rng(0))[0].shape == (1, 8, 8)
+
+
+def test_turning_and_zooming_move_slice_and_mask_alike_and_bring_in_air():
+    y, x = np.mgrid[:64, :64]
+    disc = np.hypot(y - 20, x - 40) < 8
+    item = Slice(np.where(disc, 1, -1).astype(np.float32), disc.astype(np.uint8), "x")
+    turned = Augmentation(rotate_deg=30)
+    radius = np.hypot(20 - 31.5, 40 - 31.5)
+    angles = []
+    for seed in range(20):
+        image, mask = turned(item, np.random.default_rng(seed))
+        assert np.mean((image[0].numpy() > 0) != (mask[0].numpy() > 0)) < 0.01
+        centre = np.argwhere(mask[0].numpy()).mean(axis=0) - 31.5
+        assert np.hypot(*centre) == pytest.approx(radius, abs=0.6)
+        angles.append(np.degrees(np.arctan2(*centre) - np.arctan2(20 - 31.5, 40 - 31.5)))
+        assert image[0, 0, 0] == -1
+    assert -30.5 < min(angles) < -15
+    assert 15 < max(angles) < 30.5
+    areas = [
+        float(Augmentation(zoom=0.25)(item, np.random.default_rng(seed))[1].sum()) / disc.sum() for seed in range(40)
+    ]
+    assert 0.8**2 * 0.95 < min(areas) < 0.75
+    assert 1.35 < max(areas) < 1.25**2 * 1.05
+
+
+def test_simulated_pairs_come_with_the_sample(dataroot):
+    plain = open_plain(dataroot)[Draw(1, 0, 2, 3)]
+    args = (dataroot, "percentile", CT_MAP, Augmentation(), False, 5)
+    sample = open_unaligned(*args, simulate_mr=True)[Draw(1, 0, 2, 3)]
+    assert sample.keys() == {"A", "B", "origin_A", "origin_B", "simulated_A", "simulated_B"}
+    assert torch.equal(sample["B"], plain["B"])
+    seen = sample["simulated_B"] != -1
+    assert torch.equal(sample["simulated_B"][seen], sample["B"][seen])
+    again = open_unaligned(*args, simulate_mr=True)[Draw(1, 0, 2, 3)]
+    assert torch.equal(sample["simulated_A"], again["simulated_A"])
+    other = open_unaligned(*args, simulate_mr=True)[Draw(2, 0, 2, 3)]
+    assert not torch.equal(sample["simulated_A"], other["simulated_A"])
+
+
+def test_mr_is_not_simulated_from_images_without_units(image_folder):
+    with pytest.raises(InputError, match="--warm_start none"):
+        open_unaligned(image_folder, (0, 400), CT_MAP, Augmentation(), masks=False, seed=0, simulate_mr=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from models import losses
-from models.losses import GAN_MODES, correlation_loss, gan_loss
+from models.losses import GAN_MODES, correlation_loss, gan_loss, local_correlation_loss
 from tests.test_networks import published_input
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_networks.json").read_text())["losses"]
@@ -187,3 +187,40 @@ def test_autocast_is_off_inside(monkeypatch):
 def test_correlation_of_different_shapes_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\) and \(1, 1, 4, 4\)"):
         correlation_loss(noise(2, 1, 4, 4), noise(1, 1, 4, 4))
+
+
+def test_local_correlation_is_that_of_every_window_by_itself():
+    a, b = noise(2, 1, 9, 8), noise(2, 1, 9, 8, seed=1)
+    squares = []
+    for i in range(2):
+        for y in range(9 - 4):
+            for x in range(8 - 4):
+                window = np.s_[i, 0, y : y + 5, x : x + 5]
+                squares.append(np.corrcoef(a[window].numpy().ravel(), b[window].numpy().ravel())[0, 1] ** 2)
+    loss = local_correlation_loss(a, b, window=5, eps=1e-12)
+    assert loss.item() == pytest.approx(1 - np.mean(squares), rel=1e-8)
+
+
+def test_local_correlation_lets_contrast_differ_from_place_to_place():
+    """The same structure in both, upright on the left and inverted on the right: whole slices hardly correlate."""
+    real = noise(1, 1, 32, 32)
+    fake = torch.cat([0.5 * real[..., :16], 0.3 - 0.5 * real[..., 16:]], dim=-1)
+    assert correlation_loss(fake, real) > 0.8
+    assert local_correlation_loss(fake, real, window=5) < 0.25  # windows across the seam
+
+
+def test_local_correlation_of_flat_windows_is_finite_and_has_no_gradient():
+    fake = torch.full((1, 1, 16, 16), 0.3, requires_grad=True)
+    loss = local_correlation_loss(fake, noise(1, 1, 16, 16).float(), window=9)
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=1e-5)
+    assert fake.grad.abs().max() < 1e-4
+    faint = (0.3 + 1e-6 * noise(1, 1, 16, 16, seed=1)).float()
+    assert local_correlation_loss(faint, noise(1, 1, 16, 16, seed=1).float(), window=9) > 0.99
+
+
+def test_local_correlation_refuses_windows_that_do_not_fit():
+    with pytest.raises(InputError, match="--lcc_window 9: larger than the slices, 12 x 8"):
+        local_correlation_loss(noise(1, 1, 8, 12), noise(1, 1, 8, 12), window=9)
+    with pytest.raises(ValueError, match="expected one shape"):
+        local_correlation_loss(noise(1, 1, 8, 12), noise(1, 1, 8, 8), window=3)

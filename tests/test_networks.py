@@ -22,12 +22,16 @@ from models.networks import (
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_networks.json").read_text())
 SIZES = {"unet_128": 128, "unet_256": 256}  # the others: 32
-GENERATOR_CASES = [(name, upsample, norm) for name in GENERATORS for upsample in UPSAMPLINGS for norm in NORMS]
+# The U-Net of unet/ only resizes, has no dropout and takes any size; it has tests of its own.
+PUBLISHED_GENERATORS = [name for name in GENERATORS if name != "unet"]
+GENERATOR_CASES = [
+    (name, upsample, norm) for name in PUBLISHED_GENERATORS for upsample in UPSAMPLINGS for norm in NORMS
+] + [("unet", "resize", norm) for norm in NORMS]
 
 
 def build(name: str, norm: str = "instance", **kwargs) -> nn.Module:
     if name in GENERATORS:
-        net = build_generator(name, ngf=4, norm=norm, **kwargs)
+        net = build_generator(name, ngf=4, norm=norm, **({"upsample": "resize"} if name == "unet" else {}) | kwargs)
     else:
         net = build_discriminator(name, ndf=4, norm=norm)
     initialise(net, "xavier", 1.0, torch.Generator().manual_seed(1))
@@ -128,7 +132,7 @@ def test_samples_of_a_batch_do_not_see_each_other(name):
         assert torch.allclose(net(images)[1:], net(images[1:]), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", PUBLISHED_GENERATORS)
 def test_dropout_only_where_asked_and_only_in_training(name):
     image = image_for(name)
     plain, dropping = build(name), build(name, use_dropout=True)
@@ -140,7 +144,7 @@ def test_dropout_only_where_asked_and_only_in_training(name):
     assert count == {"resnet_9blocks": 9, "resnet_6blocks": 6, "unet_128": 2, "unet_256": 3}[name]
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", PUBLISHED_GENERATORS)
 def test_resize_upsampling_moves_no_other_layer(name):
     transposed = {key: value.shape for key, value in build(name).state_dict().items()}
     resize = {key: value.shape for key, value in build(name, upsample="resize").state_dict().items()}
@@ -226,7 +230,18 @@ def test_refuses_a_size_that_it_cannot_take(name, good, bad):
 
 def test_every_entry_has_a_size_case():
     cases = test_refuses_a_size_that_it_cannot_take.pytestmark[0].args[1]
-    assert {name for name, *_ in cases} == {*GENERATORS, *DISCRIMINATORS}
+    assert {name for name, *_ in cases} == {*PUBLISHED_GENERATORS, *DISCRIMINATORS}
+
+
+def test_the_unet_generator_takes_any_size():
+    image = torch.rand(1, 1, 21, 38, dtype=torch.float64)
+    assert build("unet")(image).shape == image.shape
+
+
+@pytest.mark.parametrize("options", [{"upsample": "transposed"}, {"upsample": "resize", "use_dropout": True}])
+def test_the_unet_generator_refuses_what_it_does_not_have(options):
+    with pytest.raises(InputError, match="--upsample resize"):
+        build_generator("unet", ngf=4, **options)
 
 
 @pytest.mark.parametrize(("n_layers", "smallest"), [(1, 6), (2, 12), (4, 48)])

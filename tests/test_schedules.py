@@ -174,3 +174,19 @@ def test_epochs_count_from_1_and_steps_are_apart():
         learning_rate_factor("linear", 0, 4, 3)
     with pytest.raises(InputError, match="lr_decay_iters is 0"):
         learning_rate_factor("step", 1, 4, 3, lr_decay_iters=0)
+
+
+@pytest.mark.parametrize("policy", ["linear", "plateau"])
+def test_a_warm_start_has_its_own_rate_and_the_policy_begins_after_it(policy):
+    warm, plain = optimiser(), optimiser()
+    rate = LearningRate([warm], policy, 1.0, 2, 2, n_epochs_warm=3, warm_lr=0.25, patience=0)
+    reference = LearningRate([plain], policy, 1.0, 2, 2, patience=0)
+    for epoch in range(1, 8):
+        rate.start_epoch(epoch)
+        if epoch <= 3:
+            assert rate.current == 0.25
+        else:
+            reference.start_epoch(epoch - 3)
+            assert rate.current == reference.current
+            reference.end_epoch(1.0)
+        rate.end_epoch(1.0)

@@ -229,3 +229,26 @@ def test_impossible_frames_are_refused():
     for size, spacing in ((0, 1.0), (16, 0.0), (16, -1.0), (16, float("nan"))):
         with pytest.raises(InputError, match="expected positive"):
             SliceFrame.of(volume, size, spacing)
+
+
+@given(
+    count=st.integers(4, 30),
+    slice_mm=st.floats(0.6, 12.0),
+    first=st.integers(0, 29),
+    length=st.integers(1, 5),
+    direction=st.sampled_from(SIGNED_PERMUTATIONS),
+)
+def test_slices_with_a_mask_are_all_that_its_voxels_come_back_from(count, slice_mm, first, length, direction):
+    """Spoiling every other slice leaves the mask's voxels as they are, and each of these holds a part of the mask."""
+    lie = random_volume((count,) * 3, (3.0,) * 3, direction)
+    frame = SliceFrame.of(lie, 8, 12.0, slice_mm)
+    order, _ = frame._order
+    mask = np.zeros(lie.array.shape, bool)
+    np.moveaxis(mask, order[0], 0)[first % count : first % count + length] = True
+    used = frame.slices_with(mask)
+    slices = np.zeros((frame.slices, 8, 8), np.float32)
+    slices[~used] = 1000
+    assert np.abs(frame.restore(slices, fill=0.0).array[mask]).max() < 1e-3
+    parts = frame.prepare(lie.with_array(mask.astype(np.float32)), 0.0)
+    np.testing.assert_array_equal(used, parts.max(axis=(1, 2)) > 0)
+    assert used.any() and used.shape == (frame.slices,)

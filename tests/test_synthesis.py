@@ -1,6 +1,9 @@
 """Inference: HU and geometry through a generator whose output is known, and the weights' files."""
 
 import json
+import threading
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +15,12 @@ import test_adapt
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap
 from data.volume import Volume, read_volume, same_grid, write_volume
+from models import test_model
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights
 from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
-from models.test_model import TestModel
+from models.test_model import TestModel, is_out_of_memory, resolve_precision
 from scripts import import_weights
 
 CPU = torch.device("cpu")
@@ -25,6 +29,9 @@ SETTINGS = InferenceSettings(
     spacing_mm=2.0, slice_mm=None, mr_window=(0.0, 500.0), typical_mr=IntensityMap.window(0, 800),
     ct=IntensityMap.window(-1000, 1400), versions={},
 )  # fmt: skip
+
+
+SETTINGS_16 = replace(SETTINGS, ngf=16, upsample="transposed")
 
 
 class Known(torch.nn.Module):
@@ -83,7 +90,158 @@ def test_percentile_window_makes_scanner_units_irrelevant(tmp_path):
     assert np.abs(results[0].astype(int) - results[1]).max() <= 1
     low, high = np.percentile(mr.array[body], (0.5, 99.5))
     expected = 1400 - 2400 * ((mr.array - low) / (high - low)).clip(0, 1)
+    expected[~body.any(axis=(1, 2))] = AIR_HU
     np.testing.assert_allclose(results[0], expected, atol=1)
+
+
+class Counting(torch.nn.Module):
+    """A generator that has memory for `limit` slices at a time, and keeps how many it was given and held at a time."""
+
+    def __init__(self, limit=100, error=None):
+        super().__init__()
+        self.layer, self.limit = torch.nn.Identity(), limit
+        self.sizes, self.most, self._held, self._lock = [], 0, 0, threading.Lock()
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def forward(self, x):
+        with self._lock:
+            if self._held + len(x) > self.limit:
+                raise self.error
+            self._held += len(x)
+            self.sizes.append(len(x))
+            self.most = max(self.most, self._held)
+        time.sleep(0.05)
+        with self._lock:
+            self._held -= len(x)
+        return self.layer(-x)
+
+
+def counting_synthesiser(tmp_path, net, **changes) -> Synthesiser:
+    synthesiser = known_synthesiser(tmp_path, **changes)
+    synthesiser.model.netG = net
+    return synthesiser
+
+
+@pytest.mark.parametrize("slice_mm, sent", [(None, 2), (2.5, 6)])
+def test_slices_without_body_are_not_sent_and_become_air(tmp_path, slice_mm, sent):
+    """Two of six slices 5 mm apart show body; slices of 2.5 mm within 5 mm of those are interpolated from them."""
+    mr = ramp_mr().with_array(np.full((6, 24, 20), 250, np.float32))
+    body = np.zeros(mr.array.shape, bool)
+    body[2:4, 5:9, 5:9] = True
+    net = Counting()
+    ct = synthesize_volume(mr, counting_synthesiser(tmp_path, net, slice_mm=slice_mm), body, batch_size=4)
+    assert sum(net.sizes) == sent
+    np.testing.assert_allclose(ct.array[2:4], 200, atol=1)  # the middle of both windows
+    assert np.all(ct.array[[0, 5]] == AIR_HU)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_slices_at_a_time_are_halved_for_good_where_memory_ends(tmp_path, error, in_batches, caplog):
+    caplog.set_level("INFO")
+    net = Counting(limit=2, error=error)
+    model = counting_synthesiser(tmp_path, net).model
+    if in_batches:
+        model._threads = None  # as on a GPU
+    slices = np.random.default_rng(0).uniform(-1, 1, (7, 32, 32)).astype(np.float32)
+    np.testing.assert_array_equal(model.translate(slices, 8), -slices)
+    assert "out of memory with 8 slices at a time; going on with 4" in caplog.text
+    assert "out of memory with 4 slices at a time; going on with 2" in caplog.text
+    caplog.clear()
+    net.sizes.clear()
+    np.testing.assert_array_equal(model.translate(slices, 8), -slices)
+    assert net.sizes == ([2, 2, 2, 1] if in_batches else [1] * 7) and net.most == 2 and not caplog.text
+    model.translate(slices, 1)
+    assert net.sizes[-7:] == [1] * 7
+    net.limit = 0
+    with pytest.raises(InputError, match="out of memory with one slice"):
+        model.translate(slices, 8)
+
+
+def test_what_torch_says_without_memory_is_understood_and_other_errors_come_out(tmp_path):
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(failure.value)
+    net = Counting(limit=0, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        counting_synthesiser(tmp_path, net).model.translate(np.zeros((1, 32, 32), np.float32), 1)
+
+
+def test_slices_at_a_time_are_those_that_half_the_free_memory_holds(tmp_path, monkeypatch):
+    """The layer of `Counting` puts out 32 x 32 x 4 bytes a slice."""
+    slices = np.zeros((9, 32, 32), np.float32)
+    for free, expected in ((2 * 3 * 4096, 3), (2 * 3 * 4096 - 1, 2), (1, 1), (2**40, 4)):
+        monkeypatch.setattr(test_model, "free_memory", lambda device, free=free: free)
+        net = Counting()
+        model = counting_synthesiser(tmp_path, net).model
+        model._threads = 4
+        model.translate(slices)
+        assert net.most == expected and len(net.sizes) == 9 + 1  # one was measured
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_cpu_no_voxel_depends_on_threads_or_batches(tmp_path, precision):
+    path = tmp_path / "latest_net_G_A.pth"
+    torch.manual_seed(0)
+    save_network_weights(build_generator("resnet_6blocks", ngf=16), path)
+    slices = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64)).astype(np.float32)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            model = TestModel(SETTINGS_16, path, CPU, precision)
+            results += [model.translate(slices), model.translate(slices, 2), model.translate(slices[1:], 1)]
+    finally:
+        torch.set_num_threads(before)
+    for result in results:
+        np.testing.assert_array_equal(result, results[0][-len(result) :])
+
+
+def test_an_output_that_is_not_finite_is_an_error(tmp_path):
+    net = Counting()
+    net.layer = torch.nn.Threshold(0.0, float("nan"))
+    with pytest.raises(InputError, match="not finite in fp32"):
+        counting_synthesiser(tmp_path, net).model.translate(np.zeros((1, 32, 32), np.float32), 1)
+
+
+@pytest.mark.parametrize("precision, limit", [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_is_close_to_single(tmp_path, precision, limit):
+    path = tmp_path / "latest_net_G_A.pth"
+    torch.manual_seed(0)
+    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), path)
+    slices = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32)).astype(np.float32)
+    exact, half = (TestModel(SETTINGS, path, CPU, name).translate(slices, 2) for name in ("fp32", precision))
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).mean() < limit * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize(
+    "capabilities, expected",
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_precision_is_bf16_where_the_cpu_has_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", CPU) == expected
+    assert [resolve_precision(name, CPU) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+
+
+@pytest.mark.parametrize("native, expected", [(True, "bf16"), (False, "fp16")])
+def test_auto_precision_on_gpus(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    assert resolve_precision("auto", torch.device("cuda")) == expected
 
 
 def test_ct_to_mr_comes_back_in_the_training_sets_units(tmp_path):

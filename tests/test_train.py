@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
     )
     files = {file.name for file in folder.iterdir()}
     nets = {f"{epoch}_net_{net}.pth" for epoch in ("latest", 2, 3) for net in ("G_A", "G_B", "D_A", "D_B")}
-    assert files == nets | {"latest_state.pth", "inference.json", "opt.json", "losses.jsonl", "loss_log.txt", "samples"}
+    assert files == nets | {
+        "latest_state.pth", "previous_state.pth", "inference.json", "opt.json", "losses.jsonl", "loss_log.txt", "web",
+    }  # fmt: skip
     settings = read_inference_settings(folder)
     assert (settings.size, settings.spacing_mm, settings.netG, settings.ngf) == (16, 1.0, "resnet_6blocks", 2)
     assert settings.mr_window == (0.0, 90.0)
@@ -63,7 +66,17 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
         assert record["losses"]["G"] == pytest.approx(sum(terms), rel=1e-5)
         assert {"idt_A", "idt_B", "correlation_A", "correlation_B"} <= record["losses"].keys()
     assert len((folder / "loss_log.txt").read_text().splitlines()) == len(records)
-    assert sorted(p.name for p in (folder / "samples").iterdir()) == [f"epoch00{e}_000003.png" for e in (1, 2, 3)]
+    assert sorted(p.name for p in (folder / "web/images").iterdir()) == [f"epoch00{e}_000003.png" for e in (1, 2, 3)]
+    assert len((folder / "web/data/curves.js").read_text().splitlines()) == 1 + len(records)
+
+
+def test_what_is_shown_changes_no_result(dataroot, tmp_path):  # noqa: F811
+    plain = run(dataroot, tmp_path, "--no_html", "--n_epochs", "1", name="plain")
+    assert not (plain / "web").exists()
+    shown = run(dataroot, tmp_path, "--n_epochs", "1", "--display_freq", "1", "--display_window", "bone", name="shown")
+    assert_same_weights(plain, shown)
+    other = ["--display_window", "40", "400", "--display_ncols", "3", "--print_freq", "2"]
+    run(dataroot, tmp_path, *other, "--continue_train", name="plain")  # and a run may go on with other pictures
 
 
 @pytest.mark.parametrize("policy", ["linear", "plateau"])
@@ -104,6 +117,31 @@ def test_a_killed_run_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_
     assert metrics == expected_metrics[-len(metrics) :]
     for name in ("losses.jsonl", "loss_log.txt"):  # no record twice, none missing
         assert len((whole / name).read_text().splitlines()) == len((killed / name).read_text().splitlines())
+
+
+def test_a_killed_warm_start_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch):  # noqa: F811
+    """Six steps an epoch, the first epoch warm; the run dies in the warm epoch, and again in the second."""
+    options = "--warm_start simulated_mr --n_epochs_warm 1 --ema 0.9 --rotate 10 --zoom 0.1".split()
+    options += ["--preprocess", "body_crop", "--crop_size", "12"]
+    whole = run(dataroot, tmp_path, *options, name="whole")
+    records = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
+    assert [sorted(r["losses"]) == ["G", "simulated_A", "simulated_B"] for r in records] == [True] * 6 + [False] * 18
+    assert [r["lr"] for r in records[:7]] == [1e-3] * 6 + [2e-4]
+    assert {"simulated_A", "gan_A", "D_A"} <= records[6]["losses"].keys()
+    for method, dies_at, more in (("warm_step", 5, ()), ("step", 5, ("--continue_train",))):
+        original, calls = getattr(CycleGANModel, method), []
+
+        def dying(self, batch, original=original, calls=calls, dies_at=dies_at):
+            calls.append(1)
+            if len(calls) == dies_at:
+                raise KeyboardInterrupt
+            return original(self, batch)
+
+        monkeypatch.setattr(CycleGANModel, method, dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(dataroot, tmp_path, *options, *more, name="killed")
+        monkeypatch.setattr(CycleGANModel, method, original)
+    assert_same_weights(whole, run(dataroot, tmp_path, *options, "--continue_train", name="killed"))
 
 
 def mean_loss(folder, epoch):
@@ -265,6 +303,10 @@ def test_defaults_are_the_published_settings():
         (["--ct_window", "-1000", "1400", "--ct_transfer", "soft_tissue"], "expected one of them"),
         (["--ct_transfer", "spread"], "expected a name"),
         (["--n_epochs", "0", "--n_epochs_decay", "0"], "at least one epoch"),
+        (["--n_epochs_warm", "2"], "does nothing without --warm_start simulated_mr"),
+        (["--lambda_simulated", "0"], "does nothing without --warm_start simulated_mr"),
+        (["--warm_start", "simulated_mr", "--preprocess", "resize_and_crop"], "use body_crop"),
+        (["--ema", "1"], "from 0 to below 1"),
         (["--n_layers_D", "4"], "needs --netD n_layers"),
         (["--beta1", "1"], "below 1"),
         (["--init_from", "a", "--continue_train"], "expected one of them"),
@@ -276,6 +318,12 @@ def test_defaults_are_the_published_settings():
         (["--preprocess", "resize_and_crop", "--crop_size", "300"], "larger than --load_size"),
         (["--no_such_option"], "unrecognized arguments"),
         (["--lambda_ident", "1"], "unrecognized arguments"),
+        (["--display_window", "40"], "LEVEL WIDTH in HU"),
+        (["--display_window", "40", "0"], "WIDTH above 0"),
+        (["--display_port", "99999"], "port number up to 65535"),
+        (["--display_start"], "does nothing without --display_id 1"),
+        (["--display_env", "e"], "does nothing without --display_id 1"),
+        (["--display_id", "1", "--display_start", "--display_server", "http://far"], "is elsewhere"),
     ],
 )
 def test_bad_options_end_the_parsing_with_their_reason(arguments, message, capsys):
@@ -290,10 +338,30 @@ def test_the_options_are_these():
     names = sorted(vars(train_options.parse(REQUIRED)))
     assert names == sorted(
         "augmentation batch_size beta1 checkpoints_dir continue_train crop_size ct_map ct_transfer ct_window dataroot "
-        "device direction display_freq epoch flip gan_mode init_from init_gain init_type lambda_A lambda_B "
-        "lambda_correlation_A lambda_correlation_B lambda_identity lambda_shape lambda_shape_gan load_size lr "
+        "device direction display_env display_freq display_id display_ncols display_port display_server display_start "
+        "display_window epoch flip gan_mode init_from init_gain init_type lambda_A lambda_B "
+        "ema lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity lambda_shape lambda_shape_gan "
+        "lambda_simulated lcc_window load_size lr n_epochs_warm rotate warm_lr warm_start zoom "
         "lr_decay_iters lr_policy max_dataset_size mr_window "
-        "n_epochs n_epochs_decay n_layers_D name ndf netD netG ngf norm num_threads pool_size precision preprocess "
-        "print_freq save_epoch_freq save_latest_freq seed "
+        "n_epochs n_epochs_decay n_layers_D name ndf netD netG ngf no_html norm num_threads pool_size precision "
+        "preprocess print_freq save_epoch_freq save_latest_freq seed "
         "shape_extractor shape_loss upsample use_dropout".split()
     )
+
+
+def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_path, caplog):  # noqa: F811
+    broken = run(dataroot, tmp_path, name="broken")
+    whole = shutil.copytree(broken, tmp_path / "whole")
+    latest, previous = broken / "latest_state.pth", broken / "previous_state.pth"
+    positions = [torch.load(path, weights_only=True)["position"] for path in (previous, latest)]
+    assert [(at["epoch"], at["iteration"]) for at in positions] == [(3, 4), (4, 0)]
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    run(dataroot, tmp_path, "--continue_train", name="broken")
+    assert "going on from the state before it, previous_state.pth" in caplog.text
+    assert_same_weights(broken, whole)
+    latest.unlink()  # killed between putting the old one aside and the new one in its place
+    run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", name="broken")
+    previous.write_bytes(b"PK")
+    latest.write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"previous_state.pth: cannot be read"):
+        run(dataroot, tmp_path, "--continue_train", name="broken")

@@ -38,6 +38,18 @@ def test_write_then_read_is_the_same_volume(tmp_path, suffix, dtype):
     assert left == {path.name} | ({"patient 1.raw"} if suffix == ".mhd" else set())
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, bool])
+def test_a_compressed_nifti_is_the_one_that_simpleitk_reads_and_equal_volumes_are_equal_bytes(tmp_path, dtype):
+    volume = example_volume(dtype)
+    path = write_volume(volume, tmp_path / "a.nii.gz")
+    image = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.array)
+    assert same_grid(from_sitk(image), volume, tolerance=1e-6)
+    assert path.read_bytes() == write_volume(volume, tmp_path / "b.nii.gz").read_bytes()
+    header = nibabel.load(path).header
+    assert (int(header["qform_code"]), int(header["sform_code"]), header.get_xyzt_units()[0]) == (1, 1, "mm")
+
+
 def test_axes_and_geometry_are_simpleitk_s():
     volume = example_volume()
     image = volume.to_sitk()
@@ -48,16 +60,22 @@ def test_axes_and_geometry_are_simpleitk_s():
     assert same_grid(from_sitk(image), volume)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = write_volume(example_volume(), tmp_path / "ct.nii.gz")
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+    path = write_volume(example_volume(), tmp_path / f"ct{suffix}")
     before = path.read_bytes()
 
     def fail(*args, **kwargs):
         Path(args[1]).write_bytes(b"half")
         raise RuntimeError("disk full")
 
+    def fail_in_stream(image, stream):
+        stream.write(b"half")
+        raise OSError("disk full")
+
     monkeypatch.setattr(sitk, "WriteImage", fail)
-    with pytest.raises(InputError, match=r"ct\.nii\.gz: cannot be written: disk full"):
+    monkeypatch.setattr(nibabel.Nifti1Image, "to_stream", fail_in_stream)
+    with pytest.raises(InputError, match=r"ct\.(nii\.gz|mha): cannot be written: disk full"):
         write_volume(example_volume(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,7 @@ was common in PyTorch in 2019: batch norm, padded convolutions and bilinear upsa
 were there (`inc down1..4 up1..4 outc`), so that weights trained with such a network load.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from data.errors import InputError
 from models.state_dicts import load_checkpoint, load_network_weights
 
+# Builds the norm layer of a number of features.
+Norm = Callable[[int], nn.Module]
 # Four halvings.
 MULTIPLE = 16
 # Names of late 2019 and after, in the order in which they are replaced by the ones used here.
@@ -23,14 +25,14 @@ LATER_NAMES = (("inc.double_conv.", "inc.conv.conv."), (".maxpool_conv.", ".mpco
 
 
 class DoubleConvolution(nn.Module):
-    """Twice a 3x3 convolution, batch norm and ReLU: (N, in_nc, H, W) to (N, out_nc, H, W)."""
+    """Twice a 3x3 convolution, norm and ReLU: (N, in_nc, H, W) to (N, out_nc, H, W)."""
 
-    def __init__(self, in_nc: int, out_nc: int, middle_nc: int) -> None:
+    def __init__(self, in_nc: int, out_nc: int, middle_nc: int, norm: Norm) -> None:
         """Build the block with `middle_nc` features between its convolutions."""
         super().__init__()
         layers: list[nn.Module] = []
         for source, target in ((in_nc, middle_nc), (middle_nc, out_nc)):
-            layers += [nn.Conv2d(source, target, kernel_size=3, padding=1), nn.BatchNorm2d(target)]
+            layers += [nn.Conv2d(source, target, kernel_size=3, padding=1), norm(target)]
             layers += [nn.ReLU(inplace=True)]
         self.conv = nn.Sequential(*layers)
 
@@ -42,10 +44,10 @@ class DoubleConvolution(nn.Module):
 class Entry(nn.Module):
     """The first block, at full resolution."""
 
-    def __init__(self, in_nc: int, out_nc: int) -> None:
+    def __init__(self, in_nc: int, out_nc: int, norm: Norm) -> None:
         """Build the block."""
         super().__init__()
-        self.conv = DoubleConvolution(in_nc, out_nc, out_nc)
+        self.conv = DoubleConvolution(in_nc, out_nc, out_nc, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (N, out_nc, H, W)."""
@@ -55,10 +57,10 @@ class Entry(nn.Module):
 class Down(nn.Module):
     """Halve the resolution, then convolve: (N, in_nc, H, W) to (N, out_nc, H / 2, W / 2)."""
 
-    def __init__(self, in_nc: int, out_nc: int) -> None:
+    def __init__(self, in_nc: int, out_nc: int, norm: Norm) -> None:
         """Build the block."""
         super().__init__()
-        self.mpconv = nn.Sequential(nn.MaxPool2d(2), DoubleConvolution(in_nc, out_nc, out_nc))
+        self.mpconv = nn.Sequential(nn.MaxPool2d(2), DoubleConvolution(in_nc, out_nc, out_nc, norm))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
@@ -68,12 +70,12 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the resolution, join the skip, convolve: to (N, out_nc, H, W), the skip's height and width."""
 
-    def __init__(self, in_nc: int, out_nc: int, middle_nc: int) -> None:
+    def __init__(self, in_nc: int, out_nc: int, middle_nc: int, norm: Norm) -> None:
         """Build the block; `in_nc`: the features of skip and deeper level together."""
         super().__init__()
         # Corners aligned, as the published networks were trained.
         self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        self.conv = DoubleConvolution(in_nc, out_nc, middle_nc)
+        self.conv = DoubleConvolution(in_nc, out_nc, middle_nc, norm)
 
     def forward(self, deeper: Tensor, skip: Tensor) -> Tensor:
         """Return the features."""
@@ -99,7 +101,14 @@ class UNet(nn.Module):
     With the default width the levels have 64, 128, 256, 512 and 512 features.
     """
 
-    def __init__(self, n_channels: int = 1, n_classes: int = 1, width: int = 64, wide_up: bool = False) -> None:
+    def __init__(
+        self,
+        n_channels: int = 1,
+        n_classes: int = 1,
+        width: int = 64,
+        wide_up: bool = False,
+        norm: Norm = nn.BatchNorm2d,
+    ) -> None:
         """Build the network.
 
         Args:
@@ -107,15 +116,16 @@ class UNet(nn.Module):
             n_classes: channels of the output, one logit each.
             width: features at full resolution.
             wide_up: twice the features inside the upward blocks, as networks of 2020 and after have.
+            norm: builds the norm of a number of features.
         """
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        self.inc = Entry(n_channels, widths[0])
-        self.down1, self.down2, self.down3, self.down4 = (Down(widths[k], widths[k + 1]) for k in range(4))
+        self.inc = Entry(n_channels, widths[0], norm)
+        self.down1, self.down2, self.down3, self.down4 = (Down(widths[k], widths[k + 1], norm) for k in range(4))
         outputs = [4 * width, 2 * width, width, width]
         inputs = [16 * width, 8 * width, 4 * width, 2 * width]
         middles = [in_nc // 2 if wide_up else out_nc for in_nc, out_nc in zip(inputs, outputs, strict=True)]
-        self.up1, self.up2, self.up3, self.up4 = map(Up, inputs, outputs, middles)
+        self.up1, self.up2, self.up3, self.up4 = map(Up, inputs, outputs, middles, 4 * [norm])
         self.outc = Exit(width, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:

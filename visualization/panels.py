@@ -1,82 +1,140 @@
-"""Pictures of slices, side by side, as 8-bit PNG files for eyes only."""
+"""Pictures of slices side by side, with captions, as 8-bit images for eyes only."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data.files import whole_file
+from data.intensity import IntensityMap
 from data.volume import Volume
+from visualization.planes import PLANES, PatientOrder, Plane, patient_order
+from visualization.windows import CT_WINDOWS, DisplayWindow, gray, mr_display_range
 
-# Rows of the training panel and the value of black; images that a run does not have are left out.
-TRAINING_ROWS = (
-    (("real_A", "fake_B", "rec_A", "idt_B"), -1),
-    (("real_B", "fake_A", "rec_B", "idt_A"), -1),
-    (("mask", "shape"), 0),
-)
-# Display window of CT: level 40, width 800 HU shows soft tissue and bone together.
-CT_DISPLAY_HU = (-360.0, 440.0)
-DIFFERENCE_HU = (-400.0, 400.0)
-_CAPTION_PX = 14
+DIFFERENCE_HU = 400.0
+CAPTION_PX = 18
+GAP_PX = 4
+_CAPTION_FONT_PX = 12
+_TILE_PX = 192
+# Name of a visual: caption, and whether it belongs to the source domain (A), the target domain (B), or is a mask in
+# [0, 1]. Images that a run does not have are left out.
+_VISUALS = {
+    "real_A": ("", "A"),
+    "fake_B": ("synthetic", "B"),
+    "rec_A": ("reconstructed", "A"),
+    "idt_B": ("identity,", "A"),
+    "real_B": ("", "B"),
+    "fake_A": ("synthetic", "A"),
+    "rec_B": ("reconstructed", "B"),
+    "idt_A": ("identity,", "B"),
+    "simulated_A": ("simulated pair,", "A"),
+    "from_simulated_A": ("synthetic", "B"),
+    "simulated_B": ("simulated pair,", "B"),
+    "from_simulated_B": ("synthetic", "A"),
+    "mask": ("body of the MR", "mask"),
+    "shape": ("body of the synthetic CT", "mask"),
+}
 
 
-def save_training_panel(visuals: dict[str, Tensor], path: Path) -> None:
-    """Save the first image of each tensor (N, C, H, W): rows A and B in [-1, 1], and the shapes in [0, 1]."""
-    rows = []
-    for names, low in TRAINING_ROWS:
-        row = [(name, _gray(visuals[name][0, 0].cpu().float().numpy(), low, 1)) for name in names if name in visuals]
-        rows += [row] if row else []
-    save_grid(rows, path)
+@dataclass(frozen=True)
+class VisualsStyle:
+    """How the images of a training are shown: in [-1, 1] they are MR in their window, and CT under the map `ct`."""
+
+    ct: IntensityMap
+    window: DisplayWindow = CT_WINDOWS["default"]
+    direction: str = "AtoB"
+    columns: int = 4
+
+    def caption(self, name: str) -> str:
+        """Return e.g. 'fake_B: synthetic CT'."""
+        what, kind = _VISUALS[name]
+        shown = "mask_A" if name == "mask" else name
+        return f"{shown}: {what} {self._modality(kind)}".replace("  ", " ").strip()
+
+    def gray(self, name: str, image: np.ndarray) -> np.ndarray:
+        """Return the uint8 picture of one image (H, W) as the networks see it."""
+        modality = self._modality(_VISUALS[name][1])
+        if modality == "CT":
+            return gray(self.ct.to_physical(image), *self.window.range)
+        return gray(image, 0 if modality == "" else -1, 1)
+
+    def _modality(self, kind: str) -> str:
+        if kind == "mask":
+            return ""
+        return "MR" if (kind == "A") == (self.direction == "AtoB") else "CT"
 
 
-def save_preview(mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT") -> None:
-    """Save MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
+def training_sheet(visuals: dict[str, Tensor], style: VisualsStyle) -> Image.Image:
+    """Return the first image of each tensor (N, C, H, W) on one captioned sheet, `style.columns` in a row."""
+    names = [name for name in _VISUALS if name in visuals]
+    pictures = [style.gray(name, visuals[name][0, 0].cpu().float().numpy()) for name in names]
+    larger = max(1, -(-_TILE_PX // pictures[0].shape[1]))  # small slices need no magnifying glass, nor cut captions
+    tiles = [
+        (style.caption(name), Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8))))
+        for name, picture in zip(names, pictures, strict=True)
+    ]
+    return arrange([tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)])
+
+
+def preview(mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT") -> Image.Image:
+    """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
 
     `synthetic` says which of the two, CT or MR, was made from the other. All volumes are on one grid. CT is shown from
     -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
     """
     titles = {modality: f"synthetic {modality}" if modality == synthetic else modality for modality in ("MR", "CT")}
-    columns = [
-        (titles["MR"], mr.array, tuple(np.percentile(mr.array, (0.5, 99.5)))),
-        (titles["CT"], ct.array, CT_DISPLAY_HU),
-    ]
+    ct_range = CT_WINDOWS["default"].range
+    columns = [(titles["MR"], mr.array, mr_display_range(mr.array)), (titles["CT"], ct.array, ct_range)]
     if reference is not None:
         difference = ct.array.astype(np.float32) - reference.array
-        columns += [("true CT", reference.array, CT_DISPLAY_HU), ("difference", difference, DIFFERENCE_HU)]
+        columns += [("true CT", reference.array, ct_range)]
+        columns += [("difference", difference, (-DIFFERENCE_HU, DIFFERENCE_HU))]
+    lie = patient_order(mr)
     rows = []
-    for axis, name in enumerate(("z", "y", "x")):
-        middle = mr.array.shape[axis] // 2
-        rows.append([
-            (f"{title}, {name} = {middle}", _in_proportion(np.take(array, middle, axis), mr, axis, *limits))
-            for title, array, limits in columns
-        ])  # fmt: skip
-    save_grid(rows, path)
+    for plane in PLANES:
+        middle = lie.array(mr.array).shape[plane.axis] // 2
+        row = [(title, gray(plane.cut(lie.array(array), middle), *limits)) for title, array, limits in columns]
+        rows.append([(f"{title}, {plane.name}", in_proportion(picture, plane, lie)) for title, picture in row])
+    return arrange(rows)
 
 
-def save_grid(rows: list[list[tuple[str, Image.Image]]], path: Path) -> None:
-    """Save captioned images in rows; columns are as wide as their widest image."""
+def save_preview(mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT") -> None:
+    """Write the `preview` to a PNG file."""
+    with whole_file(path) as scratch:
+        preview(mr, ct, reference, synthetic).save(scratch)
+
+
+def arrange(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+    """Return captioned gray images in rows on black; columns are as wide as their widest image."""
     columns = max(map(len, rows))
     widths = [max(row[c][1].width for row in rows if c < len(row)) for c in range(columns)]
-    heights = [max(image.height for _, image in row) + _CAPTION_PX for row in rows]
-    sheet = Image.new("L", (sum(widths), sum(heights)))
-    draw = ImageDraw.Draw(sheet)
+    heights = [max(image.height for _, image in row) for row in rows]
+    width = sum(widths) + GAP_PX * (columns - 1)
+    sheet = Image.new("L", (width, sum(heights) + CAPTION_PX * len(rows)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_CAPTION_FONT_PX)
     for r, row in enumerate(rows):
         for c, (caption, image) in enumerate(row):
-            corner = (sum(widths[:c]), sum(heights[:r]))
-            draw.text((corner[0] + 2, corner[1] + 1), caption, fill=255)
-            sheet.paste(image, (corner[0], corner[1] + _CAPTION_PX))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+            corner = (sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + CAPTION_PX * r)
+            draw.text((corner[0] + 2, corner[1] + 2), _fitted(caption, widths[c] - 2, font), fill=255, font=font)
+            sheet.paste(image, (corner[0], corner[1] + CAPTION_PX))
+    return sheet
 
 
-def _gray(image: np.ndarray, low: float, high: float) -> Image.Image:
-    scaled = (image.astype(np.float32) - low) / max(high - low, 1e-6) * 255
-    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """Return the words of a text that fit into `width` pixels; the first one is kept whatever its width."""
+    words = text.split()
+    while len(words) > 1 and font.getlength(" ".join(words)) > width:
+        words.pop()
+    return " ".join(words)
 
 
-def _in_proportion(plane: np.ndarray, grid: Volume, axis: int, low: float, high: float) -> Image.Image:
-    """Return a plane of a volume with square pixels of the volume's finest spacing; z runs upwards."""
-    spacing = [s for a, s in zip("zyx", grid.spacing[::-1], strict=True) if a != "zyx"[axis]]
-    finest = min(grid.spacing)
-    size = (round(plane.shape[1] * spacing[1] / finest), round(plane.shape[0] * spacing[0] / finest))
-    return _gray(plane if axis == 0 else plane[::-1], low, high).resize(size, Image.Resampling.BILINEAR)
+def in_proportion(picture: np.ndarray, plane: Plane, lie: PatientOrder) -> Image.Image:
+    """Return an uint8 picture of a plane (gray, or colour in a last axis) with square pixels of the finest spacing."""
+    finest = min(lie.spacing_mm)
+    height, width = (
+        round(extent * lie.spacing_mm[axis] / finest)
+        for extent, axis in zip(picture.shape, plane.rows_and_columns, strict=False)
+    )
+    return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BILINEAR)

@@ -1,51 +1,63 @@
-"""What training writes while it runs: progress bar, `loss_log.txt`, `losses.jsonl` and sample pictures."""
+"""What a running training shows: the one interface that `train.py` calls, and the displays behind it.
 
-import json
+    TrainingLog -> console.Console               lines, loss_log.txt, losses.jsonl
+                -> visdom_display.VisdomDisplay  curves and pictures in a browser, if asked for
+                -> training_page.TrainingPage    web/index.html
+
+The losses come off the accelerator at the print frequency only, images at the display frequency only.
+"""
+
 import logging
 import time
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import cache
+from typing import Self
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.files import whole_file
-from visualization.panels import save_training_panel
+from models.inference_settings import package_versions
+from visualization.console import Console
+from visualization.display import Display, Guarded, Picture, RunInfo
+from visualization.panels import VisualsStyle, training_sheet
+from visualization.records import History, Record, read_records
+from visualization.training_page import TrainingPage
+from visualization.visdom_display import VisdomDisplay
 
 log = logging.getLogger(__name__)
 
 
 class TrainingLog:
-    """The record of one run, kept in its folder; a resumed run appends to it."""
+    """The record of one run, on every display."""
 
-    def __init__(self, folder: Path, steps_per_epoch: int, epochs: int, start: tuple[int, int]) -> None:
-        """Start logging into `folder`; `start`: the epoch and its steps done, whose later records are dropped."""
-        self.folder, self.steps_per_epoch, self.epochs = folder, steps_per_epoch, epochs
-        self._drop_records_after(start)
+    def __init__(
+        self, run: RunInfo, style: VisualsStyle, displays: Sequence[tuple[str, Display]], start: tuple[int, int]
+    ) -> None:
+        """Show a run that has come to `start`: the epoch and its steps done, whose later records are dropped.
+
+        Args:
+            run: the run.
+            style: how its images are shown.
+            displays: name and back end of each display.
+            start: where the run begins or goes on.
+        """
+        self.run, self.style = run, style
+        self.history = _history_until(run, start)
+        self.displays = [Guarded(name, display, self.history) for name, display in displays]
+        for display in self.displays:
+            display.restore(start)
         self._bar: tqdm | None = None
-        self._losses: dict[str, float] = {}
-        self._last = time.perf_counter()
-        self._steps = 0
-        self._data_seconds = 0.0
-
-    def _drop_records_after(self, start: tuple[int, int]) -> None:
-        """Cut both files back to what the state knows: steps after it are taken, and written, again."""
-        jsonl, text = self.folder / "losses.jsonl", self.folder / "loss_log.txt"
-        if not jsonl.exists():
-            return
-        records = [json.loads(line) for line in jsonl.read_text().splitlines()]
-        kept = sum((record["epoch"], record["iteration"]) <= start for record in records)
-        for path in (jsonl, text):
-            lines = path.read_text().splitlines(keepends=True)[:kept]
-            with whole_file(path) as scratch:
-                scratch.write_text("".join(lines))
+        self._restart_clock()
 
     def start_epoch(self, epoch: int, done: int) -> None:
-        """Begin the bar of an epoch, `done` of whose steps were taken before."""
+        """Begin the bar of an epoch, `done` of whose steps were taken before; there is none where nobody can see it."""
         self._bar = tqdm(
-            total=self.steps_per_epoch, initial=done, desc=f"epoch {epoch}/{self.epochs}", unit="it",
+            total=self.run.steps_per_epoch, initial=done, desc=f"epoch {epoch}/{self.run.epochs}", unit="it",
             disable=None, leave=False,
         )  # fmt: skip
-        self._last, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
+        self._restart_clock()
 
     def step(self, data_seconds: float) -> None:
         """Count one step, which waited `data_seconds` for its batch."""
@@ -54,31 +66,75 @@ class TrainingLog:
         self._bar.update()
 
     def write_losses(self, epoch: int, iteration: int, losses: dict[str, Tensor], lr: float) -> None:
-        """Write one record of losses to the bar, the console and both files."""
-        now = time.perf_counter()
-        steps = max(self._steps, 1)
-        seconds, data_seconds = (now - self._last) / steps, self._data_seconds / steps
-        self._last, self._steps, self._data_seconds = now, 0, 0.0
-        values = {name: float(loss) for name, loss in losses.items()}
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        line = (
-            f"epoch {epoch}  iteration {iteration}  {seconds:.3f} s/it  data {data_seconds:.3f} s  lr {lr:.2e}  {text}"
-        )
-        record = {
-            "epoch": epoch, "iteration": iteration, "time": round(time.time(), 3), "lr": lr,
-            "seconds_per_step": round(seconds, 4), "seconds_of_data": round(data_seconds, 4), "losses": values,
-        }  # fmt: skip
-        with (self.folder / "loss_log.txt").open("a") as file:
-            file.write(line + "\n")
-        with (self.folder / "losses.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        tqdm.write(line)
+        """Write one record of losses, scalars by name, to every display."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()  # one wait for the device
+        now, steps = time.perf_counter(), max(self._steps, 1)
+        record = Record(
+            epoch, iteration, round(time.time(), 3), lr, round((now - self._since) / steps, 4),
+            round(self._data_seconds / steps, 4), dict(zip(losses, values, strict=True)),
+        )  # fmt: skip
+        redraw = self.history.add(record)
+        for display in self.displays:
+            display.show_losses(record, redraw)
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in record.losses.items() if name == "G"})
+        self._restart_clock()
 
     def write_pictures(self, epoch: int, iteration: int, visuals: dict[str, Tensor]) -> None:
-        """Save the current images side by side as `samples/epoch<epoch>_<iteration>.png`."""
-        save_training_panel(visuals, self.folder / "samples" / f"epoch{epoch:03d}_{iteration:06d}.png")
+        """Show the current images, as `CycleGANModel.visuals` has them, on every display."""
+
+        @cache  # drawn once, and only if a display asks for it
+        def picture() -> Picture:
+            return Picture(epoch, iteration, training_sheet(visuals, self.style))
+
+        for display in self.displays:
+            display.show_picture(picture)
 
     def end_epoch(self) -> None:
         """Close the bar."""
         self._bar.close()
+
+    def close(self) -> None:
+        """Finish every display."""
+        if self._bar is not None:
+            self._bar.close()
+        for display in self.displays:
+            display.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish every display, however the training ended."""
+        self.close()
+
+    def _restart_clock(self) -> None:
+        self._since, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
+
+
+def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
+    """Return the history of a run up to `start`; an empty one, with a warning, where its records cannot be read."""
+    history = History(run.steps_per_epoch)
+    try:
+        for record in read_records(run.folder):
+            if record.position <= start:
+                history.add(record)
+    except Exception as error:  # as in `Guarded`: curves are not worth the training
+        log.warning("warning: earlier losses cannot be read: %s; curves begin at epoch %d", error, start[0])
+        return History(run.steps_per_epoch)
+    return history
+
+
+def open_training_log(opt: Namespace, epochs: int, steps_per_epoch: int, start: tuple[int, int]) -> TrainingLog:
+    """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for."""
+    folder = opt.checkpoints_dir / opt.name
+    run = RunInfo(opt.name, folder, vars(opt), package_versions(), epochs, steps_per_epoch)
+    style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols)
+    displays: list[tuple[str, Display]] = [("log files", Console(folder))]
+    if opt.display_id > 0:
+        env = opt.display_env or opt.name
+        visdom = VisdomDisplay(run, opt.display_server, opt.display_port, env, opt.display_id, opt.display_start)
+        displays.append(("visdom", visdom))
+    if not opt.no_html:
+        displays.append(("web page", TrainingPage(run)))
+    return TrainingLog(run, style, displays, start)

@@ -1,0 +1,166 @@
+"""What a physicist would look at before using a synthetic CT: figures, and warnings where they are out of line.
+
+The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from data.body_mask import ct_body_mask
+from data.errors import InputError
+from data.intensity import mr_percentiles
+from data.training_statistics import Range, TrainingStatistics, relative_median, slice_distances
+from data.volume import Volume, axial_order
+from evaluation.metrics import BONE_ABOVE_HU, dice
+from models.synthesis import VolumePlan
+
+# Dice of the bodies of MR and synthetic CT: that of two discs whose radii differ by a tenth.
+MIN_BODY_DICE = 0.9
+# Share of body voxels at either end of the CT window: beyond it something was cut off, or the network is saturated.
+MAX_END_SHARE = 0.05
+# Slices beyond the training set's limit: in every training patient 5 % may be, by the limit's definition.
+MAX_ODD_SLICES = 0.05
+# Share of body voxels that lie outside a fixed MR window; a percentile window leaves out 1 %.
+MAX_CLIPPED_SHARE = 0.05
+# MR intensities and spacings may leave the training set's range by this factor, medians by this much.
+INTENSITY_FACTOR = 2.0
+SPACING_FACTOR = 1.5
+MEDIAN_MARGIN = 0.1
+NO_STATISTICS = (
+    "HU histogram, MR intensities and spacing against the training set: not in the model's inference.json, which was "
+    "written by an earlier version, or by training on images"
+)
+
+
+@dataclass
+class Findings:
+    """Figures by name, what is out of line, and what could not be checked."""
+
+    figures: dict[str, float | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+def check_conversion(
+    plan: VolumePlan, translated: np.ndarray, synthetic: Volume, training: TrainingStatistics | None
+) -> Findings:
+    """Check one synthetic CT, against its MR and against the training set.
+
+    Args:
+        plan: how the MR went through the network.
+        translated: what came out, (M, size, size) in [-1, 1].
+        synthetic: the volume that it became, in HU.
+        training: None leaves out what needs it.
+    """
+    findings = Findings()
+    _check_body(findings, plan, synthetic)
+    hu = plan.target_map.to_physical(translated)
+    masks = plan.frame.prepare_labels(plan.source.with_array(plan.body.astype(np.uint8)))[plan.with_body]
+    # Without the outermost pixel: there, MR and CT may differ in what is body and what is air.
+    inner = ndimage.binary_erosion(masks, ndimage.generate_binary_structure(2, 1)[None])
+    _check_window(findings, hu[inner], plan.target_map.range)
+    if training is None:
+        findings.unchecked.append(NO_STATISTICS)
+    else:
+        _check_histograms(findings, slice_distances(hu, masks, training.hu_histogram, plan.target_map.range), training)
+    _check_mr(findings, plan, training)
+    _check_spacing(findings, plan, training)
+    return findings
+
+
+def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
+    """Return mean, standard deviation and percentiles (HU) inside the body, and the share of it that is bone."""
+    values = synthetic.array[body]
+    figures = {"mean": values.mean(dtype=np.float64), "std": values.std(dtype=np.float64)}
+    names = {"p01": 1, "p25": 25, "p50": 50, "p75": 75, "p99": 99}
+    figures |= dict(zip(names, np.percentile(values, list(names.values())), strict=True))
+    figures["bone_share"] = np.count_nonzero(values > BONE_ABOVE_HU) / values.size
+    return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
+    loss = plan.describe_loss()
+    if loss:
+        findings.warnings.append(loss)
+    findings.figures["lost_body_share"] = plan.lost_voxels / np.count_nonzero(plan.body)
+    try:
+        overlap = dice(ct_body_mask(synthetic), plan.body)
+    except InputError:
+        overlap = 0.0
+        findings.warnings.append("no body in the synthetic CT")
+    findings.figures["body_dice"] = overlap
+    if 0 < overlap < MIN_BODY_DICE:
+        findings.warnings.append(f"body of the synthetic CT unlike the MR's: Dice {overlap:.3f}, below {MIN_BODY_DICE}")
+
+
+def _check_window(findings: Findings, hu: np.ndarray, window: Range) -> None:
+    """Check how many body voxels, HU (N,), lie within half a HU of the CT window's ends."""
+    for name, end in zip(("low", "high"), window, strict=True):
+        share = np.count_nonzero(np.abs(hu - end) < 0.5) / max(1, hu.size)
+        findings.figures[f"{name}_end_share"] = share
+        if share > MAX_END_SHARE:
+            findings.warnings.append(f"{100 * share:.1f} % of the body at the CT window's {name} end, {end:g} HU")
+
+
+def _check_histograms(findings: Findings, distances: np.ndarray, training: TrainingStatistics) -> None:
+    if not distances.size:
+        findings.unchecked.append("HU histogram: no slice with enough body")
+        return
+    odd = np.count_nonzero(distances > training.hu_slice_limit)
+    findings.figures |= {
+        "hu_distance": float(np.median(distances)),
+        "hu_distance_limit": training.hu_slice_limit,
+        "odd_slices_share": odd / distances.size,
+    }
+    if odd / distances.size > MAX_ODD_SLICES:
+        findings.warnings.append(
+            f"{odd} of {distances.size} slices have an HU histogram unlike the training CT's: more than "
+            f"{training.hu_slice_limit:.0f} HU away, the median {np.median(distances):.0f} HU"
+        )
+
+
+def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> None:
+    values = plan.source.array[plan.body]
+    low, high = mr_percentiles(plan.source.array, plan.body)
+    median = relative_median(float(np.median(values)), (low, high))
+    window = plan.source_map.range
+    clipped = np.count_nonzero((values < window[0]) | (values > window[1])) / values.size
+    findings.figures |= {"mr_low": low, "mr_high": high, "mr_median": median, "mr_clipped_share": clipped}
+    if clipped > MAX_CLIPPED_SHARE:
+        findings.warnings.append(
+            f"{100 * clipped:.1f} % of the body's MR intensities lie outside the model's window of "
+            f"{window[0]:g} to {window[1]:g}"
+        )
+    if training is None:
+        return
+    reach = training.mr_high
+    if not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:
+        findings.warnings.append(
+            f"MR intensities reach {high:.4g} in the body; those of the training set {_range(reach)}: another scanner, "
+            "sequence or scaling"
+        )
+    if not training.mr_median[0] - MEDIAN_MARGIN <= median <= training.mr_median[1] + MEDIAN_MARGIN:
+        findings.warnings.append(
+            f"MR contrast unlike the training set's: the median lies at {median:.2f} of the range in the body, in "
+            f"training at {_range(training.mr_median)}: another sequence?"
+        )
+
+
+def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> None:
+    order, _ = axial_order(plan.source.direction)
+    through = plan.source.spacing[2 - order[0]]
+    spacings = {"in_plane_mm": (plan.frame.in_plane_mm, "in the plane"), "through_mm": (through, "between slices")}
+    for name, (found, where) in spacings.items():
+        findings.figures[name] = float(found)
+        if training is None:
+            continue
+        low, high = getattr(training, name)
+        if not low / SPACING_FACTOR <= found <= high * SPACING_FACTOR:
+            findings.warnings.append(f"spacing of {found:.3g} mm {where}; in the training set {_range((low, high))} mm")
+
+
+def _range(values: Range) -> str:
+    low, high = (f"{value:.3g}" for value in values)
+    return low if low == high else f"{low} to {high}"

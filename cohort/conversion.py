@@ -1,0 +1,276 @@
+"""One case from its files to its record, in the three stages that a pipeline overlaps."""
+
+import logging
+import math
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cohort.checks import check_conversion, hu_statistics
+from cohort.inputs import CohortCase
+from cohort.results import Claim, Record, Results, now
+from data.body_mask import read_mask
+from data.errors import InputError
+from data.manifest import hash_files, hash_source
+from data.volume import Volume, describe_grid, read_volume, same_grid, write_volume
+from evaluation.report import score_case
+from models.inference_settings import package_versions
+from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
+from visualization.case_page import write_case_page
+from visualization.panels import save_preview
+
+log = logging.getLogger(__name__)
+
+# To be raised when the same inputs and model come to give other voxels.
+METHOD_VERSION = 1
+
+
+@dataclass
+class Work:
+    """A case on its way: what the stages hand on to each other."""
+
+    case: CohortCase
+    claim: Claim
+    key: dict
+    seconds: dict[str, float] = field(default_factory=dict)
+    slices: np.ndarray | None = None
+    plan: VolumePlan | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: 'done', 'failed', 'held' (by another process), or done or failed 'elsewhere' meanwhile."""
+
+    case: CohortCase
+    what: str
+    record: Record | None = None
+
+
+def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
+    """Return all that a case's result depends on. Raises `InputError` where a file cannot be read.
+
+    `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
+    as the same.
+    """
+    return {
+        "input_sha256": case.hash(),
+        "series_uid": case.series_uid,
+        "mask_sha256": case.mask and hash_source(case.mask),
+        # A missing one is a matter of scoring, and no reason not to convert.
+        "reference_sha256": hash_source(case.reference) if case.reference and case.reference.exists() else None,
+        "model_sha256": model_sha256,
+        "precision": precision,
+        "method": METHOD_VERSION,
+    }
+
+
+class Conversion:
+    """The three stages of a case with one model; each returns its `Outcome` where the case ends with it."""
+
+    def __init__(
+        self,
+        synthesiser: Synthesiser,
+        model_sha256: str,
+        precision: str,
+        batch_size: int | None,
+        results: Results,
+        known: Mapping[str, Record],
+        pages: bool = True,
+    ) -> None:
+        """Set up.
+
+        Args:
+            synthesiser: the model; model_sha256: its hash.
+            precision: as asked for.
+            batch_size: slices in one pass, or None.
+            results: where results go.
+            known: the records by case as they were before the run: one that has changed since is another process's.
+            pages: whether each case gets a results page, or only a picture.
+        """
+        self.pages = pages
+        self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
+        self.batch_size, self.results, self.known = batch_size, results, known
+        model = synthesiser.model
+        self.run = {"device": str(model.device), "precision": model.precision, "host": socket.gethostname()}
+        self.run["versions"] = package_versions()
+
+    def prepare(self, case: CohortCase) -> Work | Outcome:
+        """Claim a case, read it and make its slices. Raises `InputError` where the results cannot be written."""
+        claim = self.results.claim(case.name)
+        if claim is None:
+            return Outcome(case, "held")
+        work = Work(case, claim, {})
+        with self._isolated(work) as failure:
+            if case.problem:
+                raise InputError(case.problem)
+            with _timed(work, "read"):
+                work.key = result_key(case, self.model_sha256, self.precision)
+                earlier = self._done_elsewhere(work)
+                if earlier:
+                    claim.release()
+                    return Outcome(case, "elsewhere", earlier)
+                source = read_volume(case.path, case.series_uid)
+                body = read_mask(case.mask, source) if case.mask else None
+            with _timed(work, "prepare"):
+                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body)
+            return work
+        return failure[0]
+
+    def translate(self, work: Work) -> np.ndarray | Outcome:
+        """Send a case's slices through the network: the stage on the device."""
+        with self._isolated(work) as failure:
+            with _timed(work, "device"):
+                translated = self.synthesiser.model.translate(work.slices, self.batch_size)
+            work.slices = None
+            return translated
+        return failure[0]
+
+    def finish(self, work: Work, translated: np.ndarray) -> Outcome:
+        """Make the volume, check and write it, score it, and record all."""
+        with self._isolated(work) as failure:
+            with _timed(work, "restore"):
+                synthetic = restore_volume(translated, work.plan)
+            with _timed(work, "check"):
+                training = self.synthesiser.settings.training
+                findings = check_conversion(work.plan, translated, synthetic, training)
+                hu = hu_statistics(synthetic, work.plan.body)
+            del translated
+            with _timed(work, "write"):
+                path = write_volume(synthetic, self.results.volume_path(work.case.name))
+                output_sha256 = hash_files([path])
+            with _timed(work, "score"):
+                scores, reference = self._score(work, synthetic, findings.warnings)
+            with _timed(work, "show"):
+                self._show(work, synthetic, reference, scores, findings.warnings)
+            work.seconds["total"] = time.perf_counter() - work.started
+            record = replace(
+                self._record(work, "done"),
+                warnings=findings.warnings,
+                unchecked=findings.unchecked,
+                output=path.name,
+                output_sha256=output_sha256,
+                geometry=_geometry(synthetic),
+                hu=hu,
+                checks=_finite(findings.figures),
+                scores=_finite(scores),
+            )
+            self.results.write(record)
+            work.claim.release()
+            return Outcome(work.case, "done", record)
+        return failure[0]
+
+    def _score(self, work: Work, synthetic: Volume, warnings: list[str]) -> tuple[dict[str, float], Volume | None]:
+        """Return the scores against the case's reference, and that; what is wrong with it becomes a warning."""
+        if not work.case.reference:
+            return {}, None
+        try:
+            reference = read_volume(work.case.reference)
+            if not same_grid(reference, synthetic):
+                found, expected = describe_grid(reference), describe_grid(synthetic)
+                raise InputError(f"{work.case.reference}: not on the MR's grid: {found}; the MR has {expected}")
+            return score_case(synthetic, reference, mr=work.plan.source), reference
+        except InputError as error:
+            warnings.append(f"not scored: {error}")
+            return {}, None
+
+    def _show(
+        self,
+        work: Work,
+        synthetic: Volume,
+        reference: Volume | None,
+        scores: Mapping[str, float],
+        warnings: list[str],
+    ) -> None:
+        """Make what there is to look at, now that the volume is written: the one place for pictures and pages.
+
+        A picture that fails is no reason to lose a patient: it becomes a warning.
+        """
+        try:
+            if not self.pages:
+                save_preview(work.plan.source, synthetic, reference, self.results.folder / f"{work.case.name}.png")
+                return
+            write_case_page(
+                self.results.page_path(work.case.name).parent,
+                work.case.name,
+                work.plan.source,
+                synthetic,
+                reference,
+                scores,
+                body=work.plan.body,
+                details={"input": work.case.path, "warnings": "; ".join(warnings) or None},
+                cohort_page=self.results.folder / "index.html",
+            )
+        except Exception as error:
+            log.debug("%s: picture", work.case.name, exc_info=True)
+            warnings.append(f"no picture: {error}")
+
+    def _done_elsewhere(self, work: Work) -> Record | None:
+        """Return the record that another process has written of this very work since the run began."""
+        record = self.results.read(work.case.name)
+        if record is None or record == self.known.get(work.case.name) or record.key != work.key:
+            return None
+        return record if record.status == "failed" or self.results.is_current(record, work.key) else None
+
+    @contextmanager
+    def _isolated(self, work: Work) -> Iterator[list[Outcome]]:
+        """Let an error end this case alone: it goes on record, and the list that is yielded gets the outcome."""
+        outcomes = []
+        try:
+            yield outcomes
+        except Exception as error:
+            work.slices = work.plan = None
+            record = self._failure(work, error)
+            try:
+                self.results.write(record)
+            except InputError as unwritten:
+                log.error("%s: %s", work.case.name, unwritten)
+            work.claim.release()
+            outcomes.append(Outcome(work.case, "failed", record))
+
+    def _failure(self, work: Work, error: Exception) -> Record:
+        expected = isinstance(error, InputError)
+        reason = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
+        if self.results.volume_path(work.case.name).exists():
+            reason += f" ({self.results.volume_path(work.case.name).name} is of an earlier input or model)"
+        details = "" if expected else "".join(traceback.format_exception(error))
+        return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
+
+    def _record(self, work: Work, status: str) -> Record:
+        return Record(
+            case=work.case.name,
+            status=status,
+            input=str(work.case.path.absolute()),
+            key=work.key,
+            attempt=uuid.uuid4().hex,
+            finished=now(),
+            seconds={name: round(value, 3) for name, value in work.seconds.items()},
+            run=self.run,
+        )
+
+
+@contextmanager
+def _timed(work: Work, stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        work.seconds[stage] = time.perf_counter() - started
+
+
+def _geometry(volume: Volume) -> dict:
+    return {name: list(getattr(volume, name)) for name in ("size", "spacing", "origin", "direction")}
+
+
+def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
+    return {
+        name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+        for name, value in figures.items()
+    }

@@ -1,0 +1,247 @@
+"""Which volumes a cohort holds, and what their cases are called.
+
+A case's name is its path below the searched folder, parts joined by two underscores and without the file's ending:
+`STS_002/mr.nii.gz` is `STS_002__mr`. It depends on that path alone, so further patients never rename earlier ones.
+Where two paths would share a name, both are reported rather than one chosen. A DICOM series is called like its folder;
+of several in one folder each adds the hash of its UID, but one that was converted as the only one keeps its name.
+"""
+
+import csv
+import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pydicom
+
+from data.dicom import DicomSeries, holds_dicom, list_series
+from data.errors import InputError
+from data.manifest import hash_files, hash_source
+from data.sources import is_volume
+from data.volume import volume_stem
+
+MODALITY = "MR"
+LIST_COLUMNS = ("id", "path", "reference", "mask", "series_uid")
+_NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
+# File systems take 255 bytes; endings and the folder that a file is written in need some.
+_NAME_BYTES = 180
+
+
+@dataclass(frozen=True)
+class CohortCase:
+    """One volume to convert.
+
+    Attributes:
+        name: unique in the cohort, and a file name.
+        path: volume file, or the folder of a DICOM series.
+        series_uid, files: the DICOM series and its files; None and empty for a volume file.
+        lone_name: its name if it were the only series of its folder; None unless there are others.
+        reference: true CT on the MR's grid, to score against.
+        mask: body mask on the MR's grid, in place of the computed one.
+        problem: why it cannot be converted, where that is known without reading it.
+    """
+
+    name: str
+    path: Path
+    series_uid: str | None = None
+    files: tuple[Path, ...] = ()
+    lone_name: str | None = None
+    reference: Path | None = None
+    mask: Path | None = None
+    problem: str | None = None
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the volume's files. Raises `InputError` where one cannot be read."""
+        return hash_files(self.files) if self.files else hash_source(self.path)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases, by name, and the DICOM series that were passed over, with the reason."""
+
+    cases: tuple[CohortCase, ...]
+    passed_over: tuple[str, ...] = ()
+
+
+def find_cohort(
+    root: Path,
+    patterns: Sequence[str] | None = None,
+    series_description: re.Pattern | None = None,
+    without: Path | None = None,
+) -> Cohort:
+    """Find the volume files and DICOM MR series below `root`.
+
+    An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers and
+    series of other modalities are passed over.
+
+    Args:
+        root: where to look.
+        patterns: globs relative to `root` for files and for the folders of DICOM series; None takes all.
+        series_description: only DICOM series whose description it matches.
+        without: a folder below `root` to leave out: that of the results.
+
+    Raises:
+        InputError: `root` is no folder, or nothing is found.
+    """
+    if not root.is_dir():
+        raise InputError(f"--input_dir {root}: no such folder")
+    matches = {Path(match) for pattern in patterns or ["**"] for match in _glob(root, pattern)}
+    if not patterns:
+        matches.add(Path())
+    hidden = without.resolve() if without else None
+    cases, passed_over = [], []
+    for relative in sorted(matches):
+        path = root / relative
+        if hidden and path.resolve().is_relative_to(hidden):
+            continue
+        if path.is_dir():
+            found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
+            cases += found
+            passed_over += left
+        elif is_volume(path):
+            cases.append(CohortCase(case_name(path, root), path))
+    if not cases:
+        wanted = f"that matches {' or '.join(patterns)}" if patterns else "in it or in a folder below it"
+        raise InputError(
+            f"--input_dir {root}: no volume file and no folder of DICOM {MODALITY} images {wanted}"
+            + (f" (passed over: {len(passed_over)} other DICOM series)" if passed_over else "")
+        )
+    return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
+
+
+def _glob(root: Path, pattern: str) -> list[str]:
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
+    return [match for match in glob.glob(pattern, root_dir=root, recursive=True) if match]
+
+
+def case_name(path: Path, root: Path) -> str:
+    """Return the name of the case at `path`, which depends on its path below `root` alone."""
+    relative = path.relative_to(root)
+    parts = [*relative.parts[:-1], volume_stem(path)]
+    name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    return f"{name.encode()[-_NAME_BYTES:].decode(errors='ignore')}__{short_hash(str(relative))}"
+
+
+def short_hash(text: str) -> str:
+    """Return eight characters that stand for a text."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _cases_of_folder(
+    folder: Path, name: str, series_description: re.Pattern | None, empty: bool
+) -> tuple[list[CohortCase], list[str]]:
+    """Return the cases that a folder is, and its series that are passed over; `empty`: whether an empty one is one."""
+    try:
+        children = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if not children and empty:
+            return [CohortCase(name, folder, problem=f"{folder}: the folder is empty; expected DICOM images")], []
+        if not holds_dicom(folder):
+            return [], []
+        series = list_series(folder)
+    except OSError as error:
+        return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
+    if not series and not any(path.name.upper() == "DICOMDIR" for path in children):
+        return [CohortCase(name, folder, problem=f"{folder}: DICOM files, but no image that can be read")], []
+    reasons = {one.uid: _why_not(one, series_description) for one in series}
+    taken = [one for one in series if not reasons[one.uid]]
+    cases = [_series_case(name, folder, one) for one in taken]
+    if len(taken) > 1:
+        cases = [replace(case, name=f"{name}__{short_hash(case.series_uid)}", lone_name=name) for case in cases]
+    return cases, [f"{folder}: {one.describe()}: {reasons[one.uid]}" for one in series if reasons[one.uid]]
+
+
+def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
+    return CohortCase(name, folder, series.uid, tuple(file for file, _ in series.files))
+
+
+def _why_not(series: DicomSeries, description: re.Pattern | None) -> str | None:
+    """Return why a DICOM series is no case, or None."""
+    file, header = series.files[0]
+    if header.get("Modality") != MODALITY:
+        return f"not {MODALITY}"
+    if description and not description.search(str(header.get("SeriesDescription", ""))):
+        return f"description without {description.pattern!r}"
+    image_type = pydicom.dcmread(file, specific_tags=["ImageType"], stop_before_pixels=True, force=True)
+    if "LOCALIZER" in [str(value).upper() for value in image_type.get("ImageType") or []]:
+        return "a localiser"
+    return None
+
+
+def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
+    cases = sorted(cases, key=lambda case: (case.name, str(case.path)))
+    counts = Counter(case.name for case in cases)
+    for case in cases:
+        if counts[case.name] == 1:
+            yield case
+            continue
+        others = ", ".join(str(other.path) for other in cases if other.name == case.name and other is not case)
+        problem = (
+            f"{case.path}: its result would be called {case.name} like that of {others}; rename one, or use a --list"
+        )
+        yield replace(case, name=f"{case.name}__{short_hash(str(case.path))}", problem=problem)
+
+
+def read_list(path: Path) -> Cohort:
+    """Read a table of cases: columns `id` and `path`, and, where wanted, `reference`, `mask` and `series_uid`.
+
+    Columns stand in any order, parted by commas, semicolons or tabs; relative paths start at the table's folder.
+
+    Raises:
+        InputError: the table cannot be read, lacks a column, or an id is missing, repeated or no file name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error
+    header = text.partition("\n")[0]
+    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    columns = [column.strip() for column in rows.fieldnames or []]
+    unknown = set(columns) - set(LIST_COLUMNS)
+    if not {"id", "path"} <= set(columns) or unknown or len(set(columns)) < len(columns):
+        raise InputError(
+            f"--list {path}: columns {', '.join(columns) or 'none'}; expected id, path and, where wanted, "
+            "reference, mask, series_uid, each once"
+        )
+    rows.fieldnames = columns
+    cases = []
+    for row in rows:
+        where = f"--list {path}, line {rows.line_num}"
+        if None in row:
+            raise InputError(f"{where}: more values than columns; put a value that holds the delimiter in quotes")
+        values = {key: (value or "").strip() for key, value in row.items()}
+        if any(values.values()):
+            cases.append(_listed_case(path.parent, values, where))
+    twice = sorted(name for name, count in Counter(case.name.lower() for case in cases).items() if count > 1)
+    if twice or not cases:
+        raise InputError(f"--list {path}: " + (f"ids more than once: {', '.join(twice[:5])}" if twice else "no case"))
+    return Cohort(tuple(cases))
+
+
+def _listed_case(folder: Path, row: dict[str, str], where: str) -> CohortCase:
+    name = row["id"]
+    if not name or _NOT_IN_A_NAME.search(name) or name.startswith(".") or len(name.encode()) > _NAME_BYTES:
+        raise InputError(f"{where}: id {name!r}; expected letters, digits and _ . + -")
+    if not row["path"]:
+        raise InputError(f"{where}: no path")
+    path, reference, mask = (folder / row[key] if row.get(key) else None for key in ("path", "reference", "mask"))
+    case = CohortCase(name, path, row.get("series_uid") or None, reference=reference, mask=mask)
+    if not path.exists():
+        return replace(case, problem=f"{path}: no such file or folder")
+    return _listed_series(case) if path.is_dir() else case
+
+
+def _listed_series(case: CohortCase) -> CohortCase:
+    """Return a listed DICOM folder with the series that is meant, or with the problem."""
+    found = list_series(case.path)
+    wanted = [one for one in found if case.series_uid in (None, one.uid)]
+    wanted = [one for one in wanted if one.files[0][1].get("Modality") == MODALITY] if len(wanted) > 1 else wanted
+    if len(wanted) == 1:
+        return replace(_series_case(case.name, case.path, wanted[0]), reference=case.reference, mask=case.mask)
+    held = "; ".join(one.describe() for one in found) or "no DICOM image"
+    return replace(case, problem=f"{case.path}: expected one DICOM {MODALITY} series, or its series_uid; holds {held}")

@@ -1,0 +1,202 @@
+"""The batch conversion: what is to do, done by all processes together, and the account of it."""
+
+import logging
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from cohort.conversion import Conversion, Outcome, result_key
+from cohort.inputs import Cohort, CohortCase, find_cohort, read_list, short_hash
+from cohort.overlap import run_overlapped
+from cohort.progress import Progress, describe_seconds
+from cohort.results import Record, Results, now
+from cohort.summary import write_summary
+from cohort.team import Team
+from data.errors import InputError
+from models.experiment import weights_path
+from models.inference_settings import model_sha256
+from models.synthesis import load_synthesiser, read_settings
+
+log = logging.getLogger(__name__)
+
+# How often cases that another process holds are looked at again.
+RETRY_SECONDS = 2.0
+_HASHING_THREADS = 4
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run begins with: the cohort, the cases of it that are to do, and the records as they were."""
+
+    cohort: Cohort
+    todo: tuple[CohortCase, ...]
+    known: dict[str, Record]
+    model_sha256: str
+
+
+def convert_cohort(opt: Namespace, team: Team) -> int:
+    """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 where a case failed.
+
+    Args:
+        opt: options of `test_pipeline.py`.
+        team: the processes that run this at the same time.
+
+    Raises:
+        InputError: nothing could be started: no model, no input, or results that cannot be written.
+    """
+    results = Results(opt.results_dir / opt.name)
+    survey = team.share(lambda: make_survey(opt, results))
+    figures = None
+    if survey.todo:
+        figures = _convert(opt, team, survey, results)
+    processes = [one for one in team.gather(figures) if one]
+    return team.share(lambda: _account(opt, survey, results, processes))
+
+
+def make_survey(opt: Namespace, results: Results) -> Survey:
+    """Find the cohort and compare it with what is recorded."""
+    folder = opt.checkpoints_dir / opt.name
+    settings = read_settings(folder, opt.spacing_mm)
+    if settings.direction != "AtoB":
+        raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
+    model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
+    cohort = _find(opt, results)
+    known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
+
+    def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
+        """Return a case, with the problem that shows now, and whether it is up to date."""
+        record = known.get(case.name)
+        if record is None or opt.overwrite or case.problem:
+            return case, False
+        try:
+            key = result_key(case, model, opt.precision)
+        except InputError:
+            return case, False  # it is reported when it is its turn
+        return _refuse_other_patient(case, record, key), results.is_current(record, key)
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        looked = list(threads.map(look_at, cohort.cases))
+    todo = tuple(case for case, current in looked if not current)
+    log.info("%d cases: %d up to date, %d to do", len(looked), len(looked) - len(todo), len(todo))
+    for series in cohort.passed_over:
+        log.debug("passed over: %s", series)
+    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
+
+
+def _find(opt: Namespace, results: Results) -> Cohort:
+    if opt.list:
+        cohort = read_list(opt.list)
+    else:
+        if opt.input_dir.resolve().is_relative_to(opt.results_dir.resolve()):
+            raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
+        log.info("searching %s", opt.input_dir)
+        cohort = find_cohort(opt.input_dir, opt.pattern, opt.series_description, without=opt.results_dir)
+    cases = cohort.cases[: opt.num_test]
+    return replace(cohort, cases=tuple(_with_known_name(case, results) for case in cases))
+
+
+def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
+    """Return a DICOM series under the name that it was converted as when it was its folder's only one."""
+    record = results.read(case.lone_name) if case.lone_name else None
+    return replace(case, name=case.lone_name) if record and record.key.get("series_uid") == case.series_uid else case
+
+
+def _refuse_other_patient(case: CohortCase, record: Record, key: dict) -> CohortCase:
+    """Return a case; where its result would replace that of another input, as one that cannot be converted."""
+    path = str(case.path.absolute())
+    if record.status != "done" or record.input == path or record.key["input_sha256"] == key["input_sha256"]:
+        return case
+    problem = f"{path}: {record.case}.nii.gz is the result of {record.input}; use another --results_dir, or --overwrite"
+    return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
+
+
+def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> dict:
+    """Convert this process's part of what is to do; return figures of it."""
+    device = team.device(opt.device)
+    folder = opt.checkpoints_dir / opt.name
+    synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
+    conversion = Conversion(
+        synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known, pages=not opt.no_html
+    )
+    workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1))
+    if team.rank == 0:
+        log.info("%s on %s in %s", opt.name, device, synthesiser.model.precision)
+    counts = {"done": 0, "failed": 0, "elsewhere": 0}
+    device_seconds = 0.0
+    started = time.perf_counter()
+    with Progress(len(survey.todo), team) as progress:
+        for outcome in _outcomes(conversion, _dealt(survey.todo, team), workers):
+            progress.report(outcome)
+            counts[outcome.what] += 1
+            if outcome.what != "elsewhere":
+                device_seconds += outcome.record.seconds.get("device", 0.0)
+    seconds = time.perf_counter() - started
+    figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
+    return {**counts, **figures, "workers": workers, **conversion.run}
+
+
+def _dealt(todo: tuple[CohortCase, ...], team: Team) -> Iterator[CohortCase]:
+    """Yield cases until the team has none left; each goes to the first process that has room for it."""
+    while (index := team.count("dealt")) < len(todo):
+        yield todo[index]
+
+
+def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int) -> Iterator[Outcome]:
+    """Convert cases; those that another process holds are looked at again until it has done, or left, them."""
+    waiting = False
+    while True:
+        held = []
+        stages = (conversion.prepare, conversion.translate, conversion.finish)
+        for outcome in run_overlapped(cases, *stages, lambda value: isinstance(value, Outcome), workers):
+            if outcome.what == "held":
+                held.append(outcome.case)
+            else:
+                yield outcome
+        if not held:
+            return
+        if not waiting:
+            log.info("waiting for %d cases that another process is converting", len(held))
+            waiting = True
+        time.sleep(RETRY_SECONDS)
+        cases = held
+
+
+def _account(opt: Namespace, survey: Survey, results: Results, processes: list[dict]) -> int:
+    """Write the summary, say what is not done, and return the exit code."""
+    names = [case.name for case in survey.cohort.cases]
+    model = {
+        "name": opt.name,
+        "folder": str((opt.checkpoints_dir / opt.name).absolute()),
+        "epoch": opt.epoch,
+        "sha256": survey.model_sha256,
+    }
+    last_run = _run_figures(processes) if processes else None
+    records = write_summary(results, set(names), model, survey.cohort.passed_over, last_run)
+    by_name = {record.case: record for record in records}
+    failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
+    warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
+    if any(figures["done"] for figures in processes):
+        log.info(
+            "%s, the device busy for %.0f %% of it",
+            describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
+        )  # fmt: skip
+    for name in failed:
+        log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
+    log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
+             results.folder / "summary.csv")  # fmt: skip
+    return 1 if failed else 0
+
+
+def _run_figures(processes: list[dict]) -> dict:
+    """Return the figures of a run from those of its processes."""
+    seconds = sum(figures["seconds"] for figures in processes)
+    return {
+        "finished": now(),
+        "seconds": max(figures["seconds"] for figures in processes),
+        "device_busy_share": round(sum(figures["device_seconds"] for figures in processes) / max(seconds, 1e-3), 4),
+        "processes": processes,
+    }

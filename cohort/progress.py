@@ -1,0 +1,78 @@
+"""Progress over patients: a bar in a terminal, a line a patient in a log file."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cohort.conversion import Outcome
+from cohort.team import Team
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Reports each case as it ends, with an estimate of the time that the others will take."""
+
+    def __init__(self, total: int, team: Team) -> None:
+        """Expect `total` cases, over all processes of the team."""
+        self._total, self._team = total, team
+        self._started = time.perf_counter()
+        terminal = sys.stderr.isatty() and team.size == 1
+        self._bar = tqdm(total=total, unit="patient", smoothing=0, dynamic_ncols=True) if terminal else None
+        self._redirect = logging_redirect_tqdm() if terminal else None
+
+    def __enter__(self) -> "Progress":
+        """Begin."""
+        if self._redirect:
+            self._redirect.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._redirect.__exit__(*error)
+
+    def report(self, outcome: Outcome) -> None:
+        """Say what became of a case."""
+        done = self._team.count("finished") + 1
+        converted = self._team.count("converted") + 1 if outcome.what == "done" else 0
+        text = f"{outcome.case.name}: {_describe(outcome)}"
+        warnings = "".join(f"\n    warning: {warning}" for warning in outcome.record.warnings)
+        if self._bar is not None:
+            self._bar.update()
+            if outcome.what == "failed" or warnings:
+                log.info("%s%s", text, warnings)
+            return
+        rank = f"rank {self._team.rank}  " if self._team.size > 1 else ""
+        width = len(str(self._total))
+        text += self._remaining(done, converted)
+        log.info("%s[%*d/%d] %s%s", rank, width, done, self._total, text, warnings)
+
+    def _remaining(self, done: int, converted: int) -> str:
+        """Return an estimate after a case was converted; those that fail take no time, so they tell nothing."""
+        left = self._total - done
+        if not converted or left <= 0:
+            return ""
+        seconds = (time.perf_counter() - self._started) / converted * left
+        return f"; about {describe_seconds(seconds)} left"
+
+
+def _describe(outcome: Outcome) -> str:
+    record = outcome.record
+    if outcome.what == "elsewhere":
+        return f"{record.status} by another process"
+    if outcome.what == "failed":
+        return f"failed: {record.reason}"
+    return f"done in {record.seconds['total']:.1f} s, {record.seconds['device']:.1f} s on the device"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration as people say it: '40 s', '12 min', '2 h 10 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,124 @@
+"""`summary.csv`, `summary.json` and `index.html`: every record in the folder of results, one row a case."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from cohort.results import Record, Results, now
+from data.manifest import write_json
+from evaluation.report import COLUMNS
+from visualization.cohort_page import CohortRow, write_cohort_page
+
+log = logging.getLogger(__name__)
+
+STAGES = ("read", "prepare", "device", "restore", "check", "write", "score", "show", "total")
+HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "bone_share")
+CHECKS = (
+    "body_dice", "lost_body_share", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
+    "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share", "in_plane_mm", "through_mm",
+)  # fmt: skip
+
+
+def write_summary(
+    results: Results, current: Collection[str], model: dict, passed_over: Sequence[str], last_run: dict | None
+) -> list[Record]:
+    """Write both files from the records of all pipelines that worked on this folder; return those.
+
+    Failures of other cases than the current are forgotten once their input is there no longer, or has been converted
+    under another name.
+
+    Args:
+        results: the folder.
+        current: names of the cases of this run.
+        model: name, epoch and hash of the model.
+        passed_over: DICOM series that were no cases, with the reason.
+        last_run: figures of the run that ends now; None leaves those of the run before.
+    """
+    with results.summary_lock():
+        records = [r for r in results.read_all() if r.status != "done" or results.volume_path(r.case).exists()]
+        done = [record for record in records if record.status == "done"]
+        converted = {(record.input, record.key.get("series_uid")) for record in done}
+        others = [record for record in records if record.status == "failed" and record.case not in current]
+        gone = [r for r in others if not Path(r.input).exists() or (r.input, r.key.get("series_uid")) in converted]
+        for record in gone:
+            results.forget(record.case)
+        records = [record for record in records if record not in gone]
+        results.write_text("summary.csv", format_csv(records))
+        counts = {
+            "done": len(done),
+            "failed": len(records) - len(done),
+            "with_warnings": sum(bool(record.warnings) for record in done),
+        }
+        write_json(
+            results.folder / "summary.json",
+            {
+                "written": now(),
+                "model": model,
+                "counts": counts,
+                "cases": [vars(record) for record in records],
+                "passed_over": list(passed_over),
+                "last_run": last_run or _earlier_run(results),
+            },
+        )
+        _write_page(results, records, model)
+    return records
+
+
+def _write_page(results: Results, records: Sequence[Record], model: dict) -> None:
+    """Write the cohort's page; one that fails is a warning, since the summary is there."""
+    rows = []
+    for record in records:
+        page = results.page_path(record.case)
+        note = record.reason or "; ".join(record.warnings)
+        shown = page if record.status == "done" and page.exists() else None
+        scores = {name: value for name, value in record.scores.items() if value is not None}
+        rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
+    try:
+        write_cohort_page(results.folder, rows, model["name"], {key: model[key] for key in ("folder", "epoch")})
+    except Exception as error:
+        log.warning("warning: no page of the cohort: %s", error)
+
+
+def format_csv(records: Iterable[Record]) -> str:
+    """Return the table of `summary.csv`."""
+    rows = [_row(record) for record in records]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames=list(_row(_NO_RECORD)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _row(record: Record) -> dict[str, object]:
+    row = {
+        "case": record.case,
+        "status": record.status,
+        "reason": record.reason,
+        "warnings": "; ".join(record.warnings),
+        "unchecked": "; ".join(record.unchecked),
+        "input": record.input,
+        "output": record.output,
+        "finished": record.finished,
+        "size": "x".join(map(str, record.geometry.get("size", ()))),
+        "spacing_mm": "x".join(f"{value:g}" for value in record.geometry.get("spacing", ())),
+    }
+    row |= {f"hu_{name}": record.hu.get(name) for name in HU}
+    row |= {name: record.checks.get(name) for name in CHECKS}
+    row |= {name: record.scores.get(name) for name in COLUMNS}
+    row |= {f"seconds_{stage}": record.seconds.get(stage) for stage in STAGES}
+    row |= {name: record.run.get(name) for name in ("precision", "device", "host")}
+    row |= {name: record.key.get(name) for name in ("input_sha256", "model_sha256")}
+    return row | {"output_sha256": record.output_sha256}
+
+
+def _earlier_run(results: Results) -> dict | None:
+    try:
+        return json.loads((results.folder / "summary.json").read_text())["last_run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+_NO_RECORD = Record("", "", "", {}, "", "")

@@ -1,0 +1,104 @@
+"""The processes that share a cohort: one, or those that torchrun started on one machine or several."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from data.errors import InputError
+
+# How long the processes wait for each other: for the first to search the inputs, for the last to end its last case.
+PATIENCE = timedelta(days=2)
+
+
+class Team:
+    """One process by itself; `rank` counts from 0."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        """Start counting."""
+        self._counts: dict[str, int] = {}
+
+    def count(self, name: str) -> int:
+        """Add one to a count that all processes share; return what it was before."""
+        self._counts[name] = self._counts.get(name, 0) + 1
+        return self._counts[name] - 1
+
+    def share[T](self, make: Callable[[], T]) -> T:
+        """Return to all what the first process makes; its `InputError` ends them all."""
+        return make()
+
+    def gather[T](self, value: T) -> list[T]:
+        """Return every process's value, by rank, once all have come to this point."""
+        return [value]
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """Return this process's device: of several on one machine each takes a GPU, unless one is named."""
+        return chosen
+
+
+class DistributedTeam(Team):
+    """The processes of a `torch.distributed` group."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        """Join the group; `store` holds the counts, which it adds to one at a time."""
+        self._store, self.rank, self.size = store, rank, size
+        # Gloo, on GPUs too: what goes between processes is a list of cases.
+        dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size,
+                                timeout=PATIENCE)  # fmt: skip
+
+    def count(self, name: str) -> int:
+        """Add one to a count that all processes share; return what it was before."""
+        return self._store.add(f"count/{name}", 1) - 1
+
+    def share[T](self, make: Callable[[], T]) -> T:
+        """Return to all what the first process makes; its `InputError` ends them all."""
+        box, error = [None], None
+        if self.rank == 0:
+            try:
+                box = [(True, make())]
+            except InputError as raised:
+                box, error = [(False, None)], raised
+        dist.broadcast_object_list(box, src=0)
+        if error:
+            raise error
+        made, value = box[0]
+        if not made:
+            sys.exit(2)  # the first process says why
+        return value
+
+    def gather[T](self, value: T) -> list[T]:
+        """Return every process's value, by rank, once all have come to this point."""
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """Return this process's device: of several on one machine each takes a GPU, unless one is named."""
+        if chosen.type != "cuda" or chosen.index is not None:
+            return chosen
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+@contextmanager
+def open_team() -> Iterator[Team]:
+    """Yield the team that the environment describes: torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Team()
+        return
+    try:
+        store, rank, size = next(rendezvous("env://"))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}") from error
+    store.set_timeout(PATIENCE)
+    team = DistributedTeam(store, rank, size)
+    try:
+        yield team
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,56 @@
+"""Options of `test_pipeline.py`."""
+
+import argparse
+import re
+from pathlib import Path
+
+from options.base_options import finish, positive_int
+from options.test_options import inference_parser
+
+
+def pipeline_parser() -> argparse.ArgumentParser:
+    """Return the parser of `test_pipeline.py`."""
+    parser = inference_parser(
+        "test_pipeline.py",
+        "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
+        "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started.",
+        precision="auto",
+    )
+    cohort = parser.add_argument_group("cohort")
+    where = cohort.add_mutually_exclusive_group(required=True)
+    where.add_argument("--input_dir", type=Path, help="folder that is searched for volume files and DICOM series")
+    where.add_argument("--list", type=Path, metavar="CSV", help="table: id, path [, reference, mask, series_uid]")
+    cohort.add_argument(
+        "--pattern", nargs="+", metavar="GLOB",
+        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all)",
+    )  # fmt: skip
+    cohort.add_argument(
+        "--series_description", type=regular_expression, metavar="REGEX",
+        help="which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
+    )  # fmt: skip
+    cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
+    cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")
+    cohort.add_argument("--no_html", action="store_true", help="a picture of each case, in place of results pages")
+    cohort.add_argument(
+        "--num_threads", "--nThreads", type=positive_int, metavar="N",
+        help="patients read and prepared, and patients written, at a time beside the one on the device "
+        "(default: 1 on a CPU; on a GPU the number of cores, at most 8)",
+    )  # fmt: skip
+    return parser
+
+
+def regular_expression(text: str) -> re.Pattern:
+    """Return a regular expression that ignores case."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: not a regular expression: {error}") from error
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the checked options; nothing changes them afterwards."""
+    parser = pipeline_parser()
+    options = finish(parser, arguments)
+    if options.list and (options.pattern or options.series_description):
+        parser.error("--pattern and --series_description: they search --input_dir; leave them out with --list")
+    return options

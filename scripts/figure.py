@@ -1,0 +1,75 @@
+"""Put volumes side by side in a figure for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
+
+A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
+through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import InputError, run_command
+from data.volume import read_volume
+from options.base_options import checked, parse_numbers, positive_float, positive_int
+from visualization.figures import (
+    axial_slices,
+    check_figure_name,
+    columns_of,
+    draw_comparison,
+    planes_through,
+    save_figure,
+)
+from visualization.windows import CT_WINDOWS, parse_display_window
+
+log = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.figure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--mr", type=Path, help="MR volume")
+    add("--ct", type=Path, nargs="+", required=True, help="CT volumes in HU")
+    add("--reference", type=Path, help="true CT in HU; each CT's difference from it is shown")
+    add("--labels", nargs="+", help="titles of MR, CTs and true CT, in this order")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--at", type=float, nargs=3, metavar=("L", "P", "S"), help="planes through this point (LPS, mm)")
+    rows.add_argument("--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet")
+    rows.add_argument("--n_slices", type=positive_int, help="so many axial slices, evenly spaced")
+    names = ", ".join(CT_WINDOWS)
+    add("--window", nargs="+", default=["default"], metavar="W", help=f"of CT: {names}, or LEVEL WIDTH in HU")
+    add("--difference_hu", type=positive_float, default=400.0, help="HU at the ends of the colours (default: 400)")
+    add("--dpi", type=positive_int, default=300, help="pixels an inch of a PNG (default: 300)")
+    add("--out", type=Path, required=True, help=".png, .pdf or .svg")
+    options = parse_numbers(parser, arguments)
+    checked(parser, check_figure_name, options.out)  # before volumes are read
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the figure.
+
+    Raises:
+        InputError: a volume cannot be read, grids differ, or an option does not fit the volumes.
+    """
+    options = parse_arguments(arguments)
+    try:
+        window = parse_display_window(options.window)
+    except InputError as error:
+        raise InputError(f"--window {error}") from error
+    mr, reference = (path and read_volume(path) for path in (options.mr, options.reference))
+    cts = [read_volume(path) for path in options.ct]
+    columns = columns_of(mr, cts, reference, options.labels, window, options.difference_hu)
+    grid = columns[0].volume
+    if options.slices is not None or options.n_slices is not None:
+        cuts = axial_slices(grid, options.slices if options.slices is not None else options.n_slices)
+    else:
+        cuts = planes_through(grid, options.at)
+    log.info("figure: %s", save_figure(draw_comparison(columns, cuts), options.out, options.dpi))
+
+
+if __name__ == "__main__":
+    run_command(main)

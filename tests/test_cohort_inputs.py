@@ -1,0 +1,184 @@
+"""Which volumes a cohort holds, and that their names are unique and stay."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import test_pipeline
+from cohort.inputs import CohortCase, case_name, find_cohort, read_list, short_hash
+from data.errors import InputError
+from data.volume import write_volume
+from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_model
+from tests.test_volume import write_series
+
+
+def names(cohort) -> list[str]:
+    return [case.name for case in cohort.cases]
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+
+
+def test_volume_files_dicom_folders_and_empty_folders_are_found(tmp_path):
+    touch(tmp_path, "a.nii.gz", "p 1/mr.mha", "p 1/report.pdf", "p2/x.nrrd", ".hidden/b.nii", "p2/.c.nii", "raw.img")
+    write_series(tmp_path / "p3/T1", uid="1.2.3")
+    (tmp_path / "p4/T1").mkdir(parents=True)
+    cohort = find_cohort(tmp_path)
+    assert names(cohort) == ["a", "p2__x", "p3__T1", "p4__T1", "p_1__mr"]
+    by_name = {case.name: case for case in cohort.cases}
+    assert by_name["p3__T1"].series_uid == "1.2.3" and len(by_name["p3__T1"].files) == 6
+    assert "empty" in by_name["p4__T1"].problem
+    assert all(case.problem is None for name, case in by_name.items() if name != "p4__T1")
+
+
+def test_patterns_choose_files_and_folders(tmp_path):
+    touch(tmp_path, "p1/p1_MR.nii.gz", "p1/p1_CT.nii.gz", "deep/er/p2_MR.nii.gz")
+    write_series(tmp_path / "p3/MR_T1")
+    assert names(find_cohort(tmp_path, ["**/*MR*.nii.gz"])) == ["deep__er__p2_MR", "p1__p1_MR"]
+    assert names(find_cohort(tmp_path, ["**/*MR*"])) == ["deep__er__p2_MR", "p1__p1_MR", "p3__MR_T1"]
+    assert names(find_cohort(tmp_path, ["*/p1_MR*", "p1/*"])) == ["p1__p1_CT", "p1__p1_MR"]
+    with pytest.raises(InputError, match=r"no volume file .* that matches \*/x\*"):
+        find_cohort(tmp_path, ["*/x*"])
+
+
+def test_a_dicom_folder_may_be_searched_itself(tmp_path):
+    write_series(tmp_path / "T1")
+    assert names(find_cohort(tmp_path / "T1")) == ["T1"]
+
+
+def test_every_mr_series_of_a_folder_is_a_case_and_others_are_passed_over(tmp_path):
+    write_series(tmp_path / "p1", uid="1.1", description="T1 VIBE in-phase")
+    write_series(tmp_path / "p1", uid="1.2", description="T2 HASTE")
+    write_series(tmp_path / "p1", uid="1.3", change=lambda k, h: setattr(h, "Modality", "CT"))
+    write_series(
+        tmp_path / "p1", uid="1.4", change=lambda k, h: setattr(h, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    )
+    cohort = find_cohort(tmp_path)
+    assert sorted(names(cohort)) == sorted(f"p1__{short_hash(uid)}" for uid in ("1.1", "1.2"))
+    assert {case.series_uid: len(case.files) for case in cohort.cases} == {"1.1": 6, "1.2": 6}
+    assert len({case.hash() for case in cohort.cases}) == 2
+    assert [re.search(r": ([^:]*)$", text).group(1) for text in cohort.passed_over] == ["not MR", "a localiser"]
+    only = find_cohort(tmp_path, series_description=re.compile("vibe", re.IGNORECASE))
+    assert names(only) == ["p1"] and only.cases[0].series_uid == "1.1"
+    with pytest.raises(InputError, match="passed over: 4 other DICOM series"):
+        find_cohort(tmp_path, series_description=re.compile("DIXON"))
+
+
+def test_damaged_dicom_is_a_case_that_fails(tmp_path):
+    touch(tmp_path, "p1/1.dcm", "p2/a.nii")
+    assert "no image that can be read" in find_cohort(tmp_path).cases[0].problem
+
+
+def test_a_series_keeps_its_name_when_another_joins_its_folder(tmp_path):
+    write_model(tmp_path)
+    write_dicom_patient(tmp_path / "in/p1", uid="1.1")
+    command = f"--name {NAME} --device cpu --precision fp32 --checkpoints_dir {tmp_path}/checkpoints"
+    command += f" --input_dir {tmp_path}/in --results_dir {tmp_path}/out"
+    assert test_pipeline.main(command.split()) == 0
+    before = (tmp_path / "out" / NAME / "p1.nii.gz").stat().st_mtime_ns
+    write_dicom_patient(tmp_path / "in/p1", uid="1.2")
+    assert test_pipeline.main(command.split()) == 0
+    volumes = {path.name for path in (tmp_path / "out" / NAME).glob("*.nii.gz")}
+    assert volumes == {"p1.nii.gz", f"p1__{short_hash('1.2')}.nii.gz"}
+    assert (tmp_path / "out" / NAME / "p1.nii.gz").stat().st_mtime_ns == before
+
+
+def test_paths_that_would_share_a_name_are_both_reported(tmp_path):
+    touch(tmp_path, "a/b.nii.gz", "a/b.mha", "a__b.nii", "c.nii")
+    cases = find_cohort(tmp_path).cases
+    assert len({case.name for case in cases}) == 4
+    assert [case.name for case in cases if not case.problem] == ["c"]
+    assert all("would be called a__b like" in case.problem for case in cases if case.problem)
+
+
+PART = st.text(st.characters(categories=("L", "N"), include_characters=" _-.()"), min_size=1, max_size=40).filter(
+    lambda text: not text.startswith(".")
+)
+
+
+@given(parts=st.lists(PART, min_size=1, max_size=8))
+def test_a_name_is_one_short_plain_file_name(parts):
+    root = Path("/data")
+    name = case_name(root.joinpath(*parts[:-1], f"{parts[-1]}.nii.gz"), root)
+    assert re.fullmatch(r"[\w.+-]+", name) and len(name.encode()) <= 200
+
+
+def test_long_paths_that_differ_early_have_different_names(tmp_path):
+    deep = ["1.2.840.113619." + "7" * 45] * 4
+    first, second = (case_name(tmp_path.joinpath(start, *deep, "mr.nii"), tmp_path) for start in "ab")
+    assert first != second and first.partition("__")[2][-20:-10] == second.partition("__")[2][-20:-10]
+
+
+def test_further_patients_rename_none(tmp_path):
+    touch(tmp_path, "p1/mr.nii.gz")
+    before = names(find_cohort(tmp_path))
+    touch(tmp_path, "p2/mr.nii.gz", "p1/second/mr.nii.gz", "other/p1/mr.nii.gz", "p1_mr.nii.gz")
+    assert set(before) < set(names(find_cohort(tmp_path))) and before == ["p1__mr"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_list_names_cases(tmp_path, encoding, delimiter):
+    touch(tmp_path, "x/a b.nii", "c.nii")
+    rows = [
+        ["id", "path", "reference"],
+        ["p-1", "x/a b.nii", "ct.nii"],
+        ["", "", ""],
+        ["p.2", str(tmp_path / "c.nii"), ""],
+    ]
+    text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n"
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    first = CohortCase("p-1", tmp_path / "x/a b.nii", reference=tmp_path / "ct.nii")
+    assert read_list(tmp_path / "list.csv").cases == (first, CohortCase("p.2", tmp_path / "c.nii"))
+
+
+def test_a_listed_dicom_folder_is_one_series(tmp_path):
+    write_series(tmp_path / "p1", uid="1.1")
+    write_series(tmp_path / "p2", uid="1.1")
+    write_series(tmp_path / "p2", uid="1.2")
+    write_series(tmp_path / "p3", uid="1.1")
+    write_series(tmp_path / "p3", uid="1.3", change=lambda k, h: setattr(h, "Modality", "CT"))
+    (tmp_path / "l.csv").write_text("id,path,series_uid\na,p1,\nb,p2,1.2\nc,p2,\nd,p3,\ne,p3,7\n")
+    a, b, c, d, e = read_list(tmp_path / "l.csv").cases
+    assert [case.series_uid for case in (a, b, d)] == ["1.1", "1.2", "1.1"]
+    assert not a.problem and not b.problem and not d.problem
+    assert "1.1" in c.problem and "1.2" in c.problem and "series_uid" in c.problem
+    assert "expected one" in e.problem
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "columns none"),
+        ("id,file\na,b\n", "columns id, file; expected id, path"),
+        ("id,path,path\n", "each once"),
+        ("id,path\n", "no case"),
+        ("id,path\na,x.nii\nA,y.nii\n", "ids more than once: a"),
+        ("id,path\n../a,x.nii\n", "line 2: id '../a'; expected letters"),
+        ("id,path\n.a,x.nii\n", "expected letters"),
+        ("id,path\na,\n", "line 2: no path"),
+        ("id,path\na,x,y\n", "line 2: more values than columns"),
+    ],
+)
+def test_a_bad_list_is_one_clear_error(tmp_path, text, message):
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_list(tmp_path / "l.csv")
+
+
+def test_the_hash_is_that_of_the_series_alone(tmp_path):
+    write_series(tmp_path / "p1", uid="1.1")
+    (before,) = find_cohort(tmp_path).cases
+    write_series(tmp_path / "p1", uid="1.2")
+    after = {case.series_uid: case for case in find_cohort(tmp_path).cases}["1.1"]
+    assert (unchanged := before.hash()) == after.hash()
+    after.files[0].write_bytes(after.files[0].read_bytes() + b"x")
+    assert after.hash() != unchanged
+    file = write_volume(patient_mr(), tmp_path / "v.nii.gz")
+    assert CohortCase("v", file).hash() != unchanged

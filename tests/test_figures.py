@@ -1,0 +1,186 @@
+"""Figures: layout, windows, differences, proportions, options of the commands, smoothing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import InputError
+from data.volume import Volume, write_volume
+from scripts import figure, plot_losses
+from visualization.figures import (
+    axial_slices,
+    columns_of,
+    draw_comparison,
+    draw_losses,
+    planes_through,
+    save_figure,
+    smoothed,
+)
+from visualization.records import Record
+from visualization.windows import DisplayWindow
+
+WINDOW = DisplayWindow(40, 400)
+
+
+@pytest.fixture
+def volumes():
+    """MR, two CTs and the true CT on an oblique-free grid that is stored upside down."""
+    rng = np.random.default_rng(0)
+    direction = (1.0, 0, 0, 0, 1, 0, 0, 0, -1)
+
+    def volume(array):
+        return Volume(array, (2.0, 2.0, 4.0), (-10.0, -20.0, 100.0), direction)
+
+    reference = rng.integers(-1000, 1000, (6, 10, 8)).astype(np.int16)
+    return {
+        "mr": volume(rng.uniform(0, 700, (6, 10, 8)).astype(np.float32)),
+        "a": volume((reference + 50).astype(np.int16)),
+        "b": volume((reference - 25).astype(np.int16)),
+        "reference": volume(reference),
+    }
+
+
+def test_columns_are_mr_cts_truth_and_differences(volumes):
+    v = volumes
+    columns = columns_of(v["mr"], [v["a"], v["b"]], v["reference"], ["MR", "one", "two", "true"], WINDOW, 300)
+    minus = "\N{MINUS SIGN}"
+    assert [c.title for c in columns] == ["MR", "one", "two", "true", f"one {minus} true", f"two {minus} true"]
+    assert [(c.low, c.high) for c in columns[1:]] == [(-160, 240)] * 3 + [(-300, 300)] * 2
+    assert np.all(columns[4].volume.array == 50) and np.all(columns[5].volume.array == -25)
+    assert [c.title for c in columns_of(None, [v["a"]], None, None, WINDOW, 300)] == ["CT"]
+    with pytest.raises(InputError, match="3 labels for 2 volumes"):
+        columns_of(v["mr"], [v["a"]], None, ["x", "y", "z"], WINDOW, 300)
+    with pytest.raises(InputError, match="CT: not on the grid of MR"):
+        columns_of(v["mr"], [Volume(v["a"].array)], None, None, WINDOW, 300)
+
+
+def test_a_figure_shows_each_cut_in_patient_orientation_and_proportion(volumes):
+    v = volumes
+    columns = columns_of(v["mr"], [v["a"]], v["reference"], None, WINDOW, 300)
+    drawn = draw_comparison(columns, planes_through(v["mr"], None))
+    panels = [axes for axes in drawn.axes if axes.images]
+    assert len(panels) == 3 * 4
+    axial, coronal, sagittal = (panels[4 * row + 1] for row in range(3))
+    stored = v["a"].array[::-1]  # slice 0 is the lowest, but stored last
+    np.testing.assert_array_equal(axial.images[0].get_array(), stored[3])
+    np.testing.assert_array_equal(coronal.images[0].get_array(), stored[::-1, 5])
+    np.testing.assert_array_equal(sagittal.images[0].get_array(), stored[::-1, :, 4])
+    assert [axes.get_aspect() for axes in (axial, coronal, sagittal)] == [1, 2, 2]
+    assert axial.images[0].get_clim() == (-160, 240)
+    assert panels[3].images[0].get_clim() == (-300, 300)
+    (bar,) = [axes for axes in drawn.axes if axes.get_ylabel() == "difference [HU]"]
+    assert bar.get_ylim() == (-300, 300)
+
+
+def test_cuts_are_where_they_are_asked_for(volumes):
+    grid = volumes["mr"]  # S from 80 (stored last) to 100, every 4 mm
+    cuts = {plane.name: index for plane, index in planes_through(grid, (-10 + 2 * 7, -20 + 2 * 3, 80 + 4 * 1))}
+    assert cuts == {"axial": 1, "coronal": 3, "sagittal": 7}
+    assert [index for _, index in axial_slices(grid, [0, 5])] == [0, 5]
+    assert [index for _, index in axial_slices(grid, 2)] == [4, 2]
+    with pytest.raises(InputError, match="--slices 6: the volume has slices 0 to 5"):
+        axial_slices(grid, [6])
+    assert [index for _, index in axial_slices(grid, 6)] == [5, 4, 3, 2, 1, 0]
+    with pytest.raises(InputError, match="--n_slices 7: the volume has 6 axial slices"):
+        axial_slices(grid, 7)
+    with pytest.raises(InputError, match="--at 0 0 0: outside the volume"):
+        planes_through(grid, (0, 0, 0))
+
+
+def test_the_command_writes_a_figure(volumes, tmp_path):
+    for name, volume in volumes.items():
+        write_volume(volume, tmp_path / f"{name}.nii.gz")
+    inputs = ["--mr", str(tmp_path / "mr.nii.gz"), "--ct", *(str(tmp_path / f"{n}.nii.gz") for n in "ab")]
+    reference = ["--reference", str(tmp_path / "reference.nii.gz"), "--labels", "MR", "A", "B", "truth"]
+    for k, more in enumerate(([], ["--at", "-2", "-10", "90"], ["--slices", "1", "4"], ["--n_slices", "2"])):
+        out = tmp_path / f"figure{k}.png"
+        figure.main([*inputs, *reference, *more, "--window", "-600", "1500", "--dpi", "60", "--out", str(out)])
+        with Image.open(out) as image:
+            assert image.size[0] > 500 and np.array(image.convert("L")).std() > 10
+    figure.main([*inputs, "--out", str(tmp_path / "figure.pdf")])
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(InputError, match="--window bones: expected"):
+        figure.main([*inputs, "--window", "bones", "--out", str(tmp_path / "figure.png")])
+
+
+def test_a_figure_of_no_known_kind_is_refused_before_anything_is_read(tmp_path, capsys):
+    for command in (["figure", "--ct", "none.nii.gz"], ["plot_losses", "nobody"]):
+        with pytest.raises(SystemExit) as stop:
+            {"figure": figure, "plot_losses": plot_losses}[command[0]].main([*command[1:], "--out", "f.bmp"])
+        assert stop.value.code == 2
+        assert "f.bmp: expected a file ending in .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["$", r"$\frac$", "a $x_1$ $", "50 % & #1"])
+def test_titles_and_names_are_no_formulas(volumes, tmp_path, name):
+    v = volumes
+    columns = columns_of(v["mr"], [v["a"]], v["reference"], [name, name, name], WINDOW, 300)
+    save_figure(draw_comparison(columns, planes_through(v["mr"], None)), tmp_path / "f.png", dpi=40)
+    records = [Record(1, i, 0.0, 1e-4, 0.1, 0.0, {name: 1.0}) for i in (1, 2)]
+    drawn = draw_losses({name: records}, None, 0.0)
+    save_figure(drawn, tmp_path / "l.svg")
+    assert drawn.legends[0].get_texts()[0].get_text() == name
+    assert not drawn.legends[0].get_texts()[0].get_parse_math()
+
+
+def make_run(folder, name, epochs, steps, scale):
+    run = folder / name
+    run.mkdir(parents=True)
+    records = [
+        Record(e, i, 0.0, 1e-4, 0.1, 0.0, {"G": scale / (e + i / steps), "D_A": 0.5})
+        for e in range(1, epochs + 1)
+        for i in range(2, steps + 1, 2)
+    ]
+    (run / "losses.jsonl").write_text("".join(f"{record.to_json()}\n" for record in records))
+    return records
+
+
+def test_runs_are_compared_over_epochs(tmp_path):
+    runs = {"short": make_run(tmp_path, "short", 2, 10, 1.0), "long": make_run(tmp_path, "long", 4, 20, 2.0)}
+    drawn = draw_losses(runs, None, smooth=0.0)
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["G", "D_A"]
+    short, long = drawn.axes[0].lines[:2]
+    assert short.get_xdata()[-1] == 2 and long.get_xdata()[-1] == 4
+    np.testing.assert_allclose(short.get_ydata(), [record.losses["G"] for record in runs["short"]])
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["short", "long"]
+    assert short.get_color() != long.get_color() and short.get_linestyle() != long.get_linestyle()
+
+
+def test_an_unfinished_first_epoch_is_told(tmp_path, caplog):
+    """Nobody can tell where in its only epoch a killed run stopped: the steps of the others are the best guess."""
+    long, killed = make_run(tmp_path, "long", 2, 20, 1.0), make_run(tmp_path, "killed", 1, 6, 1.0)
+    drawn = draw_losses({"long": long}, None, 0.0)
+    assert drawn.axes[0].lines[0].get_xdata()[-1] == 2 and caplog.text == ""
+    drawn = draw_losses({"long": long, "killed": killed}, None, 0.0)
+    assert [line.get_xdata()[-1] for line in drawn.axes[0].lines[:2]] == [2, 0.3]
+    assert caplog.text.count("killed: it has one epoch only") == 1 and "20 steps per epoch" in caplog.text
+    assert "long:" not in caplog.text
+    caplog.clear()
+    drawn = draw_losses({"killed": killed}, None, 0.0)
+    assert drawn.axes[0].lines[0].get_xdata()[-1] == 1
+    assert "killed: it has one epoch only" in caplog.text and "6 steps per epoch" in caplog.text
+
+
+def test_smoothing_is_unbiased_from_the_start():
+    np.testing.assert_allclose(smoothed(np.full(50, 3.0), 0.95), 3.0)
+    np.testing.assert_allclose(smoothed(np.array([1.0, 4.0]), 0.5), [1, (0.25 * 1 + 0.5 * 4) / 0.75])
+    np.testing.assert_array_equal(smoothed(np.array([1.0, 4.0, -2.0]), 0.0), [1, 4, -2])
+
+
+def test_the_command_compares_runs_and_names_what_is_missing(tmp_path):
+    make_run(tmp_path, "a run", 2, 10, 1.0)
+    where = ["--checkpoints_dir", str(tmp_path)]
+    plot_losses.main(["a run", *where, "--losses", "G", "--out", str(tmp_path / "l.png")])
+    assert (tmp_path / "l.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="no losses; runs with losses: a run"):
+        plot_losses.main(["nobody", *where])
+    with pytest.raises(InputError, match="--losses H: no run has it; there are G, D_A"):
+        plot_losses.main(["a run", *where, "--losses", "H"])
+
+
+def test_a_figure_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    drawn = draw_losses({"a": make_run(tmp_path, "a", 1, 4, 1.0)}, None, 0.0)
+    monkeypatch.setattr(type(drawn), "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(InputError, match="cannot be written: full"):
+        save_figure(drawn, tmp_path / "f.png")
+    assert not (tmp_path / "f.png").exists()

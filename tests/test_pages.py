@@ -1,0 +1,543 @@
+"""HTML pages: what is in them, and what they do in a real browser, opened from the disk without a network."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+
+import test_adapt
+from data.errors import InputError
+from data.intensity import IntensityMap
+from data.volume import Volume, write_volume
+from evaluation.report import COLUMNS
+from options import train_options
+from tests.browser import open_browser, visit, wait_until
+from visualization import case_page as case_pages
+from visualization import training_page
+from visualization.case_page import joint_counts, write_case_page
+from visualization.cohort_page import CohortRow, write_cohort_page
+from visualization.console import Console
+from visualization.display import RunInfo
+from visualization.pages import link_to, to_js
+from visualization.panels import VisualsStyle
+from visualization.svg_charts import Axis
+from visualization.training_log import TrainingLog
+from visualization.training_page import TrainingPage
+
+EVIL = "<script>alert(1)</script>"
+EVIL_NAMES = (EVIL, '"><img src=x onerror=alert(1)>', "a&b 'c' #1 100%?", "Ä\u2028é")
+SCORES = {name: 0.5 + k for k, name in enumerate(COLUMNS)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+def patient(shape=(12, 20, 30), spacing=(2.0, 3.0, 5.0), hu=300) -> tuple[Volume, Volume, Volume]:
+    """MR, synthetic and true CT of a block of 300 HU in air, with marks: a different HU at every end of the block."""
+    mr, ct = np.zeros(shape, np.float32), np.full(shape, -1000, np.int16)
+    block = (slice(2, -2), slice(4, -4), slice(5, -5))
+    mr[block], ct[block] = 500, hu
+    ct[-3, 4:-4, 5:-5] = 1000  # head
+    ct[2:-2, -5, 5:-5] = -200  # back
+    ct[2:-2, 4:-4, -6] = 40  # left
+    reference = ct.copy()
+    reference[5, 10, 15] -= 100
+    return tuple(Volume(array, spacing, (-30.0, -20.0, 700.0)) for array in (mr, ct, reference))
+
+
+# ------------------------------------------------------------------ without a browser
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        (Axis(0, 10, 0, 100), [0, 2, 4, 6, 8, 10]),
+        (Axis(-1024, 1600, 0, 100), [-1000, -500, 0, 500, 1000, 1500]),
+        (Axis(1e-3, 10, 0, 100, log=True), [0.001, 0.01, 0.1, 1, 10]),
+    ],
+)
+def test_axes_have_round_ticks(axis, expected):
+    assert axis.ticks() == pytest.approx(expected)
+    assert (axis(axis.low), axis(axis.high)) == (0, 100)
+
+
+def test_text_cannot_become_markup_or_script():
+    text = to_js({"a": EVIL, "b": "\u2028", "c": float("nan"), "d": [1, float("inf")]})
+    assert "<" not in text and "\u2028" not in text
+    assert json.loads(text) == {"a": EVIL, "b": "\u2028", "c": None, "d": [1, None]}
+
+
+def test_links_are_relative_and_quoted(tmp_path):
+    page = tmp_path / "a b#1" / "index.html"
+    assert link_to(page, tmp_path) == "a%20b%231/index.html"
+    assert link_to(tmp_path / "index.html", tmp_path / "a b#1") == "../index.html"
+
+
+class Page(HTMLParser):
+    """A page as a browser would take it apart: names of elements in order, texts and attributes by element."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.texts, self.attributes, self._open = [], {}, [], None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += attrs
+        self._open = tag
+        self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, data):
+        if self._open:
+            self.texts[self._open][-1] += data
+
+
+@pytest.mark.parametrize("name", EVIL_NAMES)
+def test_names_are_text_everywhere(tmp_path, name):
+    """Wherever a name stands it is read back as it is, and it makes no element that a harmless name would not."""
+
+    def pages(folder, name):
+        case_file = folder / name.replace("/", "_") / "index.html"
+        write_case_page(case_file.parent, name, *patient()[:2], details={"input": name, name: "x"})
+        rows = [CohortRow(name, SCORES, case_file, note=name)]
+        cohort_file = write_cohort_page(folder / "cohort", rows, title=name, details={"m": name})
+        return Page(case_file), Page(cohort_file), case_file
+
+    case, cohort, case_file = pages(tmp_path, name)
+    for page, harmless in zip((case, cohort), pages(tmp_path, "p"), strict=False):
+        assert page.elements == harmless.elements
+        assert page.texts["title"][0] == name and page.texts["h1"] == [name] and page.texts["dd"][0] == name
+        assert any("default-src 'none'" in (value or "") for _, value in page.attributes)
+        assert {key for key, _ in page.attributes} == {key for key, _ in harmless.attributes}
+    assert case.texts["dt"][1] == name
+    values = [value for key, value in cohort.attributes if key == "data-value"]
+    assert values[0] == values[-1] == name
+    assert name in cohort.texts["a"] and cohort.texts["title"][1] == f"{name}: {SCORES['mae']:g}"
+    links = {value for key, value in cohort.attributes if key == "href" and value.startswith("../")}
+    assert [(tmp_path / "cohort" / unquote(link)).resolve() for link in links] == [case_file.resolve()]
+
+
+def test_a_name_that_is_no_utf_8_does_no_harm(tmp_path):
+    name = "p\udcff"  # what Python makes of the byte 0xff in a file's name
+    page = write_case_page(tmp_path / "c", name, *patient()[:2], details={"input": Path(name)})
+    assert Page(page).texts["h1"] == ["p?"]
+    assert link_to(tmp_path / name, tmp_path) == "p%FF"
+
+
+def test_a_page_leaves_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    mr, ct, reference = patient()
+    page = write_case_page(tmp_path / "c", "p", mr, ct, reference)
+    data = tmp_path / "c/data"
+    assert {file.name for file in data.iterdir()} == {"mr.js", "ct.js", "reference.js"}
+    assert write_case_page(tmp_path / "c", "q", mr, ct) == page
+    assert {file.name for file in data.iterdir()} == {"mr.js", "ct.js"}
+    with pytest.raises(InputError, match="not on the grid"):  # a mistake does not cost the page that there is
+        write_case_page(tmp_path / "c", "r", mr, Volume(ct.array))
+    assert "<h1>q</h1>" in page.read_text()
+
+    def fail(shown, region):
+        if shown.id == "ct":
+            raise OSError("full")
+        return "x"
+
+    monkeypatch.setattr(case_pages, "pack", fail)
+    with pytest.raises(InputError, match="cannot be written: full"):
+        write_case_page(tmp_path / "c", "r", mr, ct)
+    assert not page.exists()  # rather none than the old one's geometry over new voxels
+
+
+def test_histograms_have_all_voxels_of_the_body(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 300, (2, 5, 6, 7)).astype(np.float32)
+    body = rng.random(x.shape) < 0.7
+    body[0, 0, :3] = True
+    x[0, 0, :3], y[0, 0, :3] = (-2000, 3000, 50), (-1500, 3071, 4000)  # air beyond CT's scale, metal
+    edges = np.arange(-1000.0, 1001.0, 100.0)
+    counts = joint_counts(x, y, body, edges, edges)
+    expected = np.histogram2d(x[body].clip(-1000, 1000), y[body].clip(-1000, 1000), (edges, edges))[0]
+    np.testing.assert_array_equal(counts, expected)
+    assert counts.sum() == body.sum() and counts[0, 0] >= 1 and counts[-1, -1] >= 1 and counts[10, -1] >= 1
+    mr, ct, _ = patient()
+    metal = ct.with_array(np.full_like(ct.array, 3000))
+    text = write_case_page(tmp_path / "c", "p", mr, metal, body=np.ones(ct.array.shape, bool)).read_text()
+    (curve,) = re.findall(r'<path class="line a" d="([^"]*)"', text)
+    heights = [float(height) for height in re.findall(r"[ML][\d.]+ ([\d.]+)", curve)]
+    assert heights[-1] == 10 and set(heights[:-1]) == {286}  # 100 % in the last bin, nothing elsewhere
+    assert "the last one all above 1551 HU" in text
+
+
+def test_volumes_on_other_grids_are_refused(tmp_path):
+    mr, ct, _ = patient()
+    with pytest.raises(InputError, match="p1: the true CT is not on the grid of the MR"):
+        write_case_page(tmp_path / "c", "p1", mr, ct, Volume(ct.array, (9.0, 9.0, 9.0)))
+
+
+# ------------------------------------------------------------------ a case in the browser
+
+
+@pytest.fixture
+def case_page(tmp_path):
+    mr, ct, reference = patient()
+    cohort = write_cohort_page(tmp_path, [])
+    page = write_case_page(
+        tmp_path / "case #1", EVIL, mr, ct, reference, {**SCORES, "psnr": float("nan")}, cohort_page=cohort
+    )
+    moved = shutil.move(page.parent, tmp_path / "moved")  # self-contained: it may be moved
+    return (tmp_path / moved / "index.html").as_uri()
+
+
+PIXELS = """([volume, plane]) => {
+  const canvas = document.querySelector(`.view[data-volume=${volume}][data-plane=${plane}] canvas`);
+  const image = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  return [canvas.height, canvas.width, [...image.data]];
+}"""
+
+
+def pixels(page, volume, plane):
+    height, width, data = page.evaluate(PIXELS, [volume, plane])
+    return np.array(data).reshape(height, width, 4)[..., :3]
+
+
+def act(page, action):
+    """Do something and wait until it is drawn."""
+    drawn = page.evaluate("Number(document.body.dataset.drawn)")
+    action()
+    wait_until(page, f"Number(document.body.dataset.drawn) > {drawn}")
+
+
+def ready(page):
+    page.wait_for_selector("body[data-ready=true]")
+    wait_until(page, "Number(document.body.dataset.drawn) > 0")
+
+
+def shown_gray(hu, level, width):
+    return round(float(np.clip((hu - (level - width / 2)) / width, 0, 1)) * 255)
+
+
+def test_a_case_shows_hu_in_its_windows_planes_and_slices(browser, case_page):
+    _, ct, _ = patient()
+    with visit(browser, case_page) as page:
+        ready(page)
+        assert page.inner_text("h1") == EVIL
+        axial = pixels(page, "ct", "axial")
+        slice_shown = ct.array[6, :, 1:29].astype(float)  # what `region_to_show` leaves
+        expected = np.vectorize(lambda hu: shown_gray(hu, 40, 400))(slice_shown)
+        assert np.abs(axial - expected[..., None]).max() <= 1
+        act(page, lambda: page.click("text=Bone"))
+        assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 400, 1800)).max() <= 1
+        assert page.get_attribute("text=Bone", "aria-pressed") == "true"
+        assert page.get_attribute("button:text-is('Soft tissue')", "aria-pressed") == "false"
+        page.fill("#level", "300")
+        act(page, lambda: page.press("#level", "Enter"))
+        assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 300, 1800)).max() <= 1
+        # the slider, by keyboard: to the head end, where the block's last slice has 1000 HU
+        page.focus("#slice-axial")
+        for _ in range(3):
+            act(page, lambda: page.keyboard.press("ArrowRight"))
+        assert page.inner_text("#place-axial") == "slice 10 of 12, H 745 mm"
+        assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(1000, 300, 1800)).max() <= 1
+        act(page, lambda: page.click("button[data-planes=coronal]"))
+        assert page.is_visible("#plane-coronal") and not page.is_visible("#plane-axial")
+        # coronal: head up, the patient's left at the right
+        coronal = pixels(page, "ct", "coronal")
+        assert coronal[2, 14, 0] == shown_gray(1000, 300, 1800)
+        assert abs(int(coronal[6, 23, 0]) - shown_gray(40, 300, 1800)) <= 1  # left, x = 24, less one cut off
+
+
+def test_the_difference_is_coloured_and_read_out(browser, case_page):
+    with visit(browser, case_page) as page:
+        ready(page)
+        view = page.locator(".view[data-volume=difference][data-plane=axial]")
+        box = view.bounding_box()
+        place = {"x": box["width"] * 14.5 / 28, "y": box["height"] * 10.5 / 20}
+        act(page, lambda: view.click(position=place))
+        page.focus("#slice-axial")
+        act(page, lambda: page.keyboard.press("ArrowLeft"))
+        text = page.inner_text("#readout")
+        assert "L 0, P 10, H 725 mm" in text
+        assert re.search(
+            "synthetic CT\\s+300 HU\\s+true CT\\s+200 HU\\s+synthetic CT \N{MINUS SIGN} true CT\\s+100 HU", text
+        )
+        colours = page.evaluate("page.difference.colours")
+        difference = pixels(page, "difference", "axial")
+        assert difference[10, 14].tolist() == colours[round((100 / 400 + 1) / 2 * 255)]
+        assert difference[0, 0].tolist() == colours[128]
+        act(page, lambda: page.select_option("#spread", "100"))
+        assert pixels(page, "difference", "axial")[10, 14].tolist() == colours[255]
+
+
+def test_proportions_are_those_of_the_patient(browser, case_page):
+    with visit(browser, case_page) as page:
+        ready(page)
+        for plane, (width_mm, height_mm) in {"axial": (56, 60), "coronal": (56, 60), "sagittal": (60, 60)}.items():
+            for box in [view.bounding_box() for view in page.locator(f".view[data-plane={plane}]").all()]:
+                assert box["width"] / box["height"] == pytest.approx(width_mm / height_mm, rel=0.01)
+
+
+def test_a_case_has_its_histograms_and_scores(browser, case_page, tmp_path):
+    with visit(browser, case_page) as page:
+        ready(page)
+        assert page.locator("section[aria-label=Histograms] svg").count() == 2
+        cells = page.locator("section[aria-label=Scores] td").all_inner_texts()
+        assert cells[:3] == ["0.5", "-", "2.5000"]
+        page.pdf(path=tmp_path / "case.pdf")
+        page.emulate_media(media="print")
+        assert not page.is_visible(".controls") and page.is_visible(".view canvas")
+    assert (tmp_path / "case.pdf").stat().st_size > 20_000
+
+
+def test_a_case_without_truth_has_mr_and_ct_only(browser, tmp_path):
+    mr, ct, _ = patient()
+    with visit(browser, write_case_page(tmp_path / "c", "p", mr, ct).as_uri(), color_scheme="dark") as page:
+        ready(page)
+        assert page.locator(".view").count() == 6 and page.locator("#spread").count() == 0
+
+
+def test_pages_could_not_even_ask_the_network(browser, case_page):
+    """The policy in the page refuses it, whatever a script might try."""
+    attempt = """() => new Promise((done) => {
+      document.addEventListener('securitypolicyviolation', (event) => done(event.effectiveDirective));
+      new Image().src = 'http://127.0.0.1:9/x.png';
+      setTimeout(() => done('nothing stopped it'), 3000);
+    })"""
+    with pytest.raises(AssertionError, match="Content Security Policy"), visit(browser, case_page) as page:
+        ready(page)
+        assert page.evaluate(attempt) == "img-src"
+        send = attempt.replace(
+            "new Image().src = 'http://127.0.0.1:9/x.png'", "fetch('http://127.0.0.1:9/').catch(() => 0)"
+        )
+        assert page.evaluate(send) == "connect-src"
+
+
+def test_a_page_without_its_data_says_so(browser, tmp_path):
+    mr, ct, _ = patient()
+    page_file = write_case_page(tmp_path / "c", "p", mr, ct)
+    (tmp_path / "c/data/ct.js").unlink()
+    with pytest.raises(AssertionError, match=r"failed: .*ct\.js"), visit(browser, page_file.as_uri()) as page:
+        page.wait_for_selector(".warning")
+        assert "data/ct.js is missing: keep the whole folder together" in page.inner_text(".warning")
+
+
+# ------------------------------------------------------------------ a cohort in the browser
+
+
+@pytest.fixture
+def cohort_page(tmp_path):
+    mr, ct, _ = patient()
+    rows = [
+        CohortRow(f"p{k}", {"mae": mae, "ssim": 0.9 - mae / 1000}, note="" if k else "first")
+        for k, mae in enumerate((100.0, 9.5, 30.0))
+    ]
+    first = write_case_page(tmp_path / EVIL.replace("/", "_"), EVIL, mr, ct)
+    rows.append(CohortRow(EVIL, {"mae": 20.0, "ssim": float("nan")}, first))
+    rows.append(CohortRow("broken", failed=True, note="no body"))
+    return write_cohort_page(tmp_path, rows, "cohort").as_uri()
+
+
+def test_the_table_sorts_searches_and_leads_to_the_cases(browser, cohort_page):
+    with visit(browser, cohort_page) as page:
+        page.wait_for_selector("body[data-ready=true]")
+
+        def cases():
+            return [text for text in page.locator("tbody tr:visible td:nth-child(2)").all_inner_texts()]
+
+        page.click("th >> text=MAE [HU]")
+        assert cases() == ["p1", EVIL, "p2", "p0", "broken"]
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("MAE")
+        page.locator("th >> text=MAE [HU]").press("Enter")  # by keyboard, the other way
+        assert cases() == ["p0", "p2", EVIL, "p1", "broken"]
+        page.click("th >> text=SSIM")
+        assert cases()[-2:] == [EVIL, "broken"]  # undefined ones last
+        assert page.locator("tfoot tr").first.locator("td").nth(1).inner_text() == "39.9"  # mean MAE
+        page.fill("#search", "p")
+        assert set(cases()) == {"p0", "p1", "p2", EVIL}
+        assert page.locator(".boxes svg").count() == 2
+        assert page.locator(".boxes svg").first.locator("circle").count() == 4
+        page.fill("#search", "alert")
+        assert page.inner_text("#count") == "1 of 5 cases"
+        page.click("tbody a")
+        ready(page)
+        assert page.inner_text("h1") == EVIL
+
+
+# ------------------------------------------------------------------ a training in the browser
+
+
+def train(folder, epochs, steps=20, visuals=None):
+    run = RunInfo(EVIL, folder, {"dataroot": EVIL}, {"torch": "2"}, epochs, steps)
+    style = VisualsStyle(IntensityMap.window(-1000, 1400))
+    with TrainingLog(run, style, [("log files", Console(folder)), ("page", TrainingPage(run))], (1, 0)) as training_log:
+        for epoch in range(1, epochs + 1):
+            training_log.start_epoch(epoch, 0)
+            for iteration in range(5, steps + 1, 5):
+                training_log.step(0.0)
+                values = {"G": torch.tensor(10.0 / epoch), "gan_A": torch.tensor(0.5), "gan_B": torch.tensor(0.25)}
+                training_log.write_losses(epoch, iteration, values, 2e-4)
+            training_log.write_pictures(epoch, steps, visuals or {"real_A": torch.zeros(1, 1, 16, 16)})
+            training_log.end_epoch()
+    return folder / "web/index.html"
+
+
+def test_the_page_of_a_training(browser, tmp_path):
+    with visit(browser, train(tmp_path, 4).as_uri()) as page:
+        page.wait_for_selector("body[data-ready=true]")
+        page.wait_for_selector("path.line")
+        assert page.inner_text("h1") == EVIL
+        assert "epoch 4 of 4" in page.inner_text("#status") and "finished" in page.inner_text("#status")
+        places = page.locator("#earlier button").all_inner_texts()
+        assert [text.strip() for text in places] == [f"epoch {epoch}, iteration 20" for epoch in (4, 3, 2, 1)]
+        wait_until(page, "document.getElementById('sheet').naturalWidth > 0")
+        assert page.inner_text("#where") == "epoch 4, iteration 20 (newest)"
+        page.focus("#time")
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("#where") == "epoch 3, iteration 20"
+        assert page.locator(".chart").count() == 4  # G, adversarial, learning rate, seconds
+        titles = page.locator(".chart figcaption").all_inner_texts()
+        assert titles == ["Generators, total", "Adversarial", "Learning rate", "Seconds a step"]
+        curve = page.get_attribute("path[data-name=G]", "d")
+        assert len(re.findall("[ML]", curve)) == 16
+        last_height = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", curve)]
+        assert last_height == sorted(last_height)  # G falls, which is down: larger y
+        assert re.search(r"gan_A\s*0\.5.*gan_B\s*0\.25", page.inner_text("#chart-1 .readout"), re.S)
+
+
+def test_curves_zoom_by_mouse_and_by_keyboard(browser, tmp_path):
+    with visit(browser, train(tmp_path, 4).as_uri()) as page:
+        page.wait_for_selector("path.line")
+        ticks = "[...document.querySelectorAll('#chart-0 text[text-anchor=middle]')].map((t) => Number(t.textContent))"
+        assert max(page.evaluate(ticks)) == 4
+        page.locator("#chart-0").scroll_into_view_if_needed()
+        box = page.locator("#chart-0 svg").bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + 50)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 50, steps=4)
+        page.mouse.up()
+        wait_until(page, "!document.getElementById('whole').disabled")
+        zoomed = page.evaluate(ticks)
+        assert min(zoomed) >= 1.5 and max(zoomed) <= 3.2
+        page.click("#whole")
+        wait_until(page, "document.getElementById('whole').disabled")
+        page.focus("#chart-0")
+        page.keyboard.press("+")
+        wait_until(page, "!document.getElementById('whole').disabled")
+        page.keyboard.press("0")
+        wait_until(page, "document.getElementById('whole').disabled")
+
+
+def test_new_records_appear_without_reloading(browser, tmp_path):
+    with visit(browser, train(tmp_path, 2).as_uri()) as page:
+        page.wait_for_selector("path.line")
+        with (tmp_path / "web/data/curves.js").open("a") as file:
+            file.write("point(3,2e-4,0.5,7,1,1);\n")
+        page.evaluate("refresh()")
+        wait_until(page, "document.querySelector('#chart-0 .readout').textContent.includes('7')")
+
+
+def bytes_written() -> int:
+    """What this process has written so far, to any file."""
+    return int(re.search(r"^wchar: (\d+)", Path("/proc/self/io").read_text(), re.M)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process writes")
+def test_an_update_costs_the_same_in_any_epoch(tmp_path, monkeypatch):
+    """The records and the picture of epoch 200 write what those of epoch 5 did, and curves are seldom written anew."""
+    written = Counter()
+
+    def measured(method):
+        def measure(self, epoch, *rest):
+            before = bytes_written()
+            method(self, epoch, *rest)
+            written[epoch] += bytes_written() - before
+
+        return measure
+
+    for name in ("write_losses", "write_pictures"):
+        monkeypatch.setattr(TrainingLog, name, measured(getattr(TrainingLog, name)))
+    noise = torch.rand((1, 1, 192, 192), generator=torch.Generator().manual_seed(0))
+    page = train(tmp_path, 200, steps=100, visuals={"real_A": noise})  # 4000 records: twice what curves may hold
+    assert 10_000 < written[200] <= 1.5 * written[5]
+    assert sum(written[epoch] for epoch in range(101, 201)) / 100 <= 1.5 * written[5]
+    assert len((page.parent / "data/curves.js").read_text().splitlines()) <= 2001
+    assert len(list((page.parent / "images").iterdir())) <= training_page.MAX_PICTURES
+
+
+# ------------------------------------------------------------------ what leads to pages
+
+
+def adapt(folder, monkeypatch, write=None):
+    """Run `test_adapt.py` with a mask, where the networks' work is done already; `write` in place of its page's."""
+    mr, ct, _ = patient()
+    body = np.zeros(mr.array.shape, np.uint8)
+    body[4:6, 8:10, 10:20] = 1
+    write_volume(mr, folder / "mr.nii.gz")
+    write_volume(mr.with_array(body), folder / "mask.nii.gz")
+    settings = SimpleNamespace(direction="AtoB")
+    monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
+    monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_: ct)
+    if write:
+        monkeypatch.setattr(test_adapt, "write_case_page", write)
+    inputs = ["--input", str(folder / "mr.nii.gz"), "--mask", str(folder / "mask.nii.gz")]
+    test_adapt.main(["--name", "m", *inputs, "--output", str(folder / "out.nii.gz")])
+    return body.astype(bool)
+
+
+def test_the_mask_of_the_command_is_the_body_of_the_page(tmp_path, monkeypatch):
+    given = {}
+    body = adapt(tmp_path, monkeypatch, lambda *_, **named: given.update(named))
+    np.testing.assert_array_equal(given["body"], body)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), OSError("full")])
+def test_no_failure_of_a_page_costs_the_result(tmp_path, monkeypatch, caplog, error):
+    def fail(*_, **__):
+        raise error
+
+    adapt(tmp_path, monkeypatch, fail)
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert warning == f"warning: no results page: {str(error) or 'MemoryError'}"
+    assert (tmp_path / "out.nii.gz").exists() and (tmp_path / "out.json").exists()
+
+
+START = ["--dataroot", "d", "--name", "n", "--display_id", "1", "--display_start", "--display_server"]
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("localhost", "http://localhost"),
+        ("http://localhost/", "http://localhost"),
+        ("HTTP://LocalHost", "http://localhost"),
+    ],
+)
+def test_a_server_started_here_is_known_however_it_is_written(given, address):
+    assert train_options.parse([*START, given]).display_server == address
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("localhost.example.org", "is elsewhere"),
+        ("http://127.0.0.1@far", "is elsewhere"),
+        ("https://localhost", "is elsewhere"),
+        ("localhost:9000", "the port in --display_port"),
+    ],
+)
+def test_no_server_is_started_elsewhere(given, message, capsys):
+    with pytest.raises(SystemExit):
+        train_options.parse([*START, given])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,479 @@
+"""`test_pipeline.py`: what a cohort leaves behind, what a second run does, and that nothing stops the others."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import test_pipeline
+from cohort import conversion, pipeline, summary
+from cohort.results import Results
+from data.errors import InputError
+from data.volume import read_volume, same_grid, write_volume
+from evaluation.report import score_case
+from models.synthesis import load_synthesiser, synthesize_volume
+from options import pipeline_options
+from tests.cohort_data import (
+    BROKEN,
+    NAME,
+    SETTINGS,
+    patient_mr,
+    write_broken,
+    write_dicom_patient,
+    write_model,
+    write_patients,
+)
+from tests.test_preparation import ct_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared/data/sts"
+
+
+def command(root: Path, *arguments, source=("--input_dir", "in"), results="out") -> list[str]:
+    option, value = source
+    where = [
+        option,
+        str(root / value),
+        "--results_dir",
+        str(root / results),
+        "--checkpoints_dir",
+        f"{root}/checkpoints",
+    ]
+    return ["--name", NAME, *where, "--device", "cpu", "--precision", "fp32", *arguments]
+
+
+def run(root: Path, *arguments, **where) -> tuple[int, dict[str, dict]]:
+    """Run the command; return its exit code and the cases of summary.json by name."""
+    code = test_pipeline.main(command(root, *arguments, **where))
+    summary = json.loads((root / where.get("results", "out") / NAME / "summary.json").read_text())
+    return code, {case["case"]: case for case in summary["cases"]}
+
+
+def expected_ct(root: Path, path: Path):
+    synthesiser = load_synthesiser(root / "checkpoints" / NAME, "latest", torch.device("cpu"))
+    return synthesize_volume(read_volume(path), synthesiser)
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    """Three patients, and a model."""
+    write_model(tmp_path)
+    write_patients(tmp_path / "in")
+    return tmp_path
+
+
+def test_good_ones_are_done_broken_ones_reported_and_a_second_run_does_nothing(site):
+    write_dicom_patient(site / "in/dicom/T1")
+    write_dicom_patient(site / "in/dicom/CT", change=lambda k, header: setattr(header, "Modality", "CT"))
+    write_broken(site / "in")
+    (site / "in/notes.txt").write_text("not an input")
+    code, cases = run(site)
+    assert code == 1
+    done = {"p0__mr", "p1__mr", "p2__mr", "dicom__T1"}
+    reasons = {name.partition(".")[0]: reason for name, reason in BROKEN.items()}
+    assert {name: case["status"] for name, case in cases.items()} == dict.fromkeys(done, "done") | dict.fromkeys(
+        reasons, "failed"
+    )
+    for name, reason in reasons.items():
+        assert reason in cases[name]["reason"]
+    volumes = {path.name: path.stat() for path in (site / "out" / NAME).glob("*.nii.gz")}
+    assert volumes.keys() == {f"{name}.nii.gz" for name in done}
+    for k in range(3):
+        path = site / f"in/p{k}/mr.nii.gz"
+        result, expected = read_volume(site / "out" / NAME / f"p{k}__mr.nii.gz"), expected_ct(site, path)
+        assert same_grid(result, read_volume(path), tolerance=1e-6) and result.array.dtype == np.int16
+        np.testing.assert_array_equal(result.array, expected.array)
+    assert not list((site / "out").rglob(".writing-*"))
+    passed_over = json.loads((site / "out" / NAME / "summary.json").read_text())["passed_over"]
+    assert len(passed_over) == 1 and "CT" in passed_over[0] and "not MR" in passed_over[0]
+
+    code, again = run(site)
+    assert code == 1
+    assert {name: again[name]["attempt"] for name in done} == {name: cases[name]["attempt"] for name in done}
+    for path in (site / "out" / NAME).glob("*.nii.gz"):
+        assert path.stat().st_mtime_ns == volumes[path.name].st_mtime_ns
+
+
+def test_the_summary_is_a_table_with_figures_in_their_units(site):
+    code, cases = run(site)
+    assert code == 0
+    with (site / "out" / NAME / "summary.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == cases.keys() == {"p0__mr", "p1__mr", "p2__mr"}
+    row, mr = rows["p1__mr"], read_volume(site / "in/p1/mr.nii.gz")
+    ct = read_volume(site / "out" / NAME / row["output"])
+    assert (row["status"], row["size"], row["spacing_mm"]) == ("done", "60x60x6", "2x2x4")
+    assert cases["p1__mr"]["geometry"]["origin"] == list(mr.origin)
+    assert float(row["in_plane_mm"]) == 2.0 and float(row["through_mm"]) == 4.0
+    assert float(row["seconds_total"]) >= float(row["seconds_device"]) > 0
+    y, x = np.indices((60, 60)) - 29.5
+    inside = np.broadcast_to(np.hypot(y, x) * 2 < 30, ct.array.shape)  # the body has a radius of 34 mm
+    assert float(row["hu_mean"]) == pytest.approx(ct.array[inside].mean(), abs=60)
+    assert float(row["hu_p01"]) <= float(row["hu_p25"]) <= float(row["hu_p50"]) <= float(row["hu_p99"])
+    assert len({rows[name]["input_sha256"] for name in rows}) == 3
+    assert len({rows[name]["model_sha256"] for name in rows}) == 1
+    summary = json.loads((site / "out" / NAME / "summary.json").read_text())
+    assert summary["counts"]["done"] == 3 and summary["counts"]["failed"] == 0
+    assert 0 < summary["last_run"]["device_busy_share"] <= 1
+    assert "training set" in row["unchecked"]
+
+
+def attempts(cases: dict) -> dict[str, str]:
+    return {name: case["attempt"] for name, case in cases.items()}
+
+
+def redone(before: dict, after: dict) -> set[str]:
+    return {name for name in after if after[name]["attempt"] != before.get(name, {}).get("attempt")}
+
+
+def test_only_what_is_missing_or_changed_is_done_again(site):
+    _, first = run(site)
+    folder = site / "out" / NAME
+    write_volume(patient_mr(48.0), site / "in/p0/mr.nii.gz")
+    _, changed = run(site)
+    assert redone(first, changed) == {"p0__mr"}
+    np.testing.assert_array_equal(
+        read_volume(folder / "p0__mr.nii.gz").array, expected_ct(site, site / "in/p0/mr.nii.gz").array
+    )
+    (folder / "p1__mr.nii.gz").unlink()
+    whole = (folder / "p2__mr.nii.gz").read_bytes()
+    (folder / "p2__mr.nii.gz").write_bytes(whole[:-1])
+    _, mended = run(site)
+    assert redone(changed, mended) == {"p1__mr", "p2__mr"}
+    assert (folder / "p2__mr.nii.gz").read_bytes() == whole
+    _, more = run(site, "--overwrite", "--num_test", "2")
+    assert redone(mended, more) == {"p0__mr", "p1__mr"}
+    write_model(site, seed=1)
+    _, other = run(site)
+    assert redone(more, other) == {"p0__mr", "p1__mr", "p2__mr"}
+    _, still = run(site)
+    assert redone(other, still) == set()
+    (site / "in/p9").mkdir()
+    write_volume(patient_mr(), site / "in/p9/mr.nii.gz")
+    _, added = run(site, "--how_many", "99")
+    assert redone(still, added) == {"p9__mr"} and added.keys() == {*still, "p9__mr"}
+
+
+def test_training_statistics_and_versions_do_not_make_results_outdated(site):
+    _, first = run(site)
+    write_model(site, settings=replace(SETTINGS, versions={"torch": "other"}))
+    _, second = run(site)
+    assert attempts(first) == attempts(second)
+
+
+def test_a_failure_is_tried_again_and_forgotten_when_its_input_is_gone(site):
+    write_broken(site / "in")
+    code, cases = run(site)
+    assert code == 1 and len(cases) == 7
+    write_volume(patient_mr(), site / "in/nan.nii.gz")
+    for name in ("truncated.nii.gz", "flat.nii.gz"):
+        (site / "in" / name).unlink()
+    (site / "in/empty").rmdir()
+    code, cases = run(site)
+    assert code == 0 and cases.keys() == {"p0__mr", "p1__mr", "p2__mr", "nan"}
+    assert cases["nan"]["status"] == "done"
+
+
+def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
+    run(site)
+    (site / "in/p1/mr.nii.gz").write_bytes(b"broken")
+    code, cases = run(site)
+    assert code == 1 and cases["p1__mr"]["status"] == "failed"
+    assert "p1__mr.nii.gz is of an earlier input or model" in cases["p1__mr"]["reason"]
+
+
+def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
+    restore = conversion.restore_volume
+
+    def sometimes(translated, plan):
+        if np.count_nonzero(plan.body[0]) > 2000:
+            raise ZeroDivisionError("our own bug")
+        return restore(translated, plan)
+
+    monkeypatch.setattr(conversion, "restore_volume", sometimes)
+    write_volume(patient_mr(56.0), site / "in/p1/mr.nii.gz")
+    code, cases = run(site)
+    assert code == 1
+    assert {name for name, case in cases.items() if case["status"] == "done"} == {"p0__mr", "p2__mr"}
+    assert cases["p1__mr"]["reason"] == "unexpected ZeroDivisionError: our own bug"
+    assert "Traceback" in cases["p1__mr"]["details"]
+
+
+@pytest.mark.parametrize("stage", ["prepare_volume", "write_case_page"])
+def test_errors_of_every_stage_are_isolated(site, monkeypatch, stage):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(conversion, stage, fail)
+    code, cases = run(site)
+    if stage == "write_case_page":  # a picture is not worth a patient
+        assert code == 0 and all("no picture: no luck" in case["warnings"] for case in cases.values())
+    else:
+        assert code == 1 and all("no luck" in case["reason"] for case in cases.values())
+
+
+def test_device_errors_are_isolated(site, monkeypatch):
+    from models.test_model import TestModel
+
+    calls = []
+    translate = TestModel.translate
+
+    def fail_once(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("device-side assert")
+        return translate(self, *args)
+
+    monkeypatch.setattr(TestModel, "translate", fail_once)
+    code, cases = run(site)
+    assert code == 1 and sorted(case["status"] for case in cases.values()) == ["done", "done", "failed"]
+
+
+KILL = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import torch; torch.set_num_threads(1)
+from cohort.results import Results
+write, written = Results.write, []
+def write_and_die(self, record):
+    if written:  # the second volume is there, its record is not
+        (self.folder / ".writing-x").mkdir()
+        (self.folder / ".writing-x" / f"{{record.case}}.nii.gz").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(record)
+    write(self, record)
+Results.write = write_and_die
+import test_pipeline
+test_pipeline.main({arguments!r})
+"""
+
+
+def test_a_killed_run_goes_on(site):
+    code = KILL.format(root=str(ROOT), arguments=command(site))
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    folder = site / "out" / NAME
+    before = {path.stem: json.loads(path.read_text()) for path in (folder / "records").glob("*.json")}
+    assert len(before) == 1 and not (folder / "summary.csv").exists()
+    code, after = run(site)
+    assert code == 0 and after.keys() == {"p0__mr", "p1__mr", "p2__mr"}
+    assert redone(before, after) == after.keys() - before.keys()
+    assert not list(folder.glob(".writing-*"))
+    for k in range(3):
+        path = site / f"in/p{k}/mr.nii.gz"
+        np.testing.assert_array_equal(read_volume(folder / f"p{k}__mr.nii.gz").array, expected_ct(site, path).array)
+
+
+def test_two_pipelines_at_once_convert_every_patient_once(site, monkeypatch):
+    write_patients(site / "in", 5)
+    written, lock, codes = [], threading.Lock(), []
+    write = conversion.write_volume
+
+    def count(volume, path):
+        with lock:
+            written.append(Path(path).name)
+        return write(volume, path)
+
+    monkeypatch.setattr(conversion, "write_volume", count)
+    monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
+    threads = [threading.Thread(target=lambda: codes.append(test_pipeline.main(command(site)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0, 0]
+    assert sorted(written) == [f"p{k}__mr.nii.gz" for k in range(5)]
+
+
+def test_a_case_that_another_process_leaves_undone_is_taken_over(site, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
+    claim = Results(site / "out" / NAME).claim("p1__mr")
+    timer = threading.Timer(1.0, claim.release)
+    timer.start()
+    code, cases = run(site)
+    timer.join()
+    assert code == 0 and cases.keys() == {"p0__mr", "p1__mr", "p2__mr"}
+    assert "waiting for 1 cases that another process is converting" in caplog.text
+
+
+def test_another_patient_s_result_is_not_replaced(site, tmp_path):
+    _, first = run(site)
+    write_volume(patient_mr(50.0), site / "elsewhere/p1/mr.nii.gz")
+    code, cases = run(site, source=("--input_dir", "elsewhere"))
+    (refused,) = (case for case in cases.values() if case["status"] == "failed")
+    assert code == 1 and "is the result of" in refused["reason"] and str(site / "in/p1") in refused["reason"]
+    assert cases["p1__mr"]["attempt"] == first["p1__mr"]["attempt"]
+    (site / "in").rename(site / "moved")  # the same patients in another place are the same patients
+    code, moved = run(site, source=("--input_dir", "moved"))
+    assert code == 0 and {name: moved[name]["attempt"] for name in first} == attempts(first)
+    code, replaced = run(site, "--overwrite", source=("--input_dir", "elsewhere"))
+    assert code == 0 and "elsewhere" in replaced["p1__mr"]["input"]
+
+
+def test_references_are_scored_and_bad_ones_are_warnings(site):
+    mr = patient_mr(32.0)
+    reference = mr.with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    write_volume(reference, site / "ct.nii.gz")
+    write_volume(ct_volume(), site / "other_grid.nii.gz")
+    (site / "list.csv").write_text(
+        "id;reference;path\na;ct.nii.gz;in/p0/mr.nii.gz\nb;other_grid.nii.gz;in/p1/mr.nii.gz\nc;gone.nii;in/p2/mr.nii.gz\n"
+    )
+    code, cases = run(site, source=("--list", "list.csv"))
+    assert code == 0
+    scores = score_case(read_volume(site / "out" / NAME / "a.nii.gz"), reference, mr=mr)
+    for name, value in cases["a"]["scores"].items():
+        assert value == pytest.approx(scores[name], rel=1e-5) or (value is None and not np.isfinite(scores[name]))
+    assert cases["b"]["scores"] == {} and "not on the MR's grid" in cases["b"]["warnings"][-1]
+    assert "not scored" in cases["c"]["warnings"][-1] and "no such file" in cases["c"]["warnings"][-1]
+    write_volume(mr.with_array(reference.array + np.int16(10)), site / "ct.nii.gz")
+    _, again = run(site, source=("--list", "list.csv"))
+    assert redone(cases, again) == {"a"}
+
+
+def test_a_supplied_mask_is_used_and_a_listed_file_that_is_missing_is_reported(site):
+    mask = np.zeros((6, 60, 60), np.uint8)
+    mask[2:4, 20:40, 20:40] = 1
+    write_volume(patient_mr().with_array(mask), site / "mask.nii.gz")
+    (site / "list.csv").write_text("id,path,mask\na,in/p0/mr.nii.gz,mask.nii.gz\nb,in/p7/mr.nii.gz,\n")
+    code, cases = run(site, source=("--list", "list.csv"))
+    assert code == 1 and cases["b"]["reason"].endswith("p7/mr.nii.gz: no such file or folder")
+    result = read_volume(site / "out" / NAME / "a.nii.gz")
+    assert np.all(result.array[[0, 1, 4, 5]] == -1000) and np.any(result.array[2:4] != -1000)
+
+
+def test_results_among_the_inputs_are_no_inputs(site):
+    _, first = run(site, results="in/results")
+    assert len(first) == 3
+    _, second = run(site, results="in/results")
+    assert attempts(first) == attempts(second)
+    with pytest.raises(InputError, match="holds the results"):
+        test_pipeline.main(command(site, results="in"))
+
+
+def test_log_files_are_clean_and_estimate_what_is_left(site, caplog, capfd):
+    caplog.set_level("INFO")
+    write_patients(site / "in", 4)
+    (site / "in/broken.nii").write_bytes(b"x" * 400)
+    run(site)
+    lines = [text for text in caplog.messages if text.startswith("[")]
+    assert [line[:5] for line in lines] == [f"[{k}/5]" for k in range(1, 6)]
+    assert sum("left" in line for line in lines) == 4 - ("left" not in lines[-1] and "failed" not in lines[-1])
+    assert any("failed: " in line and "broken.nii" in line for line in lines)
+    assert "\r" not in caplog.text and "\r" not in "".join(capfd.readouterr())
+
+
+def test_bad_calls_end_before_anything_is_done(site, tmp_path, capsys):
+    cases = [
+        (["--input_dir", str(tmp_path / "none")], "no such folder"),
+        (["--input_dir", str(tmp_path / "in"), "--pattern", "*.mha"], r"no volume file .* that matches \*\.mha"),
+        (["--input_dir", str(tmp_path / "in"), "--pattern", "../*"], "expected a glob relative to"),
+        (["--list", str(tmp_path / "none.csv")], "cannot be read as UTF-8 text"),
+    ]
+    for source, message in cases:
+        with pytest.raises(InputError, match=message):
+            test_pipeline.main(["--name", NAME, "--checkpoints_dir", f"{site}/checkpoints", *source])
+    with pytest.raises(InputError, match=r"no such file; models in .*: tiny"):
+        test_pipeline.main(["--name", "x", "--checkpoints_dir", f"{site}/checkpoints", "--input_dir", str(tmp_path)])
+    for bad in (
+        ["--name", NAME],
+        ["--name", NAME, "--input_dir", "a", "--list", "b"],
+        ["--name", NAME, "--list", "b", "--pattern", "*"],
+        ["--name", NAME, "--input_dir", "a", "--series_description", "("],
+        ["--name", NAME, "--input_dir", "a", "--batch_size", "0"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            test_pipeline.main(bad)
+        assert stop.value.code == 2
+    assert "not a regular expression" in capsys.readouterr().err
+    write_model(site, settings=replace(SETTINGS, direction="BtoA"))
+    with pytest.raises(InputError, match="makes MR from CT"):
+        test_pipeline.main(command(site))
+    assert not (site / "out").exists()
+
+
+def test_results_that_cannot_be_written_stop_the_run(site):
+    (site / "out").write_text("a file")
+    with pytest.raises(InputError, match="cannot be locked"):
+        test_pipeline.main(command(site))
+
+
+def test_options_are_these_and_their_published_names_work():
+    options = vars(pipeline_options.parse("--name n --input_dir d --how_many 3 --batchSize 2 --nThreads 4".split()))
+    assert options.keys() == set(
+        "name checkpoints_dir epoch device precision results_dir batch_size spacing_mm input_dir list pattern "
+        "series_description num_test overwrite num_threads no_html".split()
+    )
+    assert (options["num_test"], options["batch_size"], options["num_threads"]) == (3, 2, 4)
+    defaults = pipeline_options.parse("--name n --input_dir d".split())
+    assert (defaults.batch_size, defaults.precision, defaults.num_test) == (None, "auto", None)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="the development data are not beside the checkout")
+def test_real_limbs_dicom_and_broken_inputs(tmp_path):
+    write_model(tmp_path, settings=replace(SETTINGS, size=64, spacing_mm=4.0))
+    (tmp_path / "in").mkdir()
+    for folder in ("dev", "dicom"):
+        (tmp_path / "in" / folder).symlink_to(SHARED / folder)
+    (tmp_path / "in/broken").mkdir()
+    write_broken(tmp_path / "in/broken")
+    pattern = ("--pattern", "**/*MR_T1*", "broken/*")
+    code, cases = run(tmp_path, *pattern)
+    assert code == 1 and len(cases) == 12
+    assert sum(case["status"] == "done" for case in cases.values()) == 8
+    code, again = run(tmp_path, *pattern)
+    assert code == 1
+    assert redone(cases, again) == {name for name, case in cases.items() if case["status"] == "failed"}
+    # The same patient from NIfTI and from DICOM.
+    nifti, dicom = (
+        read_volume(tmp_path / "out" / NAME / f"{name}.nii.gz")
+        for name in ("dev__STS_024__STS_024_MR_T1", "dicom__STS_024__MR_T1")
+    )
+    np.testing.assert_allclose(nifti.array, dicom.array, atol=1)  # spacings differ in the ninth digit
+
+
+def test_results_are_shown_case_by_case_and_as_a_cohort(site):
+    mr = read_volume(site / "in/p0/mr.nii.gz")
+    write_volume(mr.with_array(np.where(mr.array > 100, 40, -1000).astype(np.int16)), site / "ct.nii.gz")
+    (site / "list.csv").write_text("id,path,reference\na,in/p0/mr.nii.gz,ct.nii.gz\nb,in/p1/mr.nii.gz,\nc,gone.nii,\n")
+    code, cases = run(site, source=("--list", "list.csv"))
+    assert code == 1
+    out = site / "out" / NAME
+    page, cohort = (out / "pages/a/index.html").read_text(), (out / "index.html").read_text()
+    assert f"{cases['a']['scores']['mae']:.1f}" in page
+    assert f"{cases['a']['scores']['mae']:.1f}" in cohort
+    assert 'href="../../index.html"' in page
+    assert 'href="pages/a/index.html"' in cohort
+    assert 'href="pages/b/index.html"' in cohort
+    assert "pages/c" not in cohort
+    assert "gone.nii" in cohort
+    assert {file.name for file in (out / "pages/b/data").iterdir()} == {"mr.js", "ct.js"}
+    assert not list(out.glob("*.png"))
+
+
+def test_pages_can_be_left_out(site):
+    code, _ = run(site, "--no_html")
+    assert code == 0
+    assert len(list((site / "out" / NAME).glob("*.png"))) == 3
+    assert not (site / "out" / NAME / "pages").exists()
+
+
+def test_a_cohort_page_that_fails_costs_a_warning(site, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise OSError("no luck")
+
+    monkeypatch.setattr(summary, "write_cohort_page", fail)
+    code, cases = run(site)
+    assert code == 0
+    assert len(cases) == 3
+    assert "no page of the cohort: no luck" in caplog.text

@@ -1,0 +1,153 @@
+"""The results page of a cohort: a sortable table of scores and box plots, for any browser, from the disk."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from dominate import tags
+
+from evaluation.report import COLUMNS, summarise
+from visualization.case_page import PREVIEW_NAME, score_text
+from visualization.pages import add_script, link_to, new_document, pairs, write_document
+from visualization.svg_charts import box_chart
+
+
+@dataclass(frozen=True)
+class CohortRow:
+    """One case of a cohort.
+
+    Attributes:
+        case: its name, shown as it is.
+        scores: by the keys of `evaluation.report.COLUMNS`; empty where there is none.
+        page: its results page (`write_case_page`), or None.
+        note: a remark, e.g. why it failed.
+        failed: whether there is no result.
+    """
+
+    case: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    page: Path | None = None
+    note: str = ""
+    failed: bool = False
+
+
+def write_cohort_page(
+    folder: Path, rows: Sequence[CohortRow], title: str = "Results", details: Mapping[str, object] | None = None
+) -> Path:
+    """Write `index.html` of a cohort into `folder`; links to the cases' pages are relative, so folders move together.
+
+    Args:
+        folder: where; usually the one that holds the cases' folders.
+        rows: the cases, in the order in which they are first listed.
+        title: the page's heading.
+        details: further lines, e.g. model and epoch; what is None is left out.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    names = [name for name in COLUMNS if any(_is_defined(row, name) for row in rows)]
+    failed = sum(row.failed for row in rows)
+    document = new_document(title, ("base.css", "cohort.css"))
+    with document:
+        with tags.header():
+            tags.h1(title)
+            tags.p(f"{len(rows)} cases" + (f", {failed} failed" if failed else ""))
+            tags.p("Not for clinical use")
+        if names:
+            _add_boxes(rows, names, folder)
+        _add_table(rows, names, folder)
+        with tags.section(aria_label="Details"):
+            tags.h2("Details")
+            written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+            pairs({**(details or {}), "page written": written})
+    add_script(document, "cohort.js")
+    return write_document(document, folder / "index.html")
+
+
+def _is_defined(row: CohortRow, name: str) -> bool:
+    value = row.scores.get(name)
+    return value is not None and math.isfinite(value)
+
+
+def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
+    with tags.section(aria_label="Distribution of scores"):
+        tags.h2("Scores")
+        with tags.div(cls="boxes"):
+            for name in names:
+                usable = [row for row in rows if _is_defined(row, name)]
+                with tags.figure():
+                    tags.figcaption(tags.b(COLUMNS[name][0]), f", {len(usable)} cases")
+                    box_chart(
+                        [row.scores[name] for row in usable], [row.case for row in usable],
+                        [row.page and link_to(row.page, folder) for row in usable], f"Box plot of {COLUMNS[name][0]}",
+                    )  # fmt: skip
+        tags.p(
+            "Box: quartiles and median; whiskers: the last case within 1.5 box lengths; points: cases, which lead to "
+            "their pages.",
+            cls="note",
+        )
+
+
+def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
+    with_pages, with_notes = any(row.page for row in rows), any(row.note for row in rows)
+    with tags.section(aria_label="Cases"):
+        with tags.div(cls="controls"):
+            tags.h2("Cases")
+            tags.label("search ", tags.input_(type="search", id="search"))
+            tags.span(f"{len(rows)} of {len(rows)} cases", id="count", role="status", cls="note")
+        with tags.div(cls="scroll sticky"), tags.table(cls="sortable"):
+            with tags.thead(), tags.tr():
+                if with_pages:
+                    tags.th(tags.span(""), scope="col")
+                _heading("case", "")
+                for name in names:
+                    _heading(COLUMNS[name][0], "number")
+                if with_notes:
+                    _heading("note", "")
+            with tags.tbody():
+                for row in rows:
+                    _add_row(row, names, folder, with_pages, with_notes)
+            if names:
+                _add_summary(rows, names, with_pages, with_notes)
+
+
+def _heading(title: str, kind: str) -> None:
+    tags.th(tags.button(title, type="button"), cls=kind, scope="col")
+
+
+def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, with_notes: bool) -> None:
+    with tags.tr(cls="failed" if row.failed else ""):
+        if with_pages:
+            cell = tags.td()
+            if row.page:
+                picture = link_to(row.page.with_name(PREVIEW_NAME), folder)
+                cell.add(tags.img(src=picture, alt="", loading="lazy"))
+        name = tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case
+        tags.td(name, data_value=row.case)
+        for score in names:
+            value = row.scores.get(score)
+            sorted_by = {"data_value": repr(float(value))} if value is not None and not math.isnan(value) else {}
+            tags.td(score_text(score, value), cls="number", **sorted_by)
+        if with_notes:
+            tags.td(row.note, **({"data_value": row.note} if row.note else {}))
+
+
+def _add_summary(rows: Sequence[CohortRow], names: list[str], with_pages: bool, with_notes: bool) -> None:
+    scored = [{name: math.nan for name in COLUMNS} | dict(row.scores) for row in rows if row.scores]
+    summary = summarise(scored)
+    with tags.tfoot():
+        for title, key in (("mean", "mean"), ("standard deviation", "std"), ("cases", "n")):
+            with tags.tr():
+                if with_pages:
+                    tags.td()
+                tags.th(title, scope="row")
+                for name in names:
+                    value = summary[key][name]
+                    tags.td(str(value) if key == "n" else score_text(name, value), cls="number")
+                if with_notes:
+                    tags.td()

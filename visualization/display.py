@@ -1,0 +1,102 @@
+"""The one interface of what shows a running training, and the guard that keeps its failures from the training."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from visualization.records import History, Record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a display tells about a run: its name, folder, options by name, versions by package, and its length."""
+
+    name: str
+    folder: Path
+    options: dict[str, object]
+    versions: dict[str, str]
+    epochs: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The images of one step as one captioned sheet."""
+
+    epoch: int
+    iteration: int
+    sheet: Image.Image
+
+
+class Display(Protocol):
+    """A back end. Any method may raise; `Guarded` sees to it."""
+
+    def restore(self, history: History, start: tuple[int, int]) -> None:
+        """Show a run from its beginning to `start` (epoch, iteration), or catch up after a failure."""
+        ...
+
+    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+        """Show one more record, the last of `history`; `redraw`: earlier points of the history have changed too."""
+        ...
+
+    def show_picture(self, picture: Callable[[], Picture]) -> None:
+        """Show the images of a step; they are drawn when a display calls for them."""
+        ...
+
+    def close(self) -> None:
+        """Finish; nothing is shown afterwards."""
+        ...
+
+
+class Guarded:
+    """A display whose failure costs one warning and nothing else; it catches up as soon as it works again.
+
+    Pictures and losses may fail apart: pictures that never work cost one warning, though losses go on between them.
+    """
+
+    def __init__(self, name: str, display: Display, history: History) -> None:
+        """Guard `display`, called `name` in warnings, which shows `history`."""
+        self.name, self.display, self.history = name, display, history
+        self._failing = False
+        self._down: set[str] = set()  # what failed when it was last tried
+
+    def restore(self, start: tuple[int, int]) -> None:
+        """Show a run from its beginning to `start`."""
+        self._try("losses", lambda: self.display.restore(self.history, start))
+
+    def show_losses(self, record: Record, redraw: bool) -> None:
+        """Show one more record, which the history has already."""
+        if self._failing:
+            self.restore(record.position)
+        else:
+            self._try("losses", lambda: self.display.show_losses(record, self.history, redraw))
+
+    def show_picture(self, picture: Callable[[], Picture]) -> None:
+        """Show the images of a step; without waiting for better times where the display fails."""
+        if not self._failing:
+            self._try("pictures", lambda: self.display.show_picture(picture))
+
+    def close(self) -> None:
+        """Finish."""
+        self._try("end", self.display.close)
+
+    def _try(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever it is, a picture of a training is not worth the training
+            if not self._failing and what not in self._down:
+                log.warning("warning: %s: %s; training goes on without it", self.name, error)
+            self._failing = True
+            self._down.add(what)
+        else:
+            self._failing = False
+            if what in self._down:
+                self._down.remove(what)
+                if not self._down:
+                    log.info("%s: works again", self.name)

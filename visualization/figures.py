@@ -1,0 +1,245 @@
+"""Figures for papers: volumes side by side with difference maps in HU, and the losses of several runs."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from data.errors import InputError
+from data.files import whole_file
+from data.volume import Volume, same_grid
+from visualization.planes import PLANES, PatientOrder, Plane, patient_order
+from visualization.records import Record
+from visualization.windows import DisplayWindow, mr_display_range
+
+log = logging.getLogger(__name__)
+
+DIFFERENCE_COLOURS = "berlin"  # diverging, dark in the middle, perceptually uniform (Crameri)
+# Colours that colour-blind readers can tell apart (Okabe and Ito), with a dash each for print without colour.
+_RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_RUN_DASHES = ("-", "--", "-.", ":")
+_COLUMN_INCHES = 1.75
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a figure: a title, a volume, what is black and white in it, and whether it is a difference."""
+
+    title: str
+    volume: Volume
+    low: float
+    high: float
+    difference: bool = False
+
+
+def columns_of(
+    mr: Volume | None, cts: Sequence[Volume], reference: Volume | None, labels: Sequence[str] | None,
+    window: DisplayWindow, spread_hu: float,
+) -> list[Column]:  # fmt: skip
+    """Return the columns MR, CTs, true CT, and for each CT its difference from the true one, where there are such.
+
+    `labels` name MR, CTs and true CT in this order; None: by what they are.
+
+    Raises:
+        InputError: not one label a volume, or volumes on different grids.
+    """
+    given = [("MR", mr)] * (mr is not None)
+    given += [("CT" if len(cts) == 1 else f"CT {k + 1}", ct) for k, ct in enumerate(cts)]
+    given += [("true CT", reference)] * (reference is not None)
+    titles = [title for title, _ in given] if labels is None else list(labels)
+    if len(titles) != len(given):
+        raise InputError(f"--labels: {len(titles)} labels for {len(given)} volumes; expected one for each")
+    for title, (_, volume) in zip(titles, given, strict=True):
+        if not same_grid(volume, given[0][1]):
+            raise InputError(f"{title}: not on the grid of {titles[0]}; resample it first")
+    columns = []
+    for title, (kind, volume) in zip(titles, given, strict=True):
+        columns.append(Column(title, volume, *(mr_display_range(volume.array) if kind == "MR" else window.range)))
+    if reference is not None:
+        first = int(mr is not None)
+        for title, ct in zip(titles[first : first + len(cts)], cts, strict=True):
+            difference = ct.with_array(ct.array.astype(np.float32) - reference.array)
+            shown = f"{title} \N{MINUS SIGN} {titles[-1]}"
+            columns.append(Column(shown, difference, -spread_hu, spread_hu, difference=True))
+    return columns
+
+
+def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]) -> Figure:
+    """Return a figure with a row for each cut (plane and slice in patient order) and a column for each volume."""
+    lie = patient_order(columns[0].volume)
+    shares = [_height_over_width(columns[0].volume, lie, plane) for plane, _ in cuts]
+    differences = [column for column in columns if column.difference]
+    size = (_COLUMN_INCHES * len(columns) + 0.75 * bool(differences), _COLUMN_INCHES * sum(shares) + 0.3)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    panels = figure.subplots(len(cuts), len(columns), squeeze=False, height_ratios=shares)
+    for row, (plane, index) in enumerate(cuts):
+        for axes, column in zip(panels[row], columns, strict=True):
+            _draw_cut(axes, column, lie, plane, index)
+        panels[row, 0].set_ylabel(plane.name, fontsize=8, labelpad=2)
+    for axes, column in zip(panels[0], columns, strict=True):
+        axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)  # a label with $ is no formula
+    if differences:
+        colours = ScalarMappable(Normalize(differences[0].low, differences[0].high), DIFFERENCE_COLOURS)
+        bar = figure.colorbar(colours, ax=panels, extend="both", shrink=0.5, aspect=26, pad=0.01)
+        bar.set_label("difference [HU]", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _height_over_width(grid: Volume, lie: PatientOrder, plane: Plane) -> float:
+    shape = lie.array(grid.array).shape
+    height, width = (shape[axis] * lie.spacing_mm[axis] for axis in plane.rows_and_columns)
+    return height / width
+
+
+def _draw_cut(axes: Axes, column: Column, lie: PatientOrder, plane: Plane, index: int) -> None:
+    rows, columns = (lie.spacing_mm[axis] for axis in plane.rows_and_columns)
+    axes.imshow(
+        plane.cut(lie.array(column.volume.array), index), vmin=column.low, vmax=column.high, aspect=rows / columns,
+        cmap=DIFFERENCE_COLOURS if column.difference else "gray", interpolation="bilinear",
+    )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor("black")
+    left, right, *_ = plane.letters
+    for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
+        axes.text(x, 0.5, letter, transform=axes.transAxes, color="#ffd75e", fontsize=6, ha=side, va="center")
+
+
+def planes_through(grid: Volume, point_mm: tuple[float, float, float] | None) -> list[tuple[Plane, int]]:
+    """Return the three planes through a point in patient coordinates (LPS, mm), or through the middle.
+
+    Raises:
+        InputError: the point lies outside the volume.
+    """
+    lie = patient_order(grid)
+    shape = lie.array(grid.array).shape
+    index = np.array(shape) // 2
+    if point_mm is not None:
+        index = np.rint(np.linalg.solve(lie.affine[:, :3], np.array(point_mm) - lie.affine[:, 3])).astype(int)
+        if np.any(index < 0) or np.any(index >= shape):
+            raise InputError(f"--at {' '.join(f'{mm:g}' for mm in point_mm)}: outside the volume (LPS, mm)")
+    return [(plane, int(index[plane.axis])) for plane in PLANES]
+
+
+def axial_slices(grid: Volume, slices: Sequence[int] | int) -> list[tuple[Plane, int]]:
+    """Return axial cuts: at slices counted from the feet (0 is the lowest), or so many evenly spaced ones.
+
+    Raises:
+        InputError: there is no such slice, or there are fewer.
+    """
+    count = patient_order(grid).array(grid.array).shape[0]
+    if isinstance(slices, int):
+        if slices > count:
+            raise InputError(f"--n_slices {slices}: the volume has {count} axial slices; expected at most so many")
+        slices = [int((k + 1) * count / (slices + 1)) for k in reversed(range(slices))]
+    for index in slices:
+        if not 0 <= index < count:
+            raise InputError(f"--slices {index}: the volume has slices 0 to {count - 1}, counted from the feet")
+    return [(PLANES[0], index) for index in slices]
+
+
+def draw_losses(runs: Mapping[str, Sequence[Record]], names: Sequence[str] | None, smooth: float) -> Figure:
+    """Return one chart for each loss with a curve for each run, over epochs.
+
+    Args:
+        runs: records by the run's name, none empty. Of one that has one epoch only nobody can tell whether it was
+            finished: it is drawn with the steps per epoch of the others, with a warning.
+        names: losses to show; None: all that any run has.
+        smooth: weight of the past in an exponential mean, 0 to below 1; the raw curve stays visible below.
+
+    Raises:
+        InputError: no run has one of `names`.
+    """
+    known = list(dict.fromkeys(name for records in runs.values() for record in records for name in record.losses))
+    shown = known if names is None else list(names)
+    for name in shown:
+        if name not in known:
+            raise InputError(f"--losses {name}: no run has it; there are {', '.join(known)}")
+    steps = _steps_per_epoch(runs)
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.1 * rows + 0.4), layout="constrained", facecolor="white")
+    for k, name in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        axes.set_title(name, fontsize=9, loc="left", parse_math=False)
+        for r, (run, records) in enumerate(runs.items()):
+            usable = [record for record in records if name in record.losses]
+            x = [record.epoch - 1 + record.iteration / steps[run] for record in usable]
+            y = np.array([record.losses[name] for record in usable])
+            _draw_run(axes, x, y, smooth, _RUN_COLOURS[r % len(_RUN_COLOURS)], _RUN_DASHES[r % 4])
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.tick_params(labelsize=7)
+        axes.grid(color="#e3e6ea", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if k >= len(shown) - columns:
+            axes.set_xlabel("epoch", fontsize=8)
+    lines = [
+        axes.plot([], [], color=_RUN_COLOURS[r % len(_RUN_COLOURS)], ls=_RUN_DASHES[r % 4])[0] for r in range(len(runs))
+    ]
+    legend = figure.legend(
+        lines, list(runs), loc="outside upper left", ncols=min(len(runs), 4), fontsize=8, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a run's name with $ is no formula
+    return figure
+
+
+def _steps_per_epoch(runs: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+    """Return the steps of an epoch by run, from the records: the last step of each finished epoch has one."""
+    steps = {name: max(record.iteration for record in records) for name, records in runs.items()}
+    unsure = [name for name, records in runs.items() if len({record.epoch for record in records}) == 1]
+    known = max((steps[name] for name in steps if name not in unsure), default=0)
+    for name in unsure:
+        steps[name] = max(steps[name], known)
+        log.warning(
+            "warning: %s: it has one epoch only, perhaps unfinished; %d steps per epoch are assumed, and its place on "
+            "the axis may be wrong", name, steps[name],
+        )  # fmt: skip
+    return steps
+
+
+def _draw_run(axes: Axes, x: Sequence[float], y: np.ndarray, smooth: float, colour: str, dash: str) -> None:
+    if not len(y):
+        return
+    if smooth:
+        axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
+    axes.plot(x, smoothed(y, smooth), color=colour, ls=dash, linewidth=1.3)
+
+
+def smoothed(values: np.ndarray, smooth: float) -> np.ndarray:
+    """Return the exponential mean m_k = (s m_(k-1) + (1 - s) x_k) / (1 - s^k), unbiased at its start."""
+    mean, out = 0.0, np.empty(len(values))
+    for k, value in enumerate(values):
+        mean = smooth * mean + (1 - smooth) * value
+        out[k] = mean / (1 - smooth ** (k + 1))
+    return out
+
+
+def check_figure_name(path: Path) -> None:
+    """Check the ending of a figure's file.
+
+    Raises:
+        InputError: no figure ends so.
+    """
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"{path}: expected a file ending in .png, .pdf or .svg")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 300) -> Path:
+    """Write a figure as PNG, PDF or SVG, as the ending of `path` says.
+
+    Raises:
+        InputError: another ending, or the file cannot be written.
+    """
+    check_figure_name(path)
+    with whole_file(path) as scratch:
+        figure.savefig(scratch, dpi=dpi)
+    return path

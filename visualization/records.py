@@ -1,0 +1,131 @@
+"""Records of a run's losses: one JSON object a line in `losses.jsonl`, and a thinned history of them for curves."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+RECORDS_NAME = "losses.jsonl"
+MAX_POINTS = 2000
+"""Points that a history keeps; curves of more are drawn no finer on any screen."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting."""
+
+    epoch: int
+    iteration: int
+    time: float
+    lr: float
+    seconds_per_step: float
+    seconds_of_data: float
+    losses: dict[str, float]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch and its steps done."""
+        return self.epoch, self.iteration
+
+    def to_json(self) -> str:
+        """Return one line of `losses.jsonl`."""
+        return json.dumps(vars(self))
+
+
+def parse_record(line: str) -> Record | None:
+    """Return the record of a line; None for one that a crash or a full disk cut short, or that is no such record."""
+    try:
+        record = Record(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    measured = (record.time, record.lr, record.seconds_per_step, record.seconds_of_data)
+    if not all(type(count) is int for count in record.position) or not isinstance(record.losses, dict):
+        return None
+    return record if all(type(value) in (int, float) for value in (*measured, *record.losses.values())) else None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return a run's records in the order of the file; an empty list where it has none yet."""
+    path = folder / RECORDS_NAME
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [record for record in map(parse_record, lines) if record]
+
+
+def drop_records_after(folder: Path, position: tuple[int, int]) -> None:
+    """Cut `losses.jsonl` back to a position (epoch, iteration): steps after it are taken, and recorded, again."""
+
+    def place(line: str) -> tuple[int, int] | None:
+        record = parse_record(line)
+        return record and record.position
+
+    drop_lines_after(folder / RECORDS_NAME, position, place)
+
+
+def drop_lines_after(path: Path, position: tuple[int, int], place: Callable[[str], tuple[int, int] | None]) -> None:
+    """Cut a file, if there is one, before its first line that lies after a position.
+
+    Lines that lie nowhere are somebody's notes and stay; a last line without its end was torn and goes.
+
+    Args:
+        path: the file, one line a record.
+        position: epoch and iteration of the last record to keep.
+        place: returns the position of a line; None where it has none.
+    """
+    if not path.exists():
+        return
+    with path.open("rb+") as file:  # in place: it takes no room on a full disk, and nothing that is kept can be lost
+        size = 0
+        for line in file:
+            found = place(line.decode(errors="replace"))
+            if not line.endswith(b"\n") or (found is not None and found > position):
+                break
+            size += len(line)
+        file.truncate(size)
+
+
+class Point(NamedTuple):
+    """The mean of `count` successive records, at the place of the last of them; x in epochs."""
+
+    x: float
+    lr: float
+    seconds_per_step: float
+    losses: dict[str, float]
+    count: int
+
+
+@dataclass
+class History:
+    """The curves of a run, fine at the end and coarser before: neighbours are averaged whenever there are too many.
+
+    Memory and the cost of drawing are bounded, however long a run is.
+    """
+
+    steps_per_epoch: int
+    points: list[Point] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of all losses, in the order in which they came up
+    max_points: int = MAX_POINTS
+
+    def add(self, record: Record) -> bool:
+        """Add a record; return whether curves must be drawn anew: earlier points or the names of losses changed."""
+        x = record.epoch - 1 + record.iteration / self.steps_per_epoch
+        self.points.append(Point(x, record.lr, record.seconds_per_step, dict(record.losses), 1))
+        new = [name for name in record.losses if name not in self.names]
+        self.names += new
+        if len(self.points) <= self.max_points:
+            return bool(new)
+        points = self.points
+        pairs = [_mean(points[k], points[k + 1]) for k in range(0, len(points) - 1, 2)]
+        self.points = pairs + points[len(pairs) * 2 :]
+        return True
+
+
+def _mean(a: Point, b: Point) -> Point:
+    def mean(x: float, y: float) -> float:
+        return (x * a.count + y * b.count) / (a.count + b.count)
+
+    losses = {}
+    for name in a.losses | b.losses:  # of a loss that only one of them has, that one's
+        values = [point.losses[name] for point in (a, b) if name in point.losses]
+        losses[name] = mean(values[0], values[-1])
+    return Point(b.x, b.lr, mean(a.seconds_per_step, b.seconds_per_step), losses, a.count + b.count)

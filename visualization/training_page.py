@@ -1,0 +1,152 @@
+"""The page of a running training, `web/index.html` in the run's folder, for any browser, from the disk.
+
+The page itself is written once; what is new goes into `data/curves.js`, by appending, and into `data/pictures.js`. Both
+are bounded, so that an update costs the same in any epoch.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from dominate import tags
+
+from data.files import whole_file
+from visualization.display import Picture, RunInfo
+from visualization.pages import add_script, call, new_document, pairs, write_document
+from visualization.records import History, Point, Record
+
+log = logging.getLogger(__name__)
+
+MAX_PICTURES = 200
+_PICTURE_NAME = "epoch{:03d}_{:06d}.png"
+_PICTURE_PATTERN = re.compile(r"epoch(\d+)_(\d+)\.png")
+_PNG_EFFORT = 4
+
+
+class TrainingPage:
+    """The HTML back end."""
+
+    def __init__(self, run: RunInfo) -> None:
+        """Write into `web` in the folder of `run`."""
+        self.run, self.folder = run, run.folder / "web"
+        self._places: list[tuple[int, int]] = []
+
+    def restore(self, history: History, start: tuple[int, int]) -> None:
+        """Write the whole page anew; pictures after `start` are dropped, because they are taken again."""
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        found = (_PICTURE_PATTERN.fullmatch(path.name) for path in images.iterdir())
+        places = sorted(tuple(map(int, match.groups())) for match in found if match)
+        self._keep_pictures(places, [place for place in places if place <= start])
+        self._write_curves(history)
+        write_document(self._document(), self.folder / "index.html")
+        log.info("page: %s", self.folder / "index.html")
+
+    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+        """Append a point to the curves; write them anew where earlier ones have changed."""
+        if redraw:
+            self._write_curves(history)
+            return
+        with (self.folder / "data/curves.js").open("a", encoding="utf-8") as file:
+            file.write(_point_call(history.points[-1], history.names))
+
+    def show_picture(self, picture: Callable[[], Picture]) -> None:
+        """Add a picture. Of earlier epochs the last one stays, and of very many epochs fewer and fewer."""
+        drawn = picture()
+        place = (drawn.epoch, drawn.iteration)
+        with whole_file(self._image(place)) as scratch:
+            drawn.sheet.save(scratch, compress_level=_PNG_EFFORT)
+        places = [*self._places, place]
+        self._keep_pictures(places, thin(places))
+
+    def close(self) -> None:
+        """Leave nothing to be finished: the page is complete at any time."""
+
+    def _image(self, place: tuple[int, int]) -> Path:
+        return self.folder / "images" / _PICTURE_NAME.format(*place)
+
+    def _keep_pictures(self, places: list[tuple[int, int]], kept: list[tuple[int, int]]) -> None:
+        listed = [{"file": self._image(place).name, "epoch": place[0], "iteration": place[1]} for place in kept]
+        with whole_file(self.folder / "data/pictures.js") as scratch:
+            scratch.write_text(call("pictures", listed), encoding="utf-8")
+        self._places = kept
+        for place in set(places) - set(kept):
+            self._image(place).unlink(missing_ok=True)
+
+    def _write_curves(self, history: History) -> None:
+        lines = [call("begin", history.names), *(_point_call(point, history.names) for point in history.points)]
+        with whole_file(self.folder / "data/curves.js") as scratch:
+            scratch.write_text("".join(lines), encoding="utf-8")
+
+    def _document(self):
+        run = self.run
+        document = new_document(run.name, ("base.css", "training.css"))
+        document.body["data-epochs"], document.body["data-steps"] = str(run.epochs), str(run.steps_per_epoch)
+        with document:
+            with tags.header():
+                tags.h1(run.name)
+                tags.p(id="status", role="status")
+                tags.label(
+                    tags.input_(type="checkbox", id="refresh", checked="checked"), " refresh every 30 s", cls="screen"
+                )
+            tags.noscript(tags.p("Curves and pictures need JavaScript; pictures alone are in the folder images."))
+            _add_pictures()
+            _add_curves()
+            with tags.details(cls="panel"):
+                tags.summary("Options")
+                pairs(dict(sorted(run.options.items())))
+            with tags.details(cls="panel", open="open"):
+                tags.summary("Versions")
+                pairs(run.versions)
+        add_script(document, "training.js")
+        return document
+
+
+def thin(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return which pictures to keep, of (epoch, iteration) in order: all of the last epoch, the last of each before.
+
+    Where that is too many, every second one of the older half goes.
+    """
+    last_of = dict(places)
+    newest = places[-1][0]
+    kept = [place for place in places if place[0] == newest or last_of[place[0]] == place[1]]
+    if len(kept) > MAX_PICTURES:
+        half = len(kept) // 2
+        kept = kept[:half:2] + kept[half:]
+    return kept
+
+
+def _point_call(point: Point, names: list[str]) -> str:
+    losses = [point.losses.get(name) for name in names]
+    values = [point.x, point.lr, point.seconds_per_step, *losses]
+    return call("point", *(value if value is None else float(f"{value:.5g}") for value in values))
+
+
+def _add_pictures() -> None:
+    with tags.section(id="pictures", aria_label="Pictures"):
+        tags.h2("Pictures")
+        with tags.div(cls="controls"), tags.label():
+            tags.span("time", cls="name")
+            tags.input_(type="range", id="time", min="0", max="0", value="0", step="1")
+        with tags.div(cls="pair"):
+            with tags.figure(id="viewer"):
+                tags.img(id="sheet", alt="")
+                tags.figcaption(id="where")
+            tags.ul(id="earlier", cls="screen", aria_label="All pictures, newest first")
+
+
+def _add_curves() -> None:
+    with tags.section(aria_label="Losses"):
+        tags.h2("Losses")
+        with tags.div(cls="controls"):
+            with tags.label():
+                tags.span("smooth", cls="name")
+                tags.input_(type="range", id="smooth", min="0", max="0.98", step="0.02", value="0")
+            tags.label(tags.input_(type="checkbox", id="log"), " logarithmic")
+            tags.button("Whole run", id="whole", type="button", disabled="disabled")
+            tags.span(
+                "Every loss with its weight. Drag to zoom, double click for the whole run; keys: arrows, + and -.",
+                cls="note",
+            )
+        tags.div(id="charts", cls="charts")

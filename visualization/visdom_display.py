@@ -1,0 +1,183 @@
+"""Curves and pictures of a run in a visdom server's dashboard.
+
+Everything is sent by a thread of its own: a server that is absent, hangs, dies or comes back never makes the training
+wait. After every gap the windows are drawn anew from the run's history.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from visualization.display import Picture, RunInfo
+from visualization.records import History, Point, Record
+from visualization.visdom_server import LocalServer
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+_CLOSE_SECONDS = 15.0
+_TIMEOUTS_S = (3.05, 10.0)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class VisdomDisplay:
+    """The visdom back end. The windows of `--display_id` N are `losses-N`, `rate-N` and `images-N`."""
+
+    def __init__(self, run: RunInfo, server: str, port: int, env: str, display_id: int, start_server: bool) -> None:
+        """Show `run` in the environment `env` of a server; `start_server`: of one that is started here."""
+        self.run, self.env = run, env
+        self.windows = {kind: f"{kind}-{display_id}" for kind in ("losses", "rate", "images")}
+        self.address = (server if "://" in server else f"http://{server}", port)
+        self._server = LocalServer(port, run.folder / "visdom") if start_server else None
+        # Here, not in the thread: workers of the data loader are forked while it runs, and one that is forked in the
+        # middle of an import waits for it for ever.
+        with contextlib.suppress(Exception):  # the thread tries again, and says what is wrong
+            import requests  # noqa: F401
+            import visdom  # noqa: F401
+        self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # of the next five
+        self._points: list[Point] = []
+        self._names: list[str] = []
+        self._picture: Picture | None = None
+        self._redraw = True
+        self._closing = False
+        # Of the thread alone:
+        self._client = None
+        self._points_sent = 0
+        self._picture_sent: Picture | None = None
+        self._failing = False
+
+    def restore(self, history: History, start: tuple[int, int]) -> None:
+        """Draw the curves anew."""
+        self._show(history, redraw=True)
+
+    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+        """Add a point to the curves."""
+        self._show(history, redraw)
+
+    def show_picture(self, picture: Callable[[], Picture]) -> None:
+        """Show a picture in place of the one before."""
+        drawn = picture()
+        with self._lock:
+            self._picture = drawn
+        self._wake.set()
+
+    def close(self) -> None:
+        """Send what waits, if the server takes it, and stop a server that was started here."""
+        with self._lock:
+            self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_SECONDS)
+        if self._server:
+            self._server.stop()
+
+    def _show(self, history: History, redraw: bool) -> None:
+        with self._lock:
+            self._points, self._names = history.points.copy(), history.names.copy()
+            self._redraw |= redraw
+        self._wake.set()
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def _work(self) -> None:
+        """Send whenever there is something to send, and try again while the server does not answer."""
+        closing = False
+        while not closing:
+            self._wake.wait(_RETRY_SECONDS if self._failing else None)
+            self._wake.clear()
+            closing = self._closing  # what was given before is still sent
+            try:
+                if self._server:
+                    self._server.start()
+                self._send()
+            except Exception as error:  # nothing that happens here may end a training
+                if not self._failing:
+                    log.warning("warning: visdom: %s; training goes on, plots follow when it answers", _reason(error))
+                self._failing = True
+                with self._lock:
+                    self._redraw = True
+            else:
+                if self._failing:
+                    log.info("visdom: %s:%d answers", *self.address)
+                self._failing = False
+
+    def _send(self) -> None:
+        with self._lock:
+            points, names, picture, redraw = self._points, self._names, self._picture, self._redraw
+            self._redraw = False
+        if self._client is None:
+            self._client = _connect(*self.address, self.env)
+        if redraw or not all(self._client.has(self.windows[kind]) for kind in ("losses", "rate")):
+            self._draw(points, names, update=None)
+            self._picture_sent = None
+        elif len(points) > self._points_sent:
+            self._draw(points[self._points_sent :], names, update="append")
+        self._points_sent = len(points)
+        if picture is not None and picture is not self._picture_sent:
+            self._draw_picture(picture)
+            self._picture_sent = picture
+
+    def _draw(self, points: list[Point], names: list[str], update: str | None) -> None:
+        if not points:
+            return
+        x = np.array([point.x for point in points])
+        losses = np.array([[point.losses.get(name, np.nan) for name in names] for point in points])
+        rates = np.array([[point.lr] for point in points])
+        logarithmic = {"yaxis": {"type": "log", "exponentformat": "power"}}  # losses differ by orders of magnitude
+        from_zero = {"yaxis": {"rangemode": "tozero", "exponentformat": "e"}}
+        for kind, title, y, legend, width, layout in (
+            ("losses", f"{self.run.name}: losses, weighted", losses, names, 640, logarithmic),
+            ("rate", f"{self.run.name}: learning rate", rates, ["learning rate"], 420, from_zero),
+        ):
+            options = {"title": title, "xlabel": "epoch", "legend": legend, "width": width, "height": 400,
+                       "layoutopts": {"plotly": layout}}  # fmt: skip
+            steps = np.repeat(x[:, None], y.shape[1], axis=1)
+            if y.shape[1] == 1:  # visdom takes no single column
+                y, steps = y[:, 0], steps[:, 0]
+            self._client.line(Y=y, X=steps, win=self.windows[kind], opts=options, update=update)
+
+    def _draw_picture(self, picture: Picture) -> None:
+        place = f"epoch {picture.epoch}, iteration {picture.iteration}"
+        options = {"title": f"{self.run.name}: {place}", "caption": place}
+        self._client.image(np.asarray(picture.sheet), win=self.windows["images"], opts=options)
+
+
+def _connect(server: str, port: int, env: str):
+    """Return a client of the server that raises whenever it does not answer in time.
+
+    Raises:
+        ConnectionError: it does not answer.
+    """
+    import requests  # here, because importing visdom takes seconds that a run without it should not spend
+    import visdom
+
+    class Client(visdom.Visdom):
+        """As visdom's, but every request has a limit of time and is checked."""
+
+        def has(self, window: str) -> bool:
+            """Return whether a window exists; `win_exists` would print an error instead of raising it."""
+            return self._win_exists_wrap(window) == "true"
+
+        def _handle_post(self, url: str, data: str | None = None) -> str:
+            with requests.Session() as session:
+                # A proxy is for the world outside: nothing of this machine's own goes through it.
+                session.trust_env = urlsplit(url).hostname not in _LOOPBACK
+                answer = session.post(url, data=data or {}, timeout=_TIMEOUTS_S)
+            answer.raise_for_status()
+            return answer.text
+
+    logging.getLogger("visdom").setLevel(logging.ERROR)
+    try:
+        return Client(server=server, port=port, env=env, raise_exceptions=True, use_incoming_socket=False)
+    except ConnectionError as error:
+        raise ConnectionError(f"no visdom server answers at {server}:{port}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

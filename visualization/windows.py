@@ -1,0 +1,71 @@
+"""Display windows: which values are black and which are white, for eyes only."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import InputError
+
+MR_WHITE_PERCENTILE = 99.5
+
+
+@dataclass(frozen=True)
+class DisplayWindow:
+    """A CT window as radiologists name it: `level` HU is mid-gray, `width` HU lie between black and white."""
+
+    level: float
+    width: float
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """HU shown black and white."""
+        return self.level - self.width / 2, self.level + self.width / 2
+
+    def __str__(self) -> str:
+        """Return e.g. `L 40 W 400`."""
+        return f"L {self.level:g} W {self.width:g}"
+
+
+# The default shows soft tissue and bone together: -360 .. 440 HU.
+CT_WINDOWS = {
+    "default": DisplayWindow(40, 800),
+    "soft_tissue": DisplayWindow(40, 400),
+    "bone": DisplayWindow(400, 1800),
+    "lung": DisplayWindow(-600, 1500),
+    "wide": DisplayWindow(200, 2400),
+}
+
+
+def parse_display_window(words: list[str]) -> DisplayWindow:
+    """Return the window that the words of `--display_window` mean: a name, or LEVEL WIDTH in HU.
+
+    Raises:
+        InputError: neither.
+    """
+    if len(words) == 1 and words[0] in CT_WINDOWS:
+        return CT_WINDOWS[words[0]]
+    try:
+        level, width = map(float, words)
+        if math.isfinite(level) and 0 < width < math.inf:
+            return DisplayWindow(level, width)
+    except ValueError:
+        pass
+    raise InputError(f"{' '.join(words)}: expected {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU with WIDTH above 0")
+
+
+def gray(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return values as uint8: `low` and below black (0), `high` and above white (255)."""
+    scaled = (np.asarray(values, dtype=np.float32) - low) * (255 / max(high - low, 1e-6))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def mr_display_range(mr: np.ndarray) -> tuple[float, float]:
+    """Return the MR values shown black and white: its background, and a percentile of the voxels above it.
+
+    The background, zero or the minimum of an MR, fills most of many volumes; counting it would blind the percentile.
+    """
+    background = min(0.0, float(mr.min()))
+    seen = mr[mr > background]
+    white = float(np.percentile(seen, MR_WHITE_PERCENTILE)) if seen.size else background
+    return background, max(white, background + 1e-6)
