@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import sys
 
 import numpy as np
@@ -491,9 +490,9 @@ def test_a_resume_keeps_lines_that_are_no_records(tmp_path):
     Console(tmp_path).restore(History(10), (1, 5))
     assert (tmp_path / "losses.jsonl").read_text() == "".join(kept)
     assert (tmp_path / "loss_log.txt").read_text() == "".join(lines)
-    before = os.stat(tmp_path / "losses.jsonl").st_size
+    before = (tmp_path / "losses.jsonl").stat().st_size
     Console(tmp_path).restore(History(10), (1, 9))
-    assert os.stat(tmp_path / "losses.jsonl").st_size == before
+    assert (tmp_path / "losses.jsonl").stat().st_size == before
 
 
 def test_earlier_records_that_cannot_be_read_do_not_stop_a_training(tmp_path, caplog):
