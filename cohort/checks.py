@@ -108,16 +108,21 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
     if not distances.size:
         findings.unchecked.append("HU histogram: no slice with enough body")
         return
-    odd = np.count_nonzero(distances > training.hu_slice_limit)
+    median, (median_limit, limit) = float(np.median(distances)), training.hu_slice_limits
+    odd = np.count_nonzero(distances > limit)
     findings.figures |= {
-        "hu_distance": float(np.median(distances)),
-        "hu_distance_limit": training.hu_slice_limit,
+        "hu_distance": median,
+        "hu_distance_limit": median_limit,
         "odd_slices_share": odd / distances.size,
     }
     if odd / distances.size > MAX_ODD_SLICES:
         findings.warnings.append(
-            f"{odd} of {distances.size} slices have an HU histogram unlike the training CT's: more than "
-            f"{training.hu_slice_limit:.0f} HU away, the median {np.median(distances):.0f} HU"
+            f"{odd} of {distances.size} slices have an HU histogram over {limit:.0f} HU away from the training CT's"
+        )
+    if median > median_limit:
+        findings.warnings.append(
+            f"HU histograms unlike the training CT's: half of the slices are {median:.0f} HU away or more, in training "
+            f"{median_limit:.0f} HU at most"
         )
 
 

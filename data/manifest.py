@@ -64,7 +64,7 @@ class Case:
     body_sha256: str | None = None
     mr_median: float | None = None
     hu_histogram: tuple[int, ...] | None = None
-    hu_slice_spread: float | None = None
+    hu_slice_spread: tuple[float, float] | None = None
 
     @property
     def image_file(self) -> str:

@@ -17,8 +17,8 @@ from data.volume import axial_order
 HU_EDGES = np.arange(-1024, 3072 + 1, 32)
 # A slice counts where the body fills at least this share of it: one with a rim of skin has no histogram to speak of.
 MIN_BODY_SHARE = 0.005
-# How far a case's slices are from the case is said by this quantile: some slices are odd in every patient.
-SPREAD_QUANTILE = 0.95
+# How far a case's slices are from the case is said by the median and by this quantile: some are odd in every patient.
+SPREAD_QUANTILES = (0.5, 0.95)
 
 Range = tuple[float, float]
 
@@ -29,14 +29,14 @@ class TrainingStatistics:
 
     Attributes:
         hu_histogram: voxels of the training CT in the bins of `HU_EDGES`, inside the bodies.
-        hu_slice_limit: distance in HU from `hu_histogram` that training slices keep, 95 % of them in every patient.
+        hu_slice_limits: distances in HU from `hu_histogram` that half, and 95 %, of every patient's slices keep.
         mr_high: upper one of the `data.intensity.MR_PERCENTILES` inside the body, in MR units.
         mr_median: `relative_median` inside the body.
         in_plane_mm, through_mm: spacing of the MR as acquired, the finer of those in the plane, and of slices.
     """
 
     hu_histogram: tuple[int, ...]
-    hu_slice_limit: float
+    hu_slice_limits: Range
     mr_high: Range
     mr_median: Range
     in_plane_mm: Range
@@ -58,10 +58,10 @@ def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
         return None
     pooled = np.sum([case.hu_histogram for case in ct], axis=0)
     # By the triangle inequality: slice to pooled is at most slice to its case, and its case to pooled.
-    limit = max(case.hu_slice_spread + hu_distance(case.hu_histogram, pooled) for case in ct)
+    limits = [np.add(case.hu_slice_spread, hu_distance(case.hu_histogram, pooled)) for case in ct]
     return TrainingStatistics(
         hu_histogram=tuple(pooled.tolist()),
-        hu_slice_limit=limit,
+        hu_slice_limits=tuple(np.max(limits, axis=0).tolist()),
         mr_high=_range(case.percentiles[1] for case in mr),
         mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
         in_plane_mm=_range(case.in_plane_mm for case in mr),
@@ -103,11 +103,11 @@ def slice_distances(
     return np.array([hu_distance(hu_histogram(slices[k][masks[k] > 0]), reference, window) for k in used])
 
 
-def slice_spread(slices: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return a CT's histogram inside the body and the `SPREAD_QUANTILE` of its slices' distances (HU) from it."""
+def slice_spread(slices: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, Range]:
+    """Return a CT's histogram inside the body, and the `SPREAD_QUANTILES` of its slices' distances (HU) from it."""
     counts = hu_histogram(slices[masks > 0])
     distances = slice_distances(slices, masks, counts)
-    return counts, float(np.quantile(distances, SPREAD_QUANTILE)) if distances.size else 0.0
+    return counts, tuple(np.quantile(distances, SPREAD_QUANTILES).tolist()) if distances.size else (0.0, 0.0)
 
 
 def relative_median(median: float, percentiles: Range) -> float:

@@ -236,7 +236,7 @@ def test_slices_without_enough_body_are_left_out():
     assert counts.sum() == 201
     distances = slice_distances(slices, masks, hu_histogram(np.zeros(10)))
     assert distances.shape == (1,) and distances[0] == pytest.approx(50, abs=16)
-    assert spread == pytest.approx(hu_distance(hu_histogram(slices[0][masks[0] > 0]), counts))
+    assert spread == pytest.approx((hu_distance(hu_histogram(slices[0][masks[0] > 0]), counts),) * 2)
 
 
 def test_preparation_records_what_training_statistics_need(raw):  # noqa: F811
@@ -245,7 +245,7 @@ def test_preparation_records_what_training_statistics_need(raw):  # noqa: F811
     for case in manifest.select("train", "B"):
         slices, masks = np.load(raw / "set" / case.image_file), np.load(raw / "set" / case.mask_file)
         np.testing.assert_array_equal(case.hu_histogram, hu_histogram(slices[masks > 0]))
-        assert slice_distances(slices, masks, found.hu_histogram).max() <= found.hu_slice_limit + 1e-6
+        assert slice_distances(slices, masks, found.hu_histogram).max() <= found.hu_slice_limits[1] + 1e-6
     assert sum(found.hu_histogram) == sum(sum(case.hu_histogram) for case in manifest.select("train", "B"))
     assert found.in_plane_mm == (2.0, 2.0) and found.through_mm == (4.0, 4.0)
     assert found.mr_high[1] == pytest.approx(2 * found.mr_high[0], rel=0.01)  # the second MR is twice as bright
@@ -274,7 +274,7 @@ def test_statistics_survive_inference_json_and_older_files_have_none(tmp_path):
     del data["training"]
     path.write_text(json.dumps(data))
     assert read_inference_settings(tmp_path / "run").training is None
-    path.write_text(json.dumps(data | {"training": {"hu_slice_limit": 1}}))
+    path.write_text(json.dumps(data | {"training": {"hu_slice_limits": 1}}))
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "run")
 
@@ -308,7 +308,7 @@ def statistics_of(mr, hu) -> TrainingStatistics:
     figures = converted(mr=mr).figures
     return TrainingStatistics(
         tuple(counts.tolist()),
-        spread + 5,
+        (spread[0] + 5, spread[1] + 5),
         (figures["mr_high"],) * 2,
         (figures["mr_median"],) * 2,
         (2.0, 2.0),
@@ -341,6 +341,12 @@ def inverted(mr):
     return np.where(hu == 50, 400, np.where(hu == -100, 300, hu)).astype(np.float32)
 
 
+def partly_inverted(mr):
+    hu = truth(mr)
+    hu[2] = inverted(mr)[2]
+    return hu
+
+
 def saturated(mr):
     return np.where(truth(mr) > 0, 1400, truth(mr)).astype(np.float32)
 
@@ -351,7 +357,8 @@ def saturated(mr):
         (smaller, ["body of the synthetic CT unlike the MR's: Dice"]),
         (lambda mr: np.full(mr.array.shape, -1000, np.float32), ["no body in the synthetic CT", "low end, -1000 HU"]),
         (saturated, ["of the body at the CT window's high end, 1400 HU"]),
-        (inverted, ["6 of 6 slices have an HU histogram unlike the training CT's"]),
+        (inverted, ["6 of 6 slices have an HU histogram over", "half of the slices are"]),
+        (partly_inverted, ["1 of 6 slices have an HU histogram over"]),
     ],
 )
 def test_a_bad_ct_is_a_warning(hu_of, words):
