@@ -86,12 +86,13 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(loss)
     findings.figures["lost_body_share"] = plan.lost_voxels / np.count_nonzero(plan.body)
     try:
-        overlap = dice(ct_body_mask(synthetic), plan.body)
+        found = ct_body_mask(synthetic)
     except InputError:
-        overlap = 0.0
+        findings.figures["body_dice"] = 0.0
         findings.warnings.append("no body in the synthetic CT")
-    findings.figures["body_dice"] = overlap
-    if 0 < overlap < MIN_BODY_DICE:
+        return
+    overlap = findings.figures["body_dice"] = dice(found, plan.body)
+    if overlap < MIN_BODY_DICE:
         findings.warnings.append(f"body of the synthetic CT unlike the MR's: Dice {overlap:.3f}, below {MIN_BODY_DICE}")
 
 

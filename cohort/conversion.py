@@ -176,7 +176,8 @@ class Conversion:
                 found, expected = describe_grid(reference), describe_grid(synthetic)
                 raise InputError(f"{work.case.reference}: not on the MR's grid: {found}; the MR has {expected}")
             return score_case(synthetic, reference, mr=work.plan.source), reference
-        except InputError as error:
+        except Exception as error:  # the volume is there: no reason to lose it
+            log.debug("%s: scores", work.case.name, exc_info=True)
             warnings.append(f"not scored: {error}")
             return {}, None
 

@@ -148,7 +148,10 @@ def _cases_of_folder(
         return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
     if not series and not any(path.name.upper() == "DICOMDIR" for path in children):
         return [CohortCase(name, folder, problem=f"{folder}: DICOM files, but no image that can be read")], []
-    reasons = {one.uid: _why_not(one, series_description) for one in series}
+    try:
+        reasons = {one.uid: _why_not(one, series_description) for one in series}
+    except Exception as error:  # pydicom raises errors of many types on damaged headers
+        return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
     taken = [one for one in series if not reasons[one.uid]]
     cases = [_series_case(name, folder, one) for one in taken]
     if len(taken) > 1:
@@ -238,7 +241,10 @@ def _listed_case(folder: Path, row: dict[str, str], where: str) -> CohortCase:
 
 def _listed_series(case: CohortCase) -> CohortCase:
     """Return a listed DICOM folder with the series that is meant, or with the problem."""
-    found = list_series(case.path)
+    try:
+        found = list_series(case.path)
+    except OSError as error:
+        return replace(case, problem=f"{case.path}: cannot be read: {error}")
     wanted = [one for one in found if case.series_uid in (None, one.uid)]
     wanted = [one for one in wanted if one.files[0][1].get("Modality") == MODALITY] if len(wanted) > 1 else wanted
     if len(wanted) == 1:

@@ -122,7 +122,7 @@ def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> di
     conversion = Conversion(
         synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known, pages=not opt.no_html
     )
-    workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1))
+    workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if team.rank == 0:
         log.info("%s on %s in %s", opt.name, device, synthesiser.model.precision)
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
@@ -137,6 +137,12 @@ def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> di
     seconds = time.perf_counter() - started
     figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
     return {**counts, **figures, "workers": workers, **conversion.run}
+
+
+def own_cores() -> int:
+    """Return this process's share of the cores that the job may use."""
+    allotted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allotted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _dealt(todo: tuple[CohortCase, ...], team: Team) -> Iterator[CohortCase]:
@@ -188,7 +194,8 @@ def _account(opt: Namespace, survey: Survey, results: Results, processes: list[d
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    return 1 if failed else 0
+    # A failure that could not be put on record is one all the same.
+    return 1 if failed or any(figures["failed"] for figures in processes) else 0
 
 
 def _run_figures(processes: list[dict]) -> dict:

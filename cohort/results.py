@@ -150,7 +150,8 @@ class Results:
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file into the folder; it appears whole or not at all."""
         with whole_file(self.folder / name) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+            # A file name need not be text: what is not is written as its bytes.
+            scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         return self.folder / name
 
 

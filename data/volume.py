@@ -131,6 +131,10 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
             a series is named but the path is no folder.
     """
     path = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ITK ends the whole process on such a name
+        raise InputError(f"{str(path)!a}: the name is not UTF-8 text; rename the file or folder") from error
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if series_uid is not None and not path.is_dir():

@@ -30,7 +30,13 @@ LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
 MEMORY_SHARE = 0.5
 # What a device says, in lower case, when it is not an OutOfMemoryError that it raises.
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "status_alloc_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -477,3 +478,39 @@ def test_a_cohort_page_that_fails_costs_a_warning(site, monkeypatch, caplog):
     assert code == 0
     assert len(cases) == 3
     assert "no page of the cohort: no luck" in caplog.text
+
+
+def test_a_failure_that_cannot_be_recorded_is_not_hidden_by_an_earlier_success(site, monkeypatch):
+    assert run(site)[0] == 0
+    write_model(site, seed=1)
+
+    def full(*args):
+        raise InputError("disk full")
+
+    monkeypatch.setattr(conversion, "write_volume", full)
+    monkeypatch.setattr(Results, "write", full)
+    assert run(site)[0] == 1
+
+
+def test_a_name_that_is_not_text_does_not_cost_the_summary(site):
+    name = os.fsdecode(b"p\xff.nii.gz")
+    try:
+        (site / "in" / name).write_bytes((site / "in/p0/mr.nii.gz").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    code, cases = run(site)
+    assert code == 1
+    assert sorted(case["status"] for case in cases.values()) == ["done", "done", "done", "failed"]
+    assert any("not UTF-8 text" in case["reason"] for case in cases.values())
+    assert "\\udcff" in (site / "out" / NAME / "summary.csv").read_text()
+
+
+def test_scores_that_fail_do_not_cost_the_volume(site, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr(conversion, "score_case", fail)
+    (site / "list.csv").write_text("id,path,reference\na,in/p0/mr.nii.gz,in/p0/mr.nii.gz\n")
+    code, cases = run(site, source=("--list", "list.csv"))
+    assert code == 0
+    assert "not scored: no luck" in cases["a"]["warnings"]

@@ -1,6 +1,7 @@
 """Reading and writing volumes and DICOM series: what goes in comes out, and every bad file gets one clear error."""
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel
@@ -446,3 +447,8 @@ def test_the_real_oblique_series_has_its_headers_geometry():
     first = min(headers, key=lambda h: np.array(h.ImagePositionPatient, float) @ matrix[:, 2])
     np.testing.assert_allclose(volume.origin, np.array(first.ImagePositionPatient, float), atol=1e-4)
     np.testing.assert_array_equal(volume.array[0], pydicom.dcmread(first.filename or folder).pixel_array)
+
+
+def test_a_name_that_is_not_text_is_refused_before_itk_ends_the_process(tmp_path):
+    with pytest.raises(InputError, match=r"p\\udcff.nii.gz': the name is not UTF-8 text"):
+        read_volume(tmp_path / os.fsdecode(b"p\xff.nii.gz"))
