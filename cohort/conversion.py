@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cohort.checks import check_conversion, hu_statistics
-from cohort.inputs import CohortCase
+from cohort.inputs import CohortCase, short_hash
 from cohort.results import Claim, Record, Results, now
 from data.body_mask import read_mask
 from data.errors import InputError
@@ -112,6 +112,7 @@ class Conversion:
                 raise InputError(case.problem)
             with _timed(work, "read"):
                 work.key = result_key(case, self.model_sha256, self.precision)
+                self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
                     claim.release()
@@ -211,6 +212,22 @@ class Conversion:
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
             warnings.append(f"no picture: {error}")
+
+    def _refuse_other_patient(self, work: Work) -> None:
+        """Raise `InputError` where another process has written another patient's result under this name meanwhile.
+
+        The failure then goes on record under a name of its own.
+        """
+        name, path = work.case.name, str(work.case.path.absolute())
+        record = self.results.read(name)
+        if record is None or record == self.known.get(name) or record.input == path:
+            return
+        if record.key.get("input_sha256") != work.key["input_sha256"]:
+            work.case = replace(work.case, name=f"{name}__{short_hash(path)}")
+            raise InputError(
+                f"{path}: {name}.nii.gz is the result of {record.input}, which another process converted meanwhile; "
+                "use another --results_dir"
+            )
 
     def _done_elsewhere(self, work: Work) -> Record | None:
         """Return the record that another process has written of this very work since the run began."""

@@ -514,3 +514,26 @@ def test_scores_that_fail_do_not_cost_the_volume(site, monkeypatch):
     code, cases = run(site, source=("--list", "list.csv"))
     assert code == 0
     assert "not scored: no luck" in cases["a"]["warnings"]
+
+
+def test_another_patient_of_the_same_name_is_not_overwritten_while_both_run(site, monkeypatch):
+    """The second pipeline has looked at the folder before the first one writes into it."""
+    write_volume(patient_mr(56.0), site / "elsewhere/p1/mr.nii.gz")
+    make_survey = pipeline.make_survey
+
+    def early(opt, results):
+        survey = make_survey(opt, results)
+        monkeypatch.setattr(pipeline, "make_survey", make_survey)
+        assert run(site)[0] == 0
+        return survey
+
+    monkeypatch.setattr(pipeline, "make_survey", early)
+    code, cases = run(site, source=("--input_dir", "elsewhere"))
+    assert code == 1
+    assert cases["p1__mr"]["status"] == "done"
+    assert cases["p1__mr"]["input"] == str(site / "in/p1/mr.nii.gz")
+    (refused,) = [case for name, case in cases.items() if name.startswith("p1__mr__")]
+    assert "which another process converted meanwhile" in refused["reason"]
+    np.testing.assert_array_equal(
+        read_volume(site / "out" / NAME / "p1__mr.nii.gz").array, expected_ct(site, site / "in/p1/mr.nii.gz").array
+    )
