@@ -8,7 +8,8 @@ from pathlib import Path
 from data.body_mask import read_mask
 from data.errors import InputError, run_command
 from data.sources import name_cases
-from data.volume import Volume, describe_grid, read_volume, same_grid, volume_stem, write_volume
+from data.volume import read_volume, volume_stem, write_volume
+from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import test_options
@@ -30,7 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
     to_ct = synthesiser.settings.direction == "AtoB"
-    reference = read_reference(opt.reference, source, to_ct) if opt.reference else None
+    if opt.reference and not to_ct:
+        raise InputError(
+            "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
+        )
+    reference = read_reference(opt.reference, source) if opt.reference else None
     synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
     write_volume(synthetic, output)
     log.info("volume: %s", output)
@@ -70,19 +75,6 @@ def check_free(output: Path, report: Path, opt: Namespace) -> None:
         earlier = json.loads(report.read_text()).get("input")
         if earlier != str(opt.input.resolve()):
             raise InputError(f"{output}: is the result of {earlier}; say where this patient's goes by --output")
-
-
-def read_reference(path: Path, source: Volume, to_ct: bool) -> Volume:
-    """Read the true CT, which must lie on the MR's grid."""
-    if not to_ct:
-        raise InputError(
-            "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
-        )
-    reference = read_volume(path)
-    if not same_grid(reference, source):
-        found, expected = describe_grid(reference), describe_grid(source)
-        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
-    return reference
 
 
 if __name__ == "__main__":

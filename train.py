@@ -34,15 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     extractor = open_extractor(opt, dataset.spacing_mm) if settings.uses_shape else None
     sampler = UnalignedSampler(dataset, opt.seed, opt.max_dataset_size)
-    loader = DataLoader(
-        dataset,
-        opt.batch_size,
-        sampler=sampler,
-        collate_fn=collate,
-        num_workers=opt.num_threads,
-        pin_memory=opt.device.type == "cuda",
-        generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
-    )
+    loader = open_loader(opt, dataset, sampler)
     model = CycleGANModel(settings, opt.device, extractor, dataset.a.mask_labels)
     if settings.uses_shape:
         log.info(
@@ -93,6 +85,19 @@ def main(arguments: list[str] | None = None) -> None:
             at = experiment.Position(epoch + 1)
             save(at)
     log.info("trained: %s", folder)
+
+
+def open_loader(opt: Namespace, dataset: UnalignedDataset, sampler: UnalignedSampler) -> DataLoader:
+    """Return the loader of batches, or of the error of one of their samples."""
+    return DataLoader(
+        dataset,
+        opt.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=opt.num_threads,
+        pin_memory=opt.device.type == "cuda",
+        generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
+    )
 
 
 def open_extractor(opt: Namespace, spacing_mm: float | None) -> ShapeExtractor:

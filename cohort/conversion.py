@@ -18,7 +18,8 @@ from cohort.results import Claim, Record, Results, now
 from data.body_mask import read_mask
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
-from data.volume import Volume, describe_grid, read_volume, same_grid, write_volume
+from data.volume import Volume, read_volume, write_volume
+from evaluation.cases import read_reference
 from evaluation.report import score_case
 from models.inference_settings import package_versions
 from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
@@ -172,10 +173,7 @@ class Conversion:
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_volume(work.case.reference)
-            if not same_grid(reference, synthetic):
-                found, expected = describe_grid(reference), describe_grid(synthetic)
-                raise InputError(f"{work.case.reference}: not on the MR's grid: {found}; the MR has {expected}")
+            reference = read_reference(work.case.reference, work.plan.source)
             return score_case(synthetic, reference, mr=work.plan.source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)

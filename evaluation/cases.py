@@ -14,7 +14,15 @@ from pathlib import Path
 
 from data.dicom import list_series
 from data.errors import InputError
-from data.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+from data.volume import (
+    WRITABLE_SUFFIXES,
+    Volume,
+    describe_grid,
+    read_volume,
+    same_grid,
+    volume_stem,
+    volume_suffix,
+)
 
 _LISTED = 8
 
@@ -37,6 +45,15 @@ class Source:
     option: str
     path: Path
     pattern: str | None = None
+
+
+def read_reference(path: Path, mr: Volume) -> Volume:
+    """Read a true CT. Raises `InputError` where it cannot be read or does not lie on the MR's grid."""
+    reference = read_volume(path)
+    if not same_grid(reference, mr):
+        found, expected = describe_grid(reference), describe_grid(mr)
+        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
+    return reference
 
 
 def find_volumes(source: Source) -> dict[str, Path] | None:

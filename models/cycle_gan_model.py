@@ -190,8 +190,7 @@ class CycleGANModel:
 
     def _translate(self, batch: dict) -> dict[str, Tensor]:
         """Return the real images and all that the generators make of them, with their history of gradients."""
-        source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
-        real_A, real_B = (batch[domain].to(self.device, non_blocking=True) for domain in (source, target))
+        real_A, real_B = self._source_and_target(batch)
         images = {"real_A": real_A, "real_B": real_B}
         if self.settings.lambda_identity > 0:
             images["fake_B"], images["idt_A"] = self._run_together(self.netG_A, real_A, real_B)
@@ -201,6 +200,12 @@ class CycleGANModel:
         images["rec_A"] = self._run(self.netG_B, images["fake_B"])
         images["rec_B"] = self._run(self.netG_A, images["fake_A"])
         return images
+
+    def _source_and_target(self, batch: dict, prefix: str = "") -> tuple[Tensor, Tensor]:
+        """Return a batch's images of the source and of the target domain, on the device."""
+        domains = "AB" if self.settings.direction == "AtoB" else "BA"
+        source, target = (batch[prefix + domain].to(self.device, non_blocking=True) for domain in domains)
+        return source, target
 
     def _generator_losses(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted terms of L_G but for the shape's; keys with A belong to the cycle A -> B -> A."""
@@ -232,8 +237,7 @@ class CycleGANModel:
 
     def _simulated(self, batch: dict, weight: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return images and weighted losses of the simulated pairs: |G_A(a) - b|_1 and |G_B(b) - a|_1."""
-        source, target = ("A", "B") if self.settings.direction == "AtoB" else ("B", "A")
-        a, b = (batch[f"simulated_{domain}"].to(self.device, non_blocking=True) for domain in (source, target))
+        a, b = self._source_and_target(batch, "simulated_")
         images = {"simulated_A": a, "simulated_B": b}
         images |= {"from_simulated_A": self._run(self.netG_A, a), "from_simulated_B": self._run(self.netG_B, b)}
         losses = {

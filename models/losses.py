@@ -63,8 +63,7 @@ def correlation_loss(fake: Tensor, real: Tensor, eps: float = 1e-10) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if fake.shape != real.shape:
-        raise ValueError(f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape")
+    _check_one_shape(fake, real)
     with _no_autocast(fake):
         x = _centred(_at_least_float32(fake))
         y = _centred(_at_least_float32(real))
@@ -93,8 +92,7 @@ def local_correlation_loss(fake: Tensor, real: Tensor, window: int, eps: float =
         ValueError: the shapes differ.
         InputError: the window is larger than the slice.
     """
-    if fake.shape != real.shape:
-        raise ValueError(f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape")
+    _check_one_shape(fake, real)
     if window > min(fake.shape[-2:]):
         raise InputError(f"--lcc_window {window}: larger than the slices, {fake.shape[-1]} x {fake.shape[-2]}")
     with _no_autocast(fake):
@@ -165,6 +163,11 @@ def shape_with_edges(mask: Tensor) -> Tensor:
     """
     edges = F.max_pool2d(mask, 3, stride=1, padding=1) + F.max_pool2d(-mask, 3, stride=1, padding=1)
     return torch.cat([mask, edges], dim=1)
+
+
+def _check_one_shape(fake: Tensor, real: Tensor) -> None:
+    if fake.shape != real.shape:
+        raise ValueError(f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape")
 
 
 def _centred(images: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     warm = options.warm_start != "none"
     needs = {
         "--load_size": (options.load_size, options.preprocess == "resize_and_crop", "--preprocess resize_and_crop"),
-        "--crop_size": (options.crop_size, options.preprocess != "none", "--preprocess crop or resize_and_crop"),
+        "--crop_size": (options.crop_size, options.preprocess != "none", f"--preprocess {', '.join(PREPROCESS[1:])}"),
         "--lr_decay_iters": (options.lr_decay_iters, options.lr_policy == "step", "--lr_policy step"),
         "--n_epochs_warm": (options.n_epochs_warm is not None, warm, "--warm_start simulated_mr"),
         "--warm_lr": (options.warm_lr is not None, warm, "--warm_start simulated_mr"),
