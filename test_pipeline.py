@@ -1,9 +1,9 @@
 """Turn a cohort of MR into synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`."""
 
 from cohort.pipeline import convert_cohort
-from cohort.team import open_team
 from data.errors import run_command
 from options import pipeline_options
+from training.team import open_team
 
 
 def main(arguments: list[str] | None = None) -> int:

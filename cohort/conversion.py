@@ -37,11 +37,12 @@ class Work:
     """A case on its way: what the stages hand on to each other."""
 
     case: CohortCase
-    claim: Claim
+    claim: Claim | None
     key: dict
     seconds: dict[str, float] = field(default_factory=dict)
     slices: np.ndarray | None = None
     plan: VolumePlan | None = None
+    output_sha256: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -103,8 +104,12 @@ class Conversion:
         self.run["versions"] = package_versions()
 
     def prepare(self, case: CohortCase) -> Work | Outcome:
-        """Claim a case, read it and make its slices. Raises `InputError` where the results cannot be written."""
-        claim = self.results.claim(case.name)
+        """Claim a case, read it and make its slices."""
+        try:
+            claim = self.results.claim(case.name)
+        except InputError as error:  # not put on record: another process may be at work on the case
+            log.error("%s: %s", case.name, error)
+            return Outcome(case, "failed", self._failure(Work(case, None, {}), error))
         if claim is None:
             return Outcome(case, "held")
         work = Work(case, claim, {})
@@ -146,7 +151,7 @@ class Conversion:
             del translated
             with _timed(work, "write"):
                 path = write_volume(synthetic, self.results.volume_path(work.case.name))
-                output_sha256 = hash_files([path])
+                work.output_sha256 = hash_files([path])
             with _timed(work, "score"):
                 scores, reference = self._score(work, synthetic, findings.warnings)
             with _timed(work, "show"):
@@ -157,7 +162,7 @@ class Conversion:
                 warnings=findings.warnings,
                 unchecked=findings.unchecked,
                 output=path.name,
-                output_sha256=output_sha256,
+                output_sha256=work.output_sha256,
                 geometry=_geometry(synthetic),
                 hu=hu,
                 checks=_finite(findings.figures),
@@ -253,8 +258,11 @@ class Conversion:
     def _failure(self, work: Work, error: Exception) -> Record:
         expected = isinstance(error, InputError)
         reason = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
-        if self.results.volume_path(work.case.name).exists():
-            reason += f" ({self.results.volume_path(work.case.name).name} is of an earlier input or model)"
+        volume = self.results.volume_path(work.case.name)
+        if work.output_sha256:
+            reason += f" ({volume.name} was written, without a record: the next run converts it again)"
+        elif volume.exists():
+            reason += f" ({volume.name} is of an earlier input or model)"
         details = "" if expected else "".join(traceback.format_exception(error))
         return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
 

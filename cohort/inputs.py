@@ -20,7 +20,7 @@ import pydicom
 from data.dicom import DicomSeries, holds_dicom, list_series
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
-from data.sources import is_volume
+from data.sources import find_paths, is_volume
 from data.volume import volume_stem
 
 MODALITY = "MR"
@@ -88,7 +88,7 @@ def find_cohort(
     """
     if not root.is_dir():
         raise InputError(f"--input_dir {root}: no such folder")
-    matches = {Path(match) for pattern in patterns or ["**"] for match in _glob(root, pattern)}
+    matches = {match for pattern in patterns or ["**"] for match in _glob(root, pattern)}
     if not patterns:
         matches.add(Path())
     hidden = without.resolve() if without else None
@@ -112,10 +112,11 @@ def find_cohort(
     return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
 
 
-def _glob(root: Path, pattern: str) -> list[str]:
+def _glob(root: Path, pattern: str) -> list[Path]:
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
-    return [match for match in glob.glob(pattern, root_dir=root, recursive=True) if match]
+    found = (path.relative_to(root) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
+    return [path for path in found if path != Path()]
 
 
 def case_name(path: Path, root: Path) -> str:

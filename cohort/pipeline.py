@@ -14,11 +14,11 @@ from cohort.overlap import run_overlapped
 from cohort.progress import Progress, describe_seconds
 from cohort.results import Record, Results, now
 from cohort.summary import write_summary
-from cohort.team import Team
 from data.errors import InputError
 from models.experiment import weights_path
 from models.inference_settings import model_sha256
 from models.synthesis import load_synthesiser, read_settings
+from training.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     log.info("%d cases: %d up to date, %d to do", len(looked), len(looked) - len(todo), len(todo))
     for series in cohort.passed_over:
         log.debug("passed over: %s", series)
+    with results.summary_lock():
+        pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 

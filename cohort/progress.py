@@ -8,7 +8,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cohort.conversion import Outcome
-from cohort.team import Team
+from training.team import Team
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ A claim is a lock of the operating system on a file, so it ends with its process
 """
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -128,7 +129,7 @@ class Results:
         """
         claim = _lock(self.folder / ".claims" / case, blocking=False)
         if claim:
-            self._clean(f"{case}.nii.gz", f"records/{case}.json")
+            self._clean(f"{case}.nii.gz", f"{case}.png", f"records/{case}.json", f"pages/{case}/*")
         return claim
 
     @contextmanager
@@ -136,15 +137,16 @@ class Results:
         """Keep other processes from writing the summary."""
         claim = _lock(self.folder / ".claims" / ".summary", blocking=True)
         try:
-            self._clean("summary.csv", "summary.json")
+            self._clean("summary.csv", "summary.json", "index.html")
             yield
         finally:
             claim.release()
 
     def _clean(self, *names: str) -> None:
-        """Remove what `whole_file` left of files that nobody is writing now."""
+        """Remove what `whole_file` left of files that nobody is writing now; the name `*` stands for any."""
         for path in map(self.folder.joinpath, names):
-            for left in path.parent.glob(f".writing-*/{path.name}"):
+            pattern = path.name if path.name == "*" else glob.escape(path.name)
+            for left in path.parent.glob(f".writing-*/{pattern}"):
                 shutil.rmtree(left.parent, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> Path:

@@ -28,6 +28,8 @@ _SMALLEST_BONE_MM2 = 25.0
 _LARGEST_MARROW_MM2 = 4000.0
 # The edge's part of an enclosure, in shares of the bone's: a corner leaves 4 / pi of a round bone's quarter.
 _LARGEST_OPENING = 1.3
+# How deep below a bone's surface compact bone is spared from smoothing.
+_CORTEX_MM = 3.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def simulate_mr(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> 
     clean = ndimage.gaussian_filter(denoised(ct), rng.uniform(0, 1) / spacing_mm)
     fat, muscle = rng.uniform(0.65, 0.9), rng.uniform(0.15, 0.35)
     inside = bone_depth(clean, spacing_mm)
+    # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
+    clean = np.where(inside > _CORTEX_MM, ndimage.gaussian_filter(clean, 1.5 / spacing_mm), clean)
     signal = _blend(
         _soft_tissue(clean, fat, muscle, rng),
         _bone(clean, inside, fat, rng),
@@ -139,11 +143,11 @@ def _soft_tissue(ct: np.ndarray, fat: float, muscle: float, rng: np.random.Gener
 
 
 def _bone(ct: np.ndarray, depth: np.ndarray, fat: float, rng: np.random.Generator) -> np.ndarray:
-    mineral = np.clip((ct + 80) / rng.uniform(1400, 2600), 0, 1)
+    mineral = np.clip((ct + 80) / rng.uniform(1400, 5000), 0, 1)
     # A thin cortex is blurred in CT to the HU of dense trabeculae, but it lies outermost.
     compact_from = rng.uniform(150, 350) + rng.uniform(80, 160) * np.clip(depth - rng.uniform(1.5, 3), 0, 6)
     compact = np.clip((ct - compact_from) / rng.uniform(80, 250), 0, 1)
-    return rng.uniform(0.85, 1.05) * fat * (1 - mineral) * (1 - compact)
+    return rng.uniform(0.9, 1.15) * fat * (1 - mineral) * (1 - compact)
 
 
 def _skin(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> np.ndarray:

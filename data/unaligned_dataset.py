@@ -78,29 +78,60 @@ class UnalignedDataset(Dataset):
 class UnalignedSampler(Sampler[Draw]):
     """The order of one epoch: every slice of each domain as often as every other, give or take one.
 
-    The two domains are shuffled independently, from (seed, epoch) alone.
+    The two domains are shuffled independently, from (seed, epoch) alone. Several processes draw from one order: of each
+    batch that they take together each has its part. The last batch of an epoch, where it does not come out even, is
+    filled from the epoch's first samples.
     """
 
-    def __init__(self, dataset: UnalignedDataset, seed: int, limit: int | None = None) -> None:
-        """Draw from `dataset`; `limit` caps the samples of an epoch."""
+    def __init__(
+        self,
+        dataset: UnalignedDataset,
+        seed: int,
+        limit: int | None = None,
+        batch_size: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Draw from `dataset` what process `rank` of `processes` takes; `limit` caps the samples of an epoch."""
         self.len_a, self.len_b = len(dataset.a), len(dataset.b)
         self.samples = min(len(dataset), limit or len(dataset))
+        self.batch_size, self.rank, self.processes = batch_size, rank, processes
         self.seed, self.epoch, self.start = seed, 1, 0
+
+    @property
+    def together(self) -> int:
+        """The samples that all processes take in one step."""
+        return self.batch_size * self.processes
+
+    @property
+    def steps(self) -> int:
+        """The steps of a whole epoch."""
+        return -(-self.samples // self.together)
+
+    @property
+    def steps_left(self) -> int:
+        """The steps of this epoch from its start on."""
+        return -(-(self.samples - self.start) // self.together)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch (from 1) and the sample to begin at, so that a run can go on in mid-epoch."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """Return the samples left in this epoch."""
-        return self.samples - self.start
+        """Return the samples that this process takes in what is left of this epoch."""
+        whole, rest = divmod(self.samples - self.start, self.together)
+        return whole * self.batch_size + -(-rest // self.processes)
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yield the draws from `start` on."""
+        """Yield the draws of this process, from `start` on."""
         rng = np.random.default_rng([self.seed, self.epoch])
         order_a, order_b = (_shuffled(rng, length, self.samples) for length in (self.len_a, self.len_b))
-        for position in range(self.start, self.samples):
-            yield Draw(self.epoch, position, int(order_a[position]), int(order_b[position]))
+        for first in range(self.start, self.samples, self.together):
+            # As many for each, so that each counts alike in the mean of their gradients.
+            count = min(self.batch_size, -(-(self.samples - first) // self.processes))
+            for k in range(count):
+                position = (first + self.rank * count + k) % self.samples
+                yield Draw(self.epoch, position, int(order_a[position]), int(order_b[position]))
 
 
 def _shuffled(rng: np.random.Generator, length: int, samples: int) -> np.ndarray:

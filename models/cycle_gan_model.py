@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ct_segmentation.extractor import ShapeExtractor, label_channels
-from data.errors import InputError
+from models.finite_losses import FiniteLosses
 from models.image_pool import ImagePool
 from models.losses import correlation_loss, gan_loss, local_correlation_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
+from models.precision import DTYPES
 
 WARM_STARTS = ("none", "simulated_mr")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Between the seeds of one process's pools and the next one's.
+_NEXT_RANK = 7919
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class CycleGANSettings:
     lambda_shape_gan: float = 0.0
     direction: str = "AtoB"
     precision: str = "fp32"
+    sync_batch_norm: bool = False
     ema: float = 0.0
     seed: int = 0
 
@@ -65,10 +69,6 @@ class CycleGANSettings:
     def uses_shape(self) -> bool:
         """Whether the shape extractor and the masks of the MR are needed."""
         return self.lambda_shape > 0 or self.lambda_shape_gan > 0
-
-
-class NonFiniteLossError(InputError):
-    """A loss is NaN or infinite; nothing was updated by the step that met it."""
 
 
 class CycleGANModel:
@@ -80,6 +80,9 @@ class CycleGANModel:
         device: torch.device,
         extractor: ShapeExtractor | None = None,
         mask_labels: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+        compiled: bool = False,
     ) -> None:
         """Build and initialise the networks; the same seed gives the same weights.
 
@@ -88,6 +91,11 @@ class CycleGANModel:
             device: where to train.
             extractor: needed with a shape weight: frozen, and for CT under this run's intensity map.
             mask_labels: labels that the masks of the MR tell apart; classes of the extractor beyond them do not count.
+            rank: this process's number among those that train together, each on its own part of every batch; their
+                pools differ.
+            processes: how many they are; with more than one, `torch.distributed` has been started, and gradients are
+                averaged.
+            compiled: whether the networks go through `torch.compile`.
         """
         if settings.uses_shape and extractor is None:
             raise ValueError("a shape weight is above 0: expected a shape extractor")
@@ -97,6 +105,8 @@ class CycleGANModel:
 
         def prepared(net: nn.Module) -> nn.Module:
             initialise(net, s.init_type, s.init_gain, generator)
+            if s.sync_batch_norm:
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
             return net.to(device)
 
         options_G = {"ngf": s.ngf, "norm": s.norm, "use_dropout": s.use_dropout, "upsample": s.upsample}
@@ -116,7 +126,8 @@ class CycleGANModel:
             self.networks["D_S"] = self.netD_S
             self.optimisers["D_S"] = self._adam(self.netD_S)
         self.pools = {
-            name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * s.seed + k)) for k, name in enumerate("ABS")
+            name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * (s.seed + _NEXT_RANK * rank) + k))
+            for k, name in enumerate("ABS")
         }
         # Exponential moving averages, which are what is kept for use: steadier than the weights of one step.
         self.averages = {
@@ -124,6 +135,19 @@ class CycleGANModel:
             for name in (("G_A", "G_B") if s.ema > 0 else ())
         }
         self.visuals: dict[str, Tensor] = {}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
+        self.finite = FiniteLosses()
+        self._compiled = {net: torch.compile(net, dynamic=False) for net in self._all_networks() if compiled}
+        self._parallel = {
+            net: DistributedDataParallel(
+                self._compiled.get(net, net), [device] if device.type == "cuda" else None, broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+            for net in (self.networks.values() if processes > 1 else ())
+        }  # fmt: skip
+
+    def _all_networks(self) -> list[nn.Module]:
+        return [*self.networks.values(), *([self.netE] if self.settings.uses_shape else [])]
 
     @property
     def kept_networks(self) -> dict[str, nn.Module]:
@@ -144,6 +168,7 @@ class CycleGANModel:
         """
         images, losses = self._simulated(batch, weight=1.0)
         total = self._update("G", losses, batch)
+        self.scaler.update()
         self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
@@ -186,6 +211,7 @@ class CycleGANModel:
             loss_S = {"D_S": self._discriminator_loss(self.netD_S, real_S, self.pools["S"].query(fake_S))}
             self._update("D_S", loss_S, batch)
             losses_D |= loss_S
+        self.scaler.update()
         return {name: loss.detach() for name, loss in ({"G": total} | losses | losses_D).items()}
 
     def _translate(self, batch: dict) -> dict[str, Tensor]:
@@ -283,43 +309,53 @@ class CycleGANModel:
 
     def _run(self, net: nn.Module, images: Tensor) -> Tensor:
         """Run a network in the chosen precision; what comes out is float32, and so are all losses."""
-        dtype = PRECISIONS[self.settings.precision]
+        # A frozen network has no gradients to average.
+        frozen = not any(parameter.requires_grad for parameter in net.parameters())
+        run = self._compiled.get(net, net) if frozen else self._parallel.get(net, self._compiled.get(net, net))
+        dtype = DTYPES[self.settings.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return net(images).float()
+            return run(images).float()
 
     def _update(self, name: str, losses: dict[str, Tensor], batch: dict) -> Tensor:
         total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            bad = {key: loss.item() for key, loss in losses.items() if not torch.isfinite(loss)}
-            origins = [*batch.get("origin_A", []), *batch.get("origin_B", [])]
-            raise NonFiniteLossError(
-                f"loss not finite: {bad} on slices {', '.join(origins)}; no weight was changed by it: look at these "
-                "slices, lower --lr, and go on from the last saved state by --continue_train"
-            )
-        self.optimisers[name].zero_grad(set_to_none=True)
-        total.backward()
-        self.optimisers[name].step()
+        bad = self.finite.watch(losses, total, batch)
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        if not self.scaler.is_enabled():  # the scaler finds what is not finite by itself
+            optimiser.found_inf = bad
+        self.scaler.step(optimiser)
         return total
 
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         parameters = list(chain.from_iterable(net.parameters() for net in networks))
-        return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999))
+        return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999), fused=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that later steps depend on: weights, optimisers and pools."""
+        """Return all that later steps of every process depend on: weights, optimisers, averages, the loss's scale."""
         return {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in self._parts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         for kind, parts in self._parts():
             for name, part in parts.items():
-                part.load_state_dict(state[kind][name])
+                if name in state[kind]:  # the scale of the loss is not, where another precision was used
+                    part.load_state_dict(state[kind][name])
+
+    def pools_state(self) -> dict[str, Any]:
+        """Return what later steps of this process alone depend on: its pools."""
+        return {name: pool.state_dict() for name, pool in self.pools.items()}
+
+    def load_pools_state(self, state: dict[str, Any]) -> None:
+        """Go on where `pools_state` was taken."""
+        for name, pool in self.pools.items():
+            pool.load_state_dict(state[name])
 
     def _parts(self) -> Iterable[tuple[str, dict[str, Any]]]:
         yield "networks", self.networks
         yield "optimisers", self.optimisers
-        yield "pools", self.pools
         yield "averages", self.averages
+        yield "scalers", {"fp16": self.scaler} if self.scaler.is_enabled() else {}
 
 
 def _require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

@@ -17,20 +17,25 @@ STATE_NAME = "latest_state.pth"
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
-STATE_VERSION = 1
-# Options that may change when a run is continued: where and how fast it runs, what it shows, and for how long.
-HARMLESS_OPTIONS = frozenset(
+STATE_VERSION = 2
+# Options on which no result depends: where a run is, what it shows, and what only its beginning uses.
+_FREE_OPTIONS = frozenset(
     "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
     "display_freq display_ncols display_window display_id display_server display_port display_env display_start "
-    "no_html save_latest_freq save_epoch_freq n_epochs n_epochs_decay ct_window ct_transfer".split()
+    "no_html save_latest_freq save_epoch_freq ct_window ct_transfer".split()
+)
+# Options that the stored weights, optimisers and pools are of, or the images that they know.
+_FIXED_OPTIONS = frozenset(
+    "netG netD ngf ndf n_layers_D norm use_dropout upsample direction pool_size lr_policy ema lambda_shape_gan "
+    "mr_window ct_map preprocess load_size crop_size".split()
 )
 
 
 class Position(NamedTuple):
-    """How far a run is: steps done of an epoch (from 1), and the sum of their losses over the epoch's steps."""
+    """How far a run is: samples done of an epoch (from 1), and the sum of their losses over the epoch's steps."""
 
     epoch: int = 1
-    iteration: int = 0
+    samples: int = 0
     epoch_loss: float = 0.0
 
 
@@ -40,7 +45,7 @@ def check_new(folder: Path) -> None:
     Raises:
         InputError: the folder holds a run or a model.
     """
-    if (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists():
+    if has_state(folder):
         raise InputError(
             f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
         )
@@ -84,30 +89,39 @@ def save_options(folder: Path, options: dict[str, Any]) -> None:
 
 def options_record(options: dict[str, Any]) -> dict[str, str]:
     """Return as text the options that a run's result depends on, for its state."""
-    return {key: str(value) for key, value in options.items() if key not in HARMLESS_OPTIONS}
+    return {key: str(value) for key, value in options.items() if key not in _FREE_OPTIONS}
 
 
-def check_same_options(folder: Path, saved: dict[str, str], current: dict[str, str]) -> None:
-    """Refuse to continue a run with options that would make another result of it.
+def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) -> None:
+    """Compare the options that a run is continued with to its own: what changes its result is named in a warning.
 
     Raises:
-        InputError: options differ; it names them with both values.
+        InputError: options differ that the saved state is bound to; it names them with both values.
     """
-    changed = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
-    if changed:
-        listed = "; ".join(f"{key}: was {saved.get(key)}, now {current.get(key)}" for key in changed)
+    changed = {
+        key: f"{key}: was {saved.get(key)}, now {current.get(key)}"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    }
+    fixed = [text for key, text in changed.items() if key in _FIXED_OPTIONS]
+    if fixed:
         raise InputError(
-            f"{folder}: the run was started with other options ({listed}); continue it with those, or start a new run "
-            "from its weights by --init_from"
+            f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
+            "a new run from its weights by --init_from"
         )
+    for text in changed.values():
+        log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+
+
+def has_state(folder: Path) -> bool:
+    """Tell whether a run's folder holds a state to go on from."""
+    return (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists()
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the full training state, from which `load_state` lets a run go on; the one before it is kept."""
-    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    header = {"kind": STATE_KIND, "format_version": STATE_VERSION, "random": random}
     latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
-    save_atomically({**header, **state}, scratch)
+    save_atomically({"kind": STATE_KIND, "format_version": STATE_VERSION, **state}, scratch)
     if latest.exists():
         latest.replace(folder / PREVIOUS_STATE_NAME)
     scratch.replace(latest)  # killed between the two, the run goes on from the previous state
@@ -120,7 +134,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         InputError: there is none, both are damaged, or it is of another kind or version.
     """
     latest, previous = folder / STATE_NAME, folder / PREVIOUS_STATE_NAME
-    if not latest.exists() and not previous.exists():
+    if not has_state(folder):
         raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
     try:
         return _load_state(latest)
@@ -144,9 +158,14 @@ def _load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set torch's random state to what it was when `state` was saved."""
-    random = state["random"]
-    torch.set_rng_state(random["cpu"])
-    if torch.cuda.is_available() and len(random["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(random["cuda"])
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return torch's random state of this process, and of its GPU where it trains on one."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set torch's random state to what `random_state` returned; a GPU's only where there was one."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

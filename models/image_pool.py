@@ -30,31 +30,44 @@ class ImagePool:
             raise InputError(f"image pool: size is {size}; expected 0 (no pool) or more")
         self.size = size
         self.generator = generator
-        self.images: list[Tensor] = []
+        self.images: Tensor | None = None  # (stored, C, H, W), on the device that queries come from
 
     def query(self, images: Tensor) -> Tensor:
-        """Return images for the discriminator, (N, C, H, W) as `images`, without history of gradients."""
+        """Return images for the discriminator, (N, C, H, W) as `images`, without history of gradients.
+
+        Which ones is decided on the host; the images themselves move in a few operations, however many they are.
+        """
         images = images.detach()
         if self.size == 0:
             return images
-        return torch.stack([self._exchange(image) for image in images])
-
-    def _exchange(self, image: Tensor) -> Tensor:
-        if len(self.images) < self.size:
-            self.images.append(image.clone())
-            return image
-        if torch.rand((), generator=self.generator) >= 0.5:
-            return image
-        index = int(torch.randint(self.size, (), generator=self.generator))
-        stored, self.images[index] = self.images[index], image.clone()
         # A restored pool is on the CPU, whatever device training goes on.
-        return stored.to(image)
+        stored = images[:0] if self.images is None else self.images.to(images)
+        given, kept = self._exchange(len(stored), len(images))
+        everything = torch.cat([stored, images])
+        self.images = everything[kept]
+        return everything[given]
+
+    def _exchange(self, stored: int, new: int) -> tuple[list[int], list[int]]:
+        """Return which images are given out and which are kept, place by place, of those stored and then the new."""
+        kept = list(range(stored))
+        given = []
+        filling = min(new, self.size - stored)
+        swaps = torch.rand(new - filling, generator=self.generator) < 0.5
+        places = torch.randint(self.size, (new - filling,), generator=self.generator)
+        for k in range(stored, stored + filling):
+            given.append(k)
+            kept.append(k)
+        for k, swap, place in zip(range(stored + filling, stored + new), swaps.tolist(), places.tolist(), strict=True):
+            given.append(kept[place] if swap else k)
+            if swap:
+                kept[place] = k
+        return given, kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that makes later answers: size, images (on the CPU) and the generator's state."""
         return {
             "size": self.size,
-            "images": [image.cpu() for image in self.images],
+            "images": None if self.images is None else self.images.cpu(),
             "generator": self.generator.get_state(),
         }
 
@@ -69,5 +82,5 @@ class ImagePool:
                 f"image pool: the stored one has size {state['size']}, this one {self.size}: "
                 "resume with the pool size of the earlier run"
             )
-        self.images = list(state["images"])
+        self.images = state["images"]
         self.generator.set_state(state["generator"])

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "inference.json"
 FORMAT_VERSION = 1
+# Beyond what any model has: a damaged number must not ask for all memory there is.
+_GREATEST_NGF, _GREATEST_SIZE = 4096, 8192
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
             data["mr_window"] = tuple(data["mr_window"])
         if data.get("training"):
             data["training"] = TrainingStatistics.from_dict(data["training"])
-        return InferenceSettings(**data)
+        settings = InferenceSettings(**data)
+        if problems := _problems(settings):
+            raise ValueError(", ".join(problems))
+        return settings
     except FileNotFoundError as error:
         known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
         raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}") from error
@@ -84,6 +89,27 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
+
+
+def _problems(settings: InferenceSettings) -> list[str]:
+    """Return which settings are none that a model has: what uses them trusts their types and sizes."""
+    s, window = settings, settings.mr_window
+    lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
+    pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window))
+    good = {
+        "ngf": isinstance(s.ngf, int) and 0 < s.ngf <= _GREATEST_NGF,
+        "size": isinstance(s.size, int) and 0 < s.size <= _GREATEST_SIZE,
+        "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
+        "direction": s.direction in ("AtoB", "BtoA"),
+        "mr_window": window == "percentile" or pair,
+        "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
+        "use_dropout": isinstance(s.use_dropout, bool),
+    }
+    return [f"{name} cannot be" for name, fine in good.items() if not fine]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> InferenceSettings:

@@ -34,6 +34,23 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """As torch's, and repeatable on a GPU too: there torch has no deterministic gradient of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad (N, C, H, W) by reflection at its edges."""
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        left, right, top, bottom = self.padding
+        return _reflected(_reflected(x, 3, left, right), 2, top, bottom)
+
+
+def _reflected(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    first = x.narrow(dim, 1, before).flip(dim)
+    last = x.narrow(dim, x.shape[dim] - 1 - after, after).flip(dim)
+    return torch.cat([first, x, last], dim)
+
+
 def _transposed(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
     return nn.ConvTranspose2d(
         in_nc, out_nc, kernel_size, stride=2, padding=1, output_padding=kernel_size % 2, bias=bias
@@ -44,7 +61,7 @@ def _resize(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
     # Always 3x3: an even kernel has no centre. One module, so that the layers after it keep their positions.
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
-        nn.ReflectionPad2d(1),
+        ReflectionPad2d(1),
         nn.Conv2d(in_nc, out_nc, kernel_size=3, bias=bias),
     )
 
@@ -81,7 +98,7 @@ class ResnetBlock(nn.Module):
 
         def convolution() -> list[nn.Module]:
             conv = nn.Conv2d(channels, channels, kernel_size=3, bias=_use_bias(norm))
-            return [nn.ReflectionPad2d(1), conv, norm_layer(channels)]
+            return [ReflectionPad2d(1), conv, norm_layer(channels)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
         self.conv_block = nn.Sequential(*convolution(), nn.ReLU(inplace=True), *dropout, *convolution())
@@ -126,7 +143,7 @@ class ResnetGenerator(nn.Module):
         self.multiple = 4
         norm_layer, bias = _pick(NORMS, norm, "norm"), _use_bias(norm)
         upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias)]
+        layers: list[nn.Module] = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias)]
         layers += [norm_layer(ngf), nn.ReLU(inplace=True)]
         for width in (ngf, 2 * ngf):
             layers += [nn.Conv2d(width, 2 * width, kernel_size=3, stride=2, padding=1, bias=bias)]
@@ -134,7 +151,7 @@ class ResnetGenerator(nn.Module):
         layers += [ResnetBlock(4 * ngf, norm, use_dropout) for _ in range(n_blocks)]
         for width in (4 * ngf, 2 * ngf):
             layers += [upsampling(width, width // 2, 3, bias), norm_layer(width // 2), nn.ReLU(inplace=True)]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, kernel_size=7), nn.Tanh()]
+        layers += [ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, kernel_size=7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
+from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.slice_frame import SliceFrame
@@ -89,7 +89,7 @@ def load_synthesiser(
         folder: `checkpoints/NAME`.
         epoch: 'latest' or a number of a saved epoch.
         device: where to run.
-        precision: one of `models.test_model.INFERENCE_PRECISIONS`.
+        precision: one of `models.precision.PRECISIONS`.
         spacing_mm: pixel spacing, for a model that was trained on images without one.
 
     Raises:
@@ -114,7 +114,7 @@ def synthesize_volume(
         batch_size: slices in one pass of the network; None chooses by the free memory.
 
     Raises:
-        InputError: no body is found, or the MR is constant inside it.
+        InputError: the source is of the other modality, no body is found, or the MR is constant inside it.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body)
     loss = plan.describe_loss()
@@ -131,6 +131,7 @@ def prepare_volume(
     Arguments and errors as in `synthesize_volume`.
     """
     to_ct = settings.direction == "AtoB"
+    (check_mr if to_ct else check_ct)(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
     source_map, target_map = intensity_maps(settings, source, body)

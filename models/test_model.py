@@ -14,17 +14,14 @@ from torch.utils.data import DataLoader
 
 from data.errors import InputError
 from data.single_dataset import SingleDataset
-from models.cycle_gan_model import PRECISIONS
 from models.inference_settings import InferenceSettings
 from models.networks import build_generator
+from models.precision import DTYPES, choose_precision
 from models.state_dicts import load_network_weights
 from models.winograd import speed_up
 
 log = logging.getLogger(__name__)
 
-# Half precision serves inference only: its gradients would underflow.
-DTYPES = {**PRECISIONS, "fp16": torch.float16}
-INFERENCE_PRECISIONS = ("auto", *DTYPES)
 # Slices in one pass: a GPU gains little from more.
 LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
@@ -39,21 +36,6 @@ _OUT_OF_MEMORY = (
 )
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return the precision that 'auto' stands for on a device; any other name is itself.
-
-    That is bf16 where the device multiplies it natively, else fp16 on CUDA, else fp32.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # Versions of torch that cannot tell what the CPU does compute in fp32.
-    cpu = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
-
-
 class TestModel:
     """The generator from the source to the target domain (`G_A`)."""
 
@@ -62,9 +44,9 @@ class TestModel:
     def __init__(
         self, settings: InferenceSettings, weights: Path, device: torch.device, precision: str = "fp32"
     ) -> None:
-        """Build the generator and load its weights from the file `weights`; `precision`: of `INFERENCE_PRECISIONS`."""
+        """Build the generator and load its weights from the file `weights`; `precision` of `precision.PRECISIONS`."""
         s = settings
-        self.device, self.precision = device, resolve_precision(precision, device)
+        self.device, self.precision = device, choose_precision(precision, device)
         self.netG = build_generator(s.netG, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample)
         load_network_weights(self.netG, weights)
         self.dtype = DTYPES[self.precision]

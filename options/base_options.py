@@ -3,22 +3,19 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from data.errors import InputError
 from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, IntensityMap, parse_ct_transfer
-from models.cycle_gan_model import PRECISIONS
+from models.precision import PRECISIONS
 
 NAME_PATTERN = re.compile(r"[^/\\\0]+")
 
 
-def base_parser(
-    prog: str, description: str, precisions: Iterable[str] = PRECISIONS, precision: str = "fp32"
-) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command on a model has; `precisions` are those of `--precision`."""
+def base_parser(prog: str, description: str, precision: str = "fp32") -> argparse.ArgumentParser:
+    """Return a parser with the options that every command on a model has; `precision` is the default."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -32,7 +29,7 @@ def base_parser(
     run.add_argument(
         "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
     )
-    run.add_argument("--precision", choices=precisions, default=precision, help="of the networks, not of the losses")
+    run.add_argument("--precision", choices=PRECISIONS, default=precision, help="of the networks, not of the losses")
     return parser
 
 

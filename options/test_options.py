@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 
 from data.volume import WRITABLE_SUFFIXES, volume_suffix
-from models.test_model import INFERENCE_PRECISIONS
 from options.base_options import base_parser, finish, positive_float, positive_int
 
 
 def inference_parser(prog: str, description: str, precision: str) -> argparse.ArgumentParser:
     """Return a parser with the options of the commands that use a trained model; `precision` is the default."""
-    parser = base_parser(prog, description, INFERENCE_PRECISIONS, precision)
+    parser = base_parser(prog, description, precision)
     use = parser.add_argument_group("use of the model")
     use.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
     use.add_argument(

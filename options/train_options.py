@@ -1,6 +1,9 @@
 """Options of `train.py`. Names are those of pytorch-CycleGAN-and-pix2pix; the published ones are aliases."""
 
 import argparse
+import re
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +40,7 @@ def train_parser() -> argparse.ArgumentParser:
     _add_shape(parser)
     _add_warm_start(parser)
     _add_schedule(parser)
+    _add_engine(parser)
     _add_display(parser)
     return parser
 
@@ -154,10 +158,50 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     schedule.add_argument("--init_from", type=experiment_name, metavar="NAME", help="start a new run from this model")
     schedule.add_argument("--continue_train", action="store_true", help="go on from the last saved state of --name")
-    schedule.add_argument("--save_latest_freq", type=positive_int, default=5000, help="steps between two saved states")
+    schedule.add_argument(
+        "--save_latest_freq", type=save_rhythm, default="5000", metavar="N",
+        help="between two saved states: N steps, or minutes as in 10min",
+    )  # fmt: skip
     schedule.add_argument(
         "--save_epoch_freq", type=positive_int, default=5, help="epochs between two kept sets of weights"
     )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine", "speed and repeatability; --precision belongs to it")
+    add = engine.add_argument
+    add("--compile", action="store_true", help="compile the networks: minutes at the start, for faster steps")
+    add(
+        "--deterministic", action="store_true",
+        help="on a GPU, the same result every time, with slower algorithms; a CPU's is in any case",
+    )  # fmt: skip
+    add(
+        "--sync_batch_norm", action="store_true",
+        help="with --norm batch on several GPUs: statistics of the slices of all",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SaveRhythm:
+    """When a training state is saved in mid-epoch: every so many steps, or minutes."""
+
+    steps: int | None
+    minutes: int | None
+
+    def due(self, iteration: int, saved_at: float) -> bool:
+        """Tell whether it is time after an epoch's step `iteration`, the last state being of `time.monotonic()`."""
+        if self.steps:
+            return iteration % self.steps == 0
+        return time.monotonic() - saved_at >= 60 * self.minutes
+
+
+def save_rhythm(text: str) -> SaveRhythm:
+    """Return the value of `--save_latest_freq`: '5000' is steps, '10min' minutes."""
+    found = re.fullmatch(r"\s*(\d+)\s*(min)?\s*", text)
+    if not found or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of steps, or of minutes as in 10min")
+    number = int(found[1])
+    return SaveRhythm(None, number) if found[2] else SaveRhythm(number, None)
 
 
 def _add_display(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +264,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--warm_lr": (options.warm_lr is not None, warm, "--warm_start simulated_mr"),
         "--lambda_simulated": (options.lambda_simulated is not None, warm, "--warm_start simulated_mr"),
         "--epoch": (options.epoch != "latest", options.init_from, "--init_from (a run goes on from its last state)"),
+        "--sync_batch_norm": (options.sync_batch_norm, options.norm == "batch", "--norm batch"),
         "--display_start": (options.display_start, options.display_id, "--display_id 1"),
         "--display_env": (options.display_env, options.display_id, "--display_id 1"),
     }
@@ -237,6 +282,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if options.init_from and options.continue_train:
         parser.error("--init_from and --continue_train: expected one of them; --init_from starts a new run")
+    if options.sync_batch_norm and options.device.type != "cuda":
+        parser.error(f"--sync_batch_norm: {options.device} cannot; it needs GPUs, one for each process of torchrun")
     if options.beta1 >= 1:
         parser.error(f"--beta1 {options.beta1}: expected a number from 0 to below 1")
     options.mr_window = mr_window_rule(parser, options.mr_window)

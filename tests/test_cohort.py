@@ -18,7 +18,6 @@ from cohort.overlap import run_overlapped
 from cohort.progress import describe_seconds
 from cohort.results import Record, Results
 from cohort.summary import write_summary
-from cohort.team import Team
 from data.errors import InputError
 from data.intensity import IntensityMap
 from data.training_statistics import (
@@ -34,6 +33,7 @@ from models.inference_settings import read_inference_settings
 from models.synthesis import prepare_volume, restore_volume
 from tests.cohort_data import SETTINGS, patient_mr
 from tests.test_preparation import FAT_MR, MUSCLE_MR, ct_volume, mr_volume, prepare, raw  # noqa: F401
+from training.team import Team
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.cycle_gan_model import CycleGANModel, CycleGANSettings, NonFiniteLossError
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings
+from models.finite_losses import NonFiniteLossError
 from models.losses import correlation_loss, gan_loss, local_correlation_loss
 
 CPU = torch.device("cpu")
@@ -107,9 +108,10 @@ def test_a_restored_model_goes_on_bit_for_bit():
     model = CycleGANModel(settings, CPU)
     for step in range(4):
         model.step(batch(seed=step))
-    state = copy.deepcopy(model.state_dict())
+    state, pools = copy.deepcopy((model.state_dict(), model.pools_state()))
     resumed = CycleGANModel(CycleGANSettings(**TINY, pool_size=2, seed=99), CPU)
     resumed.load_state_dict(state)
+    resumed.load_pools_state(pools)
     for step in range(4, 8):
         model.step(batch(seed=step))
         resumed.step(batch(seed=step))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data.errors import InputError
 from models.networks import (
@@ -15,6 +16,7 @@ from models.networks import (
     NORMS,
     UPSAMPLINGS,
     PatchDiscriminator,
+    ReflectionPad2d,
     build_discriminator,
     build_generator,
     initialise,
@@ -329,3 +331,20 @@ def test_published_initialisation_is_the_default():
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 1e4:
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("padding", [1, 3, (1, 2, 3, 0)])
+def test_the_repeatable_reflection_is_torch_s(padding):
+    x = torch.rand(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand_like(F.pad(x, (padding,) * 4 if isinstance(padding, int) else padding))
+    outputs, gradients = [], []
+    before = torch.are_deterministic_algorithms_enabled()
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            outputs.append(ReflectionPad2d(padding)(x))
+            gradients.append(torch.autograd.grad((outputs[-1] * weights).sum(), x)[0])
+        finally:
+            torch.use_deterministic_algorithms(before)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -18,6 +18,7 @@ import test_pipeline
 from cohort import conversion, pipeline, summary
 from cohort.results import Results
 from data.errors import InputError
+from data.training_statistics import TrainingStatistics
 from data.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -165,7 +166,8 @@ def test_only_what_is_missing_or_changed_is_done_again(site):
 
 def test_training_statistics_and_versions_do_not_make_results_outdated(site):
     _, first = run(site)
-    write_model(site, settings=replace(SETTINGS, versions={"torch": "other"}))
+    training = TrainingStatistics((3, 4), (2.0, 3.0), (9.0, 9.0), (0.5, 0.5), (2.0, 2.0), (4.0, 4.0))
+    write_model(site, settings=replace(SETTINGS, versions={"torch": "other"}, training=training))
     _, second = run(site)
     assert attempts(first) == attempts(second)
 
@@ -248,6 +250,9 @@ def write_and_die(self, record):
     if written:  # the second volume is there, its record is not
         (self.folder / ".writing-x").mkdir()
         (self.folder / ".writing-x" / f"{{record.case}}.nii.gz").write_bytes(b"half")
+        page = self.page_path(record.case).parent / ".writing-y/ct.js"
+        page.parent.mkdir()
+        page.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(record)
     write(self, record)
@@ -267,7 +272,7 @@ def test_a_killed_run_goes_on(site):
     code, after = run(site)
     assert code == 0 and after.keys() == {"p0__mr", "p1__mr", "p2__mr"}
     assert redone(before, after) == after.keys() - before.keys()
-    assert not list(folder.glob(".writing-*"))
+    assert not list(folder.rglob(".writing-*"))
     for k in range(3):
         path = site / f"in/p{k}/mr.nii.gz"
         np.testing.assert_array_equal(read_volume(folder / f"p{k}__mr.nii.gz").array, expected_ct(site, path).array)
@@ -405,6 +410,43 @@ def test_results_that_cannot_be_written_stop_the_run(site):
     (site / "out").write_text("a file")
     with pytest.raises(InputError, match="cannot be locked"):
         test_pipeline.main(command(site))
+
+
+def test_a_claim_that_fails_costs_its_case_alone(site, monkeypatch, caplog):
+    """As on a disk that fills up in mid-run: the others are converted, and the account is written."""
+    claim = Results.claim
+
+    def full(self, case):
+        if case == "p1__mr":
+            raise InputError("p1__mr: cannot be locked: no space left")
+        return claim(self, case)
+
+    monkeypatch.setattr(Results, "claim", full)
+    code, cases = run(site)
+    assert code == 1 and cases.keys() == {"p0__mr", "p2__mr"}
+    assert "p1__mr: cannot be locked: no space left" in caplog.text
+    assert "failed: p1__mr: not recorded" in caplog.text
+
+
+def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
+    """Written anew, then the disk is full: the reason says that it was written, and the next run converts it again."""
+    _, first = run(site)
+    write_volume(patient_mr(56.0), site / "in/p1/mr.nii.gz")
+    write, refused = Results.write, []
+
+    def full_once(self, record):
+        if not refused:
+            refused.append(record)
+            raise InputError("disk full")
+        write(self, record)
+
+    monkeypatch.setattr(Results, "write", full_once)
+    code, cases = run(site)
+    assert code == 1 and refused[0].status == "done"
+    assert "disk full (p1__mr.nii.gz was written, without a record" in cases["p1__mr"]["reason"]
+    code, cases = run(site)
+    assert code == 0 and cases["p1__mr"]["status"] == "done"
+    assert redone(first, cases) == {"p1__mr"}
 
 
 def test_options_are_these_and_their_published_names_work():

@@ -3,21 +3,21 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from cohort.team import DistributedTeam
 from data.volume import read_volume
 from tests.cohort_data import NAME, write_broken, write_model, write_patients
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(root: Path, *arguments, processes: int = 2, results: str = "out") -> subprocess.CompletedProcess:
+def command(root: Path, *arguments, processes: int = 2, results: str = "out") -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     where = [
         "--input_dir",
@@ -27,9 +27,13 @@ def launch(root: Path, *arguments, processes: int = 2, results: str = "out") -> 
         "--results_dir",
         f"{root}/{results}",
     ]
-    command = [*torchrun, "test_pipeline.py", "--name", NAME, "--device", "cpu", *where, *arguments]
+    return [*torchrun, "test_pipeline.py", "--name", NAME, "--device", "cpu", *where, *arguments]
+
+
+def launch(root: Path, *arguments, threads: int = 1, **how) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        command(root, *arguments, **how), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -38,12 +42,12 @@ def test_two_processes_do_every_patient_once_with_the_same_voxels(tmp_path):
     write_model(tmp_path)
     write_patients(tmp_path / "in", 6)
     write_broken(tmp_path / "in")
-    two, one = (launch(tmp_path, processes=count, results=f"by{count}") for count in (2, 1))
+    # As many threads as cores for the one, half of them for each of the two.
+    two, one = (launch(tmp_path, threads=3 - count, processes=count, results=f"by{count}") for count in (2, 1))
     assert two.returncode == one.returncode == 1  # of the broken ones
     lines = re.findall(r"rank (\d)  \[ ?\d+/10\] (\S+): (done|failed)", two.stderr)
     assert sorted(case for _, case, what in lines if what == "done") == [f"p{k}__mr" for k in range(6)]
     assert sum(what == "failed" for *_, what in lines) == 4
-    assert {rank for rank, *_ in lines} == {"0", "1"}
     assert two.stderr.count("6 done (") == 1 and two.stderr.count("searching") == 1
     for k in range(6):
         files = [tmp_path / f"by{count}" / NAME / f"p{k}__mr.nii.gz" for count in (2, 1)]
@@ -54,19 +58,33 @@ def test_two_processes_do_every_patient_once_with_the_same_voxels(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_rest(tmp_path):
+    write_model(tmp_path)
+    write_patients(tmp_path / "in", 6)
+    log = tmp_path / "log.txt"
+    with log.open("w") as lines:
+        job = subprocess.Popen(command(tmp_path, "--no_html"), cwd=ROOT, stdout=lines, stderr=subprocess.STDOUT,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    records = tmp_path / "out" / NAME / "records"
+    deadline = time.monotonic() + 200
+    while not list(records.glob("[!.]*.json")):
+        assert time.monotonic() < deadline and job.poll() is None, log.read_text()
+        time.sleep(0.02)
+    ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    assert job.wait(timeout=200) != 0
+    assert "exitcode  : -9" in log.read_text()
+    before = {path.stem: path.read_bytes() for path in records.glob("[!.]*.json")}
+    again = launch(tmp_path, "--no_html")
+    assert again.returncode == 0, again.stderr
+    after = {path.stem: path.read_bytes() for path in records.glob("[!.]*.json")}
+    assert after.keys() == {f"p{k}__mr" for k in range(6)}
+    assert before.items() <= after.items()
+
+
+@pytest.mark.slow
 def test_an_error_before_the_start_is_said_once_and_ends_all(tmp_path):
     write_model(tmp_path)
     run = launch(tmp_path)
     assert run.returncode != 0
     assert run.stderr.count("error: --input_dir") == 1 and "exitcode  : 2" in run.stderr
-
-
-def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):
-    team = DistributedTeam.__new__(DistributedTeam)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = []
-    for rank in range(3):
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        found.append(str(team.device(torch.device("cuda"))))
-    assert found == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [str(team.device(torch.device(name))) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]

@@ -18,9 +18,10 @@ from data.volume import Volume, read_volume, same_grid, write_volume
 from models import test_model
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
+from models.precision import choose_precision
 from models.state_dicts import save_network_weights
 from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
-from models.test_model import TestModel, is_out_of_memory, resolve_precision
+from models.test_model import TestModel, is_out_of_memory
 from scripts import import_weights
 
 CPU = torch.device("cpu")
@@ -233,15 +234,15 @@ def test_half_precision_is_close_to_single(tmp_path, precision, limit):
 )
 def test_auto_precision_is_bf16_where_the_cpu_has_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert resolve_precision("auto", CPU) == expected
-    assert [resolve_precision(name, CPU) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert choose_precision("auto", CPU) == expected
+    assert [choose_precision(name, CPU) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
 
 
 @pytest.mark.parametrize("native, expected", [(True, "bf16"), (False, "fp16")])
 def test_auto_precision_on_gpus(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    assert resolve_precision("auto", torch.device("cuda")) == expected
+    assert choose_precision("auto", torch.device("cuda")) == expected
 
 
 def test_ct_to_mr_comes_back_in_the_training_sets_units(tmp_path):

@@ -168,9 +168,9 @@ def test_a_finished_or_running_experiment_is_not_overwritten(dataroot, tmp_path)
     [
         (["--ngf", "3"], "ngf: was 2, now 3"),
         (["--ct_transfer", "soft_tissue"], "ct_map: was IntensityMap"),
-        (["--lambda_shape", "5", "--shape_extractor", "E"], "lambda_shape: was 0.0, now 5.0"),
-        (["--batch_size", "2", "--direction", "BtoA"], "batch_size: was 1, now 2; direction: was AtoB, now BtoA"),
-        (["--max_dataset_size", "4"], "max_dataset_size: was None, now 4"),
+        (["--lambda_shape_gan", "5", "--shape_extractor", "E"], "lambda_shape_gan: was 0.0, now 5.0"),
+        (["--norm", "batch", "--direction", "BtoA"], "direction: was AtoB, now BtoA; norm: was instance, now batch"),
+        (["--pool_size", "4"], "pool_size: was 2, now 4"),
     ],
 )
 def test_a_run_is_continued_with_its_own_options_only(dataroot, tmp_path, changed, message):  # noqa: F811
@@ -337,7 +337,8 @@ def test_the_options_are_these():
     """An option is added, renamed or removed on purpose only."""
     names = sorted(vars(train_options.parse(REQUIRED)))
     assert names == sorted(
-        "augmentation batch_size beta1 checkpoints_dir continue_train crop_size ct_map ct_transfer ct_window dataroot "
+        "augmentation batch_size beta1 checkpoints_dir compile continue_train crop_size ct_map ct_transfer ct_window "
+        "dataroot deterministic sync_batch_norm "
         "device direction display_env display_freq display_id display_ncols display_port display_server display_start "
         "display_window epoch flip gan_mode init_from init_gain init_type lambda_A lambda_B "
         "ema lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity lambda_shape lambda_shape_gan "
@@ -354,7 +355,7 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
     whole = shutil.copytree(broken, tmp_path / "whole")
     latest, previous = broken / "latest_state.pth", broken / "previous_state.pth"
     positions = [torch.load(path, weights_only=True)["position"] for path in (previous, latest)]
-    assert [(at["epoch"], at["iteration"]) for at in positions] == [(3, 4), (4, 0)]
+    assert [(at["epoch"], at["samples"]) for at in positions] == [(3, 4), (4, 0)]
     latest.write_bytes(latest.read_bytes()[:-1000])
     run(dataroot, tmp_path, "--continue_train", name="broken")
     assert "going on from the state before it, previous_state.pth" in caplog.text

@@ -55,7 +55,7 @@ class TrainingLog:
         """Begin the bar of an epoch, `done` of whose steps were taken before; there is none where nobody can see it."""
         self._bar = tqdm(
             total=self.run.steps_per_epoch, initial=done, desc=f"epoch {epoch}/{self.run.epochs}", unit="it",
-            disable=None, leave=False,
+            disable=None if self.displays else True, leave=False,
         )  # fmt: skip
         self._restart_clock()
 
@@ -67,6 +67,8 @@ class TrainingLog:
 
     def write_losses(self, epoch: int, iteration: int, losses: dict[str, Tensor], lr: float) -> None:
         """Write one record of losses, scalars by name, to every display."""
+        if not self.displays:
+            return
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()  # one wait for the device
         now, steps = time.perf_counter(), max(self._steps, 1)
         record = Record(
@@ -125,11 +127,18 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
     return history
 
 
-def open_training_log(opt: Namespace, epochs: int, steps_per_epoch: int, start: tuple[int, int]) -> TrainingLog:
-    """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for."""
+def open_training_log(
+    opt: Namespace, epochs: int, steps_per_epoch: int, start: tuple[int, int], shown: bool = True
+) -> TrainingLog:
+    """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for.
+
+    Of several processes that train together one has it `shown`.
+    """
     folder = opt.checkpoints_dir / opt.name
     run = RunInfo(opt.name, folder, vars(opt), package_versions(), epochs, steps_per_epoch)
     style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols)
+    if not shown:
+        return TrainingLog(run, style, [], start)
     displays: list[tuple[str, Display]] = [("log files", Console(folder))]
     if opt.display_id > 0:
         env = opt.display_env or opt.name

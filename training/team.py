@@ -1,4 +1,4 @@
-"""The processes that share a cohort: one, or those that torchrun started on one machine or several."""
+"""The processes that share a work: one, or those that torchrun started on one machine or several."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from data.errors import InputError
@@ -38,6 +39,14 @@ class Team:
         """Return every process's value, by rank, once all have come to this point."""
         return [value]
 
+    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means over all processes of scalars by name, the same names in each."""
+        return values
+
+    def greatest(self, *numbers: int) -> list[int]:
+        """Return for each number the greatest that any process gives."""
+        return list(numbers)
+
     def device(self, chosen: torch.device) -> torch.device:
         """Return this process's device: of several on one machine each takes a GPU, unless one is named."""
         return chosen
@@ -46,11 +55,10 @@ class Team:
 class DistributedTeam(Team):
     """The processes of a `torch.distributed` group."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, backend: str) -> None:
         """Join the group; `store` holds the counts, which it adds to one at a time."""
         self._store, self.rank, self.size = store, rank, size
-        # Gloo, on GPUs too: what goes between processes is a list of cases.
-        dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size,
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size,
                                 timeout=PATIENCE)  # fmt: skip
 
     def count(self, name: str) -> int:
@@ -79,6 +87,18 @@ class DistributedTeam(Team):
         dist.all_gather_object(values, value)
         return values
 
+    def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means over all processes of scalars by name, the same names in each."""
+        means = torch.stack([value.detach().float() for value in values.values()])
+        dist.all_reduce(means)
+        return dict(zip(values, means / self.size, strict=True))
+
+    def greatest(self, *numbers: int) -> list[int]:
+        """Return for each number the greatest that any process gives."""
+        greatest = torch.tensor(numbers)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return greatest.tolist()
+
     def device(self, chosen: torch.device) -> torch.device:
         """Return this process's device: of several on one machine each takes a GPU, unless one is named."""
         if chosen.type != "cuda" or chosen.index is not None:
@@ -86,9 +106,22 @@ class DistributedTeam(Team):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def restarts() -> int:
+    """Return how often torchrun has started the processes anew, after one of them had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 @contextmanager
-def open_team() -> Iterator[Team]:
-    """Yield the team that the environment describes: torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
+def open_team(backend: str = "gloo") -> Iterator[Team]:
+    """Yield the team that the environment describes: torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        backend: of `torch.distributed`. Gloo does where only lists and counts go between processes;
+            'cpu:gloo,cuda:nccl' is for tensors on GPUs.
+
+    Raises:
+        InputError: the processes do not meet.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Team()
         return
@@ -97,7 +130,9 @@ def open_team() -> Iterator[Team]:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}") from error
     store.set_timeout(PATIENCE)
-    team = DistributedTeam(store, rank, size)
+    # After a restart the store still holds the addresses and counts of the processes before.
+    attempt = dist.PrefixStore(f"attempt{restarts()}", store)
+    team = DistributedTeam(attempt, rank, size, backend)
     try:
         yield team
     finally:

@@ -1,0 +1,157 @@
+"""`torchrun train.py`: the gradients of one process with the whole batch, one set of files, restarts, other ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.unaligned_dataset import UnalignedSampler
+from tests.distributed_step import take_step
+from tests.test_datasets import dataroot, open_plain  # noqa: F401
+from tests.test_train import SHORT, TINY, assert_same_weights, final_weights, run
+from training.team import DistributedTeam, Team
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def torchrun(*arguments: object, launcher: tuple[object, ...] = ("--standalone", "--nproc_per_node=2")):
+    """Start torchrun; output and errors come together."""
+    command = [*TORCHRUN, *map(str, launcher), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agents", [1, 2])
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, agents):
+    """With two agents, as on two machines: each starts one process, and they meet at an address."""
+    port = free_port()
+    together = (f"--nnodes={agents}", f"--nproc_per_node={2 // agents}", "--rdzv_backend=c10d",
+                f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test")  # fmt: skip
+    jobs = [torchrun("tests/distributed_step.py", tmp_path / "two.pth", launcher=together) for _ in range(agents)]
+    outputs = [job.communicate(timeout=200)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * agents, outputs
+    two = torch.load(tmp_path / "two.pth", weights_only=True)
+    one = take_step(Team())
+    assert two["losses"].keys() == one["losses"].keys() > {"shape", "gan_S", "D_S", "correlation_A"}
+    for name, loss in one["losses"].items():
+        torch.testing.assert_close(two["losses"][name], loss, rtol=1e-5, atol=1e-7)
+    assert two["gradients"].keys() == one["gradients"].keys()
+    for net in ("G_A", "G_B", "D_A", "D_B", "D_S"):
+        own = {name: gradient for name, gradient in one["gradients"].items() if name.startswith(net)}
+        largest = max(gradient.abs().max().item() for gradient in own.values())
+        for name, gradient in own.items():  # a bias before instance norm has none but what rounding leaves
+            torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-5 * largest)
+
+
+def draws(dataset, *, rank=0, processes=1, batch_size=1, epoch=1, start=0):
+    sampler = UnalignedSampler(dataset, 5, None, batch_size, rank, processes)
+    sampler.set_epoch(epoch, start)
+    found = list(sampler)
+    assert len(found) == len(sampler)
+    assert sampler.steps_left == -(-len(found) // batch_size)
+    return found
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_processes_share_the_order_of_one(dataroot, start):  # noqa: F811
+    """Six samples in steps of 2 x 2: the second step has three, of which ... or two; nobody waits for a partner."""
+    dataset = open_plain(dataroot)
+    alone = draws(dataset, start=start)
+    parts = [draws(dataset, rank=rank, processes=2, batch_size=2, start=start) for rank in (0, 1)]
+    assert len(parts[0]) == len(parts[1])
+    steps = [part[k : k + 2] for k in range(0, len(parts[0]), 2) for part in parts]
+    assert [draw for step in steps for draw in step] == alone
+
+
+def test_a_step_that_does_not_come_out_even_is_filled_from_the_epoch_s_beginning(dataroot):  # noqa: F811
+    dataset = open_plain(dataroot)
+    alone = draws(dataset)
+    parts = [draws(dataset, rank=rank, processes=4) for rank in range(4)]
+    assert [[draw.position for draw in part] for part in parts] == [[0, 4], [1, 5], [2, 0], [3, 1]]
+    assert all(draw == alone[draw.position] for part in parts for draw in part)
+
+
+@pytest.mark.slow
+def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot, tmp_path):  # noqa: F811
+    """Six samples, two processes of one each: three steps an epoch."""
+    where = ["--dataroot", dataroot, "--name", "two", "--checkpoints_dir", tmp_path]
+    job = torchrun("train.py", *where, *TINY, *SHORT)
+    output = job.communicate(timeout=200)[0]
+    assert job.returncode == 0, output
+    assert output.count("two: 6 slices of A, 6 of B, 3 steps an epoch, on cpu in fp32, with 2 processes") == 1
+    assert output.count("trained: ") == 1
+    records = [json.loads(line) for line in (tmp_path / "two/losses.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["iteration"]) for r in records] == [(e, i) for e in (1, 2, 3) for i in (1, 2, 3)]
+    state = torch.load(tmp_path / "two/latest_state.pth", weights_only=True)
+    assert len(state["processes"]) == 2 and state["position"]["epoch"] == 4
+    pools = [process["pools"]["A"]["images"] for process in state["processes"]]
+    assert not torch.equal(*pools)  # each has seen its own slices
+    more = ["--n_epochs", "3", "--continue_train"]
+    one = run(dataroot, tmp_path, *more, name="two")  # with one process
+    assert len((one / "losses.jsonl").read_text().splitlines()) == 9 + 6
+    job = torchrun("train.py", *where, *TINY, *SHORT, *more, "--n_epochs_decay", "2")
+    output = job.communicate(timeout=200)[0]
+    assert job.returncode == 0 and "processes: was 1, now 2" in output, output
+    assert len((one / "losses.jsonl").read_text().splitlines()) == 15 + 3
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_process_that_dies_ends_the_job_in_sight_or_is_restarted(dataroot, tmp_path, restarts):  # noqa: F811
+    where = ["--dataroot", dataroot, "--checkpoints_dir", tmp_path]
+    long = [*TINY, *SHORT, "--n_epochs", "60", "--save_epoch_freq", "1000"]
+    launcher = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
+    job = torchrun("train.py", *where, "--name", "dies", *long, launcher=launcher)
+    state = tmp_path / "dies/latest_state.pth"
+    deadline = time.monotonic() + 200
+    while not state.exists():
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.02)
+    os.kill(children(job.pid)[-1], signal.SIGKILL)
+    output = job.communicate(timeout=300)[0]
+    if not restarts:
+        assert job.returncode != 0 and "exitcode  : -9" in output, output
+        return
+    assert job.returncode == 0 and output.count("trained: ") == 1, output
+    undisturbed = torchrun("train.py", *where, "--name", "whole", *long)
+    assert undisturbed.communicate(timeout=300) and undisturbed.returncode == 0
+    assert_same_weights(tmp_path / "dies", tmp_path / "whole")
+    assert final_weights(tmp_path / "whole").keys() == {"G_A", "G_B", "D_A", "D_B"}
+
+
+def test_an_error_before_the_first_step_is_said_once_and_ends_all(tmp_path):
+    job = torchrun("train.py", "--dataroot", tmp_path / "missing", "--name", "x", "--checkpoints_dir", tmp_path, *TINY)
+    output = job.communicate(timeout=200)[0]
+    assert job.returncode != 0 and output.count("error: ") == 1 and "missing" in output
+
+
+def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):
+    team = DistributedTeam.__new__(DistributedTeam)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for rank in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        found.append(str(team.device(torch.device("cuda"))))
+    assert found == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [str(team.device(torch.device(name))) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]

@@ -1,0 +1,58 @@
+"""Signals that ask a training to end: it saves its state first."""
+
+import logging
+import os
+import signal
+import time
+from multiprocessing.synchronize import Event
+from types import FrameType
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+# Ctrl-C, `kill` and the end of a Slurm job, and Slurm's warning before it (`--signal=USR1@120`).
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# A launcher passes on what the terminal has sent already; a person takes longer to ask again.
+_SAME_REQUEST_S = 1.0
+
+
+class Interruption:
+    """While it is entered, the first of `SIGNALS` is kept in `received`; a second Ctrl-C raises `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        """Listen to nothing yet."""
+        self.received = 0
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let signals act as before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            log.info("%s: the state is saved after this step, then the training ends", signal.Signals(number).name)
+        elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_REQUEST_S:
+            raise KeyboardInterrupt
+
+
+def leave_signals_to_the_trainer(ended: Event, worker: int) -> None:
+    """Let a loading process outlive the signals that reach all of a job's processes, until its training has ended."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ended.is_set():
+            os._exit(exit_code(number))
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a process that a signal ended, as shells have it."""
+    return 128 + number

@@ -1,0 +1,251 @@
+"""One training run: data, model and schedule put together, the loop over them, and its saved states."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from argparse import Namespace
+from dataclasses import fields
+from functools import partial
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ct_segmentation.extractor import ShapeExtractor, load_extractor
+from data.errors import InputError
+from data.unaligned_dataset import UnalignedDataset, UnalignedSampler, collate, open_unaligned, raise_errors
+from models import experiment
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings
+from models.experiment import Position
+from models.inference_settings import check_compatible, describe_run, read_inference_settings
+from models.precision import choose_precision
+from models.schedules import LearningRate
+from training.interruption import Interruption, exit_code, leave_signals_to_the_trainer
+from training.team import Team, restarts
+from visualization.training_log import TrainingLog, open_training_log
+
+log = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """A run with the options `opt` of `train.py`, shared by the processes of `team`, each with `--batch_size` slices.
+
+    The first process alone writes and shows.
+    """
+
+    def __init__(self, opt: Namespace, team: Team) -> None:
+        """Open the data set and build the model; nothing is written yet.
+
+        Raises:
+            InputError: data, extractor or options that cannot be used.
+        """
+        self.opt, self.team = opt, team
+        self.folder = opt.checkpoints_dir / opt.name
+        self.device = team.device(opt.device)
+        opt.precision = choose_precision(opt.precision, self.device)
+        set_up_torch(self.device, opt.deterministic)
+        torch.manual_seed(opt.seed + team.rank)  # of dropout; order and augmentation have their own
+        settings = CycleGANSettings(**{field.name: getattr(opt, field.name) for field in fields(CycleGANSettings)})
+        self.dataset = team.share(
+            lambda: open_unaligned(
+                opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed,
+                simulate_mr=opt.warm_start == "simulated_mr",
+            )
+        )  # fmt: skip
+        extractor = open_extractor(opt, self.device, self.dataset.spacing_mm) if settings.uses_shape else None
+        self.sampler = UnalignedSampler(
+            self.dataset, opt.seed, opt.max_dataset_size, opt.batch_size, team.rank, team.size
+        )
+        self._ended = multiprocessing.Event()
+        self.loader = open_loader(opt, self.device, self.dataset, self.sampler, self._ended)
+        self.model = CycleGANModel(
+            settings, self.device, extractor, self.dataset.a.mask_labels, team.rank, team.size, opt.compile
+        )
+        if extractor:
+            n_classes = extractor.settings.n_classes
+            log.info("shape: %d of %d classes, which all masks tell apart", self.model.shape_classes, n_classes)
+        self.rate = LearningRate(
+            list(self.model.optimisers.values()), opt.lr_policy, opt.lr, opt.n_epochs, opt.n_epochs_decay,
+            opt.lr_decay_iters, n_epochs_warm=opt.n_epochs_warm, warm_lr=opt.warm_lr,
+        )  # fmt: skip
+        self.epochs = opt.n_epochs_warm + opt.n_epochs + opt.n_epochs_decay
+        slices = f"{len(self.dataset.a)}, {len(self.dataset.b)}"
+        together = {"slices of A and B": slices, "processes": str(team.size)}
+        self.record = experiment.options_record(vars(opt)) | together
+
+    def train(self) -> int:
+        """Train to the last epoch, or until a signal asks to end; return the exit code.
+
+        Raises:
+            InputError: there is nothing to go on from, something that would be overwritten, or a slice or loss is bad.
+        """
+        at = self._go_on() if self._continues() else self._begin()
+        steps = self.sampler.steps
+        log.info(
+            "%s: %d slices of A, %d of B, %d steps an epoch, on %s in %s%s", self.opt.name, len(self.dataset.a),
+            len(self.dataset.b), steps, self.device, self.opt.precision,
+            f", with {self.team.size} processes" if self.team.size > 1 else "",
+        )  # fmt: skip
+        start = (at.epoch, at.samples // self.sampler.together)
+        with (
+            Interruption() as interruption,
+            open_training_log(self.opt, self.epochs, steps, start, shown=self.team.rank == 0) as training_log,
+        ):
+            self._saved_at = time.monotonic()
+            try:
+                while at.epoch <= self.epochs and not interruption.received:
+                    at = self._train_epoch(at, training_log, interruption)
+                    # One process may have heard alone what ends them all.
+                    (interruption.received,) = self.team.greatest(interruption.received)
+            finally:
+                self._ended.set()
+        if interruption.received:
+            return self._stopped(at, interruption.received)
+        log.info("trained: %s", self.folder)
+        return 0
+
+    def _train_epoch(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:
+        """Train from `at` to the end of its epoch; return where the run is then, its state saved."""
+        opt, epoch, sampler = self.opt, at.epoch, self.sampler
+        self.rate.start_epoch(epoch)
+        step = self.model.warm_step if epoch <= opt.n_epochs_warm else self.model.step
+        sampler.set_epoch(epoch, at.samples)
+        first = at.samples // sampler.together
+        last = first + sampler.steps_left
+        training_log.start_epoch(epoch, first)
+        epoch_loss = at.epoch_loss
+        waiting_since = time.perf_counter()
+        for iteration, batch in enumerate(raise_errors(self.loader), start=first + 1):
+            data_seconds = time.perf_counter() - waiting_since
+            losses = step(batch)
+            epoch_loss += losses["G"].double() / sampler.steps
+            training_log.step(data_seconds)
+            if iteration % opt.print_freq == 0 or iteration == last:
+                training_log.write_losses(epoch, iteration, self.team.average(losses), self.rate.current)
+            if iteration % opt.display_freq == 0 or iteration == last:
+                training_log.write_pictures(epoch, iteration, self.model.visuals)
+            due = opt.save_latest_freq.due(iteration, self._saved_at)
+            received, due = self.team.greatest(interruption.received, due)
+            if received or due:
+                samples = min(at.samples + (iteration - first) * sampler.together, sampler.samples)
+                here = Position(epoch, samples, float(epoch_loss))
+                self._save(here)
+                if received:
+                    return here
+            waiting_since = time.perf_counter()
+        training_log.end_epoch()
+        self.rate.end_epoch(float(self.team.average({"G": torch.as_tensor(epoch_loss)})["G"]))
+        if epoch % opt.save_epoch_freq == 0 or epoch == self.epochs:
+            # Before the state: a run killed between would not go back.
+            self._save_weights(epoch)
+        at = Position(epoch + 1)
+        self._save(at)
+        return at
+
+    def _stopped(self, at: Position, number: int) -> int:
+        """Say where the run stands, and return the exit code."""
+        name = signal.Signals(number).name
+        place = f"epoch {at.epoch}, step {at.samples // self.sampler.together}"
+        log.info("%s: saved at %s: %s; go on by --continue_train", name, place, self.folder)
+        return exit_code(number)
+
+    def _save_weights(self, epoch: str | int) -> None:
+        self.model.finite.settle()
+        if self.team.rank == 0:
+            experiment.save_weights(self.folder, self.model, epoch)
+
+    def _save(self, at: Position) -> None:
+        """Save the state of all processes, and the weights that belong to it."""
+        self._save_weights("latest")
+        processes = self.team.gather(self._state_of_this_process())
+        if self.team.rank == 0:
+            parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
+            experiment.save_state(self.folder, {**parts, "processes": processes, "options": self.record})
+        self._saved_at = time.monotonic()
+
+    def _state_of_this_process(self) -> dict[str, Any]:
+        return {"pools": self.model.pools_state(), "random": experiment.random_state(self.device)}
+
+    def _continues(self) -> bool:
+        """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted it."""
+        restarted = restarts() > 0 and self.team.share(lambda: experiment.has_state(self.folder))
+        return self.opt.continue_train or restarted
+
+    def _begin(self) -> Position:
+        """Make the folder of a new run, with fresh weights or those of `--init_from`."""
+        opt, source = self.opt, self.opt.checkpoints_dir / (self.opt.init_from or "")
+
+        def prepare() -> None:
+            experiment.check_new(self.folder)
+            settings = describe_run(opt, self.dataset, self.model.netG_A.multiple)
+            if opt.init_from:
+                check_compatible(opt.init_from, read_inference_settings(source), settings)
+            settings.write(self.folder)
+            experiment.save_options(self.folder, vars(opt))
+
+        self.team.share(prepare)
+        if opt.init_from:
+            experiment.load_weights(source, self.model, opt.epoch)
+        return Position()
+
+    def _go_on(self) -> Position:
+        """Restore the last saved state; processes that it knows nothing of start with empty pools."""
+
+        def load() -> dict[str, Any]:
+            state = experiment.load_state(self.folder)
+            experiment.check_options(self.folder, state["options"], self.record)
+            return state
+
+        state = self.team.share(load)
+        self.model.load_state_dict(state["model"])
+        self.rate.load_state_dict(state["rate"])
+        if self.team.rank < len(state["processes"]):
+            own = state["processes"][self.team.rank]
+            self.model.load_pools_state(own["pools"])
+            experiment.restore_random_state(own["random"], self.device)
+        return Position(**state["position"])
+
+
+def set_up_torch(device: torch.device, deterministic: bool) -> None:
+    """Let torch choose the fastest algorithms, or those that give the same result every time."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not deterministic
+
+
+def open_loader(
+    opt: Namespace, device: torch.device, dataset: UnalignedDataset, sampler: UnalignedSampler, ended: Event
+) -> DataLoader:
+    """Return the loader of batches, or of the error of one of their samples; `ended` is set when it is done with."""
+    return DataLoader(
+        dataset,
+        opt.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=opt.num_threads,
+        persistent_workers=opt.num_threads > 0,
+        worker_init_fn=partial(leave_signals_to_the_trainer, ended),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
+    )
+
+
+def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | None) -> ShapeExtractor:
+    """Return the frozen shape extractor, for CT of this pixel spacing under this run's intensity map."""
+    if not opt.shape_extractor.exists():
+        raise InputError(
+            f"--shape_extractor {opt.shape_extractor}: no such file or folder; train one with python -m "
+            f"ct_segmentation.train --dataroot {opt.dataroot} --out {opt.shape_extractor}, or train without the shape "
+            "constraint: --lambda_shape 0 --lambda_shape_gan 0"
+        )
+    extractor = load_extractor(opt.shape_extractor, device, opt.ct_map)
+    learnt_mm = extractor.settings.spacing_mm
+    if spacing_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
+        log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
+    return extractor
