@@ -64,7 +64,7 @@ def simulate_mr(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> 
     # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
     clean = np.where(inside > _CORTEX_MM, ndimage.gaussian_filter(clean, 1.5 / spacing_mm), clean)
     signal = _blend(
-        _soft_tissue(clean, fat, muscle, rng),
+        _soft_tissue(clean, fat, muscle, rng) * (1 - _dark_details(ct.shape, spacing_mm, rng)),
         _bone(clean, inside, fat, rng),
         np.clip(inside - rng.uniform(0.5, 1.5), 0, 1),
     )
@@ -144,10 +144,25 @@ def _soft_tissue(ct: np.ndarray, fat: float, muscle: float, rng: np.random.Gener
 
 def _bone(ct: np.ndarray, depth: np.ndarray, fat: float, rng: np.random.Generator) -> np.ndarray:
     mineral = np.clip((ct + 80) / rng.uniform(1400, 5000), 0, 1)
-    # A thin cortex is blurred in CT to the HU of dense trabeculae, but it lies outermost.
-    compact_from = rng.uniform(150, 350) + rng.uniform(80, 160) * np.clip(depth - rng.uniform(1.5, 3), 0, 6)
-    compact = np.clip((ct - compact_from) / rng.uniform(80, 250), 0, 1)
+    # A thin cortex is blurred in CT to the HU of dense trabeculae, but it lies outermost. What CT shows 3 mm wide may
+    # be a fine line in MR, or none.
+    compact_from = rng.uniform(150, 700) + rng.uniform(80, 160) * np.clip(depth - rng.uniform(0.5, 3), 0, 6)
+    compact = np.clip((ct - compact_from) / rng.uniform(80, 400), 0, 1)
     return rng.uniform(0.9, 1.15) * fat * (1 - mineral) * (1 - compact)
+
+
+def _dark_details(shape: tuple[int, int], spacing_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the share of the signal that is lost in vessels, fasciae and tendons, which CT does not tell from others.
+
+    Without them all that is dark inside a body would be air or bone.
+    """
+    extent_mm = max(shape) * spacing_mm
+    coarse = _smooth_field(shape, int(extent_mm / rng.uniform(10, 30)) + 2, 1.0, rng)
+    lines = np.clip(1 - np.abs(coarse) / rng.uniform(0.05, 0.2), 0, 1)
+    lines *= _smooth_field(shape, int(extent_mm / rng.uniform(20, 60)) + 2, 1.0, rng) > 0
+    fine = _smooth_field(shape, int(extent_mm / rng.uniform(3, 8)) + 2, 1.0, rng)
+    spots = np.clip(4 * (fine - rng.uniform(2, 3.5)), 0, 1)
+    return np.maximum(rng.uniform(0, 0.8) * lines, rng.uniform(0.3, 1) * spots)
 
 
 def _skin(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Training slices of one domain, ready for the networks: from a prepared data set or from a folder of images."""
 
+import io
+import math
+import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -18,8 +20,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _GRAY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _FULL_RANGE_16 = 65535.0
 _WAY_OUT = "or volumes prepared by python -m scripts.prepare_dataset"
-# Volumes held open at once; each is a memory map, so this bounds file handles rather than memory.
-_OPEN_VOLUMES = 256
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class PreparedSlices:
     def __init__(self, root: Path, cases: list[Case], windows: list[IntensityMap]) -> None:
         """Count the slices and check the shapes of the arrays; no voxel is read."""
         self.root, self.cases, self.windows = root, cases, windows
+        self._layouts: dict[str, _Layout] = {}
         counts = [case.body_slices[1] - case.body_slices[0] for case in cases]
         self._ends = np.cumsum(counts, dtype=np.int64)
         for case in cases:
@@ -68,7 +69,7 @@ class PreparedSlices:
                     f"{root / case.image_file}: no such file, but the manifest names it; prepare the data set again"
                 )
             if case.frame:
-                _check_shapes(root, case)
+                self._check_shapes(case)
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -85,9 +86,60 @@ class PreparedSlices:
         case = self.cases[position]
         first = int(self._ends[position - 1]) if position else 0
         z = case.body_slices[0] + index - first
-        image = self.windows[position].to_network(_open_array(self.root / case.image_file)[z])
-        mask = np.array(_open_array(self.root / case.mask_file)[z]) if with_mask else None
+        image = self.windows[position].to_network(self._plane(case.image_file, z))
+        mask = self._plane(case.mask_file, z) if with_mask else None
         return Slice(image, mask, f"{case.name}:{z}")
+
+    def _check_shapes(self, case: Case) -> None:
+        """Refuse arrays that were made for another frame than the case's."""
+        expected = (case.slices, case.frame["size"], case.frame["size"])
+        for file in (case.image_file, case.mask_file):
+            shape = self._layout(file).shape
+            if shape != expected:
+                raise InputError(
+                    f"{self.root / file}: array of shape {shape}, the manifest says {expected}; prepare the data set "
+                    "again"
+                )
+
+    def _layout(self, file: str) -> "_Layout":
+        if file not in self._layouts:
+            self._layouts[file] = _read_layout(self.root / file)
+        return self._layouts[file]
+
+    def _plane(self, file: str, z: int) -> np.ndarray:
+        """Return slice `z` of an array; no file stays open, nor mapped, however many there are."""
+        layout, path = self._layout(file), f"{self.root}/{file}"
+        shape = layout.shape[1:]
+        pixels = math.prod(shape)
+        try:
+            plane = np.fromfile(path, layout.dtype, pixels, offset=layout.offset + z * pixels * layout.dtype.itemsize)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+        if plane.size < pixels:
+            raise InputError(f"{path}: ends before slice {z}; prepare the data set again")
+        return plane.reshape(shape)
+
+
+class _Layout(NamedTuple):
+    """Where the slices of an array lie in its file: the first at byte `offset`, each after the one before."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+
+def _read_layout(path: Path) -> _Layout:
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran_order, dtype = read_header[version](file)
+            offset, end = file.tell(), file.seek(0, os.SEEK_END)
+    except Exception as error:  # NumPy parses the header as Python source, and can fail in any way
+        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+    if fortran_order or dtype.hasobject or end < offset + math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{path}: not a whole array of slices; prepare the data set again")
+    return _Layout(shape, dtype, offset)
 
 
 def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
@@ -100,29 +152,6 @@ def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) ->
     percentiles = np.array([case.percentiles for case in manifest.select("train", "A")])
     low, high = np.median(percentiles, axis=0).tolist()
     return mr_window(mr_rule, (low, high))
-
-
-def _check_shapes(root: Path, case: Case) -> None:
-    """Refuse arrays that were made for another frame than the case's."""
-    expected = (case.slices, case.frame["size"], case.frame["size"])
-    for path in (root / case.image_file, root / case.mask_file):
-        shape = _map_array(path).shape
-        if shape != expected:
-            raise InputError(
-                f"{path}: array of shape {shape}, the manifest says {expected}; prepare the data set again"
-            )
-
-
-@lru_cache(maxsize=_OPEN_VOLUMES)
-def _open_array(path: Path) -> np.ndarray:
-    return _map_array(path)
-
-
-def _map_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
 
 
 class ImageFolderSlices:
@@ -176,11 +205,12 @@ def _mask_of(file: Path, mask_folder: Path) -> Path:
 def _read_gray(path: Path) -> tuple[np.ndarray, float]:
     """Return an image's gray values (H, W) and the greatest that its file format holds."""
     try:
-        with Image.open(path) as image:
+        # From memory: Pillow would allocate what a damaged chunk of a file claims to hold.
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             # Pillow opens 16-bit gray as one of several modes; colour is reduced to its luminance.
             mode, deep = image.mode, image.mode.startswith("I")
             pixels = np.array(image if deep or mode not in _GRAY_MODES else image.convert("L"))
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
     if not deep and mode not in _GRAY_MODES:
         raise InputError(f"{path}: pixels of mode {mode}; expected 8 or 16 bit gray, {_WAY_OUT}")

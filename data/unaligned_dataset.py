@@ -1,6 +1,9 @@
 """MR and CT slices of different patients: the unpaired training set, its order and its batches."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import batched, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,17 +54,12 @@ class UnalignedDataset(Dataset):
         """Return the samples of an epoch: those of the larger domain."""
         return max(len(self.a), len(self.b))
 
-    def __getitem__(self, draw: Draw) -> dict | InputError:
+    def __getitem__(self, draw: Draw) -> dict:
         """Return one sample; its randomness derives from (seed, epoch, position) alone.
 
-        Bad input comes back as a value, for `raise_errors`: raised in a loading process it would become a traceback.
+        Raises:
+            InputError: a slice cannot be read, or is too small for the crop.
         """
-        try:
-            return self._sample(draw)
-        except InputError as error:
-            return error
-
-    def _sample(self, draw: Draw) -> dict:
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         slice_a = self.a.read(draw.index_A, with_mask=self.masks or self.augmentation.needs_mask)
         slice_b = self.b.read(draw.index_B, with_mask=self.augmentation.needs_mask)
@@ -177,24 +175,53 @@ def open_unaligned(
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs)
 
 
-def raise_errors(batches: Iterable[dict | InputError]) -> Iterator[dict]:
-    """Yield batches; raise the first that is an error."""
-    for batch in batches:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+def load_batches(
+    dataset: UnalignedDataset, draws: Iterable[Draw], batch_size: int, threads: int, pin_memory: bool = False
+) -> Iterator[dict]:
+    """Yield the batches of an epoch, in order, as `collate` makes them; `threads` load those to come, 0: none does.
+
+    Threads, not processes: reading and transforming release Python's lock, and three arrays a sample need not go from
+    one process to another, which takes longer than reading them.
+
+    Args:
+        dataset: samples; draws: which, in which order.
+        batch_size: samples of a batch; the last may have fewer.
+        threads: how many load; batches waiting are twice as many at most.
+        pin_memory: whether tensors lie where a GPU can fetch them while the host goes on.
+
+    Raises:
+        InputError: a sample's, when its batch is due.
+    """
+
+    def load(some: tuple[Draw, ...]) -> dict:
+        batch = collate([dataset[draw] for draw in some])
+        if not pin_memory:
+            return batch
+        return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+    chunks = batched(draws, batch_size)
+    if not threads:
+        yield from map(load, chunks)
+        return
+    # A thread's own tensor operations are small: more threads for each would stand in the way of the training's.
+    pool = ThreadPoolExecutor(threads, "load", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        waiting = deque(pool.submit(load, chunk) for chunk in islice(chunks, 2 * threads))
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(pool.submit(load, chunk) for chunk in islice(chunks, 1))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def collate(samples: list[dict | InputError]) -> dict | InputError:
+def collate(samples: list[dict]) -> dict:
     """Stack samples to tensors (N, 1, H, W) and lists of names.
 
-    Returns:
-        The batch, or the error of a sample; slices of different sizes, which only image folders can hold, are one too.
+    Raises:
+        InputError: slices of different sizes, which only image folders can hold.
     """
     batch = {}
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if not isinstance(values[0], torch.Tensor):
@@ -202,6 +229,6 @@ def collate(samples: list[dict | InputError]) -> dict | InputError:
             continue
         if len({value.shape for value in values}) > 1:
             names = ", ".join(sample[f"origin_{key[-1]}"] for sample in samples)
-            return InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
+            raise InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
         batch[key] = torch.stack(values)
     return batch

@@ -54,7 +54,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--direction", "--which_direction", choices=("AtoB", "BtoA"), default="AtoB", help="AtoB: MR to CT"
     )
     data.add_argument("--batch_size", "--batchSize", type=positive_int, default=1, help="slices of each domain a step")
-    data.add_argument("--num_threads", "--nThreads", type=nonnegative_int, default=2, help="processes that load slices")
+    data.add_argument("--num_threads", "--nThreads", type=nonnegative_int, default=2, help="threads that load slices")
     data.add_argument("--max_dataset_size", type=positive_int, help="at most this many samples an epoch")
     data.add_argument("--preprocess", choices=PREPROCESS, default="none", help="none takes slices as prepared")
     data.add_argument(

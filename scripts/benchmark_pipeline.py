@@ -27,13 +27,11 @@ from PIL import Image
 from torch import nn
 
 import test_pipeline
+from benchmarks.networks import upsampling, write_random_model
 from data.errors import InputError, run_command
-from data.intensity import CT_WINDOW_HU, IntensityMap
 from data.phantom import PhantomSettings, patient_files, patient_id, write_dataset
 from models.experiment import weights_path
-from models.inference_settings import InferenceSettings, package_versions
 from models.networks import GENERATORS, build_generator
-from models.state_dicts import save_network_weights
 from options.base_options import positive_int, torch_device
 
 NAME = "benchmark"
@@ -70,29 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     patients = opt.work / f"patients_{opt.matrix}_{opt.slices}_{opt.patients}"
     write_dataset(patients, grid, patients=0, test_patients=opt.patients)
     volumes = [patient_files(patients, "test", patient_id("test", k))["mr"] for k in range(opt.patients)]
-    make_model(opt, grid)
+    write_random_model(opt.work / "checkpoints" / NAME, opt.netG, opt.ngf, opt.matrix, grid.spacing_mm)
     report = measure_memory(opt, volumes) if opt.memory else measure_time(opt, volumes)
     settings = {key: str(value) for key, value in vars(opt).items()}
     hardware = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     sys.stdout.write(json.dumps({"settings": settings, "hardware": hardware, **report}, indent=1) + "\n")
 
 
-def make_model(opt: argparse.Namespace, grid: PhantomSettings) -> None:
-    """Write a model of random weights, for slices of the patients' own spacing."""
-    torch.manual_seed(0)
-    settings = InferenceSettings(
-        netG=opt.netG, ngf=opt.ngf, norm="instance", use_dropout=False, upsample="transposed", direction="AtoB",
-        size=opt.matrix, spacing_mm=grid.spacing_mm, slice_mm=None, mr_window="percentile", typical_mr=None,
-        ct=IntensityMap.window(*CT_WINDOW_HU), versions=package_versions(),
-    )  # fmt: skip
-    folder = opt.work / "checkpoints" / NAME
-    settings.write(folder)
-    save_network_weights(build_generator(opt.netG, ngf=opt.ngf), weights_path(folder, "latest", "G_A"))
-
-
 def measure_time(opt: argparse.Namespace, volumes: list[Path]) -> dict:
     """Return seconds of both ways, their ratio, and the device's share of ours."""
-    net = build_generator(opt.netG, ngf=opt.ngf)
+    net = build_generator(opt.netG, ngf=opt.ngf, upsample=upsampling(opt.netG))
     net.load_state_dict(torch.load(weights_path(opt.work / "checkpoints" / NAME, "latest", "G_A"), weights_only=True))
     net.to(opt.device).eval()
     seconds = {"published": [], "ours": []}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from data.intensity import IntensityMap
 from data.manifest import Case, Manifest, read_manifest
 from data.single_dataset import SingleDataset
 from data.slices import ImageFolderSlices, PreparedSlices, Slice
-from data.unaligned_dataset import Draw, UnalignedSampler, collate, open_unaligned, raise_errors
+from data.unaligned_dataset import Draw, UnalignedSampler, collate, load_batches, open_unaligned
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 SIZE = 16
@@ -113,10 +114,10 @@ def test_resizing_keeps_mask_and_slice_together():
 def test_impossible_crops_are_refused(dataroot):
     with pytest.raises(InputError, match="--crop_size 300 is larger than --load_size 286"):
         Augmentation("resize_and_crop", load_size=286, crop_size=300)
-    error = open_plain(dataroot, preprocess="crop", crop_size=20)[Draw(1, 0, 0, 0)]
-    assert str(error) == "m1:1: slice of 16 x 16 pixels, --crop_size 20 is larger"
-    with pytest.raises(InputError, match="m1:1"):
-        next(raise_errors([collate([error])]))
+    dataset = open_plain(dataroot, preprocess="crop", crop_size=20)
+    for threads in (0, 2):
+        with pytest.raises(InputError, match="m1:1: slice of 16 x 16 pixels, --crop_size 20 is larger"):
+            next(load_batches(dataset, [Draw(1, 0, 0, 0)], 1, threads))
 
 
 def draws(dataset, epoch, start=0, seed=5, limit=None):
@@ -153,7 +154,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(dataroot, workers):
     def batches(num_workers):
         dataset = open_plain(dataroot, preprocess="crop", crop_size=9, flip=True)
         sampler = UnalignedSampler(dataset, seed=5)
-        return list(DataLoader(dataset, 2, sampler=sampler, collate_fn=collate, num_workers=num_workers))
+        found = list(load_batches(dataset, sampler, 2, num_workers))
+        assert [len(batch["origin_A"]) for batch in found] == [2, 2, 2]
+        return found
 
     for plain, parallel in zip(batches(0), batches(workers), strict=True):
         for key in ("A", "B", "mask_A"):
@@ -237,7 +240,8 @@ def test_image_folder_errors_name_the_file(image_folder):
 
 def test_slices_of_different_sizes_do_not_make_a_batch():
     samples = [{"A": torch.zeros(1, s, s), "origin_A": f"s{s}"} for s in (8, 9)]
-    assert "different sizes in one batch (s8, s9)" in str(collate(samples))
+    with pytest.raises(InputError, match=r"different sizes in one batch \(s8, s9\)"):
+        collate(samples)
 
 
 def test_single_dataset_keeps_order():
@@ -265,7 +269,7 @@ def test_the_manifest_refuses_what_would_spoil_results(dataroot):
 def test_a_prepared_file_that_is_gone_or_damaged_is_named(dataroot):
     (dataroot / "trainA/m1.npy").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"m1\.npy: cannot be read"):
-        list(raise_errors([open_plain(dataroot)[Draw(1, 0, 0, 0)]]))
+        open_plain(dataroot)[Draw(1, 0, 0, 0)]
     (dataroot / "trainA/m1.npy").unlink()
     with pytest.raises(InputError, match=r"m1\.npy: no such file, but the manifest names it"):
         open_plain(dataroot)
@@ -338,3 +342,41 @@ def test_simulated_pairs_come_with_the_sample(dataroot):
 def test_mr_is_not_simulated_from_images_without_units(image_folder):
     with pytest.raises(InputError, match="--warm_start none"):
         open_unaligned(image_folder, (0, 400), CT_MAP, Augmentation(), masks=False, seed=0, simulate_mr=True)
+
+
+def test_slices_are_read_alone_and_no_file_stays_open(dataroot):
+    source = open_plain(dataroot).a
+    for k in range(len(source)):
+        source.read(k, with_mask=True)
+    mapped = Path("/proc/self/maps")
+    assert not mapped.exists() or str(dataroot) not in mapped.read_text()
+    before = Path(dataroot, "trainA/m1.npy")
+    values = np.load(before) + 1
+    np.save(before, values)  # a file that is replaced is read anew
+    assert source.read(0, False).image[0, 1] == pytest.approx(2 / 50 - 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a whole array"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x09\x00" + path.read_bytes()[8:]), "cannot be read"),
+        (lambda path: path.write_text("no array"), "cannot be read"),
+        (lambda path: np.save(path, np.asfortranarray(np.load(path))), "not a whole array"),
+        (lambda path: np.save(path, np.array([[[None]]]), allow_pickle=True), "not a whole array"),
+    ],
+)
+def test_a_damaged_array_is_named(dataroot, damage, message):
+    path = dataroot / "trainA/m1.npy"
+    damage(path)
+    with pytest.raises(InputError, match=message) as error:
+        open_plain(dataroot).a.read(0, False)
+    assert str(path) in str(error.value)
+
+
+def test_an_array_cut_off_while_training_is_named(dataroot):
+    source, path = open_plain(dataroot).a, dataroot / "trainA/m1.npy"
+    source.read(0, False)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="ends before slice 3"):
+        source.read(2, False)

@@ -16,6 +16,7 @@ from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.losses import SHAPE_LOSSES, gan_loss, shape_loss, shape_with_edges
 from tests.test_cycle_gan_model import CPU, TINY, batch, equal, weights
 from tests.test_datasets import dataroot  # noqa: F401
+from training import run as training_run
 
 LINEAR = IntensityMap.window(-1000, 1400)
 SHAPE = {"lambda_shape": 10.0, "lambda_shape_gan": 0.5}
@@ -183,6 +184,7 @@ def test_the_shape_discriminator_has_a_pool_and_is_restored():
     assert len(model.pools["S"].images) == 2
     resumed = build(pool_size=2, seed=9)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.load_pools_state(copy.deepcopy(model.pools_state()))
     for step in range(4, 7):
         model.step(masked_batch(seed=step))
         resumed.step(masked_batch(seed=step))
@@ -236,7 +238,7 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
     first = run(dataroot, tmp_path, "cycle_Lcc", *off)
     assert not any(masks_read)
     built = []
-    monkeypatch.setattr(train, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
+    monkeypatch.setattr(training_run, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
     second = run(dataroot, tmp_path, "Self", *shape, "--init_from", "cycle_Lcc", "--lr", "1e-12")
     assert built[0].netE.ct_map == IntensityMap.window(-1000, 1400)
     assert any(masks_read)
@@ -255,7 +257,7 @@ def test_a_missing_extractor_is_explained(dataroot, tmp_path):  # noqa: F811
 def test_the_extractor_gets_the_runs_intensity_map_and_every_optimiser_its_schedule(dataroot, tmp_path, monkeypatch):  # noqa: F811
     save_extractor(extractor(), tmp_path / "extractor.pth")
     built = []
-    monkeypatch.setattr(train, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
+    monkeypatch.setattr(training_run, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
     decay = ["--n_epochs", "0", "--n_epochs_decay", "1", "--ct_transfer", "soft_tissue"]
     run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "extractor.pth"), *decay)
     assert built[0].netE.ct_map == parse_ct_transfer("soft_tissue")

@@ -32,7 +32,7 @@ def test_fat_and_marrow_are_bright_muscle_dim_cortex_and_air_dark(seed):
         for low, high in ((44, 49), (20, 38), (10, 12), (0, 5), (62, 90))
     )
     assert air < 0.05
-    assert cortex < 0.1
+    assert cortex < 0.25
     assert cortex + 0.05 < muscle < 0.45
     assert fat > muscle + 0.2
     assert marrow > muscle + 0.1

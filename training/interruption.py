@@ -1,10 +1,8 @@
 """Signals that ask a training to end: it saves its state first."""
 
 import logging
-import os
 import signal
 import time
-from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Self
 
@@ -40,17 +38,6 @@ class Interruption:
             log.info("%s: the state is saved after this step, then the training ends", signal.Signals(number).name)
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_REQUEST_S:
             raise KeyboardInterrupt
-
-
-def leave_signals_to_the_trainer(ended: Event, worker: int) -> None:
-    """Let a loading process outlive the signals that reach all of a job's processes, until its training has ended."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if ended.is_set():
-            os._exit(exit_code(number))
-
-    for number in SIGNALS:
-        signal.signal(number, end)
 
 
 def exit_code(number: int) -> int:

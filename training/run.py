@@ -1,29 +1,25 @@
 """One training run: data, model and schedule put together, the loop over them, and its saved states."""
 
 import logging
-import multiprocessing
 import os
 import signal
 import time
 from argparse import Namespace
 from dataclasses import fields
-from functools import partial
-from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from ct_segmentation.extractor import ShapeExtractor, load_extractor
 from data.errors import InputError
-from data.unaligned_dataset import UnalignedDataset, UnalignedSampler, collate, open_unaligned, raise_errors
+from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
 from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.experiment import Position
 from models.inference_settings import check_compatible, describe_run, read_inference_settings
 from models.precision import choose_precision
 from models.schedules import LearningRate
-from training.interruption import Interruption, exit_code, leave_signals_to_the_trainer
+from training.interruption import Interruption, exit_code
 from training.team import Team, restarts
 from visualization.training_log import TrainingLog, open_training_log
 
@@ -59,8 +55,6 @@ class TrainingRun:
         self.sampler = UnalignedSampler(
             self.dataset, opt.seed, opt.max_dataset_size, opt.batch_size, team.rank, team.size
         )
-        self._ended = multiprocessing.Event()
-        self.loader = open_loader(opt, self.device, self.dataset, self.sampler, self._ended)
         self.model = CycleGANModel(
             settings, self.device, extractor, self.dataset.a.mask_labels, team.rank, team.size, opt.compile
         )
@@ -95,13 +89,10 @@ class TrainingRun:
             open_training_log(self.opt, self.epochs, steps, start, shown=self.team.rank == 0) as training_log,
         ):
             self._saved_at = time.monotonic()
-            try:
-                while at.epoch <= self.epochs and not interruption.received:
-                    at = self._train_epoch(at, training_log, interruption)
-                    # One process may have heard alone what ends them all.
-                    (interruption.received,) = self.team.greatest(interruption.received)
-            finally:
-                self._ended.set()
+            while at.epoch <= self.epochs and not interruption.received:
+                at = self._train_epoch(at, training_log, interruption)
+                # One process may have heard alone what ends them all.
+                (interruption.received,) = self.team.greatest(interruption.received)
         if interruption.received:
             return self._stopped(at, interruption.received)
         log.info("trained: %s", self.folder)
@@ -118,7 +109,9 @@ class TrainingRun:
         training_log.start_epoch(epoch, first)
         epoch_loss = at.epoch_loss
         waiting_since = time.perf_counter()
-        for iteration, batch in enumerate(raise_errors(self.loader), start=first + 1):
+        pinned = self.device.type == "cuda"
+        batches = load_batches(self.dataset, sampler, opt.batch_size, opt.num_threads, pinned)
+        for iteration, batch in enumerate(batches, start=first + 1):
             data_seconds = time.perf_counter() - waiting_since
             losses = step(batch)
             epoch_loss += losses["G"].double() / sampler.steps
@@ -217,23 +210,6 @@ def set_up_torch(device: torch.device, deterministic: bool) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
-
-
-def open_loader(
-    opt: Namespace, device: torch.device, dataset: UnalignedDataset, sampler: UnalignedSampler, ended: Event
-) -> DataLoader:
-    """Return the loader of batches, or of the error of one of their samples; `ended` is set when it is done with."""
-    return DataLoader(
-        dataset,
-        opt.batch_size,
-        sampler=sampler,
-        collate_fn=collate,
-        num_workers=opt.num_threads,
-        persistent_workers=opt.num_threads > 0,
-        worker_init_fn=partial(leave_signals_to_the_trainer, ended),
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own: it would draw from dropout's at every start of an epoch
-    )
 
 
 def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | None) -> ShapeExtractor:

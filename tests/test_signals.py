@@ -1,0 +1,84 @@
+"""Signals and kills: `train.py` saves and leaves, or dies, and ends all the same with the weights of a whole run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import kill_and_resume
+from tests.test_datasets import dataroot  # noqa: F401
+from tests.test_train import TINY, assert_same_weights, run
+from training.interruption import Interruption
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = (
+    "--n_epochs 60 --n_epochs_decay 0 --print_freq 1 --save_epoch_freq 1000 --save_latest_freq 4 --use_dropout".split()
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes that are started: the order of sums is that of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def start(dataroot, checkpoints, *arguments):  # noqa: F811
+    """Start `train.py`, and return it once it is training."""
+    where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(checkpoints)]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *where, *TINY, *LONG, *arguments], cwd=ROOT, text=True, bufsize=1,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    seen = ""
+    while "iteration 2" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True)]
+)
+def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_path, number, whole_group):  # noqa: F811
+    """To the trainer alone, and, as a terminal and Slurm do, to its loading processes too."""
+    process = start(dataroot, tmp_path / "ck", "--num_threads", "2")
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + number, output
+    name = signal.Signals(number).name
+    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; go on by --continue_train", output)
+    assert found and int(found[1]) < 20, output
+    assert "Traceback" not in output and "worker" not in output
+    resumed = run(dataroot, tmp_path / "ck", *LONG, "--continue_train")
+    assert_same_weights(resumed, run(dataroot, tmp_path, *LONG, name="whole"))
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on(monkeypatch):
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the launcher's copy of the first
+        assert interruption.received == signal.SIGINT
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path):
+    """The short version of `python -m scripts.kill_and_resume`, whose full output is in docs/performance.md."""
+    report = kill_and_resume.measure(kill_and_resume.parse_arguments(["--work", str(tmp_path), "--kills", "3"]))
+    assert report["kills"] == 3 and report["identical"]
+    assert report["compared"] == 4 * 2  # networks, at the latest and the last epoch
