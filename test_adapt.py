@@ -69,7 +69,11 @@ def case_of(path: Path) -> str:
 
 def check_free(output: Path, report: Path, opt: Namespace) -> None:
     """Refuse to write over an input, or by default over another patient's result."""
-    if output.resolve() in {path.resolve() for path in (opt.input, opt.mask, opt.reference) if path}:
+    inputs = [path for path in (opt.input, opt.mask, opt.reference) if path]
+    for path in inputs:
+        if not path.exists():  # nor can a link in circles be resolved
+            raise InputError(f"{path}: no such file or folder")
+    if output.resolve() in {path.resolve() for path in inputs}:
         raise InputError(f"--output {output}: is one of the inputs; choose another file")
     if opt.output is None and output.exists() and report.exists():
         earlier = json.loads(report.read_text()).get("input")

@@ -22,6 +22,8 @@ from data.volume import Volume, axial_order, describe_grid, read_volume, same_gr
 COARSE_MM = 3.0
 # Half air (-1000 HU), half soft tissue (about 0 HU): where skin begins. Lung is below and gets filled in.
 CT_BODY_HU = -500.0
+# Above the HU of any fat: what has nothing below it is no CT in HU, however it is cropped.
+CT_FAT_HU = -50.0
 # A cavity that is mostly denser than this holds lung, not room air.
 CT_LUNG_HU = -950.0
 # MR intensities count relative to the median of the bright tissue. A background is darker than this, ...
@@ -68,8 +70,7 @@ def mr_body_mask(mr: Volume) -> np.ndarray:
     Raises:
         InputError: no body is found, or the volume looks like CT.
     """
-    if mr.array.min() <= CT_BODY_HU:
-        raise _not_found("MR", mr, "values as low as this look like CT in HU")
+    check_mr(mr)
     coarse = _Coarse.of(mr)
     seen = coarse.array != 0
     coarse.array = ndimage.gaussian_filter(coarse.array, [COARSE_MM / 2 / s for s in coarse.spacing])
@@ -93,15 +94,28 @@ def ct_body_mask(ct: Volume) -> np.ndarray:
         Booleans, shape (z, y, x).
 
     Raises:
-        InputError: no body is found, or the volume holds no negative HU.
+        InputError: no body is found, or the volume holds neither air nor fat.
     """
-    _check_hu(ct)
+    check_ct(ct)
     coarse = _Coarse.of(ct)
     parts = _parts(coarse.array > CT_BODY_HU, coarse.spacing, COUCH_RADIUS_MM, couch=True)
     if parts is None:
         raise _not_found("CT", ct, f"nothing body-sized above {CT_BODY_HU:g} HU")
     filled = _fill(parts, coarse.spacing, seen=np.ones_like(parts), lung=coarse.array > CT_LUNG_HU)
     return _refine(ct, coarse, filled, CT_BODY_HU, couch=True)
+
+
+def check_mr(mr: Volume) -> None:
+    """Refuse a CT in HU given as an MR. Raises `InputError`."""
+    if mr.array.min() <= CT_BODY_HU:
+        raise _not_found("MR", mr, "values as low as this look like CT in HU", "check that MR and CT are not swapped")
+
+
+def check_ct(ct: Volume) -> None:
+    """Refuse an MR, or a CT that is not in HU, given as a CT: every CT holds air or fat. Raises `InputError`."""
+    if ct.array.min() > CT_FAT_HU:
+        why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
+        raise _not_found("CT", ct, why, "check that MR and CT are not swapped")
 
 
 def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
@@ -112,9 +126,9 @@ def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
         mask: the body, booleans of shape (z, y, x); None finds it by `ct_body_mask`.
 
     Raises:
-        InputError: no body is found, the mask is empty, or the volume holds no negative HU.
+        InputError: no body is found, the mask is empty, or the volume holds neither air nor fat.
     """
-    _check_hu(ct)
+    check_ct(ct)
     body = ct_body_mask(ct) if mask is None else np.asarray(mask, bool)
     if not body.any():
         raise InputError("couch removal: the body mask is empty; expected the body's voxels")
@@ -349,14 +363,7 @@ def _image(mask: np.ndarray) -> sitk.Image:
     return sitk.GetImageFromArray(mask.astype(np.uint8))
 
 
-def _check_hu(ct: Volume) -> None:
-    if ct.array.min() >= 0:
-        raise _not_found("CT", ct, "no negative HU: this looks like MR, or CT before the rescale to HU")
-
-
-def _not_found(modality: str, volume: Volume, why: str) -> InputError:
+def _not_found(modality: str, volume: Volume, why: str, way_out: str | None = None) -> InputError:
     low, high = volume.array.min(), volume.array.max()
-    return InputError(
-        f"no body found in the {modality} (values {low:g} to {high:g}): {why}; "
-        f"check that the volume is {modality}, or supply a body mask"
-    )
+    way_out = way_out or f"check that the volume is {modality}, or supply a body mask"
+    return InputError(f"no body found in the {modality} (values {low:g} to {high:g}): {why}; {way_out}")

@@ -9,8 +9,10 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data.errors import InputError
+from data.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +21,10 @@ SPACING_TOLERANCE = 0.05
 _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
-    "SOPClassUID",
+    "SOPClassUID", "BitsAllocated",
 ]  # fmt: skip
 _GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+_SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 128
 # A file without the preamble starts with an element of group 0002 or 0008, of either byte order.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
@@ -54,7 +57,7 @@ def list_series(folder: Path) -> list[DicomSeries]:
 def holds_dicom(folder: Path) -> bool:
     """Tell whether a file that looks like DICOM lies directly in `folder`."""
     files = (path for path in folder.iterdir() if path.is_file())
-    return any(path.suffix.lower() in (".dcm", ".ima") or _looks_like_dicom(path) for path in files)
+    return any(path.suffix.lower() in _SUFFIXES or _looks_like_dicom(path) for path in files)
 
 
 def _looks_like_dicom(file: Path) -> bool:
@@ -78,15 +81,32 @@ def _read_header(file: Path) -> pydicom.Dataset | None:
         return None
 
 
+def _is_damaged(file: Path) -> bool:
+    """Tell whether a file that is in no series was meant to be a slice, by its ending or by what it says it stores."""
+    if file.name.startswith("."):
+        return False
+    if not _looks_like_dicom(file):
+        return file.suffix.lower() in _SUFFIXES
+    try:
+        stored = pydicom.filereader.read_file_meta_info(file).get("MediaStorageSOPClassUID")
+        return stored is None or "Image Storage" in stored.name
+    except Exception:  # pydicom raises errors of many types on damaged headers
+        return file.suffix.lower() in _SUFFIXES
+
+
 def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
     """Read one series as a 3-D image, slices sorted along their normal, rescaled (CT: in HU).
 
     Raises:
-        InputError: no series, several without `series_uid`, slices that do not make one evenly spaced volume, colour
-            or multi-frame images, or a header without the geometry.
-        RuntimeError: SimpleITK could not decode the pixels.
+        InputError: no series, several without `series_uid`, a damaged file, slices that do not make one evenly spaced
+            volume, colour or multi-frame images, a header without the geometry, or pixels that cannot be decoded.
     """
-    series = _choose(folder, list_series(folder), series_uid)
+    found = list_series(folder)
+    series = _choose(folder, found, series_uid)
+    read = {file for one in found for file, _ in one.files}
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and path not in read):
+        if _is_damaged(file):  # at an end of the series its loss would show nowhere
+            raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
     for file, header in series.files:
         _check_header(file, header)
     files, spacing_mm = _sort_slices(folder, series)
@@ -96,9 +116,30 @@ def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
     if len(rescales) > 1 or any(float(value) % 1 for pair in rescales for value in pair):
         # The reader takes its pixel type from the first slice, which would truncate the others' fractions.
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    image = reader.Execute()
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(_undecoded(files)) from error
     image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
     return image
+
+
+def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
+    """Say which slice cannot be decoded, and how it is compressed."""
+    for file, header in files:
+        try:
+            sitk.ReadImage(str(file))
+        except RuntimeError:
+            syntax = _transfer_syntax(header)
+            return (
+                f"{file}: its pixels cannot be decoded (transfer syntax {syntax.name if syntax else 'not said'}): "
+                "truncated, without pixel data, or in a compression that is not read; export the series uncompressed"
+            )
+    return f"{files[0][0].parent}: its slices cannot be read as one volume; export the series again, uncompressed"
+
+
+def _transfer_syntax(header: pydicom.Dataset) -> UID | None:
+    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
 
 
 def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> DicomSeries:
@@ -117,11 +158,12 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
 
 def _check_header(file: Path, header: pydicom.Dataset) -> None:
     """Refuse a slice whose geometry or values its header does not tell."""
-    if int(header.get("NumberOfFrames") or 1) > 1:
+    if _count(file, header, "NumberOfFrames") > 1:
         raise InputError(f"{file}: multi-frame DICOM is not read; convert it to single-frame DICOM or NIfTI")
-    samples = int(header.get("SamplesPerPixel") or 1)
+    samples = _count(file, header, "SamplesPerPixel")
     if samples > 1:
         raise InputError(f"{file}: SamplesPerPixel {samples} (a colour image); expected 1: leave this series out")
+    _check_size(file, header)
     for tag, count in _GEOMETRY_TAGS.items():
         values = _numbers(file, header, tag)
         if len(values) != count:
@@ -136,15 +178,38 @@ def _check_header(file: Path, header: pydicom.Dataset) -> None:
             raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
 
 
+def _check_size(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice whose header claims more pixels than its file can hold, most often none at all."""
+    rows, columns, bits = (_count(file, header, tag, default=0) for tag in ("Rows", "Columns", "BitsAllocated"))
+    if min(rows, columns, bits) < 1:
+        raise InputError(
+            f"{file}: {rows} x {columns} pixels of {bits} bits; expected an image: export the series again"
+        )
+    syntax, expansion = _transfer_syntax(header), 1
+    if syntax == DeflatedExplicitVRLittleEndian:
+        expansion = DEFLATE_EXPANSION
+    elif syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed:
+        expansion = JPEG_EXPANSION
+    check_claim(file, rows * columns * bits // 8, file.stat().st_size, expansion)
+
+
+def _count(file: Path, header: pydicom.Dataset, tag: str, default: int = 1) -> int:
+    """Return a tag's whole number, `default` where it is missing or empty."""
+    values = _numbers(file, header, tag)
+    if len(values) > 1 or values.sum() % 1:
+        raise InputError(f"{file}: DICOM tag {tag} is {values[:3].tolist()}; expected a whole number")
+    return int(values[0]) if len(values) else default
+
+
 def _numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
     """Return a tag's numbers, none where it is missing or empty."""
     try:
         value = header.get(tag)
         values = np.atleast_1d(np.asarray([] if value is None or value == "" else value, float))
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # pydicom decodes a value when it is asked for, and can fail in any way
         raise InputError(f"{file}: DICOM tag {tag} holds no numbers: {error}") from error
     if not np.all(np.isfinite(values)):
-        raise InputError(f"{file}: DICOM tag {tag} is {values.tolist()}; expected finite numbers")
+        raise InputError(f"{file}: DICOM tag {tag} is {values[:9].tolist()}; expected finite numbers")
     return values
 
 

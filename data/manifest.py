@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -10,14 +10,12 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import whole_file
-from data.volume import volume_stem, volume_suffix
+from data.volume import volume_files
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-# Headers whose voxels lie in files of their own, and the endings of those.
-_HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
-_DATA_SUFFIXES = (".raw", ".raw.gz", ".zraw", ".img", ".img.gz", ".hdr")
-_HEADER_BYTES = 1 << 16
+# File systems take 255 bytes; endings and the folder that a file is written in need some.
+_NAME_BYTES = 230
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,54 @@ def read_manifest(root: str | Path) -> Manifest:
     try:
         cases = tuple(Case.from_dict(case) for case in data.pop("cases"))
         manifest = Manifest(cases=cases, **data)
-    except (KeyError, TypeError, AttributeError) as error:
+        problems = [*_manifest_problems(manifest), *(problem for case in cases for problem in _case_problems(case))]
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); prepare the data set again") from error
+    if problems:
+        raise InputError(f"{path}: damaged or edited: {'; '.join(problems[:5])}; prepare the data set again")
     check_splits(manifest.cases)
     return manifest
+
+
+def _manifest_problems(manifest: Manifest) -> list[str]:
+    """Return what is wrong with a manifest's own values."""
+    lengths = {"spacing_mm": manifest.spacing_mm, "slice_mm": manifest.slice_mm or 1.0}
+    problems = [f"{name} {value!r}" for name, value in lengths.items() if not (_is_number(value) and value > 0)]
+    return problems if _is_count(manifest.size) and manifest.size else [*problems, f"size {manifest.size!r}"]
+
+
+def _case_problems(case: Case) -> list[str]:
+    """Return which values of a case cannot be: what reads it trusts their types, and its name to be a file's."""
+    plain = (
+        isinstance(case.name, str)
+        and 0 < len(case.name.encode(errors="replace")) <= _NAME_BYTES
+        and not set(case.name) & set("/\\\0")
+    )
+    pair = case.percentiles
+    first, last = case.body_slices if isinstance(case.body_slices, tuple) and len(case.body_slices) == 2 else (-1, -1)
+    counts = (first, last, case.slices)
+    frame = case.frame if isinstance(case.frame, dict) else {"size": None}
+    good = {
+        "name": plain,
+        "patient": isinstance(case.patient, str),
+        "split": case.split in ("train", "test"),
+        "domain": case.domain in ("A", "B"),
+        "source_sha256": isinstance(case.source_sha256, str),
+        "percentiles": (case.domain == "B" and pair is None)
+        or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
+        "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
+        "labels": _is_count(case.labels) and case.labels > 0,
+        "frame": not frame or _is_count(frame.get("size")),
+    }
+    return [f"{name} {getattr(case, name)!r} of the case {case.name!r}" for name, fine in good.items() if not fine]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_splits(cases: tuple[Case, ...] | list[Case]) -> None:
@@ -179,7 +221,7 @@ def hash_source(path: Path) -> str:
         InputError: a file is missing or cannot be read.
     """
     try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else _volume_files(path)
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     return hash_files(files)
@@ -199,27 +241,3 @@ def hash_files(files: Iterable[Path]) -> str:
         except OSError as error:
             raise InputError(f"{file}: cannot be read: {error}") from error
     return digest.hexdigest()
-
-
-def _volume_files(path: Path) -> list[Path]:
-    """Return a volume's file and, where it is a header, the data files that it names or that share its stem."""
-    suffix = volume_suffix(path)
-    if suffix not in _HEADER_SUFFIXES:
-        return [path]
-    stem = volume_stem(path)
-    found = {f for f in path.parent.iterdir() if f.name.lower() in {f"{stem}{end}".lower() for end in _DATA_SUFFIXES}}
-    if suffix in (".mhd", ".nhdr"):
-        with path.open("rb") as handle:
-            header = handle.read(_HEADER_BYTES).decode("latin-1")
-        for line in header.splitlines():
-            found.update(_named_files(path.parent, re.split(r"=|:", line, maxsplit=1)[-1].strip()))
-    return [path, *sorted(found - {path})]
-
-
-def _named_files(folder: Path, value: str) -> list[Path]:
-    """Return the files that a header's value names: a name, or a pattern such as `slice_%03d.raw 1 20 1`."""
-    if not value or "\0" in value or len(value) > 255:
-        return []
-    if "%" in value:
-        return [file for file in folder.glob(re.sub(r"%\d*[a-z]", "*", value.split()[0])) if file.is_file()]
-    return [folder / value] if (folder / value).is_file() else []

@@ -26,7 +26,7 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
@@ -161,7 +161,11 @@ def analyse(job: Job) -> Case:
     if _is_current(job, digest, mask_digest):
         return job.known
     volume = read_volume(source.path, source.series_uid)
-    find_body = mr_body_mask if job.domain == "A" else ct_body_mask
+    check, find_body = (check_mr, mr_body_mask) if job.domain == "A" else (check_ct, ct_body_mask)
+    try:
+        check(volume)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from error
     body = read_mask(mask_path, volume) if mask_path else find_body(volume)
     if mask_path and _is_body_file(mask_path, job):
         body_digest = job.known.body_sha256 if job.known else None

@@ -64,7 +64,9 @@ def simulate_mr(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> 
     # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
     clean = np.where(inside > _CORTEX_MM, ndimage.gaussian_filter(clean, 1.5 / spacing_mm), clean)
     signal = _blend(
-        _soft_tissue(clean, fat, muscle, rng) * (1 - _dark_details(ct.shape, spacing_mm, rng)),
+        _soft_tissue(clean, fat, muscle, rng)
+        * (1 - _interfaces(clean, spacing_mm, rng))
+        * (1 - _dark_details(ct.shape, spacing_mm, rng)),
         _bone(clean, inside, fat, rng),
         np.clip(inside - rng.uniform(0.5, 1.5), 0, 1),
     )
@@ -146,9 +148,20 @@ def _bone(ct: np.ndarray, depth: np.ndarray, fat: float, rng: np.random.Generato
     mineral = np.clip((ct + 80) / rng.uniform(1400, 5000), 0, 1)
     # A thin cortex is blurred in CT to the HU of dense trabeculae, but it lies outermost. What CT shows 3 mm wide may
     # be a fine line in MR, or none.
-    compact_from = rng.uniform(150, 700) + rng.uniform(80, 160) * np.clip(depth - rng.uniform(0.5, 3), 0, 6)
+    compact_from = rng.uniform(150, 500) + rng.uniform(80, 160) * np.clip(depth - rng.uniform(0.5, 3), 0, 6)
     compact = np.clip((ct - compact_from) / rng.uniform(80, 400), 0, 1)
     return rng.uniform(0.9, 1.15) * fat * (1 - mineral) * (1 - compact)
+
+
+def _interfaces(ct: np.ndarray, spacing_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the share of the signal that is lost between fat and muscle: fascia and chemical shift.
+
+    Without it all that is bright with a dark outline would be bone.
+    """
+    sigma = rng.uniform(0.7, 1.2) / spacing_mm
+    fat_share = np.clip((40 - ct) / 140, 0, 1)
+    steepest = 1 / (np.sqrt(2 * np.pi) * sigma)  # of an edge from 0 to 1
+    return rng.uniform(0, 0.8) * np.clip(ndimage.gaussian_gradient_magnitude(fat_share, sigma) / steepest, 0, 1)
 
 
 def _dark_details(shape: tuple[int, int], spacing_mm: float, rng: np.random.Generator) -> np.ndarray:

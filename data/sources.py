@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ def find_volumes(pattern: str) -> list[Path]:
     Raises:
         InputError: nothing matches.
     """
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    matches = sorted(find_paths(pattern))
     volumes = []
     for match in matches:
         inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
@@ -46,6 +46,39 @@ def find_volumes(pattern: str) -> list[Path]:
             f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
         )
     return list(dict.fromkeys(volumes))
+
+
+def find_paths(pattern: str) -> list[Path]:
+    """Return what `glob.glob` with `**` does, but follow no symbolic link into a folder that it lies in.
+
+    Round such a loop there are paths without end; glob takes all of up to 40 links, which with two loops are 2^40.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(match) for match in glob.glob(pattern)]
+    split = parts.index("**")
+    found = []
+    for base in glob.glob(str(Path(*parts[:split]))):
+        for folder in _folders_below(Path(base), frozenset()):
+            below = Path(glob.escape(str(folder)), *(parts[split + 1 :] or "*"))
+            found += [folder] if parts[-1] == "**" else []
+            found += [path for path in find_paths(str(below)) if parts[-1] != "**" or path.is_file()]
+    return list(dict.fromkeys(found))
+
+
+def _folders_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Yield a folder and those below it that are not hidden; `above` identify those that it lies in."""
+    try:
+        status = folder.stat()
+        if not folder.is_dir() or (status.st_dev, status.st_ino) in above:
+            return
+        inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    except OSError:  # a link that leads nowhere, or a folder that cannot be looked into: glob passes over their content
+        inside = []
+    if folder.is_dir():
+        yield folder
+    for path in inside:
+        yield from _folders_below(path, above | {(status.st_dev, status.st_ino)})
 
 
 def is_volume(path: Path) -> bool:

@@ -5,6 +5,8 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 (LPS, mm).
 """
 
+import math
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +22,19 @@ from scipy.optimize import linear_sum_assignment
 from data import dicom
 from data.errors import InputError
 from data.files import whole_file
+from data.headers import check_claim, check_metaimage, check_nrrd
 
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
 READABLE_SUFFIXES = (*WRITABLE_SUFFIXES, *NIFTI_SUFFIXES, ".nhdr", ".gipl", ".gipl.gz", ".dcm")
+# What the libraries raise on damaged files.
+_UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
+# Beyond these a spacing is a mistake, of its unit or of its header.
+SPACING_RANGE_MM = (0.01, 100.0)
+# Headers whose voxels lie in files of their own, and the endings of those.
+_HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
+_DATA_SUFFIXES = (".raw", ".raw.gz", ".zraw", ".img", ".img.gz", ".hdr")
+_HEADER_BYTES = 1 << 16
 # Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/batch_conversion.md).
 _GZIP_LEVEL = 3
 
@@ -105,6 +116,30 @@ def volume_stem(path: str | Path) -> str:
     return path.name[: len(path.name) - len(volume_suffix(path))] if not path.is_dir() else path.name
 
 
+def volume_files(path: Path) -> list[Path]:
+    """Return a volume's file and, where it is a header, the data files that it names or that share its stem."""
+    suffix = volume_suffix(path)
+    if suffix not in _HEADER_SUFFIXES:
+        return [path]
+    stem = volume_stem(path)
+    found = {f for f in path.parent.iterdir() if f.name.lower() in {f"{stem}{end}".lower() for end in _DATA_SUFFIXES}}
+    if suffix in (".mhd", ".nhdr"):
+        with path.open("rb") as handle:
+            header = handle.read(_HEADER_BYTES).decode("latin-1")
+        for line in header.splitlines():
+            found.update(_named_files(path.parent, re.split(r"=|:", line, maxsplit=1)[-1].strip()))
+    return [path, *sorted(found - {path})]
+
+
+def _named_files(folder: Path, value: str) -> list[Path]:
+    """Return the files that a header's value names: a name, or a pattern such as `slice_%03d.raw 1 20 1`."""
+    if not value or "\0" in value or len(value) > 255:
+        return []
+    if "%" in value:
+        return [file for file in folder.glob(re.sub(r"%\d*[a-z]", "*", value.split()[0])) if file.is_file()]
+    return [folder / value] if (folder / value).is_file() else []
+
+
 def same_grid(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
     """Tell whether two volumes share one grid: size equal, spacing, origin (mm) and direction within `tolerance`."""
     return a.size == b.size and all(
@@ -141,7 +176,9 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
         volume = from_sitk(dicom.read_series(path, series_uid)) if path.is_dir() else _read_file(path)
-    except (RuntimeError, OSError, EOFError, zlib.error, ImageFileError) as error:
+    except InputError:
+        raise
+    except _UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
@@ -164,8 +201,8 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
         with whole_file(path) as scratch:
             # ITK knows most endings in lower case only.
             written = scratch.with_name(path.name[: -len(suffix)] + suffix)
-            if suffix == ".nii.gz":
-                _write_nifti_gz(volume, written)
+            if suffix in (".nii", ".nii.gz"):
+                _write_nifti(volume, written)
             else:
                 sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
             written.replace(scratch)
@@ -174,8 +211,11 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
     return path
 
 
-def _write_nifti_gz(volume: Volume, path: Path) -> None:
-    """Write what ITK would, at a sixth of its processor time; equal volumes become equal bytes."""
+def _write_nifti(volume: Volume, path: Path) -> None:
+    """Write what ITK would, .nii.gz at a sixth of its processor time; equal volumes become equal bytes.
+
+    ITK's writer of .nii does not notice a full disk, and leaves a truncated file.
+    """
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(volume.direction, (3, 3)) * volume.spacing
     affine[:3, 3] = volume.origin
@@ -185,8 +225,12 @@ def _write_nifti_gz(volume: Volume, path: Path) -> None:
     image.header.set_xyzt_units("mm")
     for set_transform in (image.set_qform, image.set_sform):
         set_transform(affine, code="scanner")
-    with path.open("wb") as file, igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as handle:
-        image.to_stream(handle)
+    with path.open("wb") as file:
+        if path.suffix == ".nii":
+            image.to_stream(file)
+            return
+        with igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as handle:
+            image.to_stream(handle)
 
 
 def _read_file(path: Path) -> Volume:
@@ -197,17 +241,26 @@ def _read_file(path: Path) -> Volume:
         raise InputError(
             f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
         )
+    stored_bytes = sum(file.stat().st_size for file in volume_files(path))
     reader = sitk.ImageFileReader()
     if suffix in (".mha", ".mhd"):
+        check_metaimage(path, stored_bytes)
         reader.SetImageIO("MetaImageIO")  # by name ITK finds it for lower-case endings only
+    if suffix in (".nrrd", ".nhdr"):
+        check_nrrd(path, stored_bytes)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     _check_dimensions(reader, path)
+    voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_claim(path, math.prod(reader.GetSize()) * voxel_bytes, stored_bytes)
     if suffix not in NIFTI_SUFFIXES:
         image = reader.Execute()
         return from_sitk(image if image.GetDimension() == 3 else image[:, :, :, 0])
     # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
-    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    image = nibabel.load(path)
+    if not np.all(np.isfinite(image.affine)):  # ITK would make zeros of them
+        raise InputError(f"{path}: the header's transform holds NaN or infinite numbers; export the volume again")
+    voxels = np.asanyarray(image.dataobj)
     array = voxels.reshape(voxels.shape[:3], order="F").T
     direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
     return Volume(array, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
@@ -240,8 +293,15 @@ def _check_voxels(volume: Volume, path: Path) -> None:
 
 
 def _check_geometry(volume: Volume, path: Path) -> None:
+    if not np.all(np.isfinite(volume.origin)):
+        raise InputError(f"{path}: origin {volume.origin} mm; expected finite numbers")
     if not all(np.isfinite(s) and s > 0 for s in volume.spacing):
         raise InputError(f"{path}: spacing {volume.spacing} mm; expected positive numbers")
+    low, high = SPACING_RANGE_MM
+    if not all(low <= s <= high for s in volume.spacing):
+        raise InputError(
+            f"{path}: spacing {volume.spacing} mm; expected {low:g} to {high:g} mm: was it written in another unit?"
+        )
     direction = np.reshape(volume.direction, (3, 3))
     if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
         raise InputError(

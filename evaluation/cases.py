@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.body_mask import check_ct
 from data.dicom import list_series
 from data.errors import InputError
 from data.volume import (
@@ -48,11 +49,15 @@ class Source:
 
 
 def read_reference(path: Path, mr: Volume) -> Volume:
-    """Read a true CT. Raises `InputError` where it cannot be read or does not lie on the MR's grid."""
+    """Read a true CT. Raises `InputError` where it cannot be read, is no CT, or does not lie on the MR's grid."""
     reference = read_volume(path)
     if not same_grid(reference, mr):
         found, expected = describe_grid(reference), describe_grid(mr)
         raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
+    try:
+        check_ct(reference)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return reference
 
 

@@ -25,7 +25,8 @@ def save_atomically(obj: Mapping[str, Any], path: str | Path) -> None:
         raise InputError(f"{path}: is not a regular file, so it is not replaced; expected a file name")
     try:
         with whole_file(path) as scratch:
-            torch.save(obj, scratch)
+            with scratch.open("wb") as file:  # given a name, torch does not say why it could not write
+                torch.save(obj, file)
             # Found now, and not when a run of days is to be resumed.
             if refused := torch.serialization.get_unsafe_globals_in_checkpoint(scratch):
                 raise TypeError(f"{path}: not written: holds {', '.join(refused)}, which loading refuses")

@@ -552,7 +552,9 @@ def test_scores_that_fail_do_not_cost_the_volume(site, monkeypatch):
         raise ZeroDivisionError("no luck")
 
     monkeypatch.setattr(conversion, "score_case", fail)
-    (site / "list.csv").write_text("id,path,reference\na,in/p0/mr.nii.gz,in/p0/mr.nii.gz\n")
+    mr = read_volume(site / "in/p0/mr.nii.gz")
+    write_volume(mr.with_array(np.where(mr.array > 100, 40, -1000).astype(np.int16)), site / "ct.nii.gz")
+    (site / "list.csv").write_text("id,path,reference\na,in/p0/mr.nii.gz,ct.nii.gz\n")
     code, cases = run(site, source=("--list", "list.csv"))
     assert code == 0
     assert "not scored: no luck" in cases["a"]["warnings"]

@@ -197,7 +197,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     save_atomically({"epoch": 1}, path)
 
     def full(obj, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(state_dicts.torch, "save", full)

@@ -1,0 +1,80 @@
+"""Copy what the use of a model needs out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
+
+Writes DIR/latest_net_G_A.pth, the generator alone, in half precision (half the size; weights are float32 again once
+loaded), and DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/..`` finds a model there.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError, run_command
+from models.experiment import check_new, weights_path
+from models.inference_settings import read_inference_settings
+from models.networks import build_generator
+from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
+from options.base_options import epoch_name, experiment_name
+
+log = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.export_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir")
+    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are (default: checkpoints)")
+    add("--epoch", type=epoch_name, default="latest", help="latest, or a saved epoch (default: latest)")
+    add("--out", type=Path, required=True, help="folder to write, new or without a model")
+    add("--float32", action="store_true", help="keep weights in float32")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export."""
+    opt = parse_arguments(arguments)
+    folder = opt.checkpoints_dir / opt.name
+    settings = read_inference_settings(folder)
+    source = weights_path(folder, opt.epoch, "G_A")
+    weights = load_checkpoint(source)
+    net = build_generator(
+        settings.netG,
+        ngf=settings.ngf,
+        norm=settings.norm,
+        use_dropout=settings.use_dropout,
+        upsample=settings.upsample,
+    )
+    load_network_weights(net, weights)  # refuses what is not of this network
+    check_new(opt.out)
+    if not opt.float32:
+        weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
+    settings.write(opt.out)
+    target = weights_path(opt.out, "latest", "G_A")
+    save_atomically(weights, target)
+    log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
+
+
+def to_half(values: Tensor, where: str) -> Tensor:
+    """Return floating-point values in half precision, others as they are.
+
+    Raises:
+        InputError: a value is beyond what half precision holds.
+    """
+    if not values.is_floating_point():
+        return values
+    half = values.half()
+    if not torch.isfinite(half).all():
+        raise InputError(f"{where}: values beyond half precision ({values.abs().max():g}); export with --float32")
+    return half
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,54 @@
+"""Running the real commands in the fault suite, and comparing what lay there before with what lies there after."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cohort_data import NAME
+
+ROOT = Path(__file__).resolve().parents[2]
+# As run_command reports an error of the user's.
+USER_ERROR = 2
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python *arguments` as a user does, with further environment variables; output is captured as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def adapt(site: Path, source: Path, *more: str | Path) -> list[str]:
+    """Return arguments of `test_adapt.py` for a model and results below `site`."""
+    where = ["--checkpoints_dir", site / "checkpoints", "--results_dir", site / "out"]
+    return [str(part) for part in ["--name", NAME, *where, "--device", "cpu", "--input", source, *more]]
+
+
+def pipeline(site: Path, source: Path, *more: str | Path) -> list[str]:
+    """Return arguments of `test_pipeline.py`, alike."""
+    where = ["--checkpoints_dir", site / "checkpoints", "--results_dir", site / "out", "--precision", "fp32"]
+    return [str(part) for part in ["--name", NAME, *where, "--device", "cpu", "--input_dir", source, *more]]
+
+
+def prepare(root: Path, *more: str | Path, mr: str = "mr/*", ct: str = "ct/*") -> list[str]:
+    """Return arguments of `scripts.prepare_dataset` for the volumes below `root`."""
+    where = ["--mr", root / mr, "--ct", root / ct, "--out", root / "set"]
+    return [str(part) for part in [*where, "--size", 64, "--workers", 1, *more]]
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """Return the bytes of all files below a folder; hidden ones, which are locks and halves, apart."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if not any(p.startswith(".") for p in path.parts)}
+
+
+def assert_one_clear_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Check that a command ended with 2 and one line that holds all words, and no traceback."""
+    assert result.returncode == USER_ERROR, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), result.stderr
+    for word in words:
+        assert word in last, f"{word!r} not in {last!r}"

@@ -1,0 +1,42 @@
+"""`scripts.export_model`: half the size, the same HU, and nothing overwritten."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import InputError
+from models.state_dicts import load_checkpoint
+from models.synthesis import load_synthesiser, synthesize_volume
+from scripts import export_model
+from tests.cohort_data import NAME, patient_mr, write_model
+
+CPU = torch.device("cpu")
+
+
+def test_an_exported_model_gives_the_same_hu(tmp_path):
+    write_model(tmp_path)
+    source, out = tmp_path / "checkpoints" / NAME, tmp_path / "out/small"
+    options = ["--checkpoints_dir", str(tmp_path / "checkpoints"), "--name", NAME]
+    export_model.main([*options, "--out", str(out)])
+    assert sorted(file.name for file in out.iterdir()) == ["inference.json", "latest_net_G_A.pth"]
+    weights, whole = (load_checkpoint(folder / "latest_net_G_A.pth") for folder in (out, source))
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert all(torch.equal(weights[key], value.half()) for key, value in whole.items())
+    results = [
+        synthesize_volume(patient_mr(), load_synthesiser(folder, "latest", CPU)).array.astype(int)
+        for folder in (source, out)
+    ]
+    assert np.ptp(results[0]) > 5
+    difference = np.abs(results[0] - results[1])
+    assert difference.max() <= 5 and difference.mean() < 1
+    export_model.main([*options, "--out", str(tmp_path / "out/whole"), "--float32"])
+    exact = load_checkpoint(tmp_path / "out/whole/latest_net_G_A.pth")
+    assert all(torch.equal(exact[key], value) for key, value in whole.items())
+    with pytest.raises(InputError, match="holds a model already"):
+        export_model.main([*options, "--out", str(out)])
+
+
+def test_values_beyond_half_precision_are_refused():
+    assert torch.equal(export_model.to_half(torch.tensor([3]), "x"), torch.tensor([3]))
+    with pytest.raises(InputError, match="values beyond half precision \\(100000\\); export with --float32"):
+        export_model.to_half(torch.tensor([1e5]), "net: weight")
