@@ -1,6 +1,7 @@
 """A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,12 @@ def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) 
         )
     for text in changed.values():
         log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a run that was killed while it saved left half-written."""
+    for scratch in folder.rglob(".writing-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def has_state(folder: Path) -> bool:

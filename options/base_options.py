@@ -109,9 +109,7 @@ def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
         try:
             ids = [int(text) for text in options.gpu_ids.split(",")]
             if len(ids) > 1:
-                parser.error(
-                    f"--gpu_ids {options.gpu_ids}: one a process; for several, torchrun train.py"
-                )
+                parser.error(f"--gpu_ids {options.gpu_ids}: one a process; for several, torchrun train.py")
             options.device = torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
         except ValueError:
             parser.error(f"--gpu_ids {options.gpu_ids!r}: expected a number, or -1 for the CPU")

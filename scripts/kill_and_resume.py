@@ -85,13 +85,14 @@ def _kill_again_and_again(opt: argparse.Namespace, seconds: float) -> tuple[list
     folder = opt.work / "checkpoints/killed"
     moments, saving = [], 0
     while len(moments) < opt.kills:
+        left = set(folder.glob(".writing-*"))  # by an earlier kill
         process = _start(opt.work, "killed", rng.choice((0, 1, 2)))
         # Every other kill waits for a moment of saving, which a random one would seldom meet.
         wanted = len(moments) % 2
         after = rng.uniform(0, 0.6 * seconds)
         started = time.monotonic()
         while process.poll() is None:
-            writing = any(folder.glob(".writing-*"))
+            writing = any(scratch not in left for scratch in folder.glob(".writing-*"))
             if time.monotonic() - started > after and (writing or not wanted):
                 process.send_signal(signal.SIGKILL)
                 break

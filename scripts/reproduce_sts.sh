@@ -29,8 +29,8 @@ fi
 arm() { # script, name, last epoch, options
     local script=$1 name=$2 last=$3
     shift 3
-    if [ -f "$models/$name/${last}_net_G_A.pth" ]; then return; fi
-    if [ -f "$models/$name/latest_state.pth" ]; then set -- "$@" --continue_train; fi
+    if [ -f "$models/${name}_arms/${last}_net_G_A.pth" ]; then return; fi
+    if [ -f "$models/${name}_arms/latest_state.pth" ]; then set -- "$@" --continue_train; fi
     bash "scripts/$script.sh" "$out/arms" --checkpoints_dir "$models" --netG resnet_6blocks --ngf 24 --ndf 32 --flip \
         --precision auto --seed 1 "${device[@]}" "$@"
 }
@@ -47,7 +47,7 @@ for patient in "$data"/dev/*/; do
 done
 mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
 "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"
-arms=(pure_cyclegan cycle_Lcc Self+Lcc_finetune recommended)
+arms=(pure_cyclegan_arms cycle_Lcc_arms Self+Lcc_finetune_arms recommended_native)
 for name in "${arms[@]}"; do
     "$python" test_pipeline.py --name "$name" --checkpoints_dir "$models" --list "$cohort" --results_dir "$out/synthetic" \
         "${device[@]}"
@@ -60,7 +60,7 @@ for predictions in "$out/trivial/constant" "$out/trivial/threshold" "${arms[@]/#
 done
 for patient in "$data"/dev/*/; do
     case=$(basename "$patient")
-    "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]}" CT \
+    "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]%_*}" CT \
         --ct $(printf "$out/synthetic/%s/$case.nii.gz " "${arms[@]}") \
         --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png"
 done

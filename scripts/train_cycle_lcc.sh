@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The published arm `cycle_Lcc`: correlation-coefficient loss, no shape constraint.
-#   bash scripts/train_cycle_lcc.sh datasets/NAME [further options of train.py]
+#   bash scripts/train_cycle_lcc.sh datasets/NAME [further options of train.py]     makes checkpoints/cycle_Lcc_NAME
 set -euo pipefail
 dataroot=${1:?usage: bash scripts/train_cycle_lcc.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name cycle_Lcc \
+exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "cycle_Lcc_$(basename "$dataroot")" \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 0 --lambda_shape_gan 0 "$@"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The published arm `pure_cyclegan`: no correlation, no shape constraint.
-#   bash scripts/train_pure_cyclegan.sh datasets/NAME [further options of train.py]
+#   bash scripts/train_pure_cyclegan.sh datasets/NAME [further options of train.py]     makes checkpoints/pure_cyclegan_NAME
 set -euo pipefail
 dataroot=${1:?usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name pure_cyclegan \
+exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "pure_cyclegan_$(basename "$dataroot")" \
     --lambda_co_A 0 --lambda_co_B 0 --lambda_shape 0 --lambda_shape_gan 0 "$@"

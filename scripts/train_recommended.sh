@@ -8,7 +8,7 @@ dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of trai
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-epochs=${EPOCHS:-24}
+epochs=${EPOCHS:-24} set_name=$(basename "$dataroot")
 checkpoints=checkpoints previous=""
 for option in "$@"; do
     if [ "$previous" = --checkpoints_dir ]; then checkpoints=$option; fi
@@ -27,6 +27,6 @@ stage() { # name, epochs, and options that only its start takes
         --precision auto "${options[@]}" "$@"
 }
 options=(--warm_lr 7e-4 "$@")
-stage recommended_start "$epochs"
+stage "recommended_start_$set_name" "$epochs"
 options=(--warm_lr 2.5e-4 "$@")
-stage recommended "$(((epochs + 1) / 2))" --init_from recommended_start
+stage "recommended_$set_name" "$(((epochs + 1) / 2))" --init_from "recommended_start_$set_name"

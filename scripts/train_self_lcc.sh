@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# The published arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc`.
-# Needs a shape extractor: python -m ct_segmentation.train --dataroot datasets/NAME --out checkpoints/shape_extractor
+# The published arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc_NAME`.
+# Needs a shape extractor: python -m ct_segmentation.train --dataroot datasets/NAME --out checkpoints/extractor_NAME
 #   bash scripts/train_self_lcc.sh datasets/NAME [further options of train.py]
 set -euo pipefail
 dataroot=${1:?usage: bash scripts/train_self_lcc.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-start=(--init_from cycle_Lcc)
+set_name=$(basename "$dataroot")
+start=(--init_from "cycle_Lcc_$set_name")
 for option in "$@"; do
     if [ "$option" = --continue_train ]; then
         start=() # the run has its own state by now
     fi
 done
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name Self+Lcc_finetune ${start[@]+"${start[@]}"} \
+exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "Self+Lcc_finetune_$set_name" \
+    ${start[@]+"${start[@]}"} --shape_extractor "checkpoints/extractor_$set_name" \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1 "$@"

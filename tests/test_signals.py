@@ -82,3 +82,4 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     report = kill_and_resume.measure(kill_and_resume.parse_arguments(["--work", str(tmp_path), "--kills", "3"]))
     assert report["kills"] == 3 and report["identical"]
     assert report["compared"] == 4 * 2  # networks, at the latest and the last epoch
+    assert not list((tmp_path / "checkpoints").rglob(".writing-*"))

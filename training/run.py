@@ -173,6 +173,7 @@ class TrainingRun:
 
         def prepare() -> None:
             experiment.check_new(self.folder)
+            experiment.clear_scratch(self.folder)
             settings = describe_run(opt, self.dataset, self.model.netG_A.multiple)
             if opt.init_from:
                 check_compatible(opt.init_from, read_inference_settings(source), settings)
@@ -188,6 +189,7 @@ class TrainingRun:
         """Restore the last saved state; processes that it knows nothing of start with empty pools."""
 
         def load() -> dict[str, Any]:
+            experiment.clear_scratch(self.folder)
             state = experiment.load_state(self.folder)
             experiment.check_options(self.folder, state["options"], self.record)
             return state
