@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -319,6 +320,8 @@ class CycleGANModel:
     def _update(self, name: str, losses: dict[str, Tensor], batch: dict) -> Tensor:
         total = torch.stack(list(losses.values())).sum()
         bad = self.finite.watch(losses, total, batch)
+        if self._parallel and bad.is_cuda:  # its gradients reach every process
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()

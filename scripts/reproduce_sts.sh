@@ -26,17 +26,16 @@ if [ ! -f "$models/shape_extractor/extractor.pth" ]; then
         "${device[@]}"
 fi
 
-arm() { # script, name, last epoch, options
-    local script=$1 name=$2 last=$3
-    shift 3
-    if [ -f "$models/${name}_arms/${last}_net_G_A.pth" ]; then return; fi
-    if [ -f "$models/${name}_arms/latest_state.pth" ]; then set -- "$@" --continue_train; fi
+arm() { # script, name, options; a run that is done ends at once
+    local script=$1 name=$2
+    shift 2
+    if compgen -G "$models/${name}_arms/*_state.pth" >/dev/null; then set -- "$@" --continue_train; fi
     bash "scripts/$script.sh" "$out/arms" --checkpoints_dir "$models" --netG resnet_6blocks --ngf 24 --ndf 32 --flip \
         --precision auto --seed 1 "${device[@]}" "$@"
 }
-arm train_pure_cyclegan pure_cyclegan 2 --n_epochs 1 --n_epochs_decay 1
-arm train_cycle_lcc cycle_Lcc 2 --n_epochs 1 --n_epochs_decay 1
-arm train_self_lcc Self+Lcc_finetune 1 --n_epochs 0 --n_epochs_decay 1 --shape_extractor "$models/shape_extractor"
+arm train_pure_cyclegan pure_cyclegan --n_epochs 1 --n_epochs_decay 1
+arm train_cycle_lcc cycle_Lcc --n_epochs 1 --n_epochs_decay 1
+arm train_self_lcc Self+Lcc_finetune --n_epochs 0 --n_epochs_decay 1 --shape_extractor "$models/shape_extractor"
 bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --mr_window 0 1200 --flip --seed 0 "${device[@]}"
 
 cohort=$out/dev.csv

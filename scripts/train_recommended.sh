@@ -18,8 +18,8 @@ done
 stage() { # name, epochs, and options that only its start takes
     local name=$1 last=$2
     shift 2
-    if [ -f "$checkpoints/$name/${last}_net_G_A.pth" ]; then return; fi
-    if [ -f "$checkpoints/$name/latest_state.pth" ]; then set -- --continue_train; fi
+    # A run that is done ends at once.
+    if compgen -G "$checkpoints/$name/*_state.pth" >/dev/null; then set -- --continue_train; fi
     "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "$name" --netG unet --ngf 24 --norm batch \
         --upsample resize --ct_transfer soft_tissue --preprocess body_crop --crop_size 112 --rotate 30 --zoom 0.2 \
         --batch_size 4 --warm_start simulated_mr --n_epochs_warm "$last" --n_epochs 0 --n_epochs_decay 0 --ema 0.998 \

@@ -149,6 +149,8 @@ def test_an_error_before_the_first_step_is_said_once_and_ends_all(tmp_path):
 def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):
     team = DistributedTeam.__new__(DistributedTeam)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [str(Team().device(torch.device(name))) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
     found = []
     for rank in range(3):
         monkeypatch.setenv("LOCAL_RANK", str(rank))

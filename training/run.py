@@ -89,12 +89,13 @@ class TrainingRun:
             open_training_log(self.opt, self.epochs, steps, start, shown=self.team.rank == 0) as training_log,
         ):
             self._saved_at = time.monotonic()
-            while at.epoch <= self.epochs and not interruption.received:
+            received = 0
+            while at.epoch <= self.epochs and not received:
                 at = self._train_epoch(at, training_log, interruption)
                 # One process may have heard alone what ends them all.
-                (interruption.received,) = self.team.greatest(interruption.received)
-        if interruption.received:
-            return self._stopped(at, interruption.received)
+                (received,) = self.team.greatest(interruption.received)
+        if received:
+            return self._stopped(at, received)
         log.info("trained: %s", self.folder)
         return 0
 
@@ -151,12 +152,13 @@ class TrainingRun:
             experiment.save_weights(self.folder, self.model, epoch)
 
     def _save(self, at: Position) -> None:
-        """Save the state of all processes, and the weights that belong to it."""
-        self._save_weights("latest")
+        """Save the state of all processes, and after it the weights, which `_go_on` would write again."""
+        self.model.finite.settle()
         processes = self.team.gather(self._state_of_this_process())
         if self.team.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             experiment.save_state(self.folder, {**parts, "processes": processes, "options": self.record})
+        self._save_weights("latest")
         self._saved_at = time.monotonic()
 
     def _state_of_this_process(self) -> dict[str, Any]:
@@ -164,7 +166,7 @@ class TrainingRun:
 
     def _continues(self) -> bool:
         """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted it."""
-        restarted = restarts() > 0 and self.team.share(lambda: experiment.has_state(self.folder))
+        restarted = self.team.greatest(restarts())[0] > 0 and self.team.share(lambda: experiment.has_state(self.folder))
         return self.opt.continue_train or restarted
 
     def _begin(self) -> Position:
@@ -201,6 +203,7 @@ class TrainingRun:
             own = state["processes"][self.team.rank]
             self.model.load_pools_state(own["pools"])
             experiment.restore_random_state(own["random"], self.device)
+        self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return Position(**state["position"])
 
 

@@ -49,7 +49,9 @@ class Team:
 
     def device(self, chosen: torch.device) -> torch.device:
         """Return this process's device: of several on one machine each takes a GPU, unless one is named."""
-        return chosen
+        if chosen.type != "cuda" or chosen.index is not None:
+            return chosen
+        return torch.device("cuda", torch.cuda.current_device())  # torch sets and asks GPUs by number
 
 
 class DistributedTeam(Team):
