@@ -9,7 +9,7 @@ import torch
 
 from data.errors import run_command
 from options import train_options
-from training.run import TrainingRun
+from training.run import TrainingRun, memory_shortage_said
 from training.team import open_team
 
 
@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     That is 0, or 128 and the number of a signal that ended the training.
     """
     opt = train_options.parse(arguments)
-    with open_team("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo") as team:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with memory_shortage_said(opt.device), open_team(backend) as team:
         if team.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
         return TrainingRun(opt, team).train()

@@ -1,8 +1,17 @@
-"""The one error that a user's mistake raises, and how a command reports it."""
+"""The one error that a user's mistake raises, how a command reports it, and what errors say that memory has ended."""
 
 import logging
 import sys
 from collections.abc import Callable
+
+# What torch and the libraries below it say, in lower case, when it is no MemoryError that they raise.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "status_alloc_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 
 
 class InputError(ValueError):
@@ -10,7 +19,10 @@ class InputError(ValueError):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and exit: 0 or its return value; 2 and one line for an `InputError` or `OSError`."""
+    """Run a command's ``main`` and exit with 0 or its return value.
+
+    An `InputError`, an `OSError` or a want of memory is said in one line, and the exit code is 2.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         code = main()
@@ -20,7 +32,18 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines() or ["no more is to be had"]
+        print(f"error: out of memory: {said[0]}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a device's memory, or the computer's, is used up."""
+    return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

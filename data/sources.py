@@ -117,39 +117,59 @@ def _clean(name: str) -> str:
 
 
 def find_sources(
-    pattern: str, mask_pattern: str | None, patient_regex: str | None, series_uids: Sequence[str] = ()
+    pattern: str,
+    mask_pattern: str | None,
+    patient_regex: str | None,
+    series_uids: Sequence[str] = (),
+    case_regex: str | None = None,
 ) -> list[Source]:
     """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
 
+    A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does.
     A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
     such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Of a folder with several DICOM series the one in
     `series_uids` is taken.
 
     Raises:
         InputError: nothing found, a volume without its mask, two series of one folder in `series_uids`, or a
-            `patient_regex` that is invalid or does not match a name.
+            `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
     """
     paths = find_volumes(pattern)
-    names = name_cases(paths)
-    masks = _match_masks(names, paths, mask_pattern) if mask_pattern else [None] * len(paths)
+    names = _name(paths, case_regex)
+    masks = _match_masks(names, paths, mask_pattern, case_regex) if mask_pattern else [None] * len(paths)
     return [
         Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids))
         for name, path, mask in zip(names, paths, masks, strict=True)
     ]
 
 
+def _name(paths: list[Path], case_regex: str | None) -> list[str]:
+    if case_regex is None:
+        return name_cases(paths)
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = _clean(_part("--case_regex", case_regex, "path", path.as_posix()))
+        if name in named:
+            raise InputError(f"--case_regex {case_regex!r}: {named[name]} and {path} would both be called {name}")
+        named[name] = path
+    return list(named)
+
+
 def _patient(name: str, patient_regex: str | None) -> str:
-    if patient_regex is None:
-        return name
+    return name if patient_regex is None else _part("--patient_regex", patient_regex, "case name", name)
+
+
+def _part(option: str, regex: str, what: str, text: str) -> str:
+    """Return what an option's regular expression (its first group, where it has one) matches in a text."""
     try:
-        match = re.search(patient_regex, name)
+        match = re.search(regex, text)
     except re.error as error:
-        raise InputError(f"--patient_regex {patient_regex!r}: not a regular expression: {error}") from error
-    patient = match and (match.group(1) if match.groups() else match.group(0))
-    if not patient:
-        part = "its group matches nothing in" if match else "does not match"
-        raise InputError(f"--patient_regex {patient_regex!r}: {part} the case name {name!r}")
-    return patient
+        raise InputError(f"{option} {regex!r}: not a regular expression: {error}") from error
+    part = match and (match.group(1) if match.groups() else match.group(0))
+    if not part:
+        problem = "its group matches nothing in" if match else "does not match"
+        raise InputError(f"{option} {regex!r}: {problem} the {what} {text!r}")
+    return part
 
 
 def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
@@ -162,10 +182,10 @@ def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _match_masks(names: list[str], paths: list[Path], pattern: str) -> list[Path]:
+def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path]:
     candidates = find_volumes(pattern)
     by_folder = {path.parent: path for path in candidates}
-    by_name = dict(zip(name_cases(candidates), candidates, strict=True))
+    by_name = dict(zip(_name(candidates, case_regex), candidates, strict=True))
     own_folders = len({path.parent for path in paths}) == len(paths) and len(by_folder) == len(candidates)
     if own_folders and all(path.parent in by_folder for path in paths):
         return [by_folder[path.parent] for path in paths]

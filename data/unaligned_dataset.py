@@ -134,7 +134,8 @@ class UnalignedSampler(Sampler[Draw]):
 
 def _shuffled(rng: np.random.Generator, length: int, samples: int) -> np.ndarray:
     """Return `samples` indices below `length`: whole permutations one after another, the last one cut."""
-    return np.concatenate([rng.permutation(length) for _ in range(-(-samples // length))])[:samples]
+    permutations = [rng.permutation(length).astype(np.int32) for _ in range(-(-samples // length))]
+    return np.concatenate(permutations)[:samples]
 
 
 def open_unaligned(

@@ -1,7 +1,10 @@
 """A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
 
+import fcntl
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +36,42 @@ _FIXED_OPTIONS = frozenset(
 
 
 class Position(NamedTuple):
-    """How far a run is: samples done of an epoch (from 1), and the sum of their losses over the epoch's steps."""
+    """How far a run is: samples done of an epoch (from 1), and the sum of their losses over the epoch's steps.
+
+    The sum is the mean over all processes.
+    """
 
     epoch: int = 1
     samples: int = 0
     epoch_loss: float = 0.0
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder as long as the block lasts.
+
+    The lock is the operating system's, so it ends with the process, however that ends. The file that it is on,
+    `.NAME.lock` beside the folder, stays and says nothing.
+
+    Raises:
+        InputError: another training has the folder, or nothing can be written there.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another training writes into it; wait for its end, end it, or choose another --name"
+            ) from error
+        except OSError as error:
+            log.warning("warning: %s: no lock (%s) keeps a second training from writing into it", folder, error)
+        yield
 
 
 def check_new(folder: Path) -> None:

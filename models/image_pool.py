@@ -44,8 +44,8 @@ class ImagePool:
         stored = images[:0] if self.images is None else self.images.to(images)
         given, kept = self._exchange(len(stored), len(images))
         everything = torch.cat([stored, images])
-        self.images = everything[kept]
-        return everything[given]
+        self.images = _select(everything, kept)
+        return _select(everything, given)
 
     def _exchange(self, stored: int, new: int) -> tuple[list[int], list[int]]:
         """Return which images are given out and which are kept, place by place, of those stored and then the new."""
@@ -84,3 +84,11 @@ class ImagePool:
             )
         self.images = state["images"]
         self.generator.set_state(state["generator"])
+
+
+def _select(images: Tensor, places: list[int]) -> Tensor:
+    """Return the images at these places; the host does not wait for a GPU, as it would to index by a list."""
+    index = torch.tensor(places, dtype=torch.int64)
+    if images.is_cuda:
+        index = index.pin_memory().to(images.device, non_blocking=True)
+    return images.index_select(0, index)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "inference.json"
 FORMAT_VERSION = 1
+# What a network's weights are bound to.
+_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct")
 # Beyond what any model has: a damaged number must not ask for all memory there is.
 _GREATEST_NGF, _GREATEST_SIZE = 4096, 8192
 
@@ -178,13 +181,30 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     Raises:
         InputError: architecture, direction or CT map differ.
     """
-    fixed = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct")
-    differing = [f"{key}: {getattr(old, key)} there, {getattr(new, key)} here" for key in fixed
-                 if getattr(old, key) != getattr(new, key)]  # fmt: skip
-    if differing:
+    if differing := _differing(old, new, _NETWORK):
         raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
-    for key in ("spacing_mm", "mr_window"):
-        if getattr(old, key) != getattr(new, key):
-            log.warning(
-                "warning: --init_from %s: %s %s there, %s here", name, key, getattr(old, key), getattr(new, key)
-            )
+    for text in _differing(old, new, ("spacing_mm", "mr_window")):
+        log.warning("warning: --init_from %s: %s", name, text)
+
+
+def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings) -> None:
+    """Refuse to go on with a run on images of another frame or in other units; warn of other intensities.
+
+    Raises:
+        InputError: what inference knows of the run in `folder` would not be true any more.
+    """
+    if differing := _differing(old, new, (*_NETWORK, "size", "spacing_mm", "slice_mm", "mr_window")):
+        raise InputError(
+            f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
+            "a new run from its weights by --init_from"
+        )
+    if _differing(old, new, ("typical_mr", "training")):
+        log.warning("warning: %s: the run goes on with volumes of other intensities than it was started on", folder)
+
+
+def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:
+    return [
+        f"{key}: {getattr(old, key)} there, {getattr(new, key)} here"
+        for key in keys
+        if getattr(old, key) != getattr(new, key)
+    ]

@@ -1,6 +1,7 @@
 """One trained generator, for use: evaluation mode, no gradients, batches of slices."""
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.errors import InputError
+from data.errors import InputError, is_out_of_memory
 from data.single_dataset import SingleDataset
 from models.inference_settings import InferenceSettings
 from models.networks import build_generator
@@ -26,14 +27,8 @@ log = logging.getLogger(__name__)
 LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
 MEMORY_SHARE = 0.5
-# What a device says, in lower case, when it is not an OutOfMemoryError that it raises.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "status_alloc_failed",
-    "can't allocate memory",
-    "cannot allocate memory",
-)
+# How torch and NumPy say what they asked for: 'Tried to allocate 2.00 GiB', 'you tried to allocate 4096 bytes'.
+_ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+) ([bKMGTPE])")
 
 
 class TestModel:
@@ -118,7 +113,8 @@ class TestModel:
         """Return half a batch size for which there was no memory."""
         if size == 1:
             raise InputError(
-                f"{self.device}: out of memory with one slice at a time; free some, or choose another --device"
+                f"{self.device}: out of memory with one slice at a time{asked_and_free(error, self.device)}; free "
+                "some, or choose another --device"
             ) from error
         log.info("%s: out of memory with %d slices at a time; going on with %d", self.device, size, size // 2)
         traceback.clear_frames(error.__traceback__)  # the failed pass's tensors would stay as long as the error
@@ -147,8 +143,14 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available  # an MPS device shares it
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that a device's memory, or the computer's, is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
+def asked_and_free(error: Exception, device: torch.device) -> str:
+    """Return what an error for want of memory asked for, where it says so, and what is free.
+
+    For example ' (2.0 GiB more asked for, 1.5 GiB free)'.
+    """
+    free = f"{free_memory(device) / 2**30:.1f} GiB free"
+    found = _ASKED.search(str(error))
+    if not found:
+        return f" ({free})"
+    asked = float(found[1]) * 1024.0 ** "bKMGTPE".index(found[2])
+    return f" ({asked / 2**30:.1f} GiB more asked for, {free})"

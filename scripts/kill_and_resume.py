@@ -129,14 +129,19 @@ def _start(work: Path, name: str, loading_threads: int = 0) -> subprocess.Popen:
 
 def _differing(checkpoints: Path) -> tuple[list[str], int]:
     """Return the tensors that differ, and how many files were compared."""
-    differing, compared = [], 0
-    for epoch in ("latest", "10"):
-        for network in NETWORKS:
-            files = [checkpoints / run / f"{epoch}_net_{network}.pth" for run in ("whole", "killed")]
-            whole, killed = (torch.load(file, weights_only=True) for file in files)
-            compared += 1
-            differing += [f"{files[1].name}: {key}" for key in whole if not torch.equal(whole[key], killed[key])]
-    return differing, compared
+    names = [f"{epoch}_net_{network}.pth" for epoch in ("latest", "10") for network in NETWORKS]
+    runs = (checkpoints / "whole", checkpoints / "killed")
+    return [key for name in names for key in differing_tensors(*(run / name for run in runs))], len(names)
+
+
+def differing_tensors(expected: Path, found: Path) -> list[str]:
+    """Return the tensors of two files of weights that are not the same, bit for bit."""
+    a, b = (torch.load(file, weights_only=True) for file in (expected, found))
+    return [
+        f"{found.name}: {key}"
+        for key in sorted(a.keys() | b.keys())
+        if key not in a or key not in b or not torch.equal(a[key], b[key])
+    ]
 
 
 if __name__ == "__main__":

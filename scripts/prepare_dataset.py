@@ -43,6 +43,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="UID",
         help="of a DICOM folder with several series, take the one with one of these UIDs",
     )
+    parser.add_argument(
+        "--case_regex",
+        help="part of a volume's path that is its case's name, e.g. 'raw/([^/]+)' (default: what tells them apart)",
+    )
     parser.add_argument("--patient_regex", help="part of a case's name that is its patient, e.g. '(STS_[0-9]+)'")
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
@@ -81,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("test", "B"): (options.test_ct, None),
     }
     groups = {
-        group: find_sources(pattern, masks, options.patient_regex, options.series_uid)
+        group: find_sources(pattern, masks, options.patient_regex, options.series_uid, options.case_regex)
         for group, (pattern, masks) in wanted.items()
         if pattern
     }

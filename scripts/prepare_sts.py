@@ -8,6 +8,7 @@ Vallieres et al. 2015, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2015.7GO2
 
 Writes DIR/train/MR and DIR/train/CT, of 16 patients each and none in both, and DIR/dev/STS_nnn of 6 others with MR
 and CT on the MR's grid (linear, -1000 HU outside the CT). A second run writes what is missing only.
+docs/public_data.md says how to fetch S.
 """
 
 import argparse
@@ -29,6 +30,7 @@ TRAIN_MR = (1, 5, 7, 11, 15, 17, 20, 22, 25, 28, 31, 33, 37, 40, 44, 49)
 TRAIN_CT = (3, 6, 8, 13, 16, 18, 21, 23, 27, 29, 32, 36, 39, 41, 47, 50)
 DEV = (2, 12, 24, 26, 42, 51)
 FORMATS = ("nifti", "dicom")
+LFS_POINTER = b"version https://git-lfs"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,7 +48,7 @@ def find_image(source: Path, number: int, modality: str) -> Path:
     """Return a patient's volume file or series folder.
 
     Raises:
-        InputError: there is none, or more than one.
+        InputError: there is none, more than one, or a pointer in its place.
     """
     folder = source / f"STS_{number:03d}" / modality
     places = [place for place in (folder / "image", folder) if place.is_dir()]
@@ -55,6 +57,9 @@ def find_image(source: Path, number: int, modality: str) -> Path:
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
             raise InputError(f"{place}: holds {names}; expected one image")
+        inside = files or sorted(file for file in place.iterdir() if file.is_file())
+        if inside and inside[0].open("rb").read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{inside[0]}: a Git LFS pointer, not the image; fetch the images with `git lfs pull`")
         if files:
             return files[0]
         if list_series(place):

@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
 # Repeat the results on real limbs (docs/results.md): prepare, shape extractor, three arms, the recommended model, scores,
-# figure. Start it again after a stop: what is done is left as it is.
-#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR]
+# figures. Start it again after a stop: what is done is left as it is.
+#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or what
-# scripts.prepare_sts makes of it (with train/ and dev/). OUT_DIR: results/sts. DEVICE: auto.
+# scripts.prepare_sts makes of it (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
+# DEVICE: auto. EPOCHS: of the recommended model's first stage (24). EXTRACTOR_EPOCHS: 4.
+# A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
+#   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
-data=${1:?usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR]}
+usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
+data=${1:?$usage}
 data=$(realpath "$data")
-out=$(realpath -m "${2:-$(dirname "${BASH_SOURCE[0]}")/../results/sts}")
+out=${2:-$(dirname "${BASH_SOURCE[0]}")/../results/sts}
+case $out in -*) echo "error: OUT_DIR $out: expected a folder; $usage" >&2 && exit 2 ;; esac
+mkdir -p "$out"
+out=$(realpath "$out")
+further=("${@:3}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -x .venv/bin/python ] || bash scripts/setup.sh
+if [ -z "${PYTHON:-}" ] && [ ! -x .venv/bin/python ]; then bash scripts/setup.sh; fi
 python=${PYTHON:-.venv/bin/python}
 models=$out/checkpoints
 device=(--device "${DEVICE:-auto}")
@@ -21,46 +29,63 @@ fi
 inputs=(--mr "$data/train/MR/*" --ct "$data/train/CT/*")
 "$python" -m scripts.prepare_dataset "${inputs[@]}" --out "$out/arms" --size 128
 "$python" -m scripts.prepare_dataset "${inputs[@]}" --out "$out/native" --size 256 --spacing_mm 0.9765625
-if [ ! -f "$models/shape_extractor/extractor.pth" ]; then
-    "$python" -m ct_segmentation.train --dataroot "$out/arms" --out "$models/shape_extractor" --width 16 --epochs 4 \
-        "${device[@]}"
-fi
+
+extractor=("$python" -m ct_segmentation.train --dataroot "$out/arms" --out "$models/shape_extractor" --width 16
+    --epochs "${EXTRACTOR_EPOCHS:-4}" "${device[@]}")
+if [ -f "$models/shape_extractor/latest_state.pth" ]; then extractor+=(--continue_train); fi
+"${extractor[@]}"
 
 arm() { # script, name, options; a run that is done ends at once
     local script=$1 name=$2
     shift 2
     if compgen -G "$models/${name}_arms/*_state.pth" >/dev/null; then set -- "$@" --continue_train; fi
     bash "scripts/$script.sh" "$out/arms" --checkpoints_dir "$models" --netG resnet_6blocks --ngf 24 --ndf 32 --flip \
-        --precision auto --seed 1 "${device[@]}" "$@"
+        --precision auto --seed 1 "${device[@]}" "$@" ${further[@]+"${further[@]}"}
 }
 arm train_pure_cyclegan pure_cyclegan --n_epochs 1 --n_epochs_decay 1
 arm train_cycle_lcc cycle_Lcc --n_epochs 1 --n_epochs_decay 1
 arm train_self_lcc Self+Lcc_finetune --n_epochs 0 --n_epochs_decay 1 --shape_extractor "$models/shape_extractor"
-bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --mr_window 0 1200 --flip --seed 0 "${device[@]}"
+bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --mr_window 0 1200 --flip --seed 0 \
+    "${device[@]}" ${further[@]+"${further[@]}"}
 
 cohort=$out/dev.csv
 echo "id,path,reference" >"$cohort"
 for patient in "$data"/dev/*/; do
     case=$(basename "$patient")
-    echo "$case,$patient${case}_MR_T1.nii.gz,$patient${case}_CT_on_MR_grid.nii.gz" >>"$cohort"
+    echo "$case,\"$patient${case}_MR_T1.nii.gz\",\"$patient${case}_CT_on_MR_grid.nii.gz\"" >>"$cohort"
 done
-mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
-"$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"
 arms=(pure_cyclegan_arms cycle_Lcc_arms Self+Lcc_finetune_arms recommended_native)
 for name in "${arms[@]}"; do
     "$python" test_pipeline.py --name "$name" --checkpoints_dir "$models" --list "$cohort" --results_dir "$out/synthetic" \
         "${device[@]}"
 done
+
+is_newer() { # file, others: whether it is there and newer than all of them
+    local file=$1 other
+    for other in "${@:2}"; do [ "$file" -nt "$other" ] || return 1; done
+}
+mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
+if ! is_newer "$out/trivial/done" "$data"/dev/*/*_MR_T1.nii.gz; then
+    "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"
+    touch "$out/trivial/done"
+fi
 mkdir -p "$out/scores"
 for predictions in "$out/trivial/constant" "$out/trivial/threshold" "${arms[@]/#/$out/synthetic/}"; do
+    scores=$out/scores/$(basename "$predictions")
+    if ! is_newer "$scores.json" "$predictions"/*.nii.gz; then
+        "$python" -m scripts.evaluate --pred "$predictions" "${mr[@]}" --ref "$data/dev" \
+            --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$scores.json" >"$scores.txt"
+    fi
     echo "== $(basename "$predictions")"
-    "$python" -m scripts.evaluate --pred "$predictions" "${mr[@]}" --ref "$data/dev" \
-        --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$out/scores/$(basename "$predictions").json"
+    cat "$scores.txt"
 done
 for patient in "$data"/dev/*/; do
     case=$(basename "$patient")
-    "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]%_*}" CT \
-        --ct $(printf "$out/synthetic/%s/$case.nii.gz " "${arms[@]}") \
-        --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png"
+    synthetic=()
+    for name in "${arms[@]}"; do synthetic+=("$out/synthetic/$name/$case.nii.gz"); done
+    if ! is_newer "$out/figures/$case.png" "${synthetic[@]}"; then
+        "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]%_*}" CT \
+            --ct "${synthetic[@]}" --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png"
+    fi
 done
 echo "scores: $out/scores, figures: $out/figures, results pages: $out/synthetic/*/index.html"

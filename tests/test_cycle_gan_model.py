@@ -52,6 +52,20 @@ def test_the_losses_are_those_of_the_method(direction):
         assert not losses[name].requires_grad
 
 
+def test_every_loss_has_its_own_weight():
+    """The same networks and images, once with the published weights and once with others that all differ."""
+    other = {"lambda_gan": 0.5, "lambda_A": 3, "lambda_B": 7, "lambda_identity": 0.25}
+    other |= {"lambda_correlation_A": 1.5, "lambda_correlation_B": 4}
+    published, weighted = (CycleGANModel(CycleGANSettings(**TINY, **w), CPU).step(batch()) for w in ({}, other))
+    ratios = {
+        "gan_A": 0.5, "gan_B": 0.5, "cycle_A": 3 / 10, "cycle_B": 7 / 10, "idt_A": 0.25 * 7 / 5, "idt_B": 0.25 * 3 / 5,
+        "correlation_A": 1.5 / 2, "correlation_B": 4 / 2, "D_A": 1, "D_B": 1,
+    }  # fmt: skip
+    assert published.keys() == weighted.keys() == {"G", *ratios}
+    for name, ratio in ratios.items():
+        assert float(weighted[name] / published[name]) == pytest.approx(ratio, rel=1e-4), name
+
+
 def test_terms_of_weight_zero_are_left_out():
     settings = CycleGANSettings(**TINY, lambda_identity=0, lambda_correlation_A=0, lambda_correlation_B=0)
     assert set(CycleGANModel(settings, CPU).step(batch())) == {

@@ -1,6 +1,7 @@
 """Training slices: values, masks under the same transform, order from the seed alone."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,37 @@ def test_order_derives_from_seed_and_epoch_and_resumes_in_mid_epoch(dataroot):
     # A and B are not drawn in lockstep: the pairs differ from epoch to epoch.
     pairs = [{(d.index_A, d.index_B) for d in draws(dataset, epoch)} for epoch in range(1, 9)]
     assert len(set.union(*pairs)) > 20
+
+
+class Lengths:
+    """All that a sampler asks of a data set."""
+
+    def __init__(self, a, b):
+        self.a, self.b = range(a), range(b)
+
+    def __len__(self):
+        return max(len(self.a), len(self.b))
+
+
+def test_the_order_is_that_of_whole_permutations_from_seed_and_epoch():
+    """As runs that were begun earlier have it."""
+    found = draws(Lengths(13, 5), epoch=4, seed=9)
+    rng = np.random.default_rng([9, 4])
+    order_a, order_b = rng.permutation(13), np.concatenate([rng.permutation(5) for _ in range(3)])[:13]
+    assert [draw.index_A for draw in found] == order_a.tolist()
+    assert [draw.index_B for draw in found] == order_b.tolist()
+    assert [draw.position for draw in found] == list(range(13))
+
+
+def test_the_order_takes_eight_bytes_a_slice():
+    tracemalloc.start()
+    try:
+        order = iter(UnalignedSampler(Lengths(200_000, 70_000), seed=5))
+        next(order)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / 200_000 == pytest.approx(8, rel=0.1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -323,6 +355,20 @@ def test_turning_and_zooming_move_slice_and_mask_alike_and_bring_in_air():
     ]
     assert 0.8**2 * 0.95 < min(areas) < 0.75
     assert 1.35 < max(areas) < 1.25**2 * 1.05
+
+
+def test_images_are_turned_and_resized_by_interpolation():
+    """A ramp stays a ramp: pixels that come to lie between others get values between theirs."""
+    step = 1.8 / 31
+    item = Slice(np.tile(np.arange(32) * step - 0.9, (32, 1)).astype(np.float32), None, "x")
+    larger, _ = Augmentation("resize_and_crop", load_size=64, crop_size=64)(item, np.random.default_rng(0))
+    expected = ((np.arange(4, 60) + 0.5) / 2 - 0.5) * step - 0.9
+    np.testing.assert_allclose(larger[0, :, 4:60].numpy(), np.tile(expected, (64, 1)), atol=1e-5)
+    turned, _ = Augmentation(rotate_deg=30)(item, np.random.default_rng(0))
+    rows, columns = np.gradient(turned[0, 10:22, 10:22].numpy())
+    assert abs(rows.mean()) > 0.1 * step
+    assert np.hypot(rows.mean(), columns.mean()) == pytest.approx(step, rel=1e-3)
+    assert rows.std() < 0.01 * step and columns.std() < 0.01 * step
 
 
 def test_simulated_pairs_come_with_the_sample(dataroot):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from data.unaligned_dataset import UnalignedSampler
 from tests.distributed_step import take_step
@@ -110,6 +113,83 @@ def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot,
     output = job.communicate(timeout=200)[0]
     assert job.returncode == 0 and "processes: was 1, now 2" in output, output
     assert len((one / "losses.jsonl").read_text().splitlines()) == 15 + 3
+
+
+@pytest.mark.slow
+def test_the_plateau_of_several_processes_goes_on_from_the_mean_of_their_losses(dataroot, tmp_path):  # noqa: F811
+    """Three steps an epoch, one epoch; the state after two of them is the one before the last."""
+    plateau = [*TINY, *SHORT, "--n_epochs", "1", "--n_epochs_decay", "0", "--lr_policy", "plateau", "--no_html"]
+    plateau += ["--save_latest_freq", "2", "--checkpoints_dir", tmp_path, "--dataroot", dataroot]
+
+    def train_in_two(name, *more):
+        job = torchrun("train.py", *plateau, "--name", name, *more)
+        output = job.communicate(timeout=200)[0]
+        assert job.returncode == 0, output
+        state = torch.load(tmp_path / name / "latest_state.pth", weights_only=True)
+        (best,) = {schedule["best"] for schedule in state["rate"]["plateaus"]}
+        return best
+
+    whole = train_in_two("whole")
+    lines = (tmp_path / "whole/losses.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["losses"]["G"] for line in lines]  # float32, of all processes
+    assert len(losses) == 3 and whole == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert whole != float(np.float32(whole))
+    (tmp_path / "killed").mkdir()
+    for file in (tmp_path / "whole").glob("*.*"):
+        shutil.copy(file, tmp_path / "killed")
+    (tmp_path / "killed/previous_state.pth").replace(tmp_path / "killed/latest_state.pth")
+    state = torch.load(tmp_path / "killed/latest_state.pth", weights_only=True)
+    assert state["position"]["samples"] == 4
+    assert state["position"]["epoch_loss"] == pytest.approx(sum(losses[:2]) / 3, rel=1e-6)
+    assert train_in_two("killed", "--continue_train") == pytest.approx(whole, rel=1e-12, abs=0)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_means_over_processes_keep_their_type():
+    """A group of one process, which has its own values for means."""
+    team = DistributedTeam(dist.HashStore(), 0, 1, "gloo")
+    try:
+        for kind in (torch.float32, torch.float64):
+            values = {"G": torch.tensor(1 / 3, dtype=kind), "D_A": torch.tensor(1e-9, dtype=kind)}
+            means = team.average(values)
+            assert {name: (mean.dtype, float(mean)) for name, mean in means.items()} == {
+                name: (kind, float(value)) for name, value in values.items()
+            }
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("state", [None, "latest_state.pth", "previous_state.pth", "next_latest_state.pth"])
+def test_a_slurm_job_goes_on_where_its_run_has_a_state_and_meets_at_its_own_port(tmp_path, joint, state):
+    """With the cluster's commands replaced by ones that note their arguments."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", 'printf "%s\n" "$@" > arguments'), ("scontrol", "printf 'node1\nnode2\n'")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    options = ["--name", "a run", "--seed", "3", "--checkpoints_dir", "my models"]
+    if joint:
+        options = ["--name=a run", "--seed=3", "--checkpoints_dir=my models"]
+    if state:
+        (tmp_path / "my models/a run").mkdir(parents=True)
+        (tmp_path / "my models/a run" / state).touch()
+    ports = set()
+    for job in (10_007, 10_008, 49_999):
+        slurm = {"SLURM_SUBMIT_DIR": tmp_path, "SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "node[1-2]",
+                 "SLURM_JOB_NUM_NODES": 2, "SLURM_GPUS_ON_NODE": 4}  # fmt: skip
+        environment = {name: str(value) for name, value in slurm.items()}
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        script = ["bash", str(ROOT / "scripts/slurm_train.sbatch"), *options]
+        subprocess.run(script, env=os.environ | environment | {"PATH": path}, check=True, cwd=tmp_path)
+        arguments = (tmp_path / "arguments").read_text().splitlines()
+        goes_on = ["--continue_train"] if state in ("latest_state.pth", "previous_state.pth") else []
+        assert arguments[arguments.index("train.py") :] == ["train.py", *options, *goes_on]
+        assert {"--nnodes=2", "--nproc_per_node=4"} < set(arguments)
+        (meeting,) = (word for word in arguments if word.startswith("--rdzv_endpoint="))
+        host, port = meeting.removeprefix("--rdzv_endpoint=").split(":")
+        assert host == "node1" and 1024 < int(port) < 32_768  # the least that Linux gives out by itself
+        ports.add(port)
+    assert len(ports) == 3
 
 
 def children(pid: int) -> list[int]:

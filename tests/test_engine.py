@@ -1,9 +1,15 @@
-"""The engine around the step: precisions, the watch on losses, saving in time, and options on resume."""
+"""The engine around the step: precisions, losses, saving in time, options on resume, the recipe that resumes itself."""
 
 import argparse
 import copy
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +17,17 @@ from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import FiniteLosses, NonFiniteLossError
 from models.precision import choose_precision
+from models.schedules import LearningRate
 from options import train_options
 from options.train_options import SaveRhythm, save_rhythm
 from tests.test_cycle_gan_model import CPU, TINY, batch, weights
 from tests.test_datasets import dataroot  # noqa: F401
-from tests.test_train import assert_same_weights, run
+from tests.test_train import SHORT, assert_same_weights, run
+from tests.test_train import TINY as TINY_OPTIONS
+from training.run import TrainingRun
+from training.team import Team
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_fp16_steps_with_a_scale_that_is_restored_and_goes_on_bit_for_bit():
@@ -118,7 +130,7 @@ def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch
     assert 3 <= len(within) <= 9 and (2, 0) in saved
 
 
-def test_options_that_change_a_result_are_named_and_those_of_the_architecture_refused(dataroot, tmp_path, caplog):  # noqa: F811
+def test_options_that_change_a_result_are_named_when_a_run_goes_on_and_no_others(dataroot, tmp_path, caplog):  # noqa: F811
     run(dataroot, tmp_path)
     caplog.clear()
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", "--lr", "1e-4", "--print_freq", "2")
@@ -144,3 +156,113 @@ def test_compiled_networks_take_the_same_step():
         for name, loss in expected.items():
             torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-4)
     assert compiled.netG_A.state_dict().keys() == plain.netG_A.state_dict().keys()
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", np.float64), ("mps", np.float32)])
+def test_an_epoch_s_loss_is_summed_in_the_device_s_best_type(dataroot, tmp_path, monkeypatch, device, kind):  # noqa: F811
+    """MPS has no float64. The networks stay on the CPU here; what the run asks of its device does not."""
+    losses, metrics, step = [], [], CycleGANModel.step
+
+    def watched(self, batch):
+        found = step(self, batch)
+        losses.append(found["G"].numpy())
+        return found
+
+    monkeypatch.setattr(CycleGANModel, "step", watched)
+    monkeypatch.setattr(LearningRate, "end_epoch", lambda self, metric: metrics.append(metric))
+    where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(tmp_path)]
+    training = TrainingRun(train_options.parse([*where, *TINY_OPTIONS, *SHORT, "--no_html"]), Team())
+    training.device = torch.device(device)
+    training.train()
+    sums = [kind(0)] * 3
+    for k, loss in enumerate(losses):  # six steps an epoch
+        sums[k // 6] += kind(loss) / kind(6)
+    assert metrics == [float(value) for value in sums]
+
+
+def test_a_state_after_an_epoch_s_last_step_keeps_its_whole_loss(dataroot, tmp_path, monkeypatch):  # noqa: F811
+    """Nothing is left of the epoch then but its end, which the run was killed before."""
+    metrics = []
+    monkeypatch.setattr(LearningRate, "end_epoch", lambda self, metric: metrics.append(metric))
+    run(dataroot, tmp_path, "--save_latest_freq", "6", "--n_epochs", "1", "--n_epochs_decay", "0")
+    (expected,) = metrics
+    assert expected != float(np.float32(expected))
+    folder = tmp_path / "run"
+    (folder / "previous_state.pth").replace(folder / "latest_state.pth")
+    assert experiment.load_state(folder)["position"] == {"epoch": 1, "samples": 6, "epoch_loss": expected}
+    run(dataroot, tmp_path, "--continue_train", "--n_epochs", "1", "--n_epochs_decay", "0")
+    assert metrics == [expected, expected]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Start the recipe on tmp_path/limbs, with an interpreter that notes its arguments and ends with the code DIES."""
+    python = tmp_path / "python"
+    python.write_text(f"""#!{sys.executable}
+import json, os, sys
+with open({str(tmp_path / "calls")!r}, "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+sys.exit(int(os.environ.get("DIES", 0)))
+""")
+    python.chmod(0o755)
+
+    def start(*options, **environment):
+        (tmp_path / "calls").write_text("")
+        process = subprocess.run(
+            ["bash", str(ROOT / "scripts/train_recommended.sh"), "limbs", *options], cwd=tmp_path,
+            env=os.environ | {"PYTHON": str(python)} | environment, capture_output=True, text=True,
+        )  # fmt: skip
+        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+        assert all(call[0] == "train.py" for call in calls)
+        return process, [train_options.parse(call[1:]) for call in calls]
+
+    (tmp_path / "limbs").mkdir()
+    return start
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_recipe_trains_two_stages_and_passes_options_on(recipe, tmp_path, joint):
+    more = ["--max_dataset_size", "7", "--mr_window", "0", "1200", "--display_env=a b", "--display_id", "1"]
+    models = tmp_path / "my models"
+    more += [f"--checkpoints_dir={models}"] if joint else ["--checkpoints_dir", str(models)]
+    more += ["--flip"]
+    process, stages = recipe(*more, EPOCHS="5")
+    assert process.returncode == 0, process.stderr
+    assert [(s.name, s.n_epochs_warm, s.warm_lr, s.init_from, s.continue_train) for s in stages] == [
+        ("recommended_start_limbs", 5, 7e-4, None, False),
+        ("recommended_limbs", 3, 2.5e-4, "recommended_start_limbs", False),
+    ]
+    for stage in stages:
+        assert (stage.dataroot, stage.checkpoints_dir) == (tmp_path / "limbs", models)
+        assert (stage.max_dataset_size, stage.mr_window, stage.display_env) == (7, (0.0, 1200.0), "a b")
+    # The first stage has a state, its latest one or the one before it; half a state is none.
+    for name, goes_on in (("latest", True), ("previous", True), ("next_latest", False)):
+        state = models / f"recommended_start_limbs/{name}_state.pth"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.touch()
+        _, stages = recipe(*more)
+        assert [(s.continue_train, s.init_from) for s in stages] == [
+            (goes_on, None), (False, "recommended_start_limbs"),
+        ]  # fmt: skip
+        state.unlink()
+    state = models / "recommended_limbs/latest_state.pth"
+    state.parent.mkdir()
+    state.touch()
+    _, stages = recipe(*more)
+    assert [(s.continue_train, s.init_from, s.n_epochs_warm) for s in stages] == [(False, None, 24), (True, None, 12)]
+    process, stages = recipe(*more, DIES="143")  # the second stage waits for the first
+    assert (process.returncode, len(stages)) == (143, 1)
+
+
+@pytest.mark.parametrize("option", ["--name", "--n_epochs_warm", "--warm_lr", "--init_from", "--dataroot"])
+@pytest.mark.parametrize("form", ["{} 3", "{}=3"])
+def test_the_recipe_refuses_what_it_sets_itself(recipe, option, form):
+    process, stages = recipe("--flip", *form.format(option).split(), "--seed", "1")
+    assert (process.returncode, stages) == (2, [])
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(f"error: scripts/train_recommended.sh: {option}: the recipe sets it") and "EPOCHS" in line
+
+
+def test_the_recipe_goes_on_by_itself_alone(recipe):
+    process, stages = recipe("--continue_train")
+    assert (process.returncode, stages) == (2, []) and "--continue_train: the recipe sets it" in process.stderr

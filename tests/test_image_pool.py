@@ -159,3 +159,34 @@ def test_images_of_one_query_may_be_swapped_with_each_other_as_if_they_came_one_
         # Of the three there were, each is given out or kept, none twice.
         assert sorted([first, second, kept]) == [before, i, i + 1]
     assert len(seen) == 4  # given out themselves or not, and the first one back with the second
+
+
+def test_images_move_as_indexing_by_a_list_would_move_them_bit_for_bit(monkeypatch):
+    pool, stored = ImagePool(5, seeded()), torch.empty(0, 1, 4, 4)
+    exchange, decisions = pool._exchange, []
+    monkeypatch.setattr(pool, "_exchange", lambda *counts: decisions.append(exchange(*counts)) or decisions[-1])
+    source = seeded(1)
+    for n in (1, 2, 3, 4) * 25:
+        images = torch.randn(n, 1, 4, 4, generator=source)
+        out = pool.query(images)
+        given, kept = decisions[-1]
+        everything = torch.cat([stored, images])
+        stored = everything[kept]
+        assert torch.equal(out, everything[given]) and torch.equal(pool.images, stored)
+    assert len({place for given, _ in decisions for place in given}) > 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_not_waited_for_and_gives_what_the_cpu_gives():
+    here, there = ImagePool(5, seeded()), ImagePool(5, seeded())
+    there.query(numbered(0).cuda())  # whatever is set up once
+    here.query(numbered(0))
+    pairs = [(numbered(k, k + 1), numbered(k, k + 1).cuda()) for k in range(1, 101, 2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        answers = [there.query(images) for _, images in pairs]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for (images, _), answer in zip(pairs, answers, strict=True):
+        assert torch.equal(here.query(images), answer.cpu())
+    assert torch.equal(here.images, there.images.cpu())

@@ -91,6 +91,16 @@ def test_a_prepared_data_set_holds_physical_values(raw):
         assert np.all(slices[:, 56:60] == -1000), "the couch is still there"
 
 
+def test_hu_are_rounded_and_clipped_to_what_int16_holds(raw):
+    """Metal beyond int16 must not come round as air."""
+    ct = ct_volume()
+    array = ct.array.astype(np.float32)
+    array[3, 30, 29:33] = 40000, 49.6, -49.6, -2000
+    write_volume(ct.with_array(array), raw / "ct/q0.mha")
+    assert prepare(raw)[0] == 0
+    assert np.load(raw / "set/trainB/q0.npy")[3, 32, 31:35].tolist() == [32767, 50, -50, -1024]
+
+
 def test_a_second_run_touches_nothing_and_a_changed_source_is_done_again(raw):
     prepare(raw)
     files = {file: file.stat().st_mtime_ns for file in (raw / "set").rglob("*.np*")}

@@ -50,6 +50,15 @@ def test_what_is_missing_is_named(tmp_path):
         prepare_sts.main(["--source", str(tmp_path), "--out", str(tmp_path / "o")])
 
 
+@pytest.mark.parametrize("name", ["nifti/STS_001/MR_T1/image/image.nii.gz", "dicom/STS_001/MR_T1/image/000000.dcm"])
+def test_a_git_lfs_pointer_is_told(name, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(InputError, match=rf"{file.name}: a Git LFS pointer, not the image; fetch .* `git lfs pull`"):
+        prepare_sts.main(["--source", str(tmp_path), "--out", str(tmp_path / "o")])
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the STS volumes")
 @pytest.mark.parametrize("number", [24, 42])

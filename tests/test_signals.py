@@ -52,7 +52,7 @@ def start(dataroot, checkpoints, *arguments):  # noqa: F811
     ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True)]
 )
 def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_path, number, whole_group):  # noqa: F811
-    """To the trainer alone, and, as a terminal and Slurm do, to its loading processes too."""
+    """To the trainer alone, and, as a terminal and Slurm do, to its whole group; slices are loaded in threads."""
     process = start(dataroot, tmp_path / "ck", "--num_threads", "2")
     (os.killpg if whole_group else os.kill)(process.pid, number)
     output = process.communicate(timeout=120)[0]

@@ -107,6 +107,15 @@ def test_misfits_name_file_and_keys_and_leave_the_network_alone(tmp_path):
     assert same(net.state_dict(), before)
 
 
+def test_a_weight_of_another_shape_is_refused_though_it_has_as_many_numbers():
+    state = dict(small().state_dict())
+    state["model.5.weight"] = state["model.5.weight"].transpose(0, 1)
+    with pytest.raises(
+        InputError, match=r"of another shape: model\.5\.weight \(8, 16, 4, 4\) instead of \(16, 8, 4, 4\)"
+    ):
+        load_network_weights(small(), state)
+
+
 @pytest.mark.parametrize(("saved", "wanted"), [("batch", "instance"), ("instance", "batch"), ("instance", "none")])
 def test_weights_of_another_norm_are_refused(saved, wanted):
     with pytest.raises(InputError, match=r"unexpected: model\.[23]\."):

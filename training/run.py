@@ -5,20 +5,23 @@ import os
 import signal
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 
 from ct_segmentation.extractor import ShapeExtractor, load_extractor
-from data.errors import InputError
+from data.errors import InputError, is_out_of_memory
 from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
 from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.experiment import Position
-from models.inference_settings import check_compatible, describe_run, read_inference_settings
+from models.inference_settings import check_compatible, check_continued, describe_run, read_inference_settings
 from models.precision import choose_precision
 from models.schedules import LearningRate
+from models.test_model import asked_and_free
 from training.interruption import Interruption, exit_code
 from training.team import Team, restarts
 from visualization.training_log import TrainingLog, open_training_log
@@ -74,9 +77,15 @@ class TrainingRun:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
 
         Raises:
-            InputError: there is nothing to go on from, something that would be overwritten, or a slice or loss is bad.
+            InputError: there is nothing to go on from, something that would be overwritten, another training in the
+                folder, or a slice or loss is bad.
         """
-        at = self._go_on() if self._continues() else self._begin()
+        with ExitStack() as held:
+            self.team.share(lambda: held.enter_context(experiment.lock(self.folder)))
+            return self._train_from(self._go_on() if self._continues() else self._begin())
+
+    def _train_from(self, at: Position) -> int:
+        """Train from `at` to the last epoch, or until a signal asks to end; return the exit code."""
         steps = self.sampler.steps
         log.info(
             "%s: %d slices of A, %d of B, %d steps an epoch, on %s in %s%s", self.opt.name, len(self.dataset.a),
@@ -108,14 +117,15 @@ class TrainingRun:
         first = at.samples // sampler.together
         last = first + sampler.steps_left
         training_log.start_epoch(epoch, first)
-        epoch_loss = at.epoch_loss
+        # In float64, but for MPS, which has none.
+        epoch_loss = torch.tensor(at.epoch_loss, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
         waiting_since = time.perf_counter()
         pinned = self.device.type == "cuda"
         batches = load_batches(self.dataset, sampler, opt.batch_size, opt.num_threads, pinned)
         for iteration, batch in enumerate(batches, start=first + 1):
             data_seconds = time.perf_counter() - waiting_since
             losses = step(batch)
-            epoch_loss += losses["G"].double() / sampler.steps
+            epoch_loss = epoch_loss + losses["G"].to(epoch_loss.dtype) / sampler.steps
             training_log.step(data_seconds)
             if iteration % opt.print_freq == 0 or iteration == last:
                 training_log.write_losses(epoch, iteration, self.team.average(losses), self.rate.current)
@@ -125,19 +135,23 @@ class TrainingRun:
             received, due = self.team.greatest(interruption.received, due)
             if received or due:
                 samples = min(at.samples + (iteration - first) * sampler.together, sampler.samples)
-                here = Position(epoch, samples, float(epoch_loss))
+                here = Position(epoch, samples, self._mean_loss(epoch_loss))
                 self._save(here)
                 if received:
                     return here
             waiting_since = time.perf_counter()
         training_log.end_epoch()
-        self.rate.end_epoch(float(self.team.average({"G": torch.as_tensor(epoch_loss)})["G"]))
+        self.rate.end_epoch(self._mean_loss(epoch_loss))
         if epoch % opt.save_epoch_freq == 0 or epoch == self.epochs:
             # Before the state: a run killed between would not go back.
             self._save_weights(epoch)
         at = Position(epoch + 1)
         self._save(at)
         return at
+
+    def _mean_loss(self, loss: torch.Tensor) -> float:
+        """Return the mean over all processes; each may go on from it in place of its own, and the mean stays."""
+        return float(self.team.average({"G": loss})["G"])
 
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
@@ -194,6 +208,8 @@ class TrainingRun:
             experiment.clear_scratch(self.folder)
             state = experiment.load_state(self.folder)
             experiment.check_options(self.folder, state["options"], self.record)
+            here = describe_run(self.opt, self.dataset, self.model.netG_A.multiple)
+            check_continued(self.folder, read_inference_settings(self.folder), here)
             return state
 
         state = self.team.share(load)
@@ -205,6 +221,21 @@ class TrainingRun:
             experiment.restore_random_state(own["random"], self.device)
         self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return Position(**state["position"])
+
+
+@contextmanager
+def memory_shortage_said(device: torch.device) -> Iterator[None]:
+    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
+            "go on from the last saved state by --continue_train, or start a run with a smaller --crop_size "
+            "(--preprocess body_crop) or --ngf"
+        ) from error
 
 
 def set_up_torch(device: torch.device, deterministic: bool) -> None:

@@ -40,7 +40,7 @@ class Team:
         return [value]
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means over all processes of scalars by name, the same names in each."""
+        """Return the means over all processes of scalars by name, the same names in each, in the type they have."""
         return values
 
     def greatest(self, *numbers: int) -> list[int]:
@@ -90,8 +90,8 @@ class DistributedTeam(Team):
         return values
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means over all processes of scalars by name, the same names in each."""
-        means = torch.stack([value.detach().float() for value in values.values()])
+        """Return the means over all processes of scalars by name, the same names in each, in the type they have."""
+        means = torch.stack([value.detach() for value in values.values()])
         dist.all_reduce(means)
         return dict(zip(values, means / self.size, strict=True))
 

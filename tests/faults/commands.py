@@ -1,10 +1,15 @@
-"""Running the real commands in the fault suite, and comparing what lay there before with what lies there after."""
+"""Running the real commands in the fault suite, small disks, and comparing what lies there before and after."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from data.errors import run_command
 from tests.cohort_data import NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +43,33 @@ def prepare(root: Path, *more: str | Path, mr: str = "mr/*", ct: str = "ct/*") -
     return [str(part) for part in [*where, "--size", 64, "--workers", 1, *more]]
 
 
+@contextmanager
+def mount(folder: Path, options: str) -> Iterator[None]:
+    """Have a file system in memory at `folder`; skip the test where none can be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)  # lazily: an error's traceback may hold a file open
+
+
+def remount(folder: Path, options: str) -> None:
+    """Change the options of what `mount` has mounted."""
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def fill(disk: Path, but_for: int = 0) -> Path:
+    """Fill a file system but for so many bytes; return the file that does."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(bytes(free - but_for))
+    return disk / "filler"
+
+
 def snapshot(folder: Path) -> dict[Path, bytes]:
     """Return the bytes of all files below a folder; hidden ones, which are locks and halves, apart."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -52,3 +84,14 @@ def assert_one_clear_error(result: subprocess.CompletedProcess, *words: str) -> 
     assert last.startswith("error: "), result.stderr
     for word in words:
         assert word in last, f"{word!r} not in {last!r}"
+
+
+def assert_refused(capsys: pytest.CaptureFixture, main: Callable[[], object], *words: str) -> None:
+    """Check the same of a command's ``main`` in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == USER_ERROR and line.startswith("error: "), line
+    for word in words:
+        assert word in line, f"{word!r} not in {line!r}"

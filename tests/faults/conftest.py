@@ -1,5 +1,6 @@
-"""What the fault suite starts from: a model, a patient that was converted, and volumes that make a data set."""
+"""What the fault suite starts from: a model, a converted patient, volumes that make a data set, a small disk."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import test_adapt
 from data.volume import write_volume
 from tests.cohort_data import patient_mr, write_model
-from tests.faults.commands import adapt
+from tests.faults.commands import adapt, mount
 from tests.test_preparation import ct_volume, mr_volume
 
 
@@ -27,3 +28,10 @@ def raw(tmp_path: Path) -> Path:
         write_volume(mr_volume(scale=1 + k), tmp_path / f"mr/p{k}.nii.gz")
         write_volume(ct_volume(), tmp_path / f"ct/q{k}.mha")
     return tmp_path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    with mount(tmp_path / "small", "size=1m"):
+        yield tmp_path / "small"

@@ -16,8 +16,9 @@ from data.volume import read_volume, same_grid, write_volume
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights
+from models.test_model import TestModel
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_model, write_patients
-from tests.faults.commands import adapt, assert_one_clear_error, pipeline, run, snapshot
+from tests.faults.commands import adapt, assert_one_clear_error, assert_refused, pipeline, run, snapshot
 
 
 class Trap:
@@ -147,6 +148,15 @@ def test_weights_of_nan_make_no_volume(site):
     result = run("test_adapt.py", *adapt(site, site / "good.nii.gz"))
     assert result.returncode != 0 and "not finite" in result.stderr
     assert snapshot(site / "out") == before
+
+
+def test_memory_that_ends_makes_no_volume(site, monkeypatch, capsys):
+    """Torch's allocator itself refuses what no address space holds."""
+    monkeypatch.setattr(TestModel, "_run", lambda self, batch: torch.empty(2**60, dtype=torch.uint8).numpy())
+    before = snapshot(site)
+    words = ("cpu: out of memory with one slice at a time (", "GiB more asked for", "GiB free)", "--device")
+    assert_refused(capsys, lambda: test_adapt.main(adapt(site, site / "good.nii.gz")), *words)
+    assert snapshot(site) == before
 
 
 def test_a_body_beyond_the_model_s_frame_is_said(tmp_path, caplog):

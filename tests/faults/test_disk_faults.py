@@ -1,10 +1,8 @@
 """Disks that are full or may not be written, for real: a file system of 1 MB in memory, and a limit on file sizes."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,28 +13,10 @@ from data.errors import InputError
 from data.volume import Volume, read_volume, write_volume
 from models.state_dicts import load_checkpoint, save_atomically
 from tests.cohort_data import NAME, patient_mr, write_model, write_patients
-from tests.faults.commands import ROOT, adapt, assert_one_clear_error, pipeline, run, snapshot
+from tests.faults.commands import ROOT, adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot
 from visualization.case_page import write_case_page
 
 MIB = 1 << 20
-
-
-def mount(folder: Path, options: str) -> None:
-    folder.mkdir(exist_ok=True)
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "small"
-    mount(folder, "size=1m")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)  # lazily: an error's traceback may hold a file open
 
 
 def noise(mib: float) -> np.ndarray:
@@ -65,7 +45,7 @@ def test_a_page_on_a_full_disk_is_gone_rather_than_half(small_disk):
     mr, ct = patient_mr(), patient_mr().with_array(np.zeros((6, 60, 60), np.int16))
     write_case_page(small_disk / "page", "case", mr, ct, None, {})
     before = snapshot(small_disk)
-    (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    filler = fill(small_disk)
     other = ct.with_array(np.random.default_rng(0).integers(-999, 999, (6, 60, 60), np.int16))
     with pytest.raises((InputError, OSError), match="No space left"):
         write_case_page(small_disk / "page", "case", mr, other, None, {})
@@ -73,7 +53,7 @@ def test_a_page_on_a_full_disk_is_gone_rather_than_half(small_disk):
     # By design the page goes first: an earlier page's geometry must never meet other voxels.
     assert small_disk / "page/index.html" not in kept
     assert all(kept[path] for path in before if path.name != "index.html")  # no file was cut to nothing
-    (small_disk / "filler").unlink()
+    filler.unlink()
     assert write_case_page(small_disk / "page", "case", mr, other, None, {}).exists()
 
 
@@ -85,13 +65,12 @@ def test_a_cohort_on_a_disk_that_fills_up(small_disk, tmp_path):
     assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--no_html")) == 0
     kept = (small_disk / NAME / "p0__mr.nii.gz").read_bytes()
     write_patients(tmp_path / "in", 3)
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(bytes(free - 4096))
+    filler = fill(small_disk, but_for=4096)
     result = run("test_pipeline.py", *pipeline(tmp_path, tmp_path / "in", "--no_html"))
     assert result.returncode in (1, 2) and "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
     assert (small_disk / NAME / "p0__mr.nii.gz").read_bytes() == kept
-    (small_disk / "filler").unlink()
+    filler.unlink()
     assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--no_html")) == 0
     summary = json.loads((small_disk / NAME / "summary.json").read_text())
     assert [case["status"] for case in summary["cases"]] == ["done"] * 3
@@ -123,13 +102,10 @@ def test_a_volume_beyond_the_limit_of_file_sizes(site):
 def test_results_that_may_not_be_written(site, command):
     """As root, permissions bind nobody: the folder is a file system that is mounted read-only."""
     write_patients(site / "in", 1)
-    mount(site / "locked", "size=1m,ro")
-    try:
+    with mount(site / "locked", "size=1m,ro"):
         arguments = adapt(site, site / "good.nii.gz") if command == "one patient" else pipeline(site, site / "in")
         script = "test_adapt.py" if command == "one patient" else "test_pipeline.py"
         before = snapshot(site)
         result = run(script, *arguments, "--results_dir", site / "locked")
         assert_one_clear_error(result, str(site / "locked"), "Read-only file system")
         assert snapshot(site) == before
-    finally:
-        subprocess.run(["umount", "-l", site / "locked"], check=True)
