@@ -4,6 +4,7 @@ Several processes train together where torchrun starts them: `torchrun --nproc_p
 """
 
 import logging
+from datetime import timedelta
 
 import torch
 
@@ -11,6 +12,9 @@ from data.errors import run_command
 from options import train_options
 from training.run import TrainingRun, memory_shortage_said
 from training.team import open_team
+
+# How long a process waits for another, which may be reading from a slow disk, before the training ends.
+PATIENCE = timedelta(minutes=30)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     opt = train_options.parse(arguments)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(opt.device), open_team(backend) as team:
+    with memory_shortage_said(opt.device), open_team(backend, PATIENCE) as team:
         if team.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
         return TrainingRun(opt, team).train()

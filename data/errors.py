@@ -9,6 +9,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "not enough memory",
     "status_alloc_failed",
+    "bad_alloc",
     "can't allocate memory",
     "cannot allocate memory",
 )

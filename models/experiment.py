@@ -56,7 +56,8 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another training has the folder, or nothing can be written there.
     """
-    path = folder.with_name(f".{folder.name}.lock")
+    real = folder.resolve()  # a link to a run is that run
+    path = real.with_name(f".{real.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")

@@ -198,7 +198,8 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
             "a new run from its weights by --init_from"
         )
-    if _differing(old, new, ("typical_mr", "training")):
+    learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
+    if _differing(old, new, learnt):
         log.warning("warning: %s: the run goes on with volumes of other intensities than it was started on", folder)
 
 

@@ -1,14 +1,12 @@
 """One trained generator, for use: evaluation mode, no gradients, batches of slices."""
 
 import logging
-import re
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader
 from data.errors import InputError, is_out_of_memory
 from data.single_dataset import SingleDataset
 from models.inference_settings import InferenceSettings
+from models.memory import asked_and_free, free_memory
 from models.networks import build_generator
 from models.precision import DTYPES, choose_precision
 from models.state_dicts import load_network_weights
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
 MEMORY_SHARE = 0.5
-# How torch and NumPy say what they asked for: 'Tried to allocate 2.00 GiB', 'you tried to allocate 4096 bytes'.
-_ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+) ([bKMGTPE])")
 
 
 class TestModel:
@@ -133,24 +130,3 @@ class TestModel:
             for hook in hooks:
                 hook.remove()
         return max(1, sum(sizes))
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of a device's memory that are free, or that torch holds in reserve."""
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    return psutil.virtual_memory().available  # an MPS device shares it
-
-
-def asked_and_free(error: Exception, device: torch.device) -> str:
-    """Return what an error for want of memory asked for, where it says so, and what is free.
-
-    For example ' (2.0 GiB more asked for, 1.5 GiB free)'.
-    """
-    free = f"{free_memory(device) / 2**30:.1f} GiB free"
-    found = _ASKED.search(str(error))
-    if not found:
-        return f" ({free})"
-    asked = float(found[1]) * 1024.0 ** "bKMGTPE".index(found[2])
-    return f" ({asked / 2**30:.1f} GiB more asked for, {free})"

@@ -100,7 +100,10 @@ def _kill_again_and_again(opt: argparse.Namespace, seconds: float) -> tuple[list
         if process.wait() != -signal.SIGKILL:
             if process.returncode:
                 raise InputError(f"a resumption failed: see {_log(opt.work, 'killed')}")
-            shutil.rmtree(folder)  # it has come to its end: again from the beginning
+            differing, _ = _differing(opt.work / "checkpoints")
+            if differing:
+                raise InputError(f"a run that was killed came to its end with other weights: {', '.join(differing)}")
+            shutil.rmtree(folder)  # again from the beginning
             continue
         moments.append(round(time.monotonic() - started, 2))
         saving += writing

@@ -19,9 +19,9 @@ from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.experiment import Position
 from models.inference_settings import check_compatible, check_continued, describe_run, read_inference_settings
+from models.memory import asked_and_free
 from models.precision import choose_precision
 from models.schedules import LearningRate
-from models.test_model import asked_and_free
 from training.interruption import Interruption, exit_code
 from training.team import Team, restarts
 from visualization.training_log import TrainingLog, open_training_log
@@ -103,7 +103,7 @@ class TrainingRun:
                 at = self._train_epoch(at, training_log, interruption)
                 # One process may have heard alone what ends them all.
                 (received,) = self.team.greatest(interruption.received)
-        if received:
+        if received and at.epoch <= self.epochs:
             return self._stopped(at, received)
         log.info("trained: %s", self.folder)
         return 0
@@ -118,14 +118,15 @@ class TrainingRun:
         last = first + sampler.steps_left
         training_log.start_epoch(epoch, first)
         # In float64, but for MPS, which has none.
-        epoch_loss = torch.tensor(at.epoch_loss, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
+        sum_type = torch.float32 if self.device.type == "mps" else torch.float64
+        epoch_loss = torch.tensor(at.epoch_loss, dtype=sum_type, device=self.device)
         waiting_since = time.perf_counter()
         pinned = self.device.type == "cuda"
         batches = load_batches(self.dataset, sampler, opt.batch_size, opt.num_threads, pinned)
         for iteration, batch in enumerate(batches, start=first + 1):
             data_seconds = time.perf_counter() - waiting_since
             losses = step(batch)
-            epoch_loss = epoch_loss + losses["G"].to(epoch_loss.dtype) / sampler.steps
+            epoch_loss = epoch_loss + losses["G"].to(sum_type) / sampler.steps
             training_log.step(data_seconds)
             if iteration % opt.print_freq == 0 or iteration == last:
                 training_log.write_losses(epoch, iteration, self.team.average(losses), self.rate.current)
@@ -141,10 +142,13 @@ class TrainingRun:
                     return here
             waiting_since = time.perf_counter()
         training_log.end_epoch()
-        self.rate.end_epoch(self._mean_loss(epoch_loss))
+        mean_loss = self._mean_loss(epoch_loss)
         if epoch % opt.save_epoch_freq == 0 or epoch == self.epochs:
-            # Before the state: a run killed between would not go back.
+            # Before the next epoch's state: a run killed between would not go back. Nor could it go on without any.
+            if not self.team.share(lambda: experiment.has_state(self.folder)):
+                self._save(Position(epoch, sampler.samples, mean_loss))
             self._save_weights(epoch)
+        self.rate.end_epoch(mean_loss)
         at = Position(epoch + 1)
         self._save(at)
         return at
@@ -209,7 +213,13 @@ class TrainingRun:
             state = experiment.load_state(self.folder)
             experiment.check_options(self.folder, state["options"], self.record)
             here = describe_run(self.opt, self.dataset, self.model.netG_A.multiple)
-            check_continued(self.folder, read_inference_settings(self.folder), here)
+            try:
+                started = read_inference_settings(self.folder)
+            except InputError as error:
+                log.warning("warning: %s; it is written again", error)
+                here.write(self.folder)
+            else:
+                check_continued(self.folder, started, here)
             return state
 
         state = self.team.share(load)
@@ -231,6 +241,8 @@ def memory_shortage_said(device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if isinstance(error, MemoryError) or "CPUAllocator" in str(error):  # the computer's, whatever trains
+            device = torch.device("cpu")
         raise InputError(
             f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
             "go on from the last saved state by --continue_train, or start a run with a smaller --crop_size "

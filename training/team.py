@@ -13,7 +13,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from data.errors import InputError
 
-# How long the processes wait for each other: for the first to search the inputs, for the last to end its last case.
+# How long the processes of a cohort wait for each other: the first searches the inputs, the last ends its last case.
 PATIENCE = timedelta(days=2)
 
 
@@ -57,11 +57,11 @@ class Team:
 class DistributedTeam(Team):
     """The processes of a `torch.distributed` group."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, backend: str) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, backend: str, patience: timedelta) -> None:
         """Join the group; `store` holds the counts, which it adds to one at a time."""
         self._store, self.rank, self.size = store, rank, size
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size,
-                                timeout=PATIENCE)  # fmt: skip
+                                timeout=patience)  # fmt: skip
 
     def count(self, name: str) -> int:
         """Add one to a count that all processes share; return what it was before."""
@@ -114,7 +114,7 @@ def restarts() -> int:
 
 
 @contextmanager
-def open_team(backend: str = "gloo") -> Iterator[Team]:
+def open_team(backend: str = "gloo", patience: timedelta = PATIENCE) -> Iterator[Team]:
     """Yield the team that the environment describes: torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Args:
@@ -131,10 +131,10 @@ def open_team(backend: str = "gloo") -> Iterator[Team]:
         store, rank, size = next(rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
         raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}") from error
-    store.set_timeout(PATIENCE)
+    store.set_timeout(patience)
     # After a restart the store still holds the addresses and counts of the processes before.
     attempt = dist.PrefixStore(f"attempt{restarts()}", store)
-    team = DistributedTeam(attempt, rank, size, backend)
+    team = DistributedTeam(attempt, rank, size, backend, patience)
     try:
         yield team
     finally:

@@ -73,7 +73,11 @@ def fill(disk: Path, but_for: int = 0) -> Path:
 def snapshot(folder: Path) -> dict[Path, bytes]:
     """Return the bytes of all files below a folder; hidden ones, which are locks and halves, apart."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path: path.read_bytes() for path in files if not any(p.startswith(".") for p in path.parts)}
+    return {path: path.read_bytes() for path in files if not _hidden(path.relative_to(folder))}
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def assert_one_clear_error(result: subprocess.CompletedProcess, *words: str) -> None:
