@@ -7,7 +7,7 @@ The shape constraint acts on the synthetic CT, whichever of the two fakes that i
 body, which must agree with the mask of the MR that it was made from and look like such masks to `netD_S`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -132,7 +132,7 @@ class CycleGANModel:
         }
         # Exponential moving averages, which are what is kept for use: steadier than the weights of one step.
         self.averages = {
-            name: AveragedModel(self.networks[name], multi_avg_fn=get_ema_multi_avg_fn(s.ema), use_buffers=True)
+            name: AveragedModel(self.networks[name], multi_avg_fn=warmed_up_average(s.ema), use_buffers=True)
             for name in (("G_A", "G_B") if s.ema > 0 else ())
         }
         self.visuals: dict[str, Tensor] = {}
@@ -359,6 +359,18 @@ class CycleGANModel:
         yield "optimisers", self.optimisers
         yield "averages", self.averages
         yield "scalers", {"fp16": self.scaler} if self.scaler.is_enabled() else {}
+
+
+def warmed_up_average(decay: float) -> Callable[..., None]:
+    """Return the update of an exponential moving average; its decay rises to `decay`: (1 + n) / (10 + n) at update n.
+
+    Otherwise the first weights, and the batch norm's statistics of them, would weigh decay^n: in short trainings most.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+
+    return update
 
 
 def _require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

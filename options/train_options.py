@@ -153,7 +153,10 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     schedule.add_argument("--lr_policy", choices=POLICIES, default="linear", help="learning-rate schedule")
     schedule.add_argument("--lr_decay_iters", type=positive_int, help="step: epochs between steps (50)")
     schedule.add_argument(
-        "--ema", type=share, default=0.0, help="decay of the average of the generators that is kept for use; 0: none"
+        "--ema",
+        type=share,
+        default=0.0,
+        help="decay of the average of the generators that is kept for use, lower in the first steps; 0: none",
     )
     schedule.add_argument("--seed", type=nonnegative_int, default=0, help="of weights, order and augmentation")
     schedule.add_argument("--init_from", type=experiment_name, metavar="NAME", help="start a new run from this model")
