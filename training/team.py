@@ -57,7 +57,7 @@ class Team:
 class DistributedTeam(Team):
     """The processes of a `torch.distributed` group."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, backend: str, patience: timedelta) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, backend: str, patience: timedelta = PATIENCE) -> None:
         """Join the group; `store` holds the counts, which it adds to one at a time."""
         self._store, self.rank, self.size = store, rank, size
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size,
