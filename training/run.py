@@ -119,7 +119,7 @@ class TrainingRun:
         training_log.start_epoch(epoch, first)
         # In float64, but for MPS, which has none.
         sum_type = torch.float32 if self.device.type == "mps" else torch.float64
-        epoch_loss = torch.tensor(at.epoch_loss, dtype=sum_type, device=self.device)
+        epoch_loss = torch.tensor(at.epoch_loss, dtype=sum_type)
         waiting_since = time.perf_counter()
         pinned = self.device.type == "cuda"
         batches = load_batches(self.dataset, sampler, opt.batch_size, opt.num_threads, pinned)
