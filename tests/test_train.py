@@ -151,7 +151,7 @@ def mean_loss(folder, epoch):
     return np.mean([record["losses"]["G"] for record in records if record["epoch"] == epoch])
 
 
-def test_the_number_of_loading_processes_changes_nothing(dataroot, tmp_path):  # noqa: F811
+def test_the_number_of_loading_threads_changes_nothing(dataroot, tmp_path):  # noqa: F811
     folders = [run(dataroot, tmp_path, "--flip", "--num_threads", n, name=n) for n in ("0", "2")]
     assert_same_weights(*folders)
 
@@ -214,7 +214,7 @@ def test_weights_of_another_kind_are_not_started_from(dataroot, tmp_path, there,
     assert not (tmp_path / "here").exists()
 
 
-def test_bad_slices_are_named_without_a_traceback_from_loading_processes(dataroot, tmp_path):  # noqa: F811
+def test_bad_slices_are_named_without_a_traceback_from_loading_threads(dataroot, tmp_path):  # noqa: F811
     with pytest.raises(InputError) as error:
         run(dataroot, tmp_path, "--preprocess", "crop", "--crop_size", "20", "--num_threads", "1")
     assert re.fullmatch(r"[mc]\d:\d: slice of 16 x 16 pixels, --crop_size 20 is larger", str(error.value))

@@ -4,7 +4,6 @@ Everything is sent by a thread of its own: a server that is absent, hangs, dies 
 wait. After every gap the windows are drawn anew from the run's history.
 """
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -33,11 +32,6 @@ class VisdomDisplay:
         self.windows = {kind: f"{kind}-{display_id}" for kind in ("losses", "rate", "images")}
         self.address = (server if "://" in server else f"http://{server}", port)
         self._server = LocalServer(port, run.folder / "visdom") if start_server else None
-        # Here, not in the thread: workers of the data loader are forked while it runs, and one that is forked in the
-        # middle of an import waits for it for ever.
-        with contextlib.suppress(Exception):  # the thread tries again, and says what is wrong
-            import requests  # noqa: F401
-            import visdom  # noqa: F401
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
         self._wake = threading.Event()
         self._lock = threading.Lock()  # of the next five

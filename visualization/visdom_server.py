@@ -81,7 +81,7 @@ class LocalServer:
         if self._process is None:
             return
         with contextlib.suppress(OSError):  # it may have ended by itself
-            self._process.stdin.write(b".")  # closing is not enough: forked workers of the data loader hold it open
+            self._process.stdin.write(b".")  # closing is not enough: a process forked meanwhile holds it open
         self._process.stdin.close()
         try:
             self._process.wait(_STOP_SECONDS)
