@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,9 @@ from data.errors import InputError
 
 # How long the processes of a cohort wait for each other: the first searches the inputs, the last ends its last case.
 PATIENCE = timedelta(days=2)
+# Gloo's threads live on after the group (DistributedDataParallel holds it) and let go of a tensor a moment
+# after the collective; where the interpreter ends in that moment, the process aborts (pytorch/pytorch#179291).
+RELEASE_S = 0.3
 
 
 class Team:
@@ -138,4 +142,5 @@ def open_team(backend: str = "gloo", patience: timedelta = PATIENCE) -> Iterator
     try:
         yield team
     finally:
+        time.sleep(RELEASE_S)
         dist.destroy_process_group()
