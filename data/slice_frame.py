@@ -102,9 +102,14 @@ class SliceFrame:
 
     def outside(self, mask: np.ndarray) -> int:
         """Return how many voxels of a body mask on the source grid, bool (z, y, x), fall outside the slices."""
-        canonical = self._canonical(Volume(mask))
+        return int(np.count_nonzero(mask)) - int(np.count_nonzero(self.inside(mask)))
+
+    def inside(self, mask: np.ndarray) -> np.ndarray:
+        """Return a mask on the source grid, bool (z, y, x), without its voxels that fall outside the slices."""
+        inside = np.zeros_like(mask)
         kept = np.ix_(*(axis.covered() for axis in self._axes))
-        return int(np.count_nonzero(mask)) - int(np.count_nonzero(canonical[kept]))
+        self._canonical(Volume(inside))[kept] = self._canonical(Volume(mask))[kept]  # a view of `inside`
+        return inside
 
     def slices_with(self, mask: np.ndarray) -> np.ndarray:
         """Return which slices hold a part of a mask on the source grid, however small: bool (N,).

@@ -40,6 +40,10 @@ class InferenceSettings:
         ct: CT map, in HU.
         versions: packages that trained the model.
         training: what the training set looked like; None for models trained on images or by an earlier version.
+        mirrored: whether what comes out is the mean over the four mirrorings of a slice, by rows and columns; for
+            models trained on mirrored slices (--flip). Takes the network four times as long.
+        solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
+            which hold no air; not for trunk or head.
     """
 
     netG: str
@@ -56,6 +60,8 @@ class InferenceSettings:
     ct: IntensityMap
     versions: dict[str, str]
     training: TrainingStatistics | None = None
+    mirrored: bool = False
+    solid_body: bool = False
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -106,7 +112,9 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "direction": s.direction in ("AtoB", "BtoA"),
         "mr_window": window == "percentile" or pair,
         "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
-        "use_dropout": isinstance(s.use_dropout, bool),
+        "use_dropout, mirrored and solid_body": all(
+            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body)
+        ),
     }
     return [f"{name} cannot be" for name, fine in good.items() if not fine]
 

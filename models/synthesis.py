@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
@@ -21,6 +22,9 @@ from models.inference_settings import InferenceSettings, read_inference_settings
 from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
+
+# Fat is above, whatever holds air below.
+SOLID_HU = -200
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class VolumePlan:
         frame: its slices. with_body: which of the N slices hold body, bool (N,); only those go through the network.
         source_map, target_map: intensities to [-1, 1].
         to_ct: whether CT comes out; else MR.
+        solid_body: whether there is no air in the body.
         lost_voxels: body voxels outside the frame.
     """
 
@@ -50,6 +55,7 @@ class VolumePlan:
     source_map: IntensityMap
     target_map: IntensityMap
     to_ct: bool
+    solid_body: bool
     lost_voxels: int
 
     def describe_loss(self) -> str | None:
@@ -104,8 +110,9 @@ def synthesize_volume(
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
-    That is what lies outside the frame, and slices without body. A model trained with `--direction BtoA` takes a CT and
-    returns an MR, float32, in the training set's typical units.
+    That is what lies outside the frame, and slices without body. A model with `solid_body` leaves no other air inside
+    the body (`fill_air`). One trained with `--direction BtoA` takes a CT and returns an MR, float32, in the training
+    set's typical units.
 
     Args:
         source: the MR.
@@ -137,7 +144,8 @@ def prepare_volume(
     source_map, target_map = intensity_maps(settings, source, body)
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
-    plan = VolumePlan(source, body, frame, frame.slices_with(body), source_map, target_map, to_ct, lost)
+    used = frame.slices_with(body)
+    plan = VolumePlan(source, body, frame, used, source_map, target_map, to_ct, settings.solid_body, lost)
     clean = source if to_ct else remove_couch(source, body)
     slices = frame.prepare(clean, fill=float(source.array.min()))
     return source_map.to_network(slices[plan.with_body]), plan
@@ -153,7 +161,31 @@ def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
     restored = frame.restore(slices, fill)
     if not plan.to_ct:
         return restored
-    return restored.with_array(np.rint(restored.array, out=restored.array).astype(np.int16))
+    hu = np.rint(restored.array, out=restored.array).astype(np.int16)
+    if plan.solid_body:
+        hu = fill_air(hu, frame.inside(plan.body), plan.source.spacing)
+    return restored.with_array(hu)
+
+
+def fill_air(hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Return a CT in which what is below -200 HU inside a body mask has the value of the body's nearest other voxel.
+
+    Args:
+        hu: CT in HU, (z, y, x).
+        body: its mask, bool (z, y, x). All below -200 HU: the CT is returned as it is.
+        spacing: of the voxels along (x, y, z), in mm.
+    """
+    tissue = body & (hu >= SOLID_HU)
+    air = body & ~tissue
+    if not air.any() or not tissue.any():
+        return hu
+    box = ndimage.find_objects(body.astype(np.uint8))[0]  # all that is asked for and all that answers lies in it
+    nearest = ndimage.distance_transform_edt(
+        ~tissue[box], sampling=spacing[::-1], return_distances=False, return_indices=True
+    )
+    filled = hu.copy()
+    filled[box][air[box]] = hu[box][tuple(indices[air[box]] for indices in nearest)]
+    return filled
 
 
 def intensity_maps(settings: InferenceSettings, source: Volume, body: np.ndarray) -> tuple[IntensityMap, IntensityMap]:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
 MEMORY_SHARE = 0.5
+# Axes of (N, 1, H, W) along which a batch is mirrored before the network, and its output back.
+MIRRORINGS = ((), (2,), (3,), (2, 3))
 
 
 class TestModel:
@@ -45,6 +47,7 @@ class TestModel:
         self.netG.to(device).eval().requires_grad_(False)
         if device.type == "cpu" and self.dtype == torch.bfloat16:
             speed_up(self.netG)
+        self._mirrorings = MIRRORINGS if s.mirrored else MIRRORINGS[:1]
         # A CPU takes slices one by one, each in a thread of its own; other devices take them in batches.
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
@@ -93,8 +96,11 @@ class TestModel:
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
         """Return the target slices, float32 (N, H, W), of a batch (N, 1, H, W) on the device."""
+        total = torch.zeros_like(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return self.netG(batch)[:, 0].float().cpu().numpy()
+            for axes in self._mirrorings:
+                total += self.netG(batch.flip(axes)).flip(axes)
+        return (total / len(self._mirrorings))[:, 0].cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
         """Return how many slices like `one`, (1, H, W), to send through the network at a time."""
@@ -129,4 +135,4 @@ class TestModel:
         finally:
             for hook in hooks:
                 hook.remove()
-        return max(1, sum(sizes))
+        return max(1, sum(sizes) // len(self._mirrorings))

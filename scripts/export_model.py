@@ -7,6 +7,7 @@ loaded), and DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/.
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are (default: checkpoints)")
     add("--epoch", type=epoch_name, default="latest", help="latest, or a saved epoch (default: latest)")
     add("--out", type=Path, required=True, help="folder to write, new or without a model")
+    add(
+        "--mirrored", action="store_true",
+        help="mean over each slice's four mirrorings: better where training had --flip; 4 passes of the network",
+    )  # fmt: skip
+    add(
+        "--solid_body", action="store_true",
+        help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
+    )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
     return parser.parse_args(arguments)
 
@@ -44,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
     source = weights_path(folder, opt.epoch, "G_A")
+    if opt.solid_body and settings.direction == "BtoA":
+        raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
     weights = load_checkpoint(source)
     net = build_generator(
         settings.netG,
@@ -56,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_new(opt.out)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
-    settings.write(opt.out)
+    mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
+    replace(settings, mirrored=mirrored, solid_body=solid_body).write(opt.out)
     target = weights_path(opt.out, "latest", "G_A")
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)

@@ -48,22 +48,28 @@ arm train_self_lcc Self+Lcc_finetune --n_epochs 0 --n_epochs_decay 1 --shape_ext
 bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --mr_window 0 1200 --flip --seed 0 \
     "${device[@]}" ${further[@]+"${further[@]}"}
 
+is_newer() { # file, others: whether it is there and newer than all of them
+    local file=$1 other
+    for other in "${@:2}"; do [ "$file" -nt "$other" ] || return 1; done
+}
+if ! is_newer "$models/recommended/latest_net_G_A.pth" "$models/recommended_native/latest_net_G_A.pth"; then
+    rm -rf "$models/recommended"
+    "$python" -m scripts.export_model --name recommended_native --checkpoints_dir "$models" --out "$models/recommended" \
+        --mirrored --solid_body
+fi
+
 cohort=$out/dev.csv
 echo "id,path,reference" >"$cohort"
 for patient in "$data"/dev/*/; do
     case=$(basename "$patient")
     echo "$case,\"$patient${case}_MR_T1.nii.gz\",\"$patient${case}_CT_on_MR_grid.nii.gz\"" >>"$cohort"
 done
-arms=(pure_cyclegan_arms cycle_Lcc_arms Self+Lcc_finetune_arms recommended_native)
+arms=(pure_cyclegan_arms cycle_Lcc_arms Self+Lcc_finetune_arms recommended)
 for name in "${arms[@]}"; do
     "$python" test_pipeline.py --name "$name" --checkpoints_dir "$models" --list "$cohort" --results_dir "$out/synthetic" \
         "${device[@]}"
 done
 
-is_newer() { # file, others: whether it is there and newer than all of them
-    local file=$1 other
-    for other in "${@:2}"; do [ "$file" -nt "$other" ] || return 1; done
-}
 mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
 if ! is_newer "$out/trivial/done" "$data"/dev/*/*_MR_T1.nii.gz; then
     "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"

@@ -319,6 +319,19 @@ def statistics_of(mr, hu) -> TrainingStatistics:
 TRAINING = statistics_of(patient_mr(), truth(patient_mr()))
 
 
+def test_a_solid_body_does_not_hide_what_the_network_lost():
+    """Half of the body is air in what the network makes; filled, its outline would be the MR's."""
+
+    def half(mr):
+        hu = truth(mr).copy()
+        hu[:, :, hu.shape[2] // 2 :] = -1000
+        return hu
+
+    plain, solid = (converted(hu_of=half, settings=replace(MR_SETTINGS, solid_body=s)) for s in (False, True))
+    assert plain.figures["body_dice"] < 0.8
+    assert solid.figures["body_dice"] == plain.figures["body_dice"] and solid.warnings == plain.warnings != []
+
+
 def test_a_good_conversion_has_no_warning():
     findings = converted(training=TRAINING)
     assert findings.warnings == [] and findings.unchecked == []

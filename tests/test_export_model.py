@@ -1,10 +1,13 @@
 """`scripts.export_model`: half the size, the same HU, and nothing overwritten."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from data.errors import InputError
+from models.inference_settings import read_inference_settings
 from models.state_dicts import load_checkpoint
 from models.synthesis import load_synthesiser, synthesize_volume
 from scripts import export_model
@@ -32,8 +35,23 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     export_model.main([*options, "--out", str(tmp_path / "out/whole"), "--float32"])
     exact = load_checkpoint(tmp_path / "out/whole/latest_net_G_A.pth")
     assert all(torch.equal(exact[key], value) for key, value in whole.items())
+    assert not read_inference_settings(out).mirrored
+    export_model.main([*options, "--out", str(tmp_path / "out/mirrored"), "--mirrored"])
+    assert read_inference_settings(tmp_path / "out/mirrored") == replace(read_inference_settings(out), mirrored=True)
+    export_model.main([*options, "--out", str(tmp_path / "out/solid"), "--solid_body"])
+    assert read_inference_settings(tmp_path / "out/solid") == replace(read_inference_settings(out), solid_body=True)
     with pytest.raises(InputError, match="holds a model already"):
         export_model.main([*options, "--out", str(out)])
+
+
+def test_a_model_that_makes_mr_has_no_solid_body(tmp_path):
+    write_model(tmp_path)
+    folder = tmp_path / "checkpoints" / NAME
+    replace(read_inference_settings(folder), direction="BtoA").write(folder)
+    options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--out", str(tmp_path / "out"), "--solid_body"]
+    with pytest.raises(InputError, match="this one makes MR"):
+        export_model.main(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_values_beyond_half_precision_are_refused():

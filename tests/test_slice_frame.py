@@ -71,6 +71,8 @@ def test_round_trip_of_a_cropping_frame_is_exact_inside_it(size, direction, fram
     cut = back.array != volume.array
     assert np.all(back.array[cut] == AIR_HU)
     assert np.count_nonzero(cut) == frame.outside(np.ones(volume.array.shape, bool))
+    mask = volume.array > 0
+    np.testing.assert_array_equal(frame.inside(mask), mask & ~cut)
 
 
 @settings(max_examples=40, deadline=None)

@@ -20,7 +20,7 @@ from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
 from models.precision import choose_precision
 from models.state_dicts import save_network_weights
-from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
+from models.synthesis import Synthesiser, fill_air, load_synthesiser, synthesize_volume
 from models.test_model import TestModel, is_out_of_memory
 from scripts import import_weights
 
@@ -93,6 +93,73 @@ def test_percentile_window_makes_scanner_units_irrelevant(tmp_path):
     expected = 1400 - 2400 * ((mr.array - low) / (high - low)).clip(0, 1)
     expected[~body.any(axis=(1, 2))] = AIR_HU
     np.testing.assert_allclose(results[0], expected, atol=1)
+
+
+class Position(torch.nn.Module):
+    """A generator that puts out a function of the input and of where a pixel lies."""
+
+    def forward(self, x):
+        rows, columns = (torch.linspace(-0.5, 0.3, size) for size in x.shape[2:])
+        return x**3 * rows[:, None] + x * columns + rows[:, None] * columns
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_mirrored_is_the_mean_over_four_mirrorings_and_undone(tmp_path, mirrored):
+    """The mean of the position over its mirrorings is its middle, -0.1, and of the product of both 0.01."""
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32)).astype(np.float32)
+    model = known_synthesiser(tmp_path, mirrored=mirrored).model
+    model.netG = Position().eval()
+    once = Position()(torch.from_numpy(x)[:, None])[:, 0].numpy()
+    expected = -0.1 * x**3 - 0.1 * x + 0.01 if mirrored else once
+    for batch_size in (1, 3):
+        np.testing.assert_allclose(model.translate(x, batch_size), expected, atol=1e-6)
+    for flip in (np.fliplr, np.flipud):
+        flipped = np.stack([flip(model.translate(flip(image)[None].copy())[0]) for image in x])
+        assert np.allclose(flipped, expected, atol=1e-6) == mirrored
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mirrored_model_is_the_plain_one_on_four_mirrored_slices(tmp_path, precision):
+    path = tmp_path / "latest_net_G_A.pth"
+    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), path)
+    plain, mirrored = (TestModel(replace(SETTINGS, mirrored=m), path, CPU, precision) for m in (False, True))
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32)).astype(np.float32)
+    each = [np.flip(plain.translate(np.flip(x, axes).copy()), axes) for axes in ((), (1,), (2,), (1, 2))]
+    assert np.ptp(each, axis=0).max() > 0.01
+    np.testing.assert_allclose(mirrored.translate(x), np.mean(each, axis=0), atol=1e-6)
+    assert mirrored._bytes_of_a_slice(x[:1]) == plain._bytes_of_a_slice(x[:1])
+
+
+@pytest.mark.parametrize(("slice_mm", "at_1"), [(4.0, 300), (7.0, -200)])
+def test_air_in_a_solid_body_becomes_the_nearest_tissue_of_it_in_mm(slice_mm, at_1):
+    hu = np.full((3, 3, 6), AIR_HU, np.int16)
+    hu[1, 1] = [-300, -1000, -201, -200, 50, 700]
+    hu[2, 1, 1] = 300  # a slice beside the air at index 1, which has tissue 6 mm beside it in its own
+    hu[0, 1, 2] = 900  # nearer still to index 2, and not of the body
+    body = np.zeros(hu.shape, bool)
+    body[1, 1, 1:] = body[2, 1, 1] = True
+    filled = fill_air(hu, body, (3.0, 3.0, slice_mm))
+    expected = hu.copy()
+    expected[1, 1, 1:3] = [at_1, -200]
+    np.testing.assert_array_equal(filled, expected)
+    assert hu[1, 1, 1] == -1000  # what was given is kept
+    air = np.full_like(hu, AIR_HU)
+    np.testing.assert_array_equal(fill_air(air, body, (1.0, 1.0, 1.0)), air)
+
+
+def test_a_solid_body_is_filled_inside_the_frame_alone(tmp_path, caplog):
+    mr = ramp_mr(
+        shape=(4, 24, 40)
+    )  # 40 columns, 32 of them in the frame: 1400 HU at the first voxel, -1000 at the last
+    body = np.ones(mr.array.shape, bool)
+    body[:, :4] = False
+    plain, solid = (synthesize_volume(mr, known_synthesiser(tmp_path, solid_body=s), body).array for s in (False, True))
+    framed = np.zeros_like(body)
+    framed[:, :, 4:-4] = True
+    filled = body & framed & (plain < -200)
+    assert 400 < filled.sum() < 1500 and solid[filled].min() >= -200 and solid[filled].max() < 500
+    np.testing.assert_array_equal(solid[~filled], plain[~filled])
+    assert (plain[~framed] == AIR_HU).all() and (plain[framed & ~body] < -200).any()
 
 
 class Counting(torch.nn.Module):
@@ -265,7 +332,10 @@ def test_inference_changes_no_weight_and_does_not_depend_on_the_batch(tmp_path):
 
 
 def test_settings_survive_the_disk(tmp_path):
-    for settings in (SETTINGS, replace(SETTINGS, mr_window="percentile", typical_mr=None, spacing_mm=None)):
+    percentile = replace(
+        SETTINGS, mr_window="percentile", typical_mr=None, spacing_mm=None, mirrored=True, solid_body=True
+    )
+    for settings in (SETTINGS, percentile):
         settings.write(tmp_path / "run")
         assert read_inference_settings(tmp_path / "run") == settings
 
@@ -284,6 +354,18 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     (tmp_path / "good/inference.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "good")
+    for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
+        replace(SETTINGS, **changes).write(tmp_path / "good")
+        with pytest.raises(InputError, match="use_dropout, mirrored and solid_body cannot be"):
+            read_inference_settings(tmp_path / "good")
+
+
+def test_models_of_before_mirrored_and_solid_body_are_neither(tmp_path):
+    path = SETTINGS.write(tmp_path)
+    content = json.loads(path.read_text())
+    del content["mirrored"], content["solid_body"]
+    path.write_text(json.dumps(content))
+    assert read_inference_settings(tmp_path) == SETTINGS
 
 
 def test_published_weights_are_taken_over_and_used(tmp_path):
