@@ -43,7 +43,7 @@ class InferenceSettings:
         mirrored: whether what comes out is the mean over the four mirrorings of a slice, by rows and columns; for
             models trained on mirrored slices (--flip). Takes the network four times as long.
         solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
-            which hold no air; not for trunk or head.
+            which hold no air; not for trunk or head, and not with direction 'BtoA'.
     """
 
     netG: str
@@ -115,6 +115,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "use_dropout, mirrored and solid_body": all(
             isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body)
         ),
+        "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
     return [f"{name} cannot be" for name, fine in good.items() if not fine]
 

@@ -23,7 +23,7 @@ from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
 
-# Fat is above, whatever holds air below.
+# Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
 
 

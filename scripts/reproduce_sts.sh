@@ -53,9 +53,10 @@ is_newer() { # file, others: whether it is there and newer than all of them
     for other in "${@:2}"; do [ "$file" -nt "$other" ] || return 1; done
 }
 if ! is_newer "$models/recommended/latest_net_G_A.pth" "$models/recommended_native/latest_net_G_A.pth"; then
-    rm -rf "$models/recommended"
-    "$python" -m scripts.export_model --name recommended_native --checkpoints_dir "$models" --out "$models/recommended" \
+    rm -rf "$models/recommended" "$models/.recommended"
+    "$python" -m scripts.export_model --name recommended_native --checkpoints_dir "$models" --out "$models/.recommended" \
         --mirrored --solid_body
+    mv "$models/.recommended" "$models/recommended"
 fi
 
 cohort=$out/dev.csv

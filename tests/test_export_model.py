@@ -39,7 +39,11 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     export_model.main([*options, "--out", str(tmp_path / "out/mirrored"), "--mirrored"])
     assert read_inference_settings(tmp_path / "out/mirrored") == replace(read_inference_settings(out), mirrored=True)
     export_model.main([*options, "--out", str(tmp_path / "out/solid"), "--solid_body"])
-    assert read_inference_settings(tmp_path / "out/solid") == replace(read_inference_settings(out), solid_body=True)
+    solid = replace(read_inference_settings(out), solid_body=True)
+    assert read_inference_settings(tmp_path / "out/solid") == solid
+    again = ["--checkpoints_dir", str(tmp_path / "out"), "--name", "solid", "--float32"]
+    export_model.main([*again, "--out", str(tmp_path / "out/again")])  # without the flag: as it was
+    assert read_inference_settings(tmp_path / "out/again") == solid
     with pytest.raises(InputError, match="holds a model already"):
         export_model.main([*options, "--out", str(out)])
 

@@ -147,6 +147,14 @@ def test_air_in_a_solid_body_becomes_the_nearest_tissue_of_it_in_mm(slice_mm, at
     np.testing.assert_array_equal(fill_air(air, body, (1.0, 1.0, 1.0)), air)
 
 
+def permute(volume: Volume) -> Volume:
+    """Return the same volume stored otherwise: its x, y and z are now z (from the other end), x and y."""
+    x, y, z = np.reshape(volume.direction, (3, 3)).T
+    origin = volume.origin + x * volume.spacing[0] * (volume.size[0] - 1)
+    array = np.ascontiguousarray(volume.array.transpose(2, 0, 1)[::-1])
+    return Volume(array, np.roll(volume.spacing, -1), origin, np.stack([y, z, -x], axis=1).ravel())
+
+
 def test_a_solid_body_is_filled_inside_the_frame_alone(tmp_path, caplog):
     mr = ramp_mr(
         shape=(4, 24, 40)
@@ -159,6 +167,10 @@ def test_a_solid_body_is_filled_inside_the_frame_alone(tmp_path, caplog):
     filled = body & framed & (plain < -200)
     assert 400 < filled.sum() < 1500 and solid[filled].min() >= -200 and solid[filled].max() < 500
     np.testing.assert_array_equal(solid[~filled], plain[~filled])
+    permuted = synthesize_volume(
+        permute(mr), known_synthesiser(tmp_path, solid_body=True), permute(mr.with_array(body)).array
+    )
+    np.testing.assert_array_equal(permuted.array, permute(mr.with_array(solid)).array)
     assert (plain[~framed] == AIR_HU).all() and (plain[framed & ~body] < -200).any()
 
 
@@ -354,6 +366,9 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     (tmp_path / "good/inference.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "good")
+    replace(SETTINGS, solid_body=True, direction="BtoA").write(tmp_path)
+    with pytest.raises(InputError, match="solid_body of a model that makes MR cannot be"):
+        read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
         with pytest.raises(InputError, match="use_dropout, mirrored and solid_body cannot be"):
