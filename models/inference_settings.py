@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 FILE_NAME = "inference.json"
 FORMAT_VERSION = 1
 # What a network's weights are bound to.
-_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct")
+_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct", "slab")
 # Beyond what any model has: a damaged number must not ask for all memory there is.
-_GREATEST_NGF, _GREATEST_SIZE = 4096, 8192
+_GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class InferenceSettings:
             models trained on mirrored slices (--flip). Takes the network four times as long.
         solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
+        slab: neighbouring slices that the network takes and gives at a time, odd.
     """
 
     netG: str
@@ -62,6 +63,7 @@ class InferenceSettings:
     training: TrainingStatistics | None = None
     mirrored: bool = False
     solid_body: bool = False
+    slab: int = 1
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -107,6 +109,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
     pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window))
     good = {
         "ngf": isinstance(s.ngf, int) and 0 < s.ngf <= _GREATEST_NGF,
+        "slab": isinstance(s.slab, int) and not isinstance(s.slab, bool) and 0 < s.slab <= _GREATEST_SLAB and s.slab % 2 == 1,
         "size": isinstance(s.size, int) and 0 < s.size <= _GREATEST_SIZE,
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),

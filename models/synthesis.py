@@ -145,6 +145,8 @@ def prepare_volume(
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
     used = frame.slices_with(body)
+    if settings.slab > 1:  # a slab's slices are neighbours
+        used[used.argmax() : len(used) - used[::-1].argmax()] = True
     plan = VolumePlan(source, body, frame, used, source_map, target_map, to_ct, settings.solid_body, lost)
     clean = source if to_ct else remove_couch(source, body)
     slices = frame.prepare(clean, fill=float(source.array.min()))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.errors import InputError, is_out_of_memory
-from data.single_dataset import SingleDataset
+from data.single_dataset import SingleDataset, SlabMean
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
 from models.networks import build_generator
@@ -41,7 +41,10 @@ class TestModel:
         """Build the generator and load its weights from the file `weights`; `precision` of `precision.PRECISIONS`."""
         s = settings
         self.device, self.precision = device, choose_precision(precision, device)
-        self.netG = build_generator(s.netG, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample)
+        self.slab = s.slab
+        self.netG = build_generator(
+            s.netG, s.slab, s.slab, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
+        )
         load_network_weights(self.netG, weights)
         self.dtype = DTYPES[self.precision]
         self.netG.to(device).eval().requires_grad_(False)
@@ -55,6 +58,8 @@ class TestModel:
     def translate(self, slices: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """Return the target slices of source slices; both float32 (N, H, W) in [-1, 1].
 
+        A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give.
+
         Args:
             slices: source slices.
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
@@ -62,45 +67,48 @@ class TestModel:
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
-        translated = np.empty_like(slices)
+        mean = SlabMean(slices.shape, self.slab)
         if batch_size is None and self._fitting is None and len(slices):
-            self._fitting = self._choose_batch_size(slices[:1])
+            self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
         size = min(filter(None, (batch_size, self._fitting)), default=1)
         start = 0
         while start < len(slices):
             try:
-                for output in self._outputs(slices[start:], size):
-                    translated[start : start + len(output)] = output
-                    start += len(output)
+                for outputs in self._outputs(slices, start, size):
+                    for output in outputs:
+                        mean.add(start, output)
+                        start += 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 size = self._fitting = self._smaller(size, error)
+        translated = mean.result()
         if not np.isfinite(translated).all():
             raise InputError(f"the network's output is not finite in {self.precision}; try --precision fp32")
         return translated
 
-    def _outputs(self, slices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-        """Yield target slices, float32 (`size` or fewer, H, W), of source slices (N, H, W)."""
+    def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
+        """Yield target slabs, float32 (`size` or fewer, S, H, W), of source slices (N, H, W) from `start` on."""
+        slabs = SingleDataset(slices, self.slab, start)
         if self._threads is None:
-            for batch in DataLoader(SingleDataset(slices), size, pin_memory=self.device.type == "cuda"):
+            for batch in DataLoader(slabs, size, pin_memory=self.device.type == "cuda"):
                 yield self._run(batch.to(self.device, non_blocking=True))
             return
         # As fast as all threads on one slice, or faster; and no voxel depends on the number of threads.
         threads = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            yield from threads.map(lambda image: self._run(image[None]), SingleDataset(slices))
+            yield from threads.map(lambda slab: self._run(slab[None]), slabs)
         finally:
             threads.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
-        """Return the target slices, float32 (N, H, W), of a batch (N, 1, H, W) on the device."""
+        """Return the target slabs, float32 (N, S, H, W), of a batch (N, S, H, W) on the device."""
         total = torch.zeros_like(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
                 total += self.netG(batch.flip(axes)).flip(axes)
-        return (total / len(self._mirrorings))[:, 0].cpu().numpy()
+        return (total / len(self._mirrorings)).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
         """Return how many slices like `one`, (1, H, W), to send through the network at a time."""
