@@ -83,7 +83,7 @@ def profile_step(opt: Namespace, steps: int = 3) -> dict:
     seconds = timed(lambda: repeat_steps(model.step, batch, steps), opt.device) / steps
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         timed(lambda: repeat_steps(model.step, batch, steps), opt.device)
-    rows = [row for row in found.key_averages() if not row.is_user_annotation]
+    rows = [row for row in found.key_averages() if not getattr(row, "is_user_annotation", False)]
     kernels = [(row.key, row.self_device_time_total, row.count) for row in rows if row.device_type == DeviceType.CUDA]
     operations = [(row.key, row.self_device_time_total, row.count) for row in rows if row.device_type == DeviceType.CPU]
     busy = sum(time for _, time, _ in kernels) / 1e3 / steps

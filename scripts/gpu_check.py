@@ -36,6 +36,7 @@ from data.manifest import write_json
 from models.precision import choose_precision
 from options.base_options import positive_int, torch_device
 from training.run import set_up_torch
+from training.team import Team
 
 FILE_NAME = "gpu_check.json"
 # With less time left than this no compilation is begun.
@@ -211,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     # cuBLAS reads it once, at the first product of the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    opt.device = Team().device(opt.device)
     set_up_torch(opt.device, deterministic=False)
     opt.out.mkdir(parents=True, exist_ok=True)
     report = {
