@@ -5,7 +5,6 @@ import math
 import os
 import time
 import warnings
-from argparse import Namespace
 from functools import partial
 
 import numpy as np
@@ -124,7 +123,9 @@ def test_the_float64_image_is_the_mean_over_the_mirrorings(synthesis):
 def test_what_is_no_number_is_wrong():
     check = Check("losses", "G", math.nan, 1.0)
     assert not check.passed
-    assert check.to_dict()["error"] == "nan"
+    section = {"status": "failed", "seconds": 1.0, "found": {"checks": [check.to_dict()]}}
+    assert "nan of 1  WRONG" in describe("correct in fp32", section)
+    assert gpu_check._writable(section)["found"]["checks"][0]["error"] == "nan"
     assert correctness._check("losses", {"G": 0.5, "D_A": math.nan, "D_B": 0.7}, 1.0).worst == "D_A"
     assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 4.0])) == 0.75
 
@@ -215,5 +216,4 @@ def test_places_that_wait_are_named():
 def test_larger_batches_are_timed(tmp_path):
     checks = Checks(CPU, tmp_path, True, later())
     assert (checks.full.batch_size, checks.larger.batch_size) == (1, 8)
-    assert isinstance(checks.larger, Namespace)
     assert Checks(CPU, tmp_path, False, later()).larger.size == 256
