@@ -1,11 +1,11 @@
 """Whether a device computes the training step and the synthesis right: beside float64 on the CPU, in every precision.
 
-What rounding may do depends on the arithmetic alone. Its unit roundoff u is 2^-24 in float32, 2^-11 in TF32 and float16,
-2^-8 in bfloat16; sums are taken in float32, and those of many terms, or Winograd's and Fourier's ways to convolve, cost a
-few bits: e = u + 2^-19. Losses and images are off by a multiple of e, gradients by a multiple of sqrt(e): a share of
-about e of all ReLUs and absolute differences changes its side, and each puts one entry of the gradient wholly wrong. The
-multiples below are about twice what correct arithmetic gave. What float32 may is far less than what TF32 gives, so that
-TF32 where float32 was asked for is noticed.
+What rounding may do depends on the arithmetic alone. Its unit roundoff u is 2^-24 in float32, 2^-11 in TF32 and
+float16, 2^-8 in bfloat16; sums are taken in float32, and those of many terms, or Winograd's and Fourier's ways to
+convolve, cost a few bits: e = u + 2^-19. Losses and images are off by a multiple of e, gradients by a multiple of
+sqrt(e): a share of about e of all ReLUs and absolute differences changes its side, and each puts one entry of the
+gradient wholly wrong. The multiples below are about twice what correct arithmetic gave. What float32 may is far less
+than what TF32 gives, so that TF32 where float32 was asked for is noticed.
 """
 
 import copy

@@ -56,7 +56,7 @@ SMALL = {"size": 64, "netG": "resnet_6blocks", "ngf": 32, "ndf": 32, "extractor_
 # What is timed: the published size.
 FULL = {"size": 256, "netG": "resnet_9blocks", "ngf": 64, "ndf": 64, "extractor_width": 64, "batch_size": 1,
         "slices": 64, "patients": 1, "volume_slices": 24, "workers": [4]}  # fmt: skip
-TINY = {"size": 32, "netG": "resnet_6blocks", "ngf": 8, "ndf": 8, "extractor_width": 4, "steps": 1, "turns": 1,
+TINY = {"size": 32, "netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "extractor_width": 2, "steps": 1, "turns": 1,
         "slices": 4, "volume_slices": 20, "workers": [1], "num_threads": [0]}  # fmt: skip
 LARGER_BATCH = 8
 # Figures that are printed; all are in the file.
