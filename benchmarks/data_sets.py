@@ -86,8 +86,10 @@ def measure_loader(opt: Namespace) -> dict:
     ct_map = IntensityMap.window(*CT_WINDOW_HU)
     dataset = open_unaligned(root, "percentile", ct_map, Augmentation(), masks=True, seed=0)
 
+    pinned = opt.device.type == "cuda"
+
     def epoch_of(num_threads: int) -> None:
-        for _ in load_batches(dataset, UnalignedSampler(dataset, 0), opt.batch_size, num_threads):
+        for _ in load_batches(dataset, UnalignedSampler(dataset, 0), opt.batch_size, num_threads, pinned):
             pass
 
     ways = {str(n): partial(epoch_of, n) for n in opt.num_threads}

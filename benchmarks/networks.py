@@ -34,12 +34,14 @@ STEPS_TO_PEAK = 3
 
 
 def random_batch(opt: Namespace, seed: int = 0) -> dict:
-    """Return a batch as training has it, on the CPU: `batch_size` slices of noise of each domain, and masks."""
+    """Return a batch as the loader gives it out, in the CPU's memory: `batch_size` slices of noise each, and masks."""
     generator = torch.Generator().manual_seed(seed)
     shape = (opt.batch_size, 1, opt.size, opt.size)
     a, b = (torch.rand(shape, generator=generator) * 2 - 1 for _ in "AB")
-    mask = (torch.rand(shape, generator=generator) < 0.5).to(torch.uint8)
-    return {"A": a, "B": b, "mask_A": mask, "origin_A": ["a"] * opt.batch_size, "origin_B": ["b"] * opt.batch_size}
+    batch = {"A": a, "B": b, "mask_A": (torch.rand(shape, generator=generator) < 0.5).to(torch.uint8)}
+    if opt.device.type == "cuda":
+        batch = {name: value.pin_memory() for name, value in batch.items()}
+    return batch | {"origin_A": ["a"] * opt.batch_size, "origin_B": ["b"] * opt.batch_size}
 
 
 def full_pools(model: CycleGANModel, batch: dict) -> None:
@@ -72,6 +74,44 @@ def repeat_steps(step, batch: dict, times: int) -> None:
 
 
 def measure_training(opt: Namespace) -> dict:
+    """Return how fast the model's step is beside the reference's, and the memory that both take."""
+    return compare_steps(opt) | {"peak_memory_mib": _memory(opt)}
+
+
+def plain_flop(opt: Namespace) -> float:
+    """Return the floating-point operations of the plain step for one slice of each domain."""
+    one = Namespace(**vars(opt) | {"batch_size": 1, "compile": False})
+    reference = ReferenceStep(build_model(one))
+    with FlopCounterMode(display=False) as counter:
+        reference.step(random_batch(one))
+    return counter.get_total_flops()
+
+
+def measure_own_step(opt: Namespace) -> dict:
+    """Return how fast the model's step is by itself, taking turns with matrix products."""
+    batch, model = random_batch(opt), build_model(opt)
+    precision, flop = model.settings.precision, plain_flop(opt) * opt.batch_size * opt.steps
+    product = MatrixProducts(precision, opt.device)
+
+    def steps() -> None:
+        choose_precision(precision, opt.device)
+        repeat_steps(model.step, batch, opt.steps)
+
+    seconds = take_turns({"ours": steps, "products": product.measure}, opt.turns, opt.device)
+    median = statistics.median(seconds["ours"])
+    return {
+        "precision": precision,
+        "batch_size": opt.batch_size,
+        "compiled": opt.compile,
+        "seconds": [round(value, 4) for value in seconds["ours"]],
+        "iterations_per_second": round(opt.steps / median, 4),
+        "slices_per_second": round(opt.steps * opt.batch_size / median, 3),
+        "peak_gflops": round(product.peak_flops / 1e9, 1),
+        "share_of_peak": round(share_of_peak(flop, median, product.peak_flops), 4),
+    }
+
+
+def compare_steps(opt: Namespace) -> dict:
     """Return how fast the model's step is beside the reference's, taking turns with it and with matrix products."""
     batch, model = random_batch(opt), build_model(opt)
     reference = ReferenceStep(model)
@@ -90,7 +130,7 @@ def measure_training(opt: Namespace) -> dict:
     report["iterations_per_second"] = {
         way: round(opt.steps / statistics.median(seconds[way]), 4) for way in ("reference", "ours")
     }
-    return report | {"peak_memory_mib": _memory(opt)}
+    return report
 
 
 def _measured(products: dict[str, MatrixProducts]) -> dict:

@@ -1,7 +1,8 @@
 """The training step written plainly, to compare the model's own with: in time, and in every number.
 
-Float32, contiguous, one image after another through one network after another, torch's Adam as it comes, and an image
-pool that moves one image at a time. The formulas stand here once more on purpose: agreement then says something.
+Float32 (or float64), contiguous, one image after another through one network after another, torch's Adam as it comes,
+and an image pool that moves one image at a time. The formulas stand here once more on purpose: agreement then says
+something.
 """
 
 import copy
@@ -59,8 +60,15 @@ class PlainPool:
 class ReferenceStep:
     """A model's step once more, from copies of its weights, optimisers and pools as they are now."""
 
-    def __init__(self, model: CycleGANModel) -> None:
+    def __init__(
+        self, model: CycleGANModel, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Copy a model of one process that keeps to the published losses.
+
+        Args:
+            model: what to copy.
+            device: where to compute; None: where the model does.
+            dtype: of all numbers; float64 says what is right.
 
         Raises:
             ValueError: its losses are others.
@@ -68,15 +76,16 @@ class ReferenceStep:
         s = self.settings = model.settings
         if other := {key for key, value in _PUBLISHED.items() if getattr(s, key) != value}:
             raise ValueError(f"the reference step knows the published losses alone; set otherwise: {sorted(other)}")
-        self.device = model.device
-        self.networks: dict[str, nn.Module] = {name: copy.deepcopy(net) for name, net in model.networks.items()}
-        for net in self.networks.values():
-            net.float().to(memory_format=torch.contiguous_format).requires_grad_(True)
+        self.device, self.dtype = device or model.device, dtype
+        self.networks = {name: self._plain(net).requires_grad_(True) for name, net in model.networks.items()}
         self.pools = {name: PlainPool(pool) for name, pool in model.pools.items()}
         self.optimisers = {name: self._plain_adam(name, adam) for name, adam in model.optimisers.items()}
         if s.uses_shape:
-            self.extractor = copy.deepcopy(model.netE).float().to(memory_format=torch.contiguous_format)
+            self.extractor = self._plain(model.netE)
             self.shape_classes = model.shape_classes
+
+    def _plain(self, net: nn.Module) -> nn.Module:
+        return copy.deepcopy(net).to(self.device, self.dtype, memory_format=torch.contiguous_format)
 
     def _plain_adam(self, name: str, adam: torch.optim.Adam) -> torch.optim.Adam:
         networks = [self.networks[network] for network in OPTIMISED[name]]
@@ -91,7 +100,8 @@ class ReferenceStep:
 
     def step(self, batch: dict) -> dict[str, Tensor]:
         """Update all networks on one batch as `CycleGANModel.step` does; return the same losses by the same names."""
-        a, b = (batch[domain].to(self.device) for domain in ("AB" if self.settings.direction == "AtoB" else "BA"))
+        domains = "AB" if self.settings.direction == "AtoB" else "BA"
+        a, b = (batch[domain].to(self.device, self.dtype) for domain in domains)
         G_A, G_B, D_A, D_B = (self.networks[name] for name in ("G_A", "G_B", "D_A", "D_B"))
         discriminators = [net for name, net in self.networks.items() if name.startswith("D_")]
         for net in discriminators:
@@ -135,7 +145,7 @@ class ReferenceStep:
 
     def _shapes(self, fake_ct: Tensor, labels: Tensor) -> dict[str, Tensor]:
         shape = torch.sigmoid(self.extractor(fake_ct)[:, : self.shape_classes])
-        return {"shape": shape, "mask": label_channels(labels, self.shape_classes)}
+        return {"shape": shape, "mask": label_channels(labels, self.shape_classes).to(self.dtype)}
 
     def _shape_losses(self, shapes: dict[str, Tensor]) -> dict[str, Tensor]:
         s, losses = self.settings, {}

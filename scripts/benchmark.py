@@ -30,6 +30,8 @@ from data.manifest import write_json
 from models.networks import GENERATORS
 from models.precision import PRECISIONS
 from options.base_options import nonnegative_int, positive_int, torch_device
+from training.run import set_up_torch
+from training.team import Team
 
 MEASUREMENTS = {
     "train": measure_training,
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     opt = parse_arguments(arguments)
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(opt.threads)
+    opt.device = Team().device(opt.device)
+    set_up_torch(opt.device, deterministic=False)
     if opt.work:
         report = measure(opt)
     else:
