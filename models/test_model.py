@@ -97,7 +97,7 @@ class TestModel:
         # As fast as all threads on one slice, or faster; and no voxel depends on the number of threads.
         threads = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            yield from threads.map(lambda slab: self._run(slab[None]), slabs)
+            yield from threads.map(lambda index: self._run(slabs[index][None]), range(len(slabs)))
         finally:
             threads.shutdown(cancel_futures=True)
 
