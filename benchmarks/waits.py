@@ -1,5 +1,6 @@
 """Where a training step makes the host wait for the GPU, how long its kernels take, and the memory that it needs."""
 
+import gc
 import traceback
 import warnings
 from argparse import Namespace
@@ -107,6 +108,7 @@ def _longest(rows: list[tuple[str, float, int]], steps: int) -> list[dict]:
 
 def device_peak_mib(opt: Namespace) -> int:
     """Return the most memory (MiB) that torch takes on the GPU for the model and its first steps."""
+    gc.collect()  # what earlier work left must not be freed, and so hide memory, meanwhile
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(opt.device)
     before = torch.cuda.memory_allocated(opt.device)
