@@ -6,7 +6,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
 
-AIR_HU = -1000.0
+from data.intensity import AIR_HU
+
 # Where bone begins when whole bones are outlined, and the smallest and largest outlines that count.
 _BONE_HU = 160.0
 _SMALLEST_BONE_MM2 = 25.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.mr_simulation import Draws
+from data.simulated_mr import Draws
 
 _BODY_HU = -500
 
