@@ -109,7 +109,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
     pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window))
     good = {
         "ngf": isinstance(s.ngf, int) and 0 < s.ngf <= _GREATEST_NGF,
-        "slab": isinstance(s.slab, int) and not isinstance(s.slab, bool) and 0 < s.slab <= _GREATEST_SLAB and s.slab % 2 == 1,
+        "slab": isinstance(s.slab, int) and s.slab in range(1, _GREATEST_SLAB, 2),
         "size": isinstance(s.size, int) and 0 < s.size <= _GREATEST_SIZE,
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),

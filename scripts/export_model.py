@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = load_checkpoint(source)
     net = build_generator(
         settings.netG,
+        settings.slab,
+        settings.slab,
         ngf=settings.ngf,
         norm=settings.norm,
         use_dropout=settings.use_dropout,
