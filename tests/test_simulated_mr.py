@@ -187,7 +187,9 @@ def test_a_smooth_field_has_unit_spread_and_the_scale_that_was_asked_for():
     assert values.shape == (120, 3, 64, 64)
     assert values.mean().item() == pytest.approx(0, abs=0.05)
     assert 0.4 < values.std().item() < 1.05  # one at the nodes, less between them
-    near, far = (torch.corrcoef(torch.stack([values[..., :-k].flatten(), values[..., k:].flatten()]))[0, 1] for k in (1, 24))
+    near, far = (
+        torch.corrcoef(torch.stack([values[..., :-k].flatten(), values[..., k:].flatten()]))[0, 1] for k in (1, 24)
+    )
     assert near > 0.95
     assert abs(far) < 0.1
 

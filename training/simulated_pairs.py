@@ -24,7 +24,8 @@ from models.networks import build_generator, initialise
 
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
-_WARM_UP_STEPS = 300
+# The rate rises over this share of the training, then falls by a cosine.
+_WARM_UP = 0.05
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
 
 
@@ -111,7 +112,7 @@ class SimulatedPairsTraining:
         """Update the generator on the next batch; return the losses, scalars without history.
 
         Args:
-            progress: share of the training that is done, in [0, 1): the rate falls with it, by a cosine.
+            progress: share of the training that is done, in [0, 1): the learning rate follows it.
         """
         with torch.no_grad():
             mr, hu = self.draw()
@@ -125,7 +126,7 @@ class SimulatedPairsTraining:
             "simulated": (output - target).abs().mean(),
             "hu": self.settings.lambda_hu * (curve(output, inverse) - hu.clamp(*self.ct_map.range)).abs().mean() / 1000,
         }
-        rate = min(1.0, (self.steps + 1) / _WARM_UP_STEPS) * (0.5 * (1 + math.cos(math.pi * progress)) + 0.003)
+        rate = min(1.0, 0.02 + progress / _WARM_UP) * (0.5 * (1 + math.cos(math.pi * progress)) + 0.003)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * rate
         self.optimiser.zero_grad(set_to_none=True)
