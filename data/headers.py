@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError
@@ -41,6 +42,18 @@ def check_claim(path: Path, claimed_bytes: int, stored_bytes: int, expansion: in
             f"{stored_bytes} stored bytes can hold no more than {expansion * stored_bytes}: damaged or truncated; "
             "export or copy it again"
         )
+
+
+def check_size(path: Path, size: Sequence[int]) -> None:
+    """Refuse a header's size, voxels along (x, y, z, ...), that is no volume's."""
+    if any(extent > 1 for extent in size[3:]):
+        raise InputError(
+            f"{path}: {len(size)}-D image of size {tuple(size)}; expected 3-D: extract one time point or echo first"
+        )
+    if len(size) < 3 or 1 in size[:3]:
+        raise InputError(f"{path}: 2-D image of size {tuple(size)}; expected a volume with several slices")
+    if min(size) < 1:
+        raise InputError(f"{path}: cannot be read as a volume: size {tuple(size)}; expected voxels: damaged")
 
 
 def check_nrrd(path: Path, stored_bytes: int) -> None:

@@ -5,6 +5,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 (LPS, mm).
 """
 
+import logging
 import math
 import re
 import zlib
@@ -22,7 +23,10 @@ from scipy.optimize import linear_sum_assignment
 from data import dicom
 from data.errors import InputError
 from data.files import whole_file
-from data.headers import check_claim, check_metaimage, check_nrrd
+from data.headers import check_claim, check_metaimage, check_nrrd, check_size
+from data.nifti import NiftiForms, read_nifti, set_forms
+
+log = logging.getLogger(__name__)
 
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
@@ -48,12 +52,16 @@ class Volume:
         spacing: voxel spacing in mm along (x, y, z).
         origin: centre of the first voxel in patient coordinates (LPS, mm).
         direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
+        nifti: the transforms of the NIfTI file that it was read from; those of a file that is written of it.
+        notes: what had to be decided when it was read, in words.
     """
 
     array: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    nifti: NiftiForms | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an array or a geometry that no volume can have."""
@@ -182,6 +190,8 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
+    for note in volume.notes:
+        log.warning("warning: %s: %s", path, note)
     return volume
 
 
@@ -221,10 +231,8 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     affine[:3, 3] = volume.origin
     affine[:2] *= -1  # LPS to RAS
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
-    for set_transform in (image.set_qform, image.set_sform):
-        set_transform(affine, code="scanner")
+    image = nibabel.Nifti1Image(array.T, None, dtype=array.dtype)
+    set_forms(image.header, affine, volume.nifti)
     with path.open("wb") as file:
         if path.suffix == ".nii":
             image.to_stream(file)
@@ -242,6 +250,8 @@ def _read_file(path: Path) -> Volume:
             f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
         )
     stored_bytes = sum(file.stat().st_size for file in volume_files(path))
+    if suffix in NIFTI_SUFFIXES:
+        return Volume(*read_nifti(path, stored_bytes))
     reader = sitk.ImageFileReader()
     if suffix in (".mha", ".mhd"):
         check_metaimage(path, stored_bytes)
@@ -250,35 +260,16 @@ def _read_file(path: Path) -> Volume:
         check_nrrd(path, stored_bytes)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    _check_dimensions(reader, path)
-    voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    check_claim(path, math.prod(reader.GetSize()) * voxel_bytes, stored_bytes)
-    if suffix not in NIFTI_SUFFIXES:
-        image = reader.Execute()
-        return from_sitk(image if image.GetDimension() == 3 else image[:, :, :, 0])
-    # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
-    image = nibabel.load(path)
-    if not np.all(np.isfinite(image.affine)):  # ITK would make zeros of them
-        raise InputError(f"{path}: the header's transform holds NaN or infinite numbers; export the volume again")
-    voxels = np.asanyarray(image.dataobj)
-    array = voxels.reshape(voxels.shape[:3], order="F").T
-    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
-    return Volume(array, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
-
-
-def _check_dimensions(reader: sitk.ImageFileReader, path: Path) -> None:
-    size = reader.GetSize()
     if reader.GetNumberOfComponents() > 1:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise InputError(f"{path}: {reader.GetNumberOfComponents()} values a voxel ({kind}): extract one channel first")
-    if any(extent > 1 for extent in size[3:]):
-        raise InputError(
-            f"{path}: {len(size)}-D image of size {size}; expected 3-D: extract one time point or echo first"
-        )
-    if len(size) < 3 or 1 in size[:3]:
-        raise InputError(f"{path}: 2-D image of size {size}; expected a volume with several slices")
-    if len(size) > 4:
-        raise InputError(f"{path}: {len(size)}-D image of size {size}; expected 3-D")
+    check_size(path, reader.GetSize())
+    voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_claim(path, math.prod(reader.GetSize()) * voxel_bytes, stored_bytes)
+    image = reader.Execute()
+    while image.GetDimension() > 3:
+        image = image[..., 0]
+    return from_sitk(image)
 
 
 def _check_voxels(volume: Volume, path: Path) -> None:
