@@ -60,6 +60,16 @@ def holds_dicom(folder: Path) -> bool:
     return any(path.suffix.lower() in _SUFFIXES or _looks_like_dicom(path) for path in files)
 
 
+def is_slice(file: Path) -> bool:
+    """Tell whether a file is a DICOM image, or was meant to be one."""
+    return _read_header(file) is not None or _is_damaged(file)
+
+
+def holds_slices(folder: Path) -> bool:
+    """Tell whether a DICOM image lies directly in `folder`: a volume file beside it was made of it, or is its mask."""
+    return any(is_slice(path) for path in folder.iterdir() if path.is_file())
+
+
 def _looks_like_dicom(file: Path) -> bool:
     with file.open("rb") as handle:
         start = handle.read(_PREAMBLE_BYTES + 4)
