@@ -17,13 +17,12 @@ from skimage.morphology import disk
 
 from data.errors import InputError
 from data.intensity import AIR_HU
+from data.modality import check_ct, check_mr, in_hu
 from data.volume import Volume, axial_order, describe_grid, read_volume, same_grid
 
 COARSE_MM = 3.0
 # Half air (-1000 HU), half soft tissue (about 0 HU): where skin begins. Lung is below and gets filled in.
 CT_BODY_HU = -500.0
-# Above the HU of any fat: what has nothing below it is no CT in HU, however it is cropped.
-CT_FAT_HU = -50.0
 # A cavity that is mostly denser than this holds lung, not room air.
 CT_LUNG_HU = -950.0
 # MR intensities count relative to the median of the bright tissue. A background is darker than this, ...
@@ -81,22 +80,24 @@ def mr_body_mask(mr: Volume) -> np.ndarray:
     return _refine(mr, coarse, _fill(parts, coarse.spacing, seen), threshold, couch=False)
 
 
-def ct_body_mask(ct: Volume) -> np.ndarray:
+def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
     """Return where a CT shows the body, lungs and other cavities included, without the couch.
 
     The body is what exceeds -500 HU and is, somewhere, too thick for a couch; thin parts next to it belong to it
     unless nothing but they lie behind it.
 
     Args:
-        ct: CT in HU, real or synthetic, of a patient lying on the back.
+        ct: CT in HU, of a patient lying on the back.
+        synthetic: made by a network; then its values need not be those of a scanner (`check_ct`).
 
     Returns:
         Booleans, shape (z, y, x).
 
     Raises:
-        InputError: no body is found, or the volume holds neither air nor fat.
+        InputError: no body is found, or the volume is no CT in HU.
     """
-    check_ct(ct)
+    check_ct(ct, synthetic)
+    ct = in_hu(ct)
     coarse = _Coarse.of(ct)
     parts = _parts(coarse.array > CT_BODY_HU, coarse.spacing, COUCH_RADIUS_MM, couch=True)
     if parts is None:
@@ -105,21 +106,10 @@ def ct_body_mask(ct: Volume) -> np.ndarray:
     return _refine(ct, coarse, filled, CT_BODY_HU, couch=True)
 
 
-def check_mr(mr: Volume) -> None:
-    """Refuse a CT in HU given as an MR. Raises `InputError`."""
-    if mr.array.min() <= CT_BODY_HU:
-        raise _not_found("MR", mr, "values as low as this look like CT in HU", "check that MR and CT are not swapped")
-
-
-def check_ct(ct: Volume) -> None:
-    """Refuse an MR, or a CT that is not in HU, given as a CT: every CT holds air or fat. Raises `InputError`."""
-    if ct.array.min() > CT_FAT_HU:
-        why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
-        raise _not_found("CT", ct, why, "check that MR and CT are not swapped")
-
-
 def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
     """Return a CT with -1000 HU everywhere but in the body and a margin of 2 mm (at least one voxel) around it.
+
+    What lies below -1024 HU, a padding, becomes -1024 HU.
 
     Args:
         ct: CT in HU.
@@ -128,7 +118,8 @@ def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
     Raises:
         InputError: no body is found, the mask is empty, or the volume holds neither air nor fat.
     """
-    check_ct(ct)
+    check_ct(ct, synthetic=True)
+    ct = in_hu(ct)
     body = ct_body_mask(ct) if mask is None else np.asarray(mask, bool)
     if not body.any():
         raise InputError("couch removal: the body mask is empty; expected the body's voxels")

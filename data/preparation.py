@@ -26,11 +26,12 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
 from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
+from data.modality import check_ct, check_mr
 from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.training_statistics import MIN_BODY_SHARE, slice_spread
@@ -164,9 +165,11 @@ def analyse(job: Job) -> Case:
     check, find_body = (check_mr, mr_body_mask) if job.domain == "A" else (check_ct, ct_body_mask)
     try:
         check(volume)
+        body = None if mask_path else find_body(volume)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
-    body = read_mask(mask_path, volume) if mask_path else find_body(volume)
+    if mask_path:
+        body = read_mask(mask_path, volume)
     if mask_path and _is_body_file(mask_path, job):
         body_digest = job.known.body_sha256 if job.known else None
     else:

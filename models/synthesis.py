@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, remove_couch
+from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
+from data.modality import check_ct, check_mr, in_hu
 from data.slice_frame import SliceFrame
 from data.volume import Volume
 from models.experiment import weights_path
@@ -139,6 +140,7 @@ def prepare_volume(
     """
     to_ct = settings.direction == "AtoB"
     (check_mr if to_ct else check_ct)(source)
+    source = source if to_ct else in_hu(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
     source_map, target_map = intensity_maps(settings, source, body)
