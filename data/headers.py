@@ -18,6 +18,11 @@ JPEG_EXPANSION = 100_000
 HEADER_BYTES = 1 << 16
 # Of numbers of mm: greater ones are a mistake, and arithmetic with them overflows.
 GREATEST_MM = 1e9
+# What headers call units of length; no name is taken for mm.
+UNITS_MM = {
+    "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "centimeter": 10.0, "centimeters": 10.0,
+    "m": 1000.0, "meter": 1000.0, "meters": 1000.0, "um": 0.001, "": 1.0,
+}  # fmt: skip
 _MAX_DIGITS = 18
 # Slices of one volume that lie in files of their own.
 _MAX_FILES = 1 << 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.headers import check_shape, finite_number, numbered_files, read_start, unreadable, whole_number
+from data.headers import UNITS_MM, check_shape, finite_number, numbered_files, read_start, unreadable, whole_number
 from data.streams import StoredVolume
 
 # MetaIO's own limit.
@@ -90,6 +90,10 @@ class _Header:
         # A row of the file is the direction of one index axis, a column of ours.
         rows = np.reshape(self._numbers(_DIRECTION, dimensions**2, identity.ravel()), (dimensions, dimensions))
         origin = self._numbers(_ORIGIN, dimensions, [0.0] * dimensions)
+        unit = self.values.get("DistanceUnits", "mm").strip('"')
+        factor = UNITS_MM.get("mm" if unit == "?" else unit.lower())
+        if factor is None:
+            raise self.damaged("DistanceUnits", unit, f"one of {', '.join(filter(None, UNITS_MM))}")
         files = self._files()
         header = self._whole("HeaderSize", -1, 1 << 40, 0)
         encoding = self._encoding()
@@ -97,7 +101,8 @@ class _Header:
             raise self.damaged("HeaderSize", "-1", "0 or more for data that are compressed or text")
         local = files == (self.path,)
         return StoredVolume(
-            self.path, files, encoding, self._dtype(), size[:3], tuple(spacing[:3]), tuple(origin[:3]),
+            self.path, files, encoding, self._dtype(), size[:3], tuple(value * factor for value in spacing[:3]),
+            tuple(value * factor for value in origin[:3]),
             tuple(rows[:3, :3].T.ravel().tolist()), self.bytes if local else max(header, 0),
             None if header == -1 else 0,
         )  # fmt: skip

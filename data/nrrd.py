@@ -10,6 +10,7 @@ import numpy as np
 
 from data.errors import InputError
 from data.headers import (
+    UNITS_MM,
     check_shape,
     finite_number,
     numbered_files,
@@ -45,7 +46,6 @@ _SPACES = {
     "left-anterior-superior": (1, -1, 1), "las": (1, -1, 1),
     "scanner-xyz": (1, 1, 1), "3d-right-handed": (1, 1, 1), "3d-left-handed": (1, 1, 1),
 }  # fmt: skip
-_UNITS_MM = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "m": 1e3, "": 1.0}
 # Fields without a bearing on voxels and geometry, and those that are read, under the one of their names that is kept.
 _FIELDS = (
     "type", "dimension", "space", "space dimension", "space units", "sizes", "space origin", "space directions",
@@ -170,7 +170,16 @@ class _Header:
         minima = [finite_number(word) for word in self.fields.get("axis mins", "").split()] or [0.0] * dimensions
         if len(minima) != dimensions:
             raise self.damaged("axis mins", self.fields["axis mins"], f"{dimensions} numbers")
-        origin = tuple((minima[axis] or 0.0) * factors[axis] for axis in axes)
+        centers = self.fields.get("centers", "").lower().split() or ["cell"] * dimensions
+        if len(centers) != dimensions:
+            raise self.damaged("centers", self.fields["centers"], f"{dimensions} words")
+        # The least place of an axis is a border of its first voxel, unless it says that it is the centre.
+        inside = [0.0 if centers[axis] == "node" or minima[axis] is None else numbers[axis] / 2 for axis in axes]
+        has_minima = "axis mins" in self.fields
+        origin = tuple(
+            ((minima[axis] or 0.0) + shift) * factors[axis] if has_minima else 0.0
+            for axis, shift in zip(axes, inside, strict=True)
+        )
         return spacing, origin, tuple(np.eye(3).ravel().tolist())
 
     def _vectors(self, dimensions: int) -> list[str]:
@@ -198,9 +207,9 @@ class _Header:
         return factors.pop()
 
     def _factor(self, unit: str) -> float:
-        if unit.lower() not in _UNITS_MM:
-            raise self.damaged("units", unit, f"one of {', '.join(filter(None, _UNITS_MM))}")
-        return _UNITS_MM[unit.lower()]
+        if unit.lower() not in UNITS_MM:
+            raise self.damaged("units", unit, f"one of {', '.join(filter(None, UNITS_MM))}")
+        return UNITS_MM[unit.lower()]
 
     def _encoding(self) -> str:
         encoding = self.fields.get("encoding", "")

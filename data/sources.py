@@ -36,7 +36,7 @@ def find_volumes(pattern: str) -> list[Path]:
     matches = sorted(find_paths(pattern))
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
+        inside = _volumes_in(match) if match.is_dir() else []
         if inside:
             volumes += inside
         elif is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
@@ -46,6 +46,11 @@ def find_volumes(pattern: str) -> list[Path]:
             f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
         )
     return list(dict.fromkeys(volumes))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return a folder's volume files; hidden ones, such as macOS's `._mr.nii.gz`, are none."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
 
 
 def find_paths(pattern: str) -> list[Path]:
