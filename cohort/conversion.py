@@ -147,6 +147,7 @@ class Conversion:
             with _timed(work, "check"):
                 training = self.synthesiser.settings.training
                 findings = check_conversion(work.plan, translated, synthetic, training)
+                findings.warnings += work.plan.source.notes
                 hu = hu_statistics(synthetic, work.plan.body)
             del translated
             with _timed(work, "write"):

@@ -10,7 +10,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from data.files import check_regular
-from data.headers import check_shape, unreadable
+from data.headers import check_size, unreadable
 from data.streams import StoredVolume
 
 _HEADER_BYTES = 256
@@ -38,7 +38,7 @@ def read_gipl(path: Path) -> StoredVolume:
         raise unreadable(path, f"GIPL type {kind}; expected one of {', '.join(map(str, _TYPES))}")
     if not all(size[:3]):
         raise unreadable(path, f"GIPL size {size[:3]}; expected numbers of voxels: damaged")
-    check_shape(path, size if size[3] > 1 else size[:3])
+    check_size(path, size if size[3] > 1 else size[:3])
     spacing = struct.unpack_from(">3f", header, 10)
     origin = struct.unpack_from(">3d", header, 204)
     return StoredVolume(

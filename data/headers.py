@@ -32,8 +32,8 @@ _MAGIC = {
     b"NRRD000": "an NRRD file",
     b"ObjectType": "a MetaImage",
     b"\x00\x05\x16\x07": "what macOS keeps of another file (AppleDouble), not a volume",
-    b"\x1c\x02\x00\x00": "a NIfTI-2 file",
-    b"\x00\x00\x02\x1c": "a NIfTI-2 file",
+    b"\x1c\x02\x00\x00": "a NIfTI or Analyze file",
+    b"\x00\x00\x02\x1c": "a NIfTI or Analyze file",
     b"\x5c\x01\x00\x00": "a NIfTI or Analyze file",
     b"\x00\x00\x01\x5c": "a NIfTI or Analyze file",
     b"\x00\x00\x00\x01\x00\x00": "a FreeSurfer .mgh file",
@@ -85,25 +85,18 @@ def check_claim(path: Path, claimed_bytes: int, stored_bytes: int, expansion: in
         )
 
 
-def check_shape(path: Path, size: Sequence[int], components: int = 1) -> None:
-    """Refuse what is no 3-D scalar volume: colours, time points, single slices.
-
-    Args:
-        path: the file.
-        size: voxels along each axis, as stored.
-        components: values of a voxel.
-    """
-    size = tuple(size)
+def check_size(path: Path, size: Sequence[int], components: int = 1) -> None:
+    """Refuse a header's size, voxels along (x, y, z, ...), that is no volume's, or several values a voxel."""
     if components > 1:
         raise InputError(f"{path}: {components} values a voxel: extract one channel first")
     if any(extent > 1 for extent in size[3:]):
         raise InputError(
-            f"{path}: {len(size)}-D image of size {size}; expected 3-D: extract one time point or echo first"
+            f"{path}: {len(size)}-D image of size {tuple(size)}; expected 3-D: extract one time point or echo first"
         )
     if len(size) < 3 or 1 in size[:3]:
-        raise InputError(f"{path}: 2-D image of size {size}; expected a volume with several slices")
-    if len(size) > 4:
-        raise InputError(f"{path}: {len(size)}-D image of size {size}; expected 3-D")
+        raise InputError(f"{path}: 2-D image of size {tuple(size)}; expected a volume with several slices")
+    if min(size) < 1:
+        raise InputError(f"{path}: cannot be read as a volume: size {tuple(size)}; expected voxels: damaged")
 
 
 def split_axes(vectors: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.headers import UNITS_MM, check_shape, finite_number, numbered_files, read_start, unreadable, whole_number
+from data.headers import UNITS_MM, check_size, finite_number, numbered_files, read_start, unreadable, whole_number
 from data.streams import StoredVolume
 
 # MetaIO's own limit.
@@ -77,7 +77,7 @@ class _Header:
         size = self._sizes(dimensions)
         if self.values.get("ObjectType", "Image") != "Image":
             raise self.damaged("ObjectType", self.values["ObjectType"], "Image")
-        check_shape(self.path, size, self._whole("ElementNumberOfChannels", 1, _MAX_CHANNELS, 1))
+        check_size(self.path, size, self._whole("ElementNumberOfChannels", 1, _MAX_CHANNELS, 1))
         for key, expected in _EXPECTED.items():
             if key in self.values and finite_number(self.values[key]) != expected:
                 raise self.damaged(key, self.values[key], f"{expected:g}: other values are not read")

@@ -11,7 +11,7 @@ import numpy as np
 from data.errors import InputError
 from data.headers import (
     UNITS_MM,
-    check_shape,
+    check_size,
     finite_number,
     numbered_files,
     read_start,
@@ -137,7 +137,7 @@ class _Header:
         values = [axis for axis, kind in enumerate(kinds) if kind not in _DOMAIN_KINDS]
         axes = [axis for axis in range(len(sizes)) if axis not in values]
         shape = [sizes[axis] for axis in axes]
-        check_shape(self.path, shape, int(np.prod([sizes[axis] for axis in values], dtype=float)))
+        check_size(self.path, shape, int(np.prod([sizes[axis] for axis in values], dtype=float)))
         return axes[:3]
 
     def _geometry(self, axes: list[int], dimensions: int) -> tuple[tuple, tuple, tuple]:

@@ -5,8 +5,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 (LPS, mm).
 """
 
-import io
-import math
+import logging
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +22,12 @@ from data import dicom
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.gipl import read_gipl
-from data.headers import UNKNOWN, check_claim, check_shape, describe_content, read_start, unreadable
+from data.headers import UNKNOWN, describe_content, read_start, unreadable
 from data.metaimage import read_metaimage
+from data.nifti import NiftiForms, read_nifti, set_forms
 from data.nrrd import read_nrrd
-from data.streams import check_data_file, decode
+
+log = logging.getLogger(__name__)
 
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
@@ -56,12 +57,16 @@ class Volume:
         spacing: voxel spacing in mm along (x, y, z).
         origin: centre of the first voxel in patient coordinates (LPS, mm).
         direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
+        nifti: the transforms of the NIfTI file that it was read from; those of a file that is written of it.
+        notes: what had to be decided when it was read, in words.
     """
 
     array: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    nifti: NiftiForms | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an array or a geometry that no volume can have."""
@@ -184,6 +189,8 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
+    for note in volume.notes:
+        log.warning("warning: %s: %s", path, note)
     return volume
 
 
@@ -223,10 +230,8 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     affine[:3, 3] = volume.origin
     affine[:2] *= -1  # LPS to RAS
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
-    for set_transform in (image.set_qform, image.set_sform):
-        set_transform(affine, code="scanner")
+    image = nibabel.Nifti1Image(array.T, None, dtype=array.dtype)
+    set_forms(image.header, affine, volume.nifti)
     with path.open("wb") as file:
         if path.suffix == ".nii":
             image.to_stream(file)
@@ -238,24 +243,10 @@ def _write_nifti(volume: Volume, path: Path) -> None:
 def _read_file(path: Path) -> Volume:
     suffix = volume_suffix(path)
     _check_content(path, suffix)
-    if suffix not in NIFTI_SUFFIXES:
-        stored = _PARSERS[suffix](path)
-        return Volume(stored.read(), stored.spacing, stored.origin, stored.direction)
-    stored_bytes = sum(file.stat().st_size for file in volume_files(path))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    check_shape(path, reader.GetSize(), reader.GetNumberOfComponents())
-    voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    check_claim(path, math.prod(reader.GetSize()) * voxel_bytes, stored_bytes)
-    # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
-    image = _load_nifti(path)
-    if not np.all(np.isfinite(image.affine)):  # ITK would make zeros of them
-        raise InputError(f"{path}: the header's transform holds NaN or infinite numbers; export the volume again")
-    voxels = np.asanyarray(image.dataobj)
-    array = voxels.reshape(voxels.shape[:3], order="F").T
-    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
-    return Volume(array, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
+    if suffix in NIFTI_SUFFIXES:
+        return Volume(*read_nifti(path, sum(file.stat().st_size for file in volume_files(path))))
+    stored = _PARSERS[suffix](path)
+    return Volume(stored.read(), stored.spacing, stored.origin, stored.direction)
 
 
 def _check_content(path: Path, suffix: str) -> None:
@@ -271,20 +262,11 @@ def _check_content(path: Path, suffix: str) -> None:
     if not suffix:
         formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
         raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
+    if suffix == ".img":  # nothing but voxels
+        return
     fitting = _CONTENTS.get(suffix, "a gzip-compressed file" if suffix.endswith(".gz") else None)
     if found not in (fitting, UNKNOWN) or (suffix.endswith(".gz") and found != fitting):
         raise unreadable(path, f"it is named {suffix}, but is {found}; rename it, or convert it to .nii.gz")
-
-
-def _load_nifti(path: Path) -> nibabel.spatialimages.SpatialImage:
-    """Return an image of verified bytes in memory: nibabel reads as far as the last voxel, short of the checksum."""
-    image = nibabel.load(path)
-    stored = image.dataobj
-    file = Path(image.file_map["image"].filename)
-    check_data_file(file, path)
-    encoding = "gzip" if file.name.lower().endswith(".gz") else "raw"
-    data = decode(file, file.read_bytes(), encoding, stored.offset + math.prod(stored.shape) * stored.dtype.itemsize)
-    return type(image).from_file_map(image.file_map | {"image": nibabel.FileHolder(fileobj=io.BytesIO(data))})
 
 
 def _check_voxels(volume: Volume, path: Path) -> None:

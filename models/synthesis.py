@@ -158,13 +158,13 @@ def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
     fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
     slices = np.full((frame.slices, frame.size, frame.size), fill, np.float32)
     slices[plan.with_body] = plan.target_map.to_physical(translated)
-    restored = frame.restore(slices, fill)
+    restored = frame.restore(slices, fill).array
     if not plan.to_ct:
-        return restored
-    hu = np.rint(restored.array, out=restored.array).astype(np.int16)
+        return plan.source.with_array(restored)
+    hu = np.rint(restored, out=restored).astype(np.int16)
     if plan.solid_body:
         hu = fill_air(hu, frame.inside(plan.body), plan.source.spacing)
-    return restored.with_array(hu)
+    return plan.source.with_array(hu)
 
 
 def fill_air(hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

@@ -324,7 +324,7 @@ def test_a_series_is_chosen_by_its_uid(raw):
     grid = read_volume(raw / "dicom", "1.2.3.1111")
     write_volume(grid.with_array(labels.array), raw / "dicom_mask.nii.gz")
     arguments = ["--mr", str(raw / "dicom"), "--mr_mask", str(raw / "dicom_mask.nii.gz")]
-    with pytest.raises(InputError, match="choose one with --series_uid"):
+    with pytest.raises(InputError, match="2 DICOM series; expected one"):
         prepare(raw, *arguments)
     for uid in ("1.2.3.1111", "1.2.3.2222"):  # the second into the same folder: done again
         _, manifest = prepare(raw, *arguments, "--series_uid", uid, "--spacing_mm", "0.7")

@@ -301,7 +301,7 @@ def test_fractional_rescaling_is_kept(tmp_path):
 def test_several_series_are_listed_and_chosen_by_uid(tmp_path):
     write_series(tmp_path, uid="1.2.3.1111", description="T1 in phase")
     other = write_series(tmp_path, uid="1.2.3.2222", description="T2")
-    with pytest.raises(InputError, match="2 DICOM series; choose one with --series_uid") as error:
+    with pytest.raises(InputError, match="2 DICOM series; expected one: put it into a folder of its own") as error:
         read_volume(tmp_path)
     for part in ("1.2.3.1111  MR  'T1 in phase'  6 files", "1.2.3.2222  MR  'T2'  6 files"):
         assert part in str(error.value)
