@@ -12,10 +12,17 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from data.errors import InputError
 from data.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
+from data.reader_process import find_unreadable, is_nested, read_slices
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +36,8 @@ _TAGS = [
 _GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # Names of HU; US is "unspecified", and an empty tag says as little.
 _HU_TYPES = ("HU", "US", "", None)
+# Slices in one of these need no decoder; a file that names none is in the first.
+_PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, None)
 _SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 128
 # A file without the preamble starts with an element of group 0002 or 0008, of either byte order.
@@ -125,15 +134,15 @@ def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
     for file, header in series.files:
         _check_header(file, header)
     files, spacing_mm = _sort_slices(folder, series)
-    reader = sitk.ImageSeriesReader()
+    pixel_type = None
     if not _have_one_type(files):
         # The reader takes its pixel type from the first slice: other slices would wrap, or lose their fractions.
         deep = any(_count(file, header, "BitsAllocated") > 16 for file, header in files)
-        reader.SetOutputPixelType(sitk.sitkFloat64 if deep else sitk.sitkFloat32)
+        pixel_type = sitk.sitkFloat64 if deep else sitk.sitkFloat32
+    apart = any(_transfer_syntax(header) not in _PLAIN_SYNTAXES or is_nested(file) for file, header in files)
     try:
         with _as_stored(files) as paths:
-            reader.SetFileNames([str(path) for path in paths])
-            image = reader.Execute()
+            image = read_slices(paths, pixel_type, apart)
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
     image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
@@ -168,15 +177,15 @@ def _as_stored(files: list[tuple[Path, pydicom.Dataset]]) -> Iterator[list[Path]
 
 def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
     """Say which slice cannot be decoded, and how it is compressed."""
-    for file, header in files:
-        try:
-            sitk.ReadImage(str(file))
-        except RuntimeError:
-            syntax = _transfer_syntax(header)
-            return (
-                f"{file}: its pixels cannot be decoded (transfer syntax {syntax.name if syntax else 'not said'}): "
-                "truncated, without pixel data, or in a compression that is not read; export the series uncompressed"
-            )
+    found = find_unreadable([file for file, _ in files])
+    if found:
+        file, reason = found
+        syntax = _transfer_syntax(dict(files)[file])
+        way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
+        return (
+            f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in a "
+            "compression that is not read; export the series uncompressed"
+        )
     return f"{files[0][0].parent}: its slices cannot be read as one volume; export the series again, uncompressed"
 
 

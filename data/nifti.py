@@ -10,6 +10,7 @@
 Source of the methods: nifti1.h, https://nifti.nimh.nih.gov, "3D image (volume) orientation and location in space".
 """
 
+import io
 import logging
 import math
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from nibabel.openers import ImageOpener
 
 from data.errors import InputError
 from data.headers import check_claim, check_size
+from data.streams import check_data_file, decode
 
 # A metre and a micrometre in mm, by the header's code of the unit; others are mm, or say nothing.
 _UNITS_MM = {1: 1000.0, 3: 0.001}
@@ -86,12 +88,21 @@ def read_nifti(path: Path, stored_bytes: int) -> NiftiImage:
     check_size(path, image.shape)
     check_claim(path, math.prod(image.shape) * kind.itemsize, stored_bytes)
     spacing, direction, forms, notes = _geometry(path, _header(image), image.shape[:3])
-    # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
-    voxels = np.asanyarray(image.dataobj)
+    voxels = np.asanyarray(_verified(path, image).dataobj)
     array = voxels.reshape(voxels.shape[:3], order="F").T
     native = np.dtype(np.float64) if kind.itemsize > 8 and array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     origin = tuple((_LPS @ forms.used)[:3, 3].tolist())
     return NiftiImage(array.astype(native, copy=False), spacing, origin, direction, forms, notes)
+
+
+def _verified(path: Path, image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
+    """Return an image whose bytes lie in memory, all of them: nibabel stops at the last voxel, before the checksum."""
+    stored = image.dataobj
+    file = Path(image.file_map["image"].filename)
+    check_data_file(file, path)
+    encoding = "gzip" if file.name.lower().endswith(".gz") else "raw"
+    data = decode(file, file.read_bytes(), encoding, stored.offset + math.prod(stored.shape) * stored.dtype.itemsize)
+    return type(image).from_file_map(image.file_map | {"image": nibabel.FileHolder(fileobj=io.BytesIO(data))})
 
 
 def set_forms(header: Nifti1Header, affine: np.ndarray, forms: NiftiForms | None) -> None:

@@ -41,7 +41,7 @@ def find_volumes(pattern: str) -> list[Path]:
     series = {match for match in matches if match.is_dir() and holds_slices(match)}
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
+        inside = _volumes_in(match) if match.is_dir() else []
         if match in series:
             volumes.append(match)
             if inside:
@@ -65,6 +65,11 @@ def find_volumes(pattern: str) -> list[Path]:
             + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
         )
     return list(dict.fromkeys(volumes))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return a folder's volume files; hidden ones, such as macOS's `._mr.nii.gz`, are none."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
 
 
 def find_paths(pattern: str) -> list[Path]:
