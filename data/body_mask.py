@@ -42,6 +42,10 @@ COVER_RADIUS_MM = 2.0
 MR_OPENING_MM = 3.0
 # Ears, fingers and folds that the opening cuts off lie in front of what it leaves or within this distance.
 THIN_PART_MM = 12.0
+# A couch beside the body shows at least so much of its width: more than fingers and ears, less than half a couch.
+PLATE_MM = 40.0
+# Where the couch of a patient lies who is on the back: along the axis P, in its sense.
+_BEHIND = (1, 1)
 # Cavities that meet the outside through less than twice this are filled: airways, dark cortex under the skin.
 CLOSING_MM = 5.0
 # A hole in an axial slice up to this size is filled wherever it leads: trachea, ear canal.
@@ -84,10 +88,11 @@ def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
     """Return where a CT shows the body, lungs and other cavities included, without the couch.
 
     The body is what exceeds -500 HU and is, somewhere, too thick for a couch; thin parts next to it belong to it
-    unless nothing but they lie behind it.
+    unless nothing but they lie between it and the couch. The couch is looked for on all four sides: patients lie on
+    the back, prone or on a side.
 
     Args:
-        ct: CT in HU, of a patient lying on the back.
+        ct: CT in HU.
         synthetic: made by a network; then its values need not be those of a scanner (`check_ct`).
 
     Returns:
@@ -99,6 +104,9 @@ def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
     check_ct(ct, synthetic)
     ct = in_hu(ct)
     coarse = _Coarse.of(ct)
+    side = _couch_side(coarse.array > CT_BODY_HU, coarse.spacing)
+    if side != _BEHIND:
+        coarse = _Coarse.of(ct, side)
     parts = _parts(coarse.array > CT_BODY_HU, coarse.spacing, COUCH_RADIUS_MM, couch=True)
     if parts is None:
         raise _not_found("CT", ct, f"nothing body-sized above {CT_BODY_HU:g} HU")
@@ -159,6 +167,8 @@ def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
 class _Coarse:
     """Block means of a volume along axes that run to the head, the back and the left, as nearly as its grid allows.
 
+    Of a patient who does not lie on the back, "back" stands for the side on which the couch is, "left" for one beside.
+
     Attributes:
         array: block means, float32, shape (S, P, L).
         spacing: mm along (S, P, L).
@@ -174,9 +184,13 @@ class _Coarse:
     steps: tuple[int, ...]
 
     @classmethod
-    def of(cls, volume: Volume) -> "_Coarse":
+    def of(cls, volume: Volume, couch: tuple[int, int] = _BEHIND) -> "_Coarse":
+        """Average a volume; `couch` is the axis (1: P, 2: L) and the sense in which the couch lies."""
         order, flips = axial_order(volume.direction)
-        steps = tuple(-1 if flip else 1 for flip in flips)
+        steps = [-1 if flip else 1 for flip in flips]
+        axis, sense = couch
+        steps[axis] *= sense
+        order, steps = (tuple(values[a] for a in (0, axis, 3 - axis)) for values in (order, steps))
         fine_mm = [volume.spacing[2 - axis] for axis in order]
         factors = tuple(max(1, int(COARSE_MM / s + 0.5)) for s in fine_mm)
         coarse = cls(np.empty(0), tuple(s * f for s, f in zip(fine_mm, factors, strict=True)), factors, order, steps)
@@ -220,6 +234,42 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
     return lowest + bright * MR_TISSUE
 
 
+def _couch_side(tissue: np.ndarray, spacing: tuple[float, ...]) -> tuple[int, int]:
+    """Return the axis (1: P, 2: L) and the sense (1, or -1: to the front, to the right) in which the couch lies.
+
+    A couch is a plate that reaches out beyond the body, on the same side in at least half of the slices.
+
+    Args:
+        tissue: booleans (S, P, L).
+        spacing: mm along (S, P, L).
+    """
+    parts = _thick_parts(tissue, spacing, COUCH_RADIUS_MM)
+    if parts is None:
+        return _BEHIND
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[1] = True
+    plates, _ = ndimage.label(tissue & ~parts, in_plane)
+    places = ndimage.find_objects(plates)
+    bodies = [next(iter(ndimage.find_objects(part.astype(np.uint8))), None) for part in parts]
+    # For each side the slices in which a plate reaches out beyond the body at its low end, and at its high end.
+    reached = {side: (set(), set(), set()) for side in (_BEHIND, (1, -1), (2, 1), (2, -1))}
+    for place in places:
+        row, body = place[0].start, bodies[place[0].start]
+        if body is None:
+            continue
+        lengths = [(extent.stop - extent.start) * mm for extent, mm in zip(place[1:], spacing[1:], strict=True)]
+        along = int(np.argmax(lengths))  # the plate's own axis: 0 for P, 1 for L
+        plate, width, mm = place[1 + along], body[along], spacing[1 + along]
+        ends = [(width.start - plate.start) * mm > THIN_PART_MM, (plate.stop - width.stop) * mm > THIN_PART_MM]
+        across, depth = place[2 - along], body[1 - along]
+        side = 2 - along, 1 if across.start + across.stop > depth.start + depth.stop else -1
+        for rows, reaches in zip(reached[side], (*ends, any(ends) and lengths[along] >= PLATE_MM), strict=True):
+            rows.update([row] if reaches else [])
+    found = {side: wide | (low & high) for side, (low, high, wide) in reached.items()}
+    side = max(found, key=lambda one: len(found[one]))  # the first of equals: behind
+    return side if 2 * len(found[side]) >= sum(body is not None for body in bodies) else _BEHIND
+
+
 def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, couch: bool) -> np.ndarray | None:
     """Return the body-sized parts of a coarse mask with what is thin beside them; None where there is none.
 
@@ -229,6 +279,18 @@ def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, co
         opening_mm: what is thinner than twice this in the axial plane does not hold parts together.
         couch: a couch is expected, so thin things behind the body are not part of it.
     """
+    parts = _thick_parts(tissue, spacing, opening_mm)
+    if parts is None:
+        return None
+    columns = parts.any(axis=1, keepdims=True)
+    near = _axial(sitk.BinaryDilate, parts, THIN_PART_MM, spacing)
+    beside = _in_front(parts) | (near & ~columns if couch else near)
+    labels, _ = ndimage.label(parts | (tissue & beside))
+    return np.isin(labels, np.unique(labels[parts]))
+
+
+def _thick_parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float) -> np.ndarray | None:
+    """Return the body-sized parts of a coarse mask without what is thin; None where there is none."""
     labels, _ = ndimage.label(_axial(sitk.BinaryMorphologicalOpening, tissue, opening_mm, spacing))
     volumes_ml = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
     thick = np.unique(labels[_axial(sitk.BinaryErode, labels > 0, PART_RADIUS_MM, spacing)])
@@ -237,12 +299,7 @@ def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, co
         return None
     largest = volumes_ml[thick].max()
     kept = thick[volumes_ml[thick] >= min(largest, max(PART_ML, PART_SHARE * largest))]
-    parts = np.isin(labels, kept)
-    columns = parts.any(axis=1, keepdims=True)
-    near = _axial(sitk.BinaryDilate, parts, THIN_PART_MM, spacing)
-    beside = _in_front(parts) | (near & ~columns if couch else near)
-    labels, _ = ndimage.label(parts | (tissue & beside))
-    return np.isin(labels, np.unique(labels[parts]))
+    return np.isin(labels, kept)
 
 
 def _fill(body: np.ndarray, spacing: tuple[float, ...], seen: np.ndarray, lung: np.ndarray | None = None) -> np.ndarray:

@@ -22,7 +22,7 @@ from data.training_statistics import TrainingStatistics
 from data.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
-from options import pipeline_options
+from options import pipeline_options, test_options
 from tests.cohort_data import (
     BROKEN,
     NAME,
@@ -458,6 +458,7 @@ def test_options_are_these_and_their_published_names_work():
     assert (options["num_test"], options["batch_size"], options["num_threads"]) == (3, 2, 4)
     defaults = pipeline_options.parse("--name n --input_dir d".split())
     assert (defaults.batch_size, defaults.precision, defaults.num_test) == (None, "auto", None)
+    assert test_options.parse(["--name", "x", "--input", "mr.nii"]).precision == defaults.precision
 
 
 @pytest.mark.shared
