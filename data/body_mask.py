@@ -15,6 +15,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from data.couch import BEHIND, couch_side
 from data.errors import InputError
 from data.intensity import AIR_HU
 from data.modality import check_ct, check_mr, in_hu
@@ -42,10 +43,6 @@ COVER_RADIUS_MM = 2.0
 MR_OPENING_MM = 3.0
 # Ears, fingers and folds that the opening cuts off lie in front of what it leaves or within this distance.
 THIN_PART_MM = 12.0
-# A couch beside the body shows at least so much of its width: more than fingers and ears, less than half a couch.
-PLATE_MM = 40.0
-# Where the couch of a patient lies who is on the back: along the axis P, in its sense.
-_BEHIND = (1, 1)
 # Cavities that meet the outside through less than twice this are filled: airways, dark cortex under the skin.
 CLOSING_MM = 5.0
 # A hole in an axial slice up to this size is filled wherever it leads: trachea, ear canal.
@@ -104,8 +101,10 @@ def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
     check_ct(ct, synthetic)
     ct = in_hu(ct)
     coarse = _Coarse.of(ct)
-    side = _couch_side(coarse.array > CT_BODY_HU, coarse.spacing)
-    if side != _BEHIND:
+    tissue = coarse.array > CT_BODY_HU
+    thick = _thick_parts(tissue, coarse.spacing, COUCH_RADIUS_MM)
+    side = BEHIND if thick is None else couch_side(tissue, thick, coarse.spacing)
+    if side != BEHIND:
         coarse = _Coarse.of(ct, side)
     parts = _parts(coarse.array > CT_BODY_HU, coarse.spacing, COUCH_RADIUS_MM, couch=True)
     if parts is None:
@@ -184,7 +183,7 @@ class _Coarse:
     steps: tuple[int, ...]
 
     @classmethod
-    def of(cls, volume: Volume, couch: tuple[int, int] = _BEHIND) -> "_Coarse":
+    def of(cls, volume: Volume, couch: tuple[int, int] = BEHIND) -> "_Coarse":
         """Average a volume; `couch` is the axis (1: P, 2: L) and the sense in which the couch lies."""
         order, flips = axial_order(volume.direction)
         steps = [-1 if flip else 1 for flip in flips]
@@ -232,42 +231,6 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
     if light < 1.5 * dark:
         raise _not_found("MR", mr, f"noise without contrast ({dark:.4g} to {light:.4g} when smoothed)")
     return lowest + bright * MR_TISSUE
-
-
-def _couch_side(tissue: np.ndarray, spacing: tuple[float, ...]) -> tuple[int, int]:
-    """Return the axis (1: P, 2: L) and the sense (1, or -1: to the front, to the right) in which the couch lies.
-
-    A couch is a plate that reaches out beyond the body, on the same side in at least half of the slices.
-
-    Args:
-        tissue: booleans (S, P, L).
-        spacing: mm along (S, P, L).
-    """
-    parts = _thick_parts(tissue, spacing, COUCH_RADIUS_MM)
-    if parts is None:
-        return _BEHIND
-    in_plane = np.zeros((3, 3, 3), bool)
-    in_plane[1] = True
-    plates, _ = ndimage.label(tissue & ~parts, in_plane)
-    places = ndimage.find_objects(plates)
-    bodies = [next(iter(ndimage.find_objects(part.astype(np.uint8))), None) for part in parts]
-    # For each side the slices in which a plate reaches out beyond the body at its low end, and at its high end.
-    reached = {side: (set(), set(), set()) for side in (_BEHIND, (1, -1), (2, 1), (2, -1))}
-    for place in places:
-        row, body = place[0].start, bodies[place[0].start]
-        if body is None:
-            continue
-        lengths = [(extent.stop - extent.start) * mm for extent, mm in zip(place[1:], spacing[1:], strict=True)]
-        along = int(np.argmax(lengths))  # the plate's own axis: 0 for P, 1 for L
-        plate, width, mm = place[1 + along], body[along], spacing[1 + along]
-        ends = [(width.start - plate.start) * mm > THIN_PART_MM, (plate.stop - width.stop) * mm > THIN_PART_MM]
-        across, depth = place[2 - along], body[1 - along]
-        side = 2 - along, 1 if across.start + across.stop > depth.start + depth.stop else -1
-        for rows, reaches in zip(reached[side], (*ends, any(ends) and lengths[along] >= PLATE_MM), strict=True):
-            rows.update([row] if reaches else [])
-    found = {side: wide | (low & high) for side, (low, high, wide) in reached.items()}
-    side = max(found, key=lambda one: len(found[one]))  # the first of equals: behind
-    return side if 2 * len(found[side]) >= sum(body is not None for body in bodies) else _BEHIND
 
 
 def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, couch: bool) -> np.ndarray | None:
