@@ -290,13 +290,12 @@ def test_the_couch_is_found_on_whatever_side_the_patient_lies(lying, gap_mm):
     ct, body, couch = ct_trunk((2.0, 2.0, 3.0), couch_y_mm=72 + gap_mm)
     supine = ct_body_mask(ct)
     turned = ct_body_mask(Volume(ct.array, ct.spacing, direction=tuple(map(float, LYING[lying]))))
-    assert turned[couch].mean() < 0.02
-    assert dice(turned, body) > 0.98
-    assert dice(turned, supine) > 0.995
+    np.testing.assert_array_equal(turned, supine)
+    assert turned[couch].mean() < 0.04
+    assert dice(turned, body) > 0.99
 
 
-def test_a_blanket_in_front_is_not_taken_for_the_couch_behind():
-    """Nor do fingers in front make a patient who lies on the back prone."""
+def test_fingers_in_front_make_no_patient_prone():
     spacing = (2.0, 2.0, 3.0)
     ct, body, couch = ct_trunk(spacing, couch_y_mm=74)
     z, y, x = coordinates(spacing)
@@ -304,7 +303,8 @@ def test_a_blanket_in_front_is_not_taken_for_the_couch_behind():
     ct.array[fingers & ~body] = 0
     mask = ct_body_mask(ct)
     assert mask[couch].mean() < 0.02
-    assert dice(mask, body) > 0.975
+    assert dice(mask, body | fingers) > 0.975
+    assert mask[fingers].mean() > 0.9
 
 
 @pytest.mark.parametrize("find", [mr_body_mask, ct_body_mask])

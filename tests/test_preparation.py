@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -342,3 +343,32 @@ def test_impossible_spacings_are_refused_at_once(option, value, capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse(["--mr", "m", "--ct", "c", "--out", "o", f"{option}={value}"])
     assert "expected a positive number of mm" in capsys.readouterr().err
+
+
+def flat_inside(raw) -> tuple[str, ...]:
+    """Make the MR of p0 constant in its supplied mask."""
+    mr = mr_volume()
+    body = np.zeros(mr.array.shape, np.uint8)
+    body[:, 25:35, 25:35] = 1
+    write_volume(mr.with_array(np.where(body, 300, mr.array).astype(np.float32)), raw / "mr/p0.nii.gz")
+    for k in range(2):
+        write_volume(mr.with_array(body), raw / f"masks/p{k}.nii.gz")
+    return "--mr_mask", f"{raw}/masks/*"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda mr: np.full_like(mr, 300), "the volume is constant"),
+        (lambda mr: (mr > 100).astype(np.float32), "only 2 different values: this looks like a mask"),
+        (None, r"the MR is constant in the body \(300\)"),
+    ],
+)
+def test_an_mr_without_contrast_is_refused_by_its_name(raw, caplog, make, words):
+    more = () if make else flat_inside(raw)
+    if make:
+        mr = mr_volume()
+        write_volume(mr.with_array(make(mr.array)), raw / "mr/p0.nii.gz")
+    code, manifest = prepare(raw, *more)
+    assert (code, [case.name for case in manifest.select("train", "A")]) == (1, ["p1"])
+    assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", caplog.text)
