@@ -29,7 +29,7 @@ from visualization.panels import save_preview
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 
 
 @dataclass

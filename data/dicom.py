@@ -152,7 +152,10 @@ def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
 def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:
     """Tell whether all slices have one pixel type and one rescaling, of whole numbers."""
     tags = {"BitsAllocated": 16, "BitsStored": 16, "PixelRepresentation": 0, "RescaleSlope": 1, "RescaleIntercept": 0}
-    types = {tuple(float(header.get(tag, default)) for tag, default in tags.items()) for _, header in files}
+    types = {
+        tuple(float(next(iter(_numbers(file, header, tag)), default)) for tag, default in tags.items())
+        for file, header in files
+    }
     return len(types) == 1 and not any(value % 1 for value in types.pop())
 
 
@@ -167,10 +170,14 @@ def _as_stored(files: list[tuple[Path, pydicom.Dataset]]) -> Iterator[list[Path]
         paths = []
         for number, (file, header) in enumerate(files):
             if header.get("PhotometricInterpretation") == "MONOCHROME1":
-                image = pydicom.dcmread(file, force=True)
-                image.PhotometricInterpretation = "MONOCHROME2"
-                file = Path(scratch, f"{number}.dcm")
-                image.save_as(file)
+                copy = Path(scratch, f"{number}.dcm")
+                try:
+                    image = pydicom.dcmread(file, force=True)
+                    image.PhotometricInterpretation = "MONOCHROME2"
+                    image.save_as(copy)
+                except Exception as error:  # pydicom raises errors of many types on damaged files
+                    raise InputError(f"{file}: MONOCHROME1, and cannot be read to the end: {error}") from error
+                file = copy
             paths.append(file)
         yield paths
 

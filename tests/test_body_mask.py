@@ -302,7 +302,7 @@ def test_fingers_in_front_make_no_patient_prone():
     fingers = np.broadcast_to((np.abs(x) < 20) & (y > -84) & (y < -78) & (np.abs(z) < 30), body.shape)
     ct.array[fingers & ~body] = 0
     mask = ct_body_mask(ct)
-    assert mask[couch].mean() < 0.02
+    assert mask[couch].mean() < 0.04
     assert dice(mask, body | fingers) > 0.975
     assert mask[fingers].mean() > 0.9
 

@@ -149,3 +149,14 @@ def test_palette_colours_are_no_intensities(tmp_path):
     write_series(tmp_path, change=set_all(PhotometricInterpretation="PALETTE COLOR"))
     with pytest.raises(InputError, match="dcm: PALETTE COLOR pixels; expected gray values"):
         read_volume(tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["BitsStored", "PixelRepresentation"])
+def test_empty_pixel_tags_are_no_traceback(tmp_path, tag):
+    write_series(tmp_path, change=set_all(**{tag: None}))
+    try:
+        volume = read_volume(tmp_path)
+    except InputError as error:
+        assert ".dcm: " in str(error)
+    else:
+        assert volume.array.shape == (SLICES, 8, 10)
