@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
         )
     reference = read_reference(opt.reference, source) if opt.reference else None
-    synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
+    try:
+        synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
+    except InputError as error:
+        raise InputError(f"{opt.input}: {error}") from error
     write_volume(synthetic, output)
     log.info("volume: %s", output)
     picture = output.with_name(f"{volume_stem(output)}.png")

@@ -29,7 +29,7 @@ from visualization.panels import save_preview
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 
 
 @dataclass
@@ -147,6 +147,7 @@ class Conversion:
             with _timed(work, "check"):
                 training = self.synthesiser.settings.training
                 findings = check_conversion(work.plan, translated, synthetic, training)
+                findings.warnings += work.plan.source.notes
                 hu = hu_statistics(synthetic, work.plan.body)
             del translated
             with _timed(work, "write"):

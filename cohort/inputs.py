@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pydicom
 
-from data.dicom import DicomSeries, holds_dicom, list_series
+from data.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
 from data.sources import find_paths, is_volume
@@ -60,7 +60,7 @@ class CohortCase:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases, by name, and the DICOM series that were passed over, with the reason."""
+    """The cases, by name, and the DICOM series and volume files that were passed over, with the reason."""
 
     cases: tuple[CohortCase, ...]
     passed_over: tuple[str, ...] = ()
@@ -74,8 +74,8 @@ def find_cohort(
 ) -> Cohort:
     """Find the volume files and DICOM MR series below `root`.
 
-    An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers and
-    series of other modalities are passed over.
+    An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
+    series of other modalities and volume files beside DICOM slices are passed over.
 
     Args:
         root: where to look.
@@ -93,6 +93,7 @@ def find_cohort(
         matches.add(Path())
     hidden = without.resolve() if without else None
     cases, passed_over = [], []
+    series = {relative for relative in matches if _is_series(root / relative)}
     for relative in sorted(matches):
         path = root / relative
         if hidden and path.resolve().is_relative_to(hidden):
@@ -101,15 +102,24 @@ def find_cohort(
             found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
             cases += found
             passed_over += left
+        elif is_volume(path) and relative.parent in series:
+            passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
     if not cases:
         wanted = f"that matches {' or '.join(patterns)}" if patterns else "in it or in a folder below it"
         raise InputError(
             f"--input_dir {root}: no volume file and no folder of DICOM {MODALITY} images {wanted}"
-            + (f" (passed over: {len(passed_over)} other DICOM series)" if passed_over else "")
+            + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
         )
     return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
+
+
+def _is_series(path: Path) -> bool:
+    try:
+        return path.is_dir() and holds_slices(path)
+    except OSError:  # its case says so
+        return False
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:

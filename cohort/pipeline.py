@@ -82,8 +82,10 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
         looked = list(threads.map(look_at, cohort.cases))
     todo = tuple(case for case, current in looked if not current)
     log.info("%d cases: %d up to date, %d to do", len(looked), len(looked) - len(todo), len(todo))
-    for series in cohort.passed_over:
-        log.debug("passed over: %s", series)
+    for passed in cohort.passed_over:
+        log.debug("passed over: %s", passed)
+    if cohort.passed_over:
+        log.info("%d DICOM series or files passed over: listed in summary.json", len(cohort.passed_over))
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)

@@ -34,7 +34,7 @@ def write_summary(
         results: the folder.
         current: names of the cases of this run.
         model: name, epoch and hash of the model.
-        passed_over: DICOM series that were no cases, with the reason.
+        passed_over: DICOM series and volume files that were no cases, with the reason.
         last_run: figures of the run that ends now; None leaves those of the run before.
     """
     with results.summary_lock():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import whole_file
+from data.files import check_regular, whole_file
 from data.volume import volume_files
 
 MANIFEST_NAME = "manifest.json"
@@ -236,6 +236,7 @@ def hash_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
+            check_regular(file)
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
         except OSError as error:

@@ -26,11 +26,12 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
 from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
+from data.modality import check_ct, check_mr
 from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.training_statistics import MIN_BODY_SHARE, slice_spread
@@ -161,12 +162,7 @@ def analyse(job: Job) -> Case:
     if _is_current(job, digest, mask_digest):
         return job.known
     volume = read_volume(source.path, source.series_uid)
-    check, find_body = (check_mr, mr_body_mask) if job.domain == "A" else (check_ct, ct_body_mask)
-    try:
-        check(volume)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
-    body = read_mask(mask_path, volume) if mask_path else find_body(volume)
+    body = _find_body(job, volume, mask_path)
     if mask_path and _is_body_file(mask_path, job):
         body_digest = job.known.body_sha256 if job.known else None
     else:
@@ -189,6 +185,25 @@ def analyse(job: Job) -> Case:
     )
     write_json(_record_path(job), case.to_dict())
     return case
+
+
+def _find_body(job: Job, volume: Volume, mask_path: Path | None) -> np.ndarray:
+    """Return a volume's body, found or supplied. Raises `InputError` where it is not what it is given as."""
+    is_mr = job.domain == "A"
+    try:
+        (check_mr if is_mr else check_ct)(volume)
+        body = None if mask_path else (mr_body_mask if is_mr else ct_body_mask)(volume)
+    except InputError as error:
+        raise InputError(f"{job.source.path}: {error}") from error
+    if mask_path:
+        body = read_mask(mask_path, volume)
+    low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
+    if not low < high:
+        raise InputError(
+            f"{job.source.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
+            "volume, and its mask where one is supplied"
+        )
+    return body
 
 
 def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:

@@ -144,7 +144,14 @@ def _read_layout(path: Path) -> _Layout:
 
 def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
     """Return each case's map to [-1, 1]: an MR's by the rule of `--mr_window`, a CT's the one `ct_map`."""
-    return [mr_window(mr_rule, case.percentiles) if case.domain == "A" else ct_map for case in cases]
+    return [_window(case, mr_rule) if case.domain == "A" else ct_map for case in cases]
+
+
+def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    try:
+        return mr_window(mr_rule, case.percentiles)
+    except InputError as error:
+        raise InputError(f"{case.name}: {error}") from error
 
 
 def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:

@@ -1,6 +1,7 @@
 """Finding the volumes that a glob names, and naming the cases and patients that they are."""
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -8,9 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from data.dicom import holds_dicom, list_series
+from data.dicom import holds_dicom, holds_slices, is_slice, list_series
 from data.errors import InputError
-from data.volume import volume_stem, volume_suffix
+from data.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,46 @@ class Source:
 def find_volumes(pattern: str) -> list[Path]:
     """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
 
-    A plain folder whose files are volumes stands for those volumes. Of other folders a wildcard takes those only that
-    hold DICOM files directly.
+    A plain folder whose files are volumes stands for those volumes; one that holds DICOM slices is its series, and
+    volume files beside the slices (a mask, a converted copy) are passed over with a warning, unless `pattern` names
+    them and not the folder. Of other folders a wildcard takes those only that hold DICOM files directly.
 
     Raises:
-        InputError: nothing matches.
+        InputError: nothing matches, or DICOM slices do without their folder.
     """
     matches = sorted(find_paths(pattern))
+    series = {match for match in matches if match.is_dir() and holds_slices(match)}
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
-        if inside:
-            volumes += inside
-        elif is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
+        inside = _volumes_in(match) if match.is_dir() else []
+        if match in series:
             volumes.append(match)
+            if inside:
+                names = ", ".join(file.name for file in inside)
+                log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
+        elif inside:
+            volumes += inside
+        elif match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match)):
+            volumes.append(match)
+        elif match.is_file() and match.parent not in series:
+            if volume_suffix(match) in ("", ".dcm") and is_slice(match):
+                folder = str(Path(pattern).parent)
+                raise InputError(
+                    f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
+                )
+            if is_volume(match):
+                volumes.append(match)
     if not volumes:
         raise InputError(
             f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
+            + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
         )
     return list(dict.fromkeys(volumes))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return a folder's volume files; hidden ones, such as macOS's `._mr.nii.gz`, are none."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
 
 
 def find_paths(pattern: str) -> list[Path]:

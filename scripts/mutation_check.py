@@ -88,8 +88,8 @@ MUTATIONS = (
              "coronal pictures stand on their heads",
              "tests/test_case_volumes.py::test_planes_follow_the_radiological_convention"),
     # DICOM
-    Mutation("data/dicom.py", "reader.SetOutputPixelType(sitk.sitkFloat32)",
-             "reader.SetOutputPixelType(sitk.sitkInt16)",
+    Mutation("data/dicom.py", "sitk.sitkFloat64 if deep else sitk.sitkFloat32",
+             "sitk.sitkInt16",
              "fractions of the rescale slope and intercept are cut off",
              "tests/test_volume.py::test_fractional_rescaling_is_kept"),
     Mutation("data/dicom.py", 'if (tag in header or header.get("Modality") == "CT") and', "if tag in header and",

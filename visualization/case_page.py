@@ -119,7 +119,7 @@ def _remove(path: Path) -> None:
 def _body_of(ct: Volume) -> np.ndarray:
     """Return the body of a CT; everywhere, where none is found."""
     try:
-        return ct_body_mask(ct)
+        return ct_body_mask(ct, synthetic=True)
     except InputError:
         return np.ones(ct.array.shape, bool)
 
