@@ -349,7 +349,7 @@ def _run(work: Callable[[Job], Case], jobs: list[Job], workers: int, title: str)
             except BrokenProcessPool:
                 lost.append(calls[call])
     if lost:
-        log.warning("%s: a process ended abruptly; %d volumes are done one at a time", title, len(lost))
+        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
     for job in lost:
         try:
             with _processes(workers) as pool:
@@ -357,9 +357,7 @@ def _run(work: Callable[[Job], Case], jobs: list[Job], workers: int, title: str)
         except InputError as error:
             failures.append(Failure(job.source, str(error)))
         except BrokenProcessPool:
-            reason = (
-                "the process that read it ended abruptly, twice: the file is damaged, or memory is too small for it"
-            )
+            reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
             failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
     return done, failures
 

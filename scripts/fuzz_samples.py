@@ -30,7 +30,7 @@ SETTINGS = InferenceSettings(
 # Compressed volumes of `content_volume`: the file of the stream, below `content/`, and what names the volume.
 CONTENT = {
     "content-nii.gz": ("a.nii.gz", "a.nii.gz"),
-    "content-img.gz": ("b.img.gz", "b.hdr"),
+    "content-img.gz": ("b.img.gz", "b.img.gz"),
     "content-mha": ("c.mha", "c.mha"),
     "content-mhd": ("d.zraw", "d.mhd"),
     "content-nrrd": ("e.nrrd", "e.nrrd"),
@@ -52,9 +52,8 @@ def write_content(folder: Path) -> None:
     folder.mkdir(parents=True)
     volume = content_volume()
     for _, name in CONTENT.values():
-        if name not in ("b.hdr", "g.nhdr"):
+        if name != "g.nhdr":
             sitk.WriteImage(volume.to_sitk(), str(folder / name), useCompression=True)
-    sitk.WriteImage(volume.to_sitk(), str(folder / "b.img.gz"))
     z, y, x = volume.array.shape
     (folder / "g.raw.bz2").write_bytes(bz2.compress(volume.array.astype("<i2").tobytes()))
     (folder / "g.nhdr").write_text(

@@ -67,12 +67,12 @@ def end_on_bad(job: Job) -> str:
     return job.source.name
 
 
-@pytest.mark.parametrize("names", [["a", "bad", "refused", "b"], ["bad"], ["a", "b", "refused"]])
-def test_a_volume_that_ends_its_process_is_named_and_costs_no_other(tmp_path, names):
+def test_a_volume_that_ends_its_process_is_named_and_costs_no_other(tmp_path):
+    names = ["a", "bad", "refused", "b"]
     jobs = [Job(tmp_path, Source(name, name, tmp_path / f"{name}.nii"), "train", "A") for name in names]
     done, failures = preparation._run(end_on_bad, jobs, workers=2, title="reading")
-    assert sorted(done) == [name for name in names if name in "ab"]
+    assert sorted(done) == ["a", "b"]
     reasons = {failure.source.name: failure.reason for failure in failures}
-    assert set(reasons) == set(names) & {"bad", "refused"}
-    if "bad" in names:
-        assert reasons["bad"].startswith(f"{tmp_path / 'bad.nii'}: the process that worked on it ended abruptly")
+    assert reasons.pop("refused") == "refused"
+    assert reasons.pop("bad").startswith(f"{tmp_path / 'bad.nii'}: the process that worked on it ended abruptly")
+    assert not reasons
