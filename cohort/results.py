@@ -73,7 +73,17 @@ class Claim:
 
     def release(self) -> None:
         """Let others have it."""
+        os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def follows_a_death(self) -> bool:
+        """Tell whether the process that had it last did not release it; from now on that can be told of this one."""
+        died = os.fstat(self._descriptor).st_size > 0
+        try:
+            os.pwrite(self._descriptor, b"1", 0)
+        except OSError:  # a full disk: what a dead process left would make room
+            return True
+        return died
 
 
 class Results:
@@ -128,7 +138,8 @@ class Results:
             InputError: the folder cannot be written, or its file system has no locks.
         """
         claim = _lock(self.folder / ".claims" / case, blocking=False)
-        if claim:
+        # Looking for what was left lists the folder: for each case of a great cohort that is slow.
+        if claim and claim.follows_a_death():
             self._clean(f"{case}.nii.gz", f"{case}.png", f"records/{case}.json", f"pages/{case}/*")
         return claim
 

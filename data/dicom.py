@@ -1,6 +1,7 @@
 """Reading one DICOM series from a folder, with the checks that keep its geometry right."""
 
 import logging
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
             raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
     for file, header in series.files:
         _check_header(file, header)
+        _check_length(file, header)
     files, spacing_mm = _sort_slices(folder, series)
     pixel_type = None
     if not _have_one_type(files):
@@ -266,6 +268,24 @@ def _check_size(file: Path, header: pydicom.Dataset) -> None:
     elif syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed:
         expansion = JPEG_EXPANSION
     check_claim(file, rows * columns * bits // 8, file.stat().st_size, expansion)
+
+
+def _check_length(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice with fewer or more pixels than its header says: GDCM makes up what is missing."""
+    if _transfer_syntax(header) not in (*_PLAIN_SYNTAXES, DeflatedExplicitVRLittleEndian):
+        return
+    stored = pydicom.dcmread(file, specific_tags=["PixelData"], defer_size=1024, force=True)
+    if "PixelData" not in stored:  # said where it is decoded
+        return
+    length = stored.get_item("PixelData", keep_deferred=True).length
+    row_bytes = header.Columns * header.BitsAllocated / 8
+    expected = math.ceil(header.Rows * row_bytes)
+    # Some exports pad the pixels.
+    if not expected <= length < expected + max(2, row_bytes):
+        raise InputError(
+            f"{file}: {length} bytes of pixels; its header says {header.Rows} x {header.Columns} of "
+            f"{header.BitsAllocated} bits, {expected} bytes: damaged; export the series again"
+        )
 
 
 def _count(file: Path, header: pydicom.Dataset, tag: str, default: int = 1) -> int:

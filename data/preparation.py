@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -92,20 +92,19 @@ def prepare_dataset(
         raise InputError(f"slices of {size} pixels; expected a positive even number")
     jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
-    with _processes(workers) as pool:
-        analysed, failures = _run(analyse, jobs, pool, "finding bodies")
-        check_splits(analysed)
-        _check_trainable(root, analysed, failures)
-        spacing_mm = spacing_mm or choose_spacing(analysed, size)
-        jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
-        jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
-        for job in jobs:
-            if job.known.mask_source_sha256 and not job.source.mask:
-                log.info("%s: corrected by hand, kept and used", _body_path(job))
-        writer = _SliceWriter(size, spacing_mm, slice_mm)
-        if not all(writer.is_done(job) for job in jobs):
-            _remove(root / MANIFEST_NAME)
-        cases, failed = _run(writer, jobs, pool, "writing slices")
+    analysed, failures = _run(analyse, jobs, workers, "finding bodies")
+    check_splits(analysed)
+    _check_trainable(root, analysed, failures)
+    spacing_mm = spacing_mm or choose_spacing(analysed, size)
+    jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
+    jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
+    for job in jobs:
+        if job.known.mask_source_sha256 and not job.source.mask:
+            log.info("%s: corrected by hand, kept and used", _body_path(job))
+    writer = _SliceWriter(size, spacing_mm, slice_mm)
+    if not all(writer.is_done(job) for job in jobs):
+        _remove(root / MANIFEST_NAME)
+    cases, failed = _run(writer, jobs, workers, "writing slices")
     failures += failed
     _check_trainable(root, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
@@ -347,21 +346,45 @@ def _remove(path: Path) -> None:
         raise InputError(f"{path}: cannot be replaced: {error}") from error
 
 
-def _run(work: Callable[[Job], Case], jobs: list[Job], pool: Executor | None, title: str) -> Outcome:
-    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others."""
-    done, failures = [], []
-    try:
-        calls = {pool.submit(work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
+def _run(work: Callable[[Job], Case], jobs: list[Job], workers: int, title: str) -> Outcome:
+    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
+
+    When a process dies, all that were at work or waited are done again, each in a process of its own: one that ends
+    its process then is known by name, and what was a want of memory has all of it.
+    """
+    done, failures, lost = [], [], []
+    with _processes(workers) as pool:
+        calls = {_submit(pool, work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
         ready = as_completed(calls) if pool else calls
         for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
             try:
                 done.append(call.result() if pool else call())
             except InputError as error:
                 failures.append(Failure(calls[call].source, str(error)))
-    except BrokenProcessPool as error:
-        reason = "a process ended abruptly, most often for want of memory"
-        raise InputError(f"{title}: {reason}; use fewer --workers: what is done is kept") from error
+            except BrokenProcessPool:
+                lost.append(calls[call])
+    if lost:
+        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
+    for job in lost:
+        try:
+            with _processes(workers) as pool:
+                done.append(pool.submit(work, job).result())
+        except InputError as error:
+            failures.append(Failure(job.source, str(error)))
+        except BrokenProcessPool:
+            reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
+            failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
     return done, failures
+
+
+def _submit(pool: Executor, work: Callable[[Job], Case], job: Job) -> Future:
+    """Return a call to the pool, also to one that is broken by now."""
+    try:
+        return pool.submit(work, job)
+    except BrokenProcessPool as error:
+        call = Future()
+        call.set_exception(error)
+        return call
 
 
 def _processes(workers: int) -> AbstractContextManager[Executor | None]:

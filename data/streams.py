@@ -84,6 +84,8 @@ def check_data_file(file: Path, header: Path) -> None:
     """Refuse a data file that is not there, or that is no ordinary file."""
     if not file.exists():
         raise InputError(f"{header}: cannot be read as a volume: its data file {file} is missing; copy it along")
+    if file.is_dir():
+        raise InputError(f"{header}: cannot be read as a volume: its data file {file} is a folder; name the file")
     check_regular(file)
 
 

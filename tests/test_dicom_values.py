@@ -3,7 +3,12 @@
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from data.errors import InputError
 from data.volume import read_volume
@@ -160,3 +165,28 @@ def test_empty_pixel_tags_are_no_traceback(tmp_path, tag):
         assert ".dcm: " in str(error)
     else:
         assert volume.array.shape == (SLICES, 8, 10)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(("change", "length"), [
+    (lambda pixels: pixels[:-2], 158), (lambda pixels: pixels[:80], 80), (lambda pixels: pixels + pixels, 320),
+    (lambda pixels: pixels + bytes(20), 180),
+])  # fmt: skip
+def test_pixels_fewer_or_more_than_the_header_says_are_refused(tmp_path, syntax, change, length):
+    """GDCM fills up a short slice with whatever there is."""
+
+    def damage(k, header):
+        header.file_meta.TransferSyntaxUID = syntax
+        if k == 2:
+            header.PixelData = change(header.PixelData)
+
+    write_series(tmp_path, change=damage)
+    with pytest.raises(
+        InputError, match=rf"\.dcm: {length} bytes of pixels; its header says 8 x 10 of 16 bits, 160 bytes"
+    ):
+        read_volume(tmp_path)
+
+
+def test_padding_after_the_pixels_is_passed_over(tmp_path):
+    array = write_series(tmp_path, change=lambda k, header: setattr(header, "PixelData", header.PixelData + bytes(6)))
+    np.testing.assert_array_equal(read_volume(tmp_path).array, array)

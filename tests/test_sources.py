@@ -151,3 +151,11 @@ def test_slices_without_their_folder_are_refused(tmp_path, pattern):
         InputError, match=f"names DICOM slices .*name the folder that holds them, .*/{re.escape(str(parent))}$"
     ):
         find_volumes(str(tmp_path / pattern))
+
+
+def test_hidden_files_of_a_folder_are_no_volumes(tmp_path):
+    """MacOS leaves `._NAME` beside every file that it copies to another disk."""
+    for name in ("p1.nii.gz", "._p1.nii.gz", ".p2.mha", "._p1.mhd"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
+        assert find_volumes(str(pattern)) == [tmp_path / "p1.nii.gz"]
