@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.errors import InputError, run_command
 from data.files import whole_file
+from data.images import read_mask_image
 from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -119,23 +120,12 @@ def _fill_file(source: Path, target: Path, opt: argparse.Namespace) -> None:
     is_slice = source.suffix.lower() == ".png"
     if is_slice != (target.suffix.lower() == ".png"):
         raise InputError(f"{target}: {source.name} is a {'slice' if is_slice else 'volume'}; expected the same kind")
-    mask = _read_slice(source) if is_slice else read_volume(source)
+    mask = Volume(read_mask_image(source)[None]) if is_slice else read_volume(source)
     try:
         filled = fill_holes(mask, opt.iterations, opt.radius, opt.majority)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     (_write_slice if is_slice else write_volume)(filled, target)
-
-
-def _read_slice(path: Path) -> Volume:
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
-    if pixels.ndim != 2:
-        raise InputError(f"{path}: {image.mode} image; expected gray values")
-    return Volume(pixels[None])
 
 
 def _write_slice(mask: Volume, path: Path) -> None:

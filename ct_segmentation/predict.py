@@ -17,9 +17,10 @@ from PIL import Image
 from ct_segmentation.extractor import ShapeExtractor, channel_labels, load_extractor
 from data.errors import InputError, run_command
 from data.files import whole_file
+from data.images import is_image_name
 from data.intensity import AIR_HU
 from data.slice_frame import SliceFrame
-from data.slices import IMAGE_SUFFIXES, ImageFolderSlices
+from data.slices import ImageFolderSlices
 from data.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.cases import Source, find_volumes
 from options.base_options import parse_numbers, positive_int, torch_device
@@ -107,9 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _holds_images(folder: Path) -> bool:
     """Tell whether a folder holds images and no volumes, beside which images are only pictures of them."""
-    names = [file.name for file in folder.iterdir()]
+    names = [file.name for file in folder.iterdir() if not file.name.startswith(".")]
     volumes = any(volume_suffix(name) in WRITABLE_SUFFIXES for name in names)
-    return not volumes and any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+    return not volumes and any(is_image_name(Path(name)) for name in names)
 
 
 def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:

@@ -27,8 +27,8 @@ class Source:
 def find_volumes(pattern: str) -> list[Path]:
     """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
 
-    A plain folder whose files are volumes stands for those volumes. Of other folders a wildcard takes those only that
-    hold DICOM files directly.
+    A plain folder whose files are volumes stands for those volumes, less hidden ones. Of other folders a wildcard
+    takes those only that hold DICOM files directly.
 
     Raises:
         InputError: nothing matches.
@@ -36,7 +36,7 @@ def find_volumes(pattern: str) -> list[Path]:
     matches = sorted(find_paths(pattern))
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
+        inside = sorted(f for f in match.iterdir() if f.name[0] != "." and is_volume(f)) if match.is_dir() else []
         if inside:
             volumes += inside
         elif is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
