@@ -9,6 +9,7 @@ of several in one folder each adds the hash of its UID, but one that was convert
 import csv
 import glob
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -200,11 +201,21 @@ def read_list(path: Path) -> Cohort:
         InputError: the table cannot be read, lacks a column, or an id is missing, repeated or no file name.
     """
     try:
+        if path.exists() and not path.is_file():  # a named pipe would be waited for
+            raise InputError(f"--list {path}: not a regular file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error
+    try:
+        return _cohort_of_table(path, text)
+    except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
+        raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
+
+
+def _cohort_of_table(path: Path, text: str) -> Cohort:
     header = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    lines = io.StringIO(text, newline="")
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     columns = [column.strip() for column in rows.fieldnames or []]
     unknown = set(columns) - set(LIST_COLUMNS)
     if not {"id", "path"} <= set(columns) or unknown or len(set(columns)) < len(columns):
@@ -235,9 +246,20 @@ def _listed_case(folder: Path, row: dict[str, str], where: str) -> CohortCase:
         raise InputError(f"{where}: no path")
     path, reference, mask = (folder / row[key] if row.get(key) else None for key in ("path", "reference", "mask"))
     case = CohortCase(name, path, row.get("series_uid") or None, reference=reference, mask=mask)
-    if not path.exists():
+    if not exists(path):
         return replace(case, problem=f"{path}: no such file or folder")
     return _listed_series(case) if path.is_dir() else case
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is such a file or folder; one that cannot be looked at, for its rights or its length, is not.
+
+    A cohort goes on after it.
+    """
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _listed_series(case: CohortCase) -> CohortCase:

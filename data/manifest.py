@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from data.files import whole_file
@@ -116,12 +117,9 @@ def read_manifest(root: str | Path) -> Manifest:
         InputError: it is missing, damaged, of another format version, or has one patient in train and test.
     """
     path = Path(root) / MANIFEST_NAME
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not path.exists():
+        raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset")
+    data = read_json(path)
     version = data.pop("format_version", None) if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}; prepare the data set again")
@@ -214,17 +212,43 @@ def write_json(path: Path, data: dict) -> Path:
     return path
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: it is missing, no regular file, or no JSON.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a named pipe would be waited for
+            raise InputError(f"{path}: cannot be read as JSON: not a regular file")
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
+
+    Raises:
+        InputError: they cannot be listed.
+    """
+    try:
+        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
 def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a volume: its file and the data files of a header, or all files of a (DICOM) folder.
+    """Return the SHA-256 of a volume's files, `source_files`.
 
     Raises:
         InputError: a file is missing or cannot be read.
     """
-    try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    return hash_files(files)
+    return hash_files(source_files(path))
 
 
 def hash_files(files: Iterable[Path]) -> str:
