@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.errors import InputError, run_command
 from data.files import whole_file
 from data.images import read_mask_image
+from data.outputs import check_free, volume_targets
 from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -65,15 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Fill one mask or a folder of them; return 1 if a mask of the folder failed."""
     opt = _parse(arguments)
     if not opt.input.is_dir():
+        _check_target(opt.input, opt.output, opt)
         _fill_file(opt.input, opt.output, opt)
         return 0
     sources = sorted(path for path in opt.input.rglob("*") if _is_mask(path))
     if not sources:
         raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")
+    targets = {source: opt.output / source.relative_to(opt.input) for source in sources}
+    for source, target in targets.items():
+        _check_target(source, target, opt)
     failures = []
-    for source in tqdm(sources, desc="filling holes", unit="mask", disable=None):
+    for source, target in tqdm(targets.items(), desc="filling holes", unit="mask", disable=None):
         try:
-            _fill_file(source, opt.output / source.relative_to(opt.input), opt)
+            _fill_file(source, target, opt)
         except InputError as error:
             failures.append(error)
     log.info("%s: %d of %d masks filled", opt.output, len(sources) - len(failures), len(sources))
@@ -100,7 +105,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=1,
         help="foreground voxels beyond one half that it takes (default %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="let a mask be replaced by its filled one")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there already, also a mask by its filled one"
+    )
     opt = parser.parse_args(arguments)
     if len(opt.radius) not in (1, 3):
         parser.error(f"--radius {opt.radius}: expected one number or three")
@@ -114,9 +121,16 @@ def _is_mask(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".")
 
 
+def _check_target(source: Path, target: Path, opt: argparse.Namespace) -> None:
+    """Refuse to write over a file without --overwrite; with it, a mask may be replaced by its filled one."""
+    if target.resolve() == source.resolve():
+        if not opt.overwrite:
+            raise InputError(f"{target}: is the input; choose another --output, or use --overwrite to replace it")
+        return
+    check_free(volume_targets(target), "--output", [source], overwrite=opt.overwrite)
+
+
 def _fill_file(source: Path, target: Path, opt: argparse.Namespace) -> None:
-    if target.resolve() == source.resolve() and not opt.overwrite:
-        raise InputError(f"{target}: is the input; choose another --output, or use --overwrite to replace it")
     is_slice = source.suffix.lower() == ".png"
     if is_slice != (target.suffix.lower() == ".png"):
         raise InputError(f"{target}: {source.name} is a {'slice' if is_slice else 'volume'}; expected the same kind")

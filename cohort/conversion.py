@@ -241,13 +241,13 @@ class Conversion:
     def _made(self, work: Work) -> list[str]:
         """Return the names of what earlier runs made of this case's input."""
         record = self.results.read(work.case.name)
-        if record and record.input != str(work.case.path.absolute()):
-            if record.key.get("input_sha256") != work.key.get("input_sha256"):
-                return []
+        same = record is None or record.input == str(work.case.path.absolute())
+        if not same and record.key.get("input_sha256") != work.key.get("input_sha256"):
+            return []
         return self.results.made(work.case.name)
 
     def _reserve(self, work: Work) -> None:
-        """Put on record what is written next: what a run that is killed meanwhile leaves is then known to be its own."""
+        """Put on record what is written next: what a run that is killed leaves is then known to be its own."""
         names, made = self._targets(work), self._made(work)
         if not set(names) <= set(made):
             reason = "its process ended while it wrote the results"

@@ -41,6 +41,7 @@ class Case:
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
+        method: `data.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
 
@@ -64,6 +65,7 @@ class Case:
     mr_median: float | None = None
     hu_histogram: tuple[int, ...] | None = None
     hu_slice_spread: tuple[float, float] | None = None
+    method: int = 0
 
     @property
     def image_file(self) -> str:
@@ -126,7 +128,7 @@ def read_manifest(root: str | Path) -> Manifest:
     try:
         cases = tuple(Case.from_dict(case) for case in data.pop("cases"))
         manifest = Manifest(cases=cases, **data)
-        problems = [*_manifest_problems(manifest), *(problem for case in cases for problem in _case_problems(case))]
+        problems = [*_manifest_problems(manifest), *(problem for case in cases for problem in case_problems(case))]
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); prepare the data set again") from error
     if problems:
@@ -142,7 +144,7 @@ def _manifest_problems(manifest: Manifest) -> list[str]:
     return problems if _is_count(manifest.size) and manifest.size else [*problems, f"size {manifest.size!r}"]
 
 
-def _case_problems(case: Case) -> list[str]:
+def case_problems(case: Case) -> list[str]:
     """Return which values of a case cannot be: what reads it trusts their types, and its name to be a file's."""
     plain = (
         isinstance(case.name, str)
@@ -163,6 +165,7 @@ def _case_problems(case: Case) -> list[str]:
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
         "labels": _is_count(case.labels) and case.labels > 0,
+        "method": _is_count(case.method),
         "frame": not frame or _is_count(frame.get("size")),
     }
     return [f"{name} {getattr(case, name)!r} of the case {case.name!r}" for name, fine in good.items() if not fine]

@@ -20,7 +20,7 @@ def check_free(
     targets: Iterable[Path],
     option: str,
     inputs: Iterable[Path] = (),
-    made: Collection[Path] = (),
+    made: Collection[Path] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Refuse to write over what is there. Call it before the work and, where that takes long, again before writing.
@@ -29,7 +29,8 @@ def check_free(
         targets: files and folders that are to be written.
         option: the option that says where they go, for the message.
         inputs: volumes and other files that the command reads; their files are never written over.
-        made: targets that a former run of the same command made for the same input; they may be renewed.
+        made: targets that a former run of the same command made for the same input; they may be renewed. None where
+            the command keeps no account of that.
         overwrite: whether other files may be replaced.
 
     Raises:
@@ -39,12 +40,10 @@ def check_free(
     for target in targets:
         if _identity(target) in read:
             raise InputError(f"{target}: is one of the inputs; choose another {option}")
-        if not os.path.lexists(target) or target in made or overwrite:
+        if overwrite or not os.path.lexists(target) or target in (made or ()):
             continue
-        raise InputError(
-            f"{target}: exists already, and this command did not make it from this input; choose another {option}, or "
-            "replace it by --overwrite"
-        )
+        whose = "" if made is None else ", and was not made by this command from this input"
+        raise InputError(f"{target}: exists already{whose}; choose another {option}, or replace it by --overwrite")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
