@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 # To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
 METHOD_VERSION = 1
 # What the record of a case says while its files are written for the first time.
-_BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
+BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
 # Relative excess of a product of spacings that is rounding, not a body too wide.
@@ -146,7 +146,7 @@ def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
 
 def _is_begun(record: Path) -> bool:
     try:
-        return read_json(record) == _BEGUN
+        return read_json(record) == BEGUN
     except InputError:
         return False
 
@@ -250,7 +250,7 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
 def _write_body(job: Job, body: Volume) -> str:
     """Write a body mask; return its hash."""
     # Without its hash, a body that an interruption leaves is not taken for one corrected by hand.
-    write_json(_record_path(job), _BEGUN)
+    write_json(_record_path(job), BEGUN)
     write_volume(body, _body_path(job))
     return hash_source(_body_path(job))
 
