@@ -7,6 +7,7 @@ and 255. Of a folder, every mask in it and below is filled.
 """
 
 import argparse
+import glob
 import logging
 import math
 from pathlib import Path
@@ -20,6 +21,7 @@ from data.errors import InputError, run_command
 from data.files import whole_file
 from data.images import read_mask_image
 from data.outputs import check_free, volume_targets
+from data.sources import find_paths, is_regular_file
 from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         _check_target(opt.input, opt.output, opt)
         _fill_file(opt.input, opt.output, opt)
         return 0
-    sources = sorted(path for path in opt.input.rglob("*") if _is_mask(path))
+    sources = sorted(path for path in find_paths(f"{glob.escape(str(opt.input))}/**") if _is_mask(path))
     if not sources:
         raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")
     targets = {source: opt.output / source.relative_to(opt.input) for source in sources}
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     for source, target in tqdm(targets.items(), desc="filling holes", unit="mask", disable=None):
         try:
             _fill_file(source, target, opt)
-        except InputError as error:
+        except (InputError, OSError) as error:
             failures.append(error)
     log.info("%s: %d of %d masks filled", opt.output, len(sources) - len(failures), len(sources))
     for failure in failures:
@@ -118,7 +120,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _is_mask(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".")
+    return path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".") and is_regular_file(path)
 
 
 def _check_target(source: Path, target: Path, opt: argparse.Namespace) -> None:

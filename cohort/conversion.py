@@ -294,7 +294,7 @@ class Conversion:
             outcomes.append(Outcome(work.case, "failed", record))
 
     def _failure(self, work: Work, error: Exception) -> Record:
-        expected = isinstance(error, InputError)
+        expected = isinstance(error, InputError | OSError)
         reason = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
         volume = self.results.volume_path(work.case.name)
         if work.output_sha256:

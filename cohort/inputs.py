@@ -21,7 +21,7 @@ import pydicom
 from data.dicom import DicomSeries, holds_dicom, list_series
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
-from data.sources import find_paths, is_volume
+from data.sources import find_paths, is_folder, is_volume
 from data.volume import volume_stem
 
 MODALITY = "MR"
@@ -98,7 +98,7 @@ def find_cohort(
         path = root / relative
         if hidden and path.resolve().is_relative_to(hidden):
             continue
-        if path.is_dir():
+        if is_folder(path):
             found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
             cases += found
             passed_over += left
