@@ -116,18 +116,23 @@ def find_cohort(
 def _glob(root: Path, pattern: str) -> list[Path]:
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
-    found = (path.relative_to(root) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
+    found = (_below(root, path) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
     return [path for path in found if path != Path()]
 
 
 def case_name(path: Path, root: Path) -> str:
     """Return the name of the case at `path`, which depends on its path below `root` alone."""
-    relative = path.relative_to(root)
+    relative = _below(root, path)
     parts = [*relative.parts[:-1], volume_stem(path)]
     name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
     if len(name.encode()) <= _NAME_BYTES:
         return name
     return f"{name.encode()[-_NAME_BYTES:].decode(errors='ignore')}__{short_hash(str(relative))}"
+
+
+def _below(root: Path, path: Path) -> Path:
+    """Return what `path.relative_to(root)` does, which in folders 1,500 deep takes minutes."""
+    return Path(*path.parts[len(root.parts) :])
 
 
 def short_hash(text: str) -> str:
