@@ -123,7 +123,7 @@ def _glob(root: Path, pattern: str) -> list[Path]:
 def case_name(path: Path, root: Path) -> str:
     """Return the name of the case at `path`, which depends on its path below `root` alone."""
     relative = _below(root, path)
-    parts = [*relative.parts[:-1], volume_stem(path)]
+    parts = [*relative.parts[:-1], path.absolute().name if is_folder(path) else volume_stem(path)]
     name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
     if len(name.encode()) <= _NAME_BYTES:
         return name
