@@ -93,10 +93,12 @@ def made_before(results: Results, opt: Namespace) -> set[str]:
     """Return the names of what this command made there of the same input, as its report says; none without one."""
     try:
         report = read_json(results.report)
-        made = {name for name in report["made"] if isinstance(name, str)}
-        earlier = report["input"]
-    except (InputError, KeyError, TypeError):  # no report, or none of this command
+        names, earlier = report["made"], report["input"]
+    except (InputError, KeyError, TypeError):
         return set()
+    if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
+        return set()
+    made = {name for name in names if isinstance(name, str)}
     if earlier == str(opt.input.resolve()):
         return made
     if opt.overwrite:
