@@ -22,7 +22,7 @@ from data.dicom import DicomSeries, holds_dicom, list_series
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
 from data.sources import find_paths, is_folder, is_volume
-from data.volume import volume_stem
+from data.volume import volume_suffix
 
 MODALITY = "MR"
 LIST_COLUMNS = ("id", "path", "reference", "mask", "series_uid")
@@ -123,7 +123,8 @@ def _glob(root: Path, pattern: str) -> list[Path]:
 def case_name(path: Path, root: Path) -> str:
     """Return the name of the case at `path`, which depends on its path below `root` alone."""
     relative = _below(root, path)
-    parts = [*relative.parts[:-1], path.absolute().name if is_folder(path) else volume_stem(path)]
+    last = path.absolute().name
+    parts = [*relative.parts[:-1], last if is_folder(path) else last[: len(last) - len(volume_suffix(last))]]
     name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
     if len(name.encode()) <= _NAME_BYTES:
         return name
