@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
 STATE_VERSION = 1
+VALIDATION_NAME = "validation.json"
 # A run goes on only with the same; `--epochs` may be raised.
 FIXED_OPTIONS = ("width", "batch_size", "lr", "val_share", "seed")
 
@@ -178,7 +179,7 @@ def begin(
     """
     path = opt.out / STATE_NAME
     if not opt.continue_train:
-        if path.exists() or (opt.out / FILE_NAME).exists():
+        if any(file.exists() for file in (path, opt.out / FILE_NAME, opt.out / VALIDATION_NAME)):
             raise InputError(f"{opt.out}: holds a run already; go on with --continue_train, or choose another --out")
         return {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}, "patients": patients}
     if not path.exists():
@@ -215,7 +216,7 @@ def record(
     shown = {case: {n: None if v != v else v for n, v in row.items()} for case, row in scores.items()}
     validation = {"epoch": epoch, "dice": shown, "patients": progress["patients"]}
     save_extractor(extractor, folder / FILE_NAME, validation)
-    write_json(folder / "validation.json", validation)
+    write_json(folder / VALIDATION_NAME, validation)
     return progress
 
 

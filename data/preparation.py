@@ -8,7 +8,6 @@ An interruption leaves no data set that looks whole: before the first array is w
 case's arrays are, its record forgets its frame.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -30,8 +29,19 @@ from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
-from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
+from data.manifest import (
+    MANIFEST_NAME,
+    Case,
+    Manifest,
+    case_problems,
+    check_names,
+    check_splits,
+    hash_source,
+    read_json,
+    write_json,
+)
 from data.modality import check_ct, check_mr
+from data.outputs import check_free
 from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.training_statistics import MIN_BODY_SHARE, slice_spread
@@ -39,6 +49,10 @@ from data.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
+# To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
+METHOD_VERSION = 1
+# What the record of a case says while its files are written for the first time.
+BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
 # Relative excess of a product of spacings that is rounding, not a body too wide.
@@ -74,6 +88,7 @@ def prepare_dataset(
     spacing_mm: float | None,
     slice_mm: float | None = None,
     workers: int = 1,
+    overwrite: bool = False,
 ) -> tuple[Manifest, list[Failure]]:
     """Prepare volumes into `root` and write its manifest; return it and the volumes that failed.
 
@@ -84,14 +99,18 @@ def prepare_dataset(
         spacing_mm: pixel spacing; None picks the finest with which every body fits (`choose_spacing`).
         slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
         workers: processes.
+        overwrite: whether files in `root` that no preparation made may be replaced.
 
     Raises:
-        InputError: names that collide, a patient in train and test, or no volume left in a domain to train on.
+        InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
+            domain to train on.
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
     jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
+    if not overwrite:
+        _refuse_to_replace(root, jobs)
     analysed, failures = _run(analyse, jobs, workers, "finding bodies")
     check_splits(analysed)
     _check_trainable(root, analysed, failures)
@@ -111,6 +130,33 @@ def prepare_dataset(
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
     return manifest, failures
+
+
+def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
+    """Refuse files of others where those of a case go: a case whose record is there is an earlier preparation's."""
+    own = [job for job in jobs if job.known or _is_begun(_record_path(job))]
+    if not own and not _is_manifest(root / MANIFEST_NAME):
+        check_free([root / MANIFEST_NAME], "--out")
+    for job in [job for job in jobs if job not in own]:
+        folders = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
+        supplied = job.source.mask and _is_body_file(job.source.mask, job)
+        check_free(files if supplied else [*files, _body_path(job)], "--out")
+
+
+def _is_begun(record: Path) -> bool:
+    try:
+        return read_json(record) == BEGUN
+    except InputError:
+        return False
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except InputError:
+        return False
+    return isinstance(found, dict) and {"format_version", "cases", "spacing_mm"} <= found.keys()
 
 
 def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:
@@ -181,6 +227,7 @@ def analyse(job: Job) -> Case:
         mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
         series_uid=source.series_uid,
         body_sha256=body_digest,
+        method=METHOD_VERSION,
     )
     write_json(_record_path(job), case.to_dict())
     return case
@@ -210,16 +257,14 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
-    if job.domain == "A" and known.mr_median is None:  # of a version that did not record it
-        return False
-    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
-    return recorded == (digest, mask_digest, source.series_uid, source.patient)
+    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient, known.method)
+    return recorded == (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION)
 
 
 def _write_body(job: Job, body: Volume) -> str:
     """Write a body mask; return its hash."""
-    # Without its record, a body that an interruption leaves is not taken for one corrected by hand.
-    _remove(_record_path(job))
+    # Without its hash, a body that an interruption leaves is not taken for one corrected by hand.
+    write_json(_record_path(job), BEGUN)
     write_volume(body, _body_path(job))
     return hash_source(_body_path(job))
 
@@ -320,10 +365,11 @@ def _body_slices(masks: np.ndarray) -> tuple[int, int]:
 def _job(root: Path, source: Source, split: str, domain: str) -> Job:
     job = Job(root, source, split, domain)
     try:
-        known = Case.from_dict(json.loads(_record_path(job).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
-        known = None
-    return replace(job, known=known)
+        known = Case.from_dict(read_json(_record_path(job)))
+        fine = not case_problems(known)
+    except (InputError, TypeError, AttributeError):
+        fine = False
+    return replace(job, known=known) if fine else job
 
 
 def _record_path(job: Job) -> Path:

@@ -146,14 +146,16 @@ def open_unaligned(
     masks: bool,
     seed: int,
     simulate_mr: bool = False,
+    one_size: bool = False,
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
     `masks`: whether A's masks are given out; a folder of images then needs them in `maskA`. `simulate_mr`: whether
-    pairs of simulated MR and CT are.
+    pairs of simulated MR and CT are. `one_size`: whether the slices of a domain meet in a batch or an image pool.
 
     Raises:
-        InputError: nothing usable there, a domain without slices, or MR to be simulated from images without units.
+        InputError: nothing usable there, a domain without slices, images of several sizes that would meet, or MR to be
+            simulated from images without units.
     """
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
@@ -164,6 +166,9 @@ def open_unaligned(
         spacing_mm = None
         a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
         b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
+        if one_size and augmentation.preprocess == "none":
+            for folder, source in (("trainA", a), ("trainB", b)):
+                _check_one_size(dataroot / folder, source)
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
@@ -174,6 +179,16 @@ def open_unaligned(
         )
     pairs = SimulatedPairs(ct_map, spacing_mm) if simulate_mr else None
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs)
+
+
+def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:
+    if len(source.shapes) > 1:
+        shown = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
+        raise InputError(
+            f"{folder}: images of {len(source.shapes)} sizes ({shown}{' ...' * (len(source.shapes) > 4)}); expected "
+            "one size, since batches and the pool of generated images hold several: use --preprocess resize_and_crop, "
+            "or --batch_size 1 --pool_size 0"
+        )
 
 
 def load_batches(

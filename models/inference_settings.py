@@ -96,7 +96,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     except FileNotFoundError as error:
         known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
         raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error

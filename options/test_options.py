@@ -34,6 +34,7 @@ def test_parser() -> argparse.ArgumentParser:
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument("--output", type=Path, help="the synthetic CT (default: RESULTS_DIR/NAME/<patient>.nii.gz)")
+    patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
     return parser
 
 

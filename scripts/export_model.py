@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, run_command
-from models.experiment import check_new, weights_path
-from models.inference_settings import read_inference_settings
+from data.outputs import check_free
+from models.experiment import weights_path
+from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
 from options.base_options import epoch_name, experiment_name
@@ -44,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
+    add("--overwrite", action="store_true", help="replace a model that is there already")
     return parser.parse_args(arguments)
 
 
@@ -64,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         upsample=settings.upsample,
     )
     load_network_weights(net, weights)  # refuses what is not of this network
-    check_new(opt.out)
+    target = weights_path(opt.out, "latest", "G_A")
+    check_free([target, opt.out / FILE_NAME], "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
     replace(settings, mirrored=mirrored, solid_body=solid_body).write(opt.out)
-    target = weights_path(opt.out, "latest", "G_A")
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
 

@@ -32,6 +32,7 @@ import torch
 from data.augmentation import Augmentation
 from data.errors import InputError, run_command
 from data.manifest import read_manifest, write_json
+from data.outputs import check_free
 from data.slices import ImageFolderSlices, typical_mr_window
 from data.training_statistics import training_statistics
 from data.unaligned_dataset import Draw, open_unaligned
@@ -316,6 +317,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other files (default %(default)s)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="only this execution")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and findings")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--serve", nargs=2, metavar=("FORMAT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only is not None and len(options.format or []) != 1:
@@ -329,6 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
     if opt.serve:
         serve(opt.serve[0], Path(opt.serve[1]))
         return 0
+    if opt.json:
+        check_free([opt.json], "--json", overwrite=opt.overwrite)
     names = opt.format or list(READERS)
     first, count = (0, None) if opt.only is None else (opt.only, 1)
     figures = {}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.manifest import write_json
+from data.outputs import check_free
 from evaluation.report import markdown_table
 from options.base_options import positive_int
 
@@ -253,6 +254,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--only", type=positive_int, metavar="N", help=f"only this one, 1 to {len(MUTATIONS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
     if options.only and options.only > len(MUTATIONS):
         parser.error(f"--only {options.only}: expected 1 to {len(MUTATIONS)}")
@@ -266,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: the table does not fit the code, or its tests fail on the code as it is.
     """
     opt = parse_arguments(arguments)
+    if opt.json:
+        check_free([opt.json], "--json", overwrite=opt.overwrite)
     chosen = {k: m for k, m in enumerate(MUTATIONS, start=1) if opt.only in (None, k)}
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:

@@ -73,7 +73,7 @@ done
 
 mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
 if ! is_newer "$out/trivial/done" "$data"/dev/*/*_MR_T1.nii.gz; then
-    "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"
+    "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial" --overwrite
     touch "$out/trivial/done"
 fi
 mkdir -p "$out/scores"
@@ -81,7 +81,7 @@ for predictions in "$out/trivial/constant" "$out/trivial/threshold" "${arms[@]/#
     scores=$out/scores/$(basename "$predictions")
     if ! is_newer "$scores.json" "$predictions"/*.nii.gz; then
         "$python" -m scripts.evaluate --pred "$predictions" "${mr[@]}" --ref "$data/dev" \
-            --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$scores.json" >"$scores.txt"
+            --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$scores.json" --overwrite >"$scores.txt"
     fi
     echo "== $(basename "$predictions")"
     cat "$scores.txt"
@@ -92,7 +92,7 @@ for patient in "$data"/dev/*/; do
     for name in "${arms[@]}"; do synthetic+=("$out/synthetic/$name/$case.nii.gz"); done
     if ! is_newer "$out/figures/$case.png" "${synthetic[@]}"; then
         "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]%_*}" CT \
-            --ct "${synthetic[@]}" --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png"
+            --ct "${synthetic[@]}" --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png" --overwrite
     fi
 done
 echo "scores: $out/scores, figures: $out/figures, results pages: $out/synthetic/*/index.html"

@@ -51,7 +51,7 @@ class TrainingRun:
         self.dataset = team.share(
             lambda: open_unaligned(
                 opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed,
-                simulate_mr=opt.warm_start == "simulated_mr",
+                simulate_mr=opt.warm_start == "simulated_mr", one_size=opt.batch_size > 1 or opt.pool_size > 0,
             )
         )  # fmt: skip
         extractor = open_extractor(opt, self.device, self.dataset.spacing_mm) if settings.uses_shape else None

@@ -76,6 +76,28 @@ def test_a_cohort_on_a_disk_that_fills_up(small_disk, tmp_path):
     assert [case["status"] for case in summary["cases"]] == ["done"] * 3
 
 
+def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_is(tmp_path, monkeypatch, caplog):
+    write_model(tmp_path)
+    write_patients(tmp_path / "in", 1)
+    arguments = pipeline(tmp_path, tmp_path / "in")
+    page = tmp_path / "out" / NAME / "pages/p0__mr/index.html"
+
+    def full(*_, **__):
+        raise InputError("cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cohort.conversion.write_case_page", full)
+        patched.setattr("cohort.summary.write_json", full)
+        assert test_pipeline.main(arguments) == 1  # not 2: a volume was written
+    assert "failed: no summary: cannot be written: No space left on device" in caplog.text
+    assert (tmp_path / "out" / NAME / "p0__mr.nii.gz").exists() and not page.exists()
+    assert test_pipeline.main(arguments) == 0
+    assert page.exists() and (tmp_path / "out" / NAME / "summary.json").exists()
+    made = page.stat().st_mtime_ns
+    assert test_pipeline.main(arguments) == 0
+    assert page.stat().st_mtime_ns == made
+
+
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
