@@ -17,7 +17,7 @@ from data.errors import InputError, run_command
 from models.experiment import check_new, weights_path
 from models.inference_settings import read_inference_settings
 from models.networks import build_generator
-from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
+from models.state_dicts import load_network_weights, save_atomically
 from options.base_options import epoch_name, experiment_name
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = weights_path(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
-    weights = load_checkpoint(source)
     net = build_generator(
         settings.netG,
         ngf=settings.ngf,
@@ -63,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         use_dropout=settings.use_dropout,
         upsample=settings.upsample,
     )
-    load_network_weights(net, weights)  # refuses what is not of this network
+    load_network_weights(net, source)
+    weights = net.state_dict()
     check_new(opt.out)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
