@@ -137,6 +137,27 @@ def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tenso
     net.load_state_dict(state)
 
 
+def load_optimiser(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> None:
+    """Go on where Adam's `state_dict` was taken.
+
+    Raises:
+        KeyError, ValueError: it is of other parameters, or lacks moments; torch by itself would begin those anew, or
+            fail at the next step.
+    """
+    for own, saved in zip(optimiser.param_groups, state["param_groups"], strict=True):
+        if missing := own.keys() - saved.keys():
+            raise ValueError(f"optimiser: no {_listed(missing)}")
+    optimiser.load_state_dict(state)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    moments = [optimiser.state.get(parameter, {}) for parameter in parameters]
+    if not any(moments):  # no step was taken
+        return
+    for k, (parameter, own) in enumerate(zip(parameters, moments, strict=True)):
+        shapes = (own["step"].shape, own["exp_avg"].shape, own["exp_avg_sq"].shape)
+        if shapes != ((), parameter.shape, parameter.shape):
+            raise ValueError(f"optimiser: moments of another shape than parameter {k}")
+
+
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with the names of the network itself, which wrappers put `module.` or `_orig_mod.` before.
 

@@ -365,7 +365,9 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", name="broken")
     previous.write_bytes(b"PK")
     latest.write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"previous_state.pth: cannot be read"):
+    with pytest.raises(
+        InputError, match=r"latest_state.pth: .*; and the state before it: .*previous_state.pth: cannot be read"
+    ):
         run(dataroot, tmp_path, "--continue_train", name="broken")
 
 
