@@ -117,12 +117,10 @@ def read_manifest(root: str | Path) -> Manifest:
     """
     path = Path(root) / MANIFEST_NAME
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    version = data.pop("format_version", None) if isinstance(data, dict) else None
+    version = data.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}; prepare the data set again")
     try:
@@ -201,6 +199,28 @@ def _check_disjoint(what: str, entries: Iterable[tuple[str, str, str]]) -> None:
     shared = sorted(train[value] for value in train.keys() & test.keys())
     if shared:
         raise InputError(f"the same {what} stands in train and test: {', '.join(shared[:5])}; leave it in one")
+
+
+def read_json(path: Path) -> dict:
+    """Return the named values that a JSON file holds; of what kind they are is not checked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no regular file, cannot be read, is torn, nested too deeply, or holds no named values.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no regular file; expected JSON")
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged, cannot be read as JSON: {error}; restore the file or make it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
+    return data
 
 
 def write_json(path: Path, data: dict) -> Path:

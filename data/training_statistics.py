@@ -42,6 +42,16 @@ class TrainingStatistics:
     in_plane_mm: Range
     through_mm: Range
 
+    def is_sound(self) -> bool:
+        """Tell whether these are figures that a training set can have, whatever file they were read from."""
+        ranges = (self.hu_slice_limits, self.mr_high, self.mr_median, self.in_plane_mm, self.through_mm)
+        sizes = [len(values) if isinstance(values, tuple) else 0 for values in (self.hu_histogram, *ranges)]
+        if sizes != [len(HU_EDGES) - 1, 2, 2, 2, 2, 2]:
+            return False
+        values = [value for group in (self.hu_histogram, *ranges) for value in group]
+        numbers = all(type(value) in (int, float) and abs(value) < np.inf for value in values)
+        return numbers and min(self.hu_histogram) >= 0
+
     @classmethod
     def from_dict(cls, data: dict) -> "TrainingStatistics":
         """Return the statistics that `dataclasses.asdict` and JSON made a dict of."""
