@@ -237,9 +237,9 @@ def saved_position(state: dict[str, Any]) -> Position:
     """Return how far the run was that a state was saved of.
 
     Raises:
-        TypeError, ValueError: that is no place in a run.
+        KeyError, TypeError, ValueError: that is no place in a run.
     """
-    at = Position(**state["position"])
+    at = Position(*(state["position"][name] for name in Position._fields))
     counts = [value for value in (at.epoch, at.samples) if type(value) is int and value >= 0]
     if len(counts) < 2 or at.epoch < 1 or not math.isfinite(at.epoch_loss):
         raise ValueError(f"position {at}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ct_segmentation.extractor import ShapeExtractor, extractor_file, load_extractor
+from ct_segmentation.extractor import FILE_NAME, ShapeExtractor, extractor_file, load_extractor
 from data.errors import InputError, is_out_of_memory
 from data.manifest import MANIFEST_NAME, hash_files, read_manifest
 from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
@@ -287,9 +287,10 @@ def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | Non
     What it was trained on is said; where that is none of the CT of this data set, in a warning.
     """
     path = opt.shape_extractor
-    if not extractor_file(path).exists():
+    file = path if path.is_file() else path / FILE_NAME
+    if not file.exists():
         raise InputError(
-            f"{extractor_file(path)}: no such file: the shape constraint needs an extractor that knows this anatomy; "
+            f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
             f"train one by python -m ct_segmentation.train --dataroot {opt.dataroot} (it takes a prepared data set), "
             "name one of the same anatomy by --shape_extractor, or train without the constraint: --lambda_shape 0 "
             "--lambda_shape_gan 0"
