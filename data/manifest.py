@@ -121,7 +121,7 @@ def read_manifest(root: str | Path) -> Manifest:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset") from error
     version = data.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version is True or version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}; prepare the data set again")
     try:
         cases = tuple(Case.from_dict(case) for case in data.pop("cases"))
@@ -162,6 +162,15 @@ def _case_problems(case: Case) -> list[str]:
         "percentiles": (case.domain == "B" and pair is None)
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
+        "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
+        "mr_median": case.mr_median is None or _is_number(case.mr_median),
+        "hu_histogram": case.hu_histogram is None or _is_counts(case.hu_histogram),
+        "hu_slice_spread": case.hu_slice_spread is None
+        or (
+            isinstance(case.hu_slice_spread, tuple)
+            and len(case.hu_slice_spread) == 2
+            and all(map(_is_number, case.hu_slice_spread))
+        ),
         "labels": _is_count(case.labels) and case.labels > 0,
         "frame": not frame or _is_count(frame.get("size")),
     }
@@ -170,6 +179,10 @@ def _case_problems(case: Case) -> list[str]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_count, value))
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.errors import InputError
 from data.manifest import Case, Manifest
 from data.volume import axial_order
 
@@ -59,7 +60,20 @@ class TrainingStatistics:
 
 
 def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
-    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed."""
+    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed.
+
+    Raises:
+        InputError: what it records cannot be.
+    """
+    try:
+        return _statistics(manifest)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"manifest.json: damaged, frame or figures of a case ({error!r}); prepare the data set again"
+        ) from error
+
+
+def _statistics(manifest: Manifest) -> TrainingStatistics | None:
     mr, ct = manifest.select("train", "A"), manifest.select("train", "B")
     if not mr or not ct or any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
         return None
