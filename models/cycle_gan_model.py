@@ -378,7 +378,7 @@ class WarmedUpAverage(AveragedModel):
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         """Begin with a copy of `net`, which the first update sets anew."""
-        super().__init__(net, use_buffers=True)
+        super().__init__(net)
         self.decay = decay
 
     @torch.no_grad()

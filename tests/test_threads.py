@@ -31,19 +31,19 @@ sys.exit(train.main(sys.argv[1:]))
 """
 # Slices large enough that their operations are shared between threads.
 OPTIONS = (
-    "--ngf 8 --preprocess resize_and_crop --load_size 80 --crop_size 72 --use_dropout --no_html --n_epochs_decay 0"
+    "--ngf 4 --preprocess resize_and_crop --load_size 72 --crop_size 64 --use_dropout --no_html --n_epochs_decay 0"
 )
-OPTIONS += " --lr_policy step --max_dataset_size 4 --seed 3"
+OPTIONS += " --lr_policy step --max_dataset_size 2 --seed 3"
 cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core")
 
 
 def start(code: str, *arguments: object) -> list[str]:
-    """Run code in a new process with all cores; return the lines that it prints."""
+    """Run code in a new process with all cores; return the lines that say threads."""
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     process = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=environment,
                              capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
     assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
+    return [line for line in process.stdout.splitlines() if line.startswith("threads ")]
 
 
 @cores
@@ -60,8 +60,8 @@ def test_a_training_keeps_all_cores_and_ends_with_the_same_weights_however_it_ca
     noted += training("alone", 2, 0)
     noted += training("parts", 1, 1)
     noted += training("parts", 2, 3, "--continue_train")
-    everything = int(start("import torch; print(torch.get_num_threads())")[0])
-    assert everything > 1 and noted == [f"threads {everything}"] * (3 * 8)
+    (everything,) = start("import torch; print('threads', torch.get_num_threads())")
+    assert everything != "threads 1" and noted == [everything] * (3 * 4)
     for name in ("alone", "parts"):
         assert_same_weights(tmp_path / "whole", tmp_path / name)
 
@@ -108,17 +108,17 @@ def inside(_):
         return before, torch.get_num_threads()
 with ThreadPoolExecutor(3) as threads:
     assert set(threads.map(inside, range(9))) == {(1, 1)}
-print(torch.get_num_threads())
+print("threads", torch.get_num_threads())
 with one_thread():
-    print(torch.get_num_threads())
-print(torch.get_num_threads())
+    print("threads", torch.get_num_threads())
+print("threads", torch.get_num_threads())
 """
 
 
 @cores
 def test_one_thread_counts_for_its_own_thread_alone():
-    everything, inside, after = map(int, start(COUNTS))
-    assert (inside, after) == (1, everything) and everything > 1
+    everything, inside, after = start(COUNTS)
+    assert inside == "threads 1" and after == everything != inside
 
 
 def test_one_thread_ends_with_its_block_also_by_an_error():
