@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
@@ -122,8 +121,8 @@ def read_manifest(root: str | Path) -> Manifest:
     if not path.exists():
         raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset")
     data = read_json(path)
-    version = data.pop("format_version", None) if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
+    version = data.pop("format_version", None)
+    if version is True or version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}; prepare the data set again")
     try:
         cases = tuple(Case.from_dict(case) for case in data.pop("cases"))
@@ -164,6 +163,15 @@ def case_problems(case: Case) -> list[str]:
         "percentiles": (case.domain == "B" and pair is None)
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
+        "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
+        "mr_median": case.mr_median is None or _is_number(case.mr_median),
+        "hu_histogram": case.hu_histogram is None or _is_counts(case.hu_histogram),
+        "hu_slice_spread": case.hu_slice_spread is None
+        or (
+            isinstance(case.hu_slice_spread, tuple)
+            and len(case.hu_slice_spread) == 2
+            and all(map(_is_number, case.hu_slice_spread))
+        ),
         "labels": _is_count(case.labels) and case.labels > 0,
         "method": _is_count(case.method),
         "frame": not frame or _is_count(frame.get("size")),
@@ -173,6 +181,10 @@ def case_problems(case: Case) -> list[str]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_count, value))
 
 
 def _is_number(value: object) -> bool:
@@ -215,22 +227,26 @@ def write_json(path: Path, data: dict) -> Path:
     return path
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+def read_json(path: Path) -> dict:
+    """Return the named values that a JSON file holds; of what kind they are is not checked.
 
     Raises:
-        InputError: it is missing, no regular file, or no JSON.
+        InputError: it is missing, no regular file, cannot be read, torn, nested too deeply, or holds no named values.
     """
     try:
-        if path.exists() and not path.is_file():  # a named pipe would be waited for
-            raise InputError(f"{path}: cannot be read as JSON: not a regular file")
-        return json.loads(path.read_text())
+        check_regular(path)  # a named pipe would be waited for
+        data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+        raise InputError(
+            f"{path}: damaged, cannot be read as JSON: {error}; restore the file or make it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
+    return data
 
 
 def source_files(path: Path) -> list[Path]:

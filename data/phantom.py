@@ -349,8 +349,8 @@ def _claim_folder(out: Path, record: dict) -> Path:
     path = out / "phantom.json"
     if path.exists():
         try:
-            found = dict(read_json(path))
-        except (ValueError, TypeError) as error:
+            found = read_json(path)
+        except InputError as error:
             raise InputError(f"{path}: not a phantom's record ({error}); delete {out} or use another --out") from error
         different = [name for name, value in record.items() if found.get(name) != value]
         if different:

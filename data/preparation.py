@@ -156,7 +156,7 @@ def _is_manifest(path: Path) -> bool:
         found = read_json(path)
     except InputError:
         return False
-    return isinstance(found, dict) and {"format_version", "cases", "spacing_mm"} <= found.keys()
+    return {"format_version", "cases", "spacing_mm"} <= found.keys()
 
 
 def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:

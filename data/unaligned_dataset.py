@@ -17,6 +17,7 @@ from data.intensity import IntensityMap
 from data.manifest import MANIFEST_NAME, read_manifest
 from data.simulated_mr import SimulatedPairs
 from data.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
+from data.threads import one_thread
 
 
 class Draw(NamedTuple):
@@ -210,7 +211,10 @@ def load_batches(
     """
 
     def load(some: tuple[Draw, ...]) -> dict:
-        batch = collate([dataset[draw] for draw in some])
+        # Small operations: more threads for each would stand in the way of the training's. And as many whoever loads,
+        # so that `threads` changes no sum.
+        with one_thread():
+            batch = collate([dataset[draw] for draw in some])
         if not pin_memory:
             return batch
         return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
@@ -219,8 +223,7 @@ def load_batches(
     if not threads:
         yield from map(load, chunks)
         return
-    # A thread's own tensor operations are small: more threads for each would stand in the way of the training's.
-    pool = ThreadPoolExecutor(threads, "load", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "load")
     try:
         waiting = deque(pool.submit(load, chunk) for chunk in islice(chunks, 2 * threads))
         while waiting:

@@ -18,7 +18,7 @@ from data.outputs import check_free
 from models.experiment import weights_path
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
-from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
+from models.state_dicts import load_network_weights, save_atomically
 from options.base_options import epoch_name, experiment_name
 
 log = logging.getLogger(__name__)
@@ -57,15 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = weights_path(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
-    weights = load_checkpoint(source)
     net = build_generator(
         settings.netG,
+        settings.slab,
+        settings.slab,
         ngf=settings.ngf,
         norm=settings.norm,
         use_dropout=settings.use_dropout,
         upsample=settings.upsample,
     )
-    load_network_weights(net, weights)  # refuses what is not of this network
+    load_network_weights(net, source)  # refuses what is not of this network
+    weights = net.state_dict()
     target = weights_path(opt.out, "latest", "G_A")
     check_free([target, opt.out / FILE_NAME], "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:

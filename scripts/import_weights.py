@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     target = weights_path(folder, "latest", "G_A")
     check_free([target, folder / FILE_NAME], "--name", [opt.weights], overwrite=opt.overwrite)
     net = build_generator(opt.netG, ngf=opt.ngf, norm=opt.norm, use_dropout=opt.use_dropout, upsample=opt.upsample)
-    load_network_weights(net, opt.weights)
+    load_network_weights(net, opt.weights, taken_over=True)
     with torch.inference_mode():
         net.eval()(torch.zeros(1, 1, opt.size, opt.size))  # refuses a size that the network cannot take
     save_network_weights(net, target)

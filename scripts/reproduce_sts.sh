@@ -8,6 +8,7 @@
 # A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
 #   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
 data=${1:?$usage}
 data=$(realpath "$data")

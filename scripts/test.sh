@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what is needed into .venv, check style, run the tests. Arguments go to pytest.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh tests/requirements.txt
 

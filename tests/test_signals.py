@@ -49,7 +49,8 @@ def start(dataroot, checkpoints, *arguments):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True)]
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True), (signal.SIGHUP, True)],
 )
 def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_path, number, whole_group):  # noqa: F811
     """To the trainer alone, and, as a terminal and Slurm do, to its whole group; slices are loaded in threads."""
@@ -74,6 +75,28 @@ def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on(monkeypa
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
+def test_what_was_ignored_from_the_start_stays_so(number):
+    """As nohup has it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            assert not interruption.received
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_kept_and_its_handler_given_back(number):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), number)
+        assert interruption.received == number
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_torn_manifests_and_phantoms_are_refused(tmp_path, text):
 
 def test_json_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.json")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="a named pipe; expected a file"):
         read_json(tmp_path / "a.json")
 
 
