@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from scripts import kill_and_resume
+from tests.processes import Program
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import TINY, assert_same_weights, run
 from training.interruption import Interruption
@@ -34,17 +33,9 @@ def one_thread():
 def start(dataroot, checkpoints, *arguments):  # noqa: F811
     """Start `train.py`, and return it once it is training."""
     where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(checkpoints)]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *where, *TINY, *LONG, *arguments], cwd=ROOT, text=True, bufsize=1,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    seen = ""
-    while "iteration 2" not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    return process
+    program = Program("train.py", *where, *TINY, *LONG, *arguments, together=True)
+    program.wait_for("iteration 2")
+    return program
 
 
 @pytest.mark.slow
@@ -55,8 +46,8 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_p
     """To the trainer alone, and, as a terminal and Slurm do, to its whole group; slices are loaded in threads."""
     process = start(dataroot, tmp_path / "ck", "--num_threads", "2")
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 128 + number, output
+    assert process.wait() == 128 + number, process.stdout
+    output = process.stdout
     name = signal.Signals(number).name
     found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; go on by --continue_train", output)
     assert found and int(found[1]) < 20, output
