@@ -19,7 +19,15 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["train", "test_pipeline", "test_adapt", "torch.distributed.run", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "train",
+        "test_pipeline",
+        "test_adapt",
+        "torch.distributed.run",
+        "torchvision.transforms.v2",
+    ]
+)
 # `torchrun`, but for processes that are forked from the one that launches them.
 TORCHRUN = ("-m", "torch.distributed.run", "--run-path", "--start-method=fork")
 
