@@ -80,14 +80,14 @@ class Program:
     def kill(self) -> None:
         self.process.kill()
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """Return the exit code; the negative of a signal's number where that ended it."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired("python", timeout, self.stdout, self.stderr)
         return self.process.exitcode
 
-    def wait_for(self, text: str, timeout: float = 200) -> None:
+    def wait_for(self, text: str, timeout: float = 300) -> None:
         """Return when its output holds a text."""
         deadline = time.monotonic() + timeout
         while text not in self.stdout:
@@ -95,7 +95,7 @@ class Program:
             time.sleep(0.005)
 
 
-def run(*arguments: object, timeout: float = 300, **environment: str) -> Program:
+def run(*arguments: object, timeout: float = 600, **environment: str) -> Program:
     """Run `python *arguments` to its end."""
     program = Program(*arguments, **environment)
     program.wait(timeout)

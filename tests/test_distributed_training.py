@@ -208,7 +208,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_process_that_dies_ends_the_job_in_sight_or_is_restarted(dataroot, tmp_path, restarts):  # noqa: F811
     where = ["--dataroot", dataroot, "--checkpoints_dir", tmp_path]
-    long = [*TINY, *SHORT, "--n_epochs", "60", "--save_epoch_freq", "1000"]
+    long = [*TINY, *SHORT, "--n_epochs", "16", "--save_epoch_freq", "1000"]
     launcher = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
     job = torchrun("train.py", *where, "--name", "dies", *long, launcher=launcher)
     state = tmp_path / "dies/latest_state.pth"

@@ -11,23 +11,30 @@ import torch
 
 from scripts import kill_and_resume
 from tests.processes import Program
-from tests.test_datasets import dataroot  # noqa: F401
+from tests.test_datasets import dataroot, write_dataroot  # noqa: F401
 from tests.test_train import TINY, assert_same_weights, run
 from training.interruption import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = (
-    "--n_epochs 60 --n_epochs_decay 0 --print_freq 1 --save_epoch_freq 1000 --save_latest_freq 4 --use_dropout".split()
+    "--n_epochs 25 --n_epochs_decay 0 --print_freq 1 --save_epoch_freq 1000 --save_latest_freq 4 --use_dropout".split()
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """As the processes that are started: the order of sums is that of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(one_thread, tmp_path_factory) -> Path:
+    """What an undisturbed training leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(write_dataroot(folder), folder, *LONG)
 
 
 def start(dataroot, checkpoints, *arguments):  # noqa: F811
@@ -42,7 +49,13 @@ def start(dataroot, checkpoints, *arguments):  # noqa: F811
 @pytest.mark.parametrize(
     ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True)]
 )
-def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_path, number, whole_group):  # noqa: F811
+def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
+    dataroot,  # noqa: F811
+    tmp_path,
+    whole,
+    number,
+    whole_group,
+):
     """To the trainer alone, and, as a terminal and Slurm do, to its whole group; slices are loaded in threads."""
     process = start(dataroot, tmp_path / "ck", "--num_threads", "2")
     (os.killpg if whole_group else os.kill)(process.pid, number)
@@ -53,7 +66,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_p
     assert found and int(found[1]) < 20, output
     assert "Traceback" not in output
     resumed = run(dataroot, tmp_path / "ck", *LONG, "--continue_train")
-    assert_same_weights(resumed, run(dataroot, tmp_path, *LONG, name="whole"))
+    assert_same_weights(resumed, whole)
 
 
 def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on(monkeypatch):
