@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cohort.results import Results
 from data.volume import read_volume
 from tests.cohort_data import NAME, write_broken, write_model, write_patients
 from tests.processes import TORCHRUN, Program, run
@@ -39,7 +40,7 @@ def launch_as_users_do(root: Path) -> subprocess.CompletedProcess:
     """With nothing imported before."""
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *command(root)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
 
 
@@ -67,9 +68,10 @@ def test_two_processes_do_every_patient_once_with_the_same_voxels(tmp_path):
 def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_rest(tmp_path):
     write_model(tmp_path)
     write_patients(tmp_path / "in", 6)
+    claim = Results(tmp_path / "out" / NAME).claim("p5__mr")  # the job waits for it, and cannot end before the kill
     job = Program(*TORCHRUN, *command(tmp_path, "--no_html"))
     records = tmp_path / "out" / NAME / "records"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not list(records.glob("[!.]*.json")):
         assert time.monotonic() < deadline and job.poll() is None, job.stderr
         time.sleep(0.02)
@@ -77,6 +79,7 @@ def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_r
     os.kill(int(ranks[-1]), signal.SIGKILL)
     assert job.wait() != 0
     assert "exitcode  : -9" in job.stderr
+    claim.release()
     before = {path.stem: path.read_bytes() for path in records.glob("[!.]*.json")}
     again = launch(tmp_path, "--no_html")
     assert again.returncode == 0, again.stderr
