@@ -32,4 +32,5 @@ if [ -n "${CI:-}" ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+# Of the same option twice pytest takes the last: bash scripts/test.sh -n 0 tests in one process, as a debugger wants it.
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from data.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import pipeline_options, test_options
+from tests import processes
 from tests.cohort_data import (
     BROKEN,
     NAME,
@@ -267,7 +266,7 @@ test_pipeline.main({arguments!r})
 
 def test_a_killed_run_goes_on(site):
     code = KILL.format(root=str(ROOT), arguments=command(site))
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = processes.run("-c", code)
     assert process.returncode == -signal.SIGKILL, process.stderr
     folder = site / "out" / NAME
     records = {path.stem: json.loads(path.read_text()) for path in (folder / "records").glob("*.json")}

@@ -1,8 +1,6 @@
 """Disks that are full or may not be written, for real: a file system of 1 MB in memory, and a limit on file sizes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from data.errors import InputError
 from data.volume import Volume, read_volume, write_volume
 from models.state_dicts import load_checkpoint, save_atomically
 from tests.cohort_data import NAME, patient_mr, write_model, write_patients
-from tests.faults.commands import ROOT, adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot
+from tests.faults.commands import adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot
 from visualization.case_page import write_case_page
 
 MIB = 1 << 20
@@ -113,9 +111,7 @@ def test_a_volume_beyond_the_limit_of_file_sizes(site):
     rough = mr.array + np.random.default_rng(1).normal(0, 60, mr.array.shape)
     write_volume(mr.with_array(np.abs(rough).astype(np.float32)), site / "good.nii.gz")
     before = snapshot(site)
-    result = subprocess.run(
-        [sys.executable, "-c", LIMITED, *adapt(site, site / "good.nii.gz")], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run("-c", LIMITED, *adapt(site, site / "good.nii.gz"))
     assert_one_clear_error(result, "good.nii.gz: cannot be written", "File too large")
     assert snapshot(site) == before
 
