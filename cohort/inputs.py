@@ -20,6 +20,7 @@ import pydicom
 
 from data.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.errors import InputError
+from data.files import check_regular
 from data.manifest import hash_files, hash_source
 from data.sources import find_paths, is_folder, is_volume
 from data.volume import volume_suffix
@@ -217,8 +218,7 @@ def read_list(path: Path) -> Cohort:
         InputError: the table cannot be read, lacks a column, or an id is missing, repeated or no file name.
     """
     try:
-        if path.exists() and not path.is_file():  # a named pipe would be waited for
-            raise InputError(f"--list {path}: not a regular file")
+        check_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error

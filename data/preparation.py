@@ -311,8 +311,8 @@ class _SliceWriter:
             return case
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
-        volume = read_volume(job.source.path, job.source.series_uid)
-        body = read_volume(_body_path(job)).array > 0
+        volume = read_volume(job.source.path, job.source.series_uid, again=True)
+        body = read_volume(_body_path(job), again=True).array > 0
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
@@ -347,7 +347,7 @@ def _labels(mask_path: Path | None, body: np.ndarray) -> np.ndarray:
     """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
     if not mask_path:
         return body.astype(np.uint8)
-    supplied = read_volume(mask_path).array
+    supplied = read_volume(mask_path, again=True).array
     values = np.unique(supplied[supplied != 0])
     if len(values) == 1:
         return body.astype(np.uint8)

@@ -133,10 +133,11 @@ def volume_files(path: Path) -> list[Path]:
     """Return a volume's file and the files that its voxels, or its header, lie in.
 
     Raises:
-        InputError: a header that says where is damaged.
+        InputError: the file is none of its name's format, or a header that says where the voxels are is damaged.
     """
     suffix = volume_suffix(path)
     if suffix in _PARSERS:
+        _check_content(path, suffix)
         return list(dict.fromkeys([path, *_PARSERS[suffix](path).files]))
     if suffix not in _PAIRED_SUFFIXES:
         return [path]
@@ -159,12 +160,13 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
-def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
+def read_volume(path: str | Path, series_uid: str | None = None, again: bool = False) -> Volume:
     """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
 
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
+        again: it was read before, so its notes are not said another time.
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
@@ -189,7 +191,7 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
-    for note in volume.notes:
+    for note in () if again else volume.notes:
         log.warning("warning: %s: %s", path, note)
     return volume
 

@@ -1,7 +1,6 @@
 """Preparing a data set: HU and MR units on disk, couch gone, spacing chosen, re-runs, bad volumes."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -306,15 +305,6 @@ def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     code, manifest = prepare(raw)
     assert (code, [case.name for case in manifest.cases]) == (1, ["p1", "q0", "q1"])
-
-
-def end_abruptly(job):
-    os._exit(1)
-
-
-def test_a_process_that_dies_is_told_with_a_way_out():
-    with preparation._processes(2) as pool, pytest.raises(InputError, match="use fewer --workers"):
-        preparation._run(end_abruptly, [None, None], pool, "finding bodies")
 
 
 def test_a_series_is_chosen_by_its_uid(raw):

@@ -53,7 +53,7 @@ COMPRESSED = {
     "img.gz": lambda p: itk(p / "a.img.gz"),
     "mha, zlib": lambda p: itk(p / "a.mha"),
     "mhd, zlib in a file of its own": lambda p: itk(p / "a.mhd"),
-    "mha, gzip": lambda p: text_and_data(p / "a.mha", META.format(ZLIB, "LOCAL"), gzip.compress(RAW)),
+    "mha, gzip": lambda p: text_and_data(p / "a.mha", META.format(ZLIB, "LOCAL"), gzip.compress(RAW, mtime=0)),
     "nrrd, gzip": lambda p: itk(p / "a.nrrd"),
     "nhdr, gzip in a file of its own": lambda p: itk(p / "a.nhdr"),
     "nrrd, bzip2": lambda p: text_and_data(p / "a.nrrd", NRRD.format("bzip2", ""), bz2.compress(RAW)),
@@ -233,9 +233,9 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path, name, special):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.nii", gzip.compress(RAW), "named .nii, but is a gzip-compressed file"),
+        ("a.nii", gzip.compress(RAW, mtime=0), "named .nii, but is a gzip-compressed file"),
         ("a.nii.gz", b"\x5c\x01\0\0" + bytes(400), "named .nii.gz, but is a NIfTI or Analyze file"),
-        ("a.mgz", gzip.compress(RAW), "a gzip-compressed file; what is read: .nii.gz .nii .mha"),
+        ("a.mgz", gzip.compress(RAW, mtime=0), "a gzip-compressed file; what is read: .nii.gz .nii .mha"),
         ("a.mgh", b"\0\0\0\x01\0\0\0\x10", "a FreeSurfer .mgh file; what is read"),
         ("a.nrrd", b"ObjectType = Image\n", "named .nrrd, but is a MetaImage"),
         ("a.nii.gz", b"<!DOCTYPE html>", "is a web page, as a failed download"),

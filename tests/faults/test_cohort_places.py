@@ -135,7 +135,7 @@ def test_tables_that_are_none_are_refused(tmp_path, text, words):
 
 def test_a_table_is_not_waited_for_and_a_line_break_in_quotes_stays(tmp_path):
     os.mkfifo(tmp_path / "list.csv")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="a named pipe; expected a file"):
         read_list(tmp_path / "list.csv")
     (tmp_path / "other.csv").write_text('id,path\na,"one\ntwo.nii.gz"\n')
     (tmp_path / "one\ntwo.nii.gz").write_bytes(b"")
