@@ -134,8 +134,9 @@ def read_mask_image(path: Path) -> np.ndarray:
 def _opened(path: Path) -> Image.Image:
     """Return an image whose header is read and checked."""
     try:
-        if not path.exists():
-            raise InputError(f"{path}: no such file; expected an image ({' '.join(IMAGE_SUFFIXES)})")
+        if not path.exists() or path.is_dir():
+            what = "a folder" if path.exists() else "no such file"
+            raise InputError(f"{path}: {what}; expected an image ({' '.join(IMAGE_SUFFIXES)})")
         check_regular(path)
         # From memory: Pillow would allocate what a damaged chunk of a file claims to hold.
         image = Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS)

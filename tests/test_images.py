@@ -142,7 +142,8 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     (tmp_path / "c.png").mkdir()
     (tmp_path / "d.png").symlink_to(tmp_path / "gone")
     (tmp_path / "e.png").symlink_to(tmp_path / "e.png")
-    for name, what in (("a", "not a reg"), ("b", "not a reg"), ("c", "not a reg"), ("d", "no such"), ("e", "no such")):
+    expected = {"a": "a named pipe", "b": "a device", "c": "a folder", "d": "no such", "e": "no such"}
+    for name, what in expected.items():
         with pytest.raises(InputError, match=rf"{name}\.png: {what}"):
             ImageFolderSlices(tmp_path, tmp_path, with_masks=False)
         (tmp_path / f"{name}.png").rename(tmp_path / f"{name}.done")

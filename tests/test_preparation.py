@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -305,6 +306,18 @@ def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     code, manifest = prepare(raw)
     assert (code, [case.name for case in manifest.cases]) == (1, ["p1", "q0", "q1"])
+
+
+def test_a_note_on_reading_is_said_once(raw, caplog):
+    """Each volume is read twice, and its body mask keeps its transforms."""
+    volume = mr_volume()
+    affine = np.diag([-2.0, -2.0, 4.0, 1.0])
+    image = nibabel.Nifti1Image(volume.array.T, affine)
+    image.header["pixdim"][1:4] = 1
+    nibabel.save(image, raw / "mr/p0.nii.gz")
+    _, manifest = prepare(raw)
+    assert [case.name for case in manifest.select("train", "A")] == ["p0", "p1"]
+    assert [message.split(": ")[1] for message in caplog.messages if "pixdim" in message] == [f"{raw}/mr/p0.nii.gz"]
 
 
 def test_a_series_is_chosen_by_its_uid(raw):
