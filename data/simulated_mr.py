@@ -32,7 +32,7 @@ class SimulationSettings:
     Attributes:
         fat, muscle: their signals. marrow: in shares of fat's signal.
         bone_from_hu, bone_to_hu: a voxel of a bone holds no mineral below the one, nothing else above the other.
-        field_of_view: share of slabs whose field of view is cut to a rectangle.
+        field_of_view: twice the probability that a side of the field of view is cut.
         bias: standard deviation of the logarithm of the bias field at its nodes.
         noise: of each channel, in shares of the window.
     """
@@ -144,7 +144,7 @@ def simulate_mr(
 def field_of_view(shape: tuple[int, int], share: float, draws: Draws) -> Tensor:
     """Return rectangles, bool (N, 1, H, W), True inside: MR often ends within the body, with nothing beyond.
 
-    `share` of the slabs are cut: each side with probability 1/2, by up to 45 %.
+    Each side is cut with probability `share` / 2, by up to 45 %.
     """
     cuts = []
     for _ in range(4):

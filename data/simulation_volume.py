@@ -8,6 +8,8 @@ from skimage.restoration import denoise_tv_chambolle
 
 from data.intensity import AIR_HU
 
+# Raised when the same CT gives other maps: what is kept of a data set is then computed anew.
+METHOD_VERSION = 1
 # Where bone begins when whole bones are outlined, and the smallest and largest outlines that count.
 _BONE_HU = 160.0
 _SMALLEST_BONE_MM2 = 25.0

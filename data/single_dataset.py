@@ -37,7 +37,7 @@ class SlabMean:
         self.slab = slab
 
     def add(self, centre: int, output: np.ndarray) -> None:
-        """Add the output (S, H, W) of the slab around slice `centre`; what lies beyond the volume is left out."""
+        """Add the output (S, H, W) of the slab around slice `centre`; what lies beyond the ends is left out."""
         middle = self.slab // 2
         for k, plane in enumerate(output):
             index, weight = centre + k - middle, middle + 1 - abs(k - middle)

@@ -109,7 +109,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
     pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
     good = {
         "ngf": type(s.ngf) is int and 0 < s.ngf <= _GREATEST_NGF,  # True is an int too
-        "slab": type(s.slab) is int and 0 < s.slab <= _GREATEST_SLAB and s.slab % 2 == 1,
+        "slab": type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2),
         "size": type(s.size) is int and 0 < s.size <= _GREATEST_SIZE,
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),

@@ -7,7 +7,8 @@ import torch
 from data.intensity import CT_TRANSFERS, IntensityMap
 from data.phantom import PhantomSettings, make_patient
 from data.phantom_labels import body_mask
-from data.simulated_mr import SimulatedPairs, bone_depth, denoised, random_field_of_view, simulate_mr
+from data.simulated_mr import Draws, SimulatedPairs, SimulationSettings, blur, blur_through, field_of_view, simulate_mr
+from data.simulation_volume import bone_depth, denoised, simulation_volume, without_contrast_agent
 
 AIR, FAT, MUSCLE, COMPACT, MARROW = -1000.0, -100.0, 45.0, 1200.0, -40.0
 
@@ -22,25 +23,44 @@ def limb(size: int = 128, centre: tuple[float, float] = (64, 64)) -> tuple[np.nd
     return ct, radius
 
 
+def draws(batch: int, seed: int) -> Draws:
+    return Draws(batch, torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed))
+
+
+def simulated(ct: np.ndarray, seed: int, pixel_mm: float = 1.0, **settings) -> np.ndarray:
+    """One slice's MR, (H, W) in [0, 1]."""
+    maps = (torch.from_numpy(a)[None, None].float() for a in (ct, bone_depth(ct, pixel_mm)))
+    mr = simulate_mr(*maps, (3.0, pixel_mm), draws(1, seed), SimulationSettings(**settings))
+    return (mr[0, 0].numpy() + 1) / 2
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_fat_and_marrow_are_bright_muscle_dim_cortex_and_air_dark(seed):
     ct, radius = limb()
-    mr = (simulate_mr(ct, 1.0, np.random.default_rng(seed)) + 1) / 2
+    mr = simulated(ct, seed, marrow=(0.7, 1.1))
     assert mr.dtype == np.float32
     fat, muscle, cortex, marrow, air = (
         np.median(mr[(radius > low) & (radius < high)])
         for low, high in ((44, 49), (20, 38), (10, 12), (0, 5), (62, 90))
     )
-    assert air < 0.05
+    assert air < 0.06
     assert cortex < 0.25
-    assert cortex + 0.05 < muscle < 0.45
-    assert fat > muscle + 0.2
-    assert marrow > muscle + 0.1
+    assert cortex < muscle < 0.6
+    assert fat > muscle + 0.1
+    assert marrow > cortex + 0.3
+
+
+def test_marrow_is_anything_from_red_to_fatty():
+    ct, radius = limb()
+    mr = [simulated(ct, seed, fat=(0.8, 0.8), muscle=(0.3, 0.3)) for seed in range(24)]
+    marrow = np.array([np.median(one[radius < 5]) for one in mr])
+    assert marrow.min() < 0.45
+    assert marrow.max() > 0.75
 
 
 def test_marrow_of_a_bone_that_the_picture_cuts_is_still_marrow():
     ct, radius = limb(centre=(64, 0))
-    mr = (simulate_mr(ct, 1.0, np.random.default_rng(0)) + 1) / 2
+    mr = simulated(ct, 0, marrow=(1.0, 1.0))
     assert np.median(mr[radius < 5]) > np.median(mr[(radius > 20) & (radius < 38)]) + 0.1
 
 
@@ -49,17 +69,28 @@ def test_a_calcification_in_muscle_is_dark_throughout():
     ct[radius < 14] = MUSCLE
     ct[60:63, 60:63] = 800.0  # 9 mm2: no bone
     assert bone_depth(ct, 1.0).max() == 0
-    assert simulate_mr(ct, 1.0, np.random.default_rng(0))[61, 61] < -0.7
+    assert simulated(ct, 0)[61, 61] < 0.15
 
 
 @pytest.mark.parametrize("centre", [(64, 64), (64, 0), (0, 0)])
-def test_depth_in_bone_is_the_distance_to_its_outside(centre):
+def test_depth_in_bone_is_the_distance_to_its_surface(centre):
     ct, radius = limb(centre=centre)
     depth = bone_depth(ct, 1.0)
     whole = radius < 12
     np.testing.assert_allclose(depth[whole], 14 - radius[whole], atol=1.5)
     assert not depth[radius > 15.5].any()
     np.testing.assert_allclose(bone_depth(ct, 0.5), depth / 2, atol=1.0)  # the same picture at half the size
+
+
+def test_depth_is_the_same_in_mm_whatever_the_pixels():
+    """A slab of bone 24 mm wide: its middle lies 12 mm deep, the outermost pixels half a pixel."""
+    for pixel_mm in (1.0, 2.0, 4.0):
+        width = round(24 / pixel_mm)
+        ct = np.full((40, 20 + width), MUSCLE)
+        ct[:, 10 : 10 + width] = 275.0  # the threshold lies half way up
+        depth = bone_depth(ct, pixel_mm)[20]
+        assert depth[10] == depth[9 + width] == pytest.approx(pixel_mm / 2)
+        assert depth.max() == pytest.approx(12 - pixel_mm / 2)
 
 
 def test_a_limb_s_muscle_is_not_marrow_because_air_or_another_limb_is_around_it():
@@ -81,13 +112,86 @@ def test_denoising_removes_noise_and_keeps_outlines_and_bone():
     np.testing.assert_array_equal(denoised(air), air)
 
 
-def test_the_simulation_follows_its_generator_alone():
+def trunk() -> tuple[np.ndarray, np.ndarray]:
+    """A trunk of 2 mm pixels and 24 slices of 4 mm: spine behind, a rib near the skin, a kidney with contrast agent."""
+    y, x = np.mgrid[:128, :160]
+    body = ((y - 64) / 52) ** 2 + ((x - 80) / 70) ** 2 < 1
+    ct = np.where(body, MUSCLE, AIR)
+    ct[(np.abs(y - 92) < 14) & (np.abs(x - 80) < 14)] = 300.0  # vertebral body
+    shell = (np.abs(y - 92) < 14) & (np.abs(x - 80) < 14) & ~((np.abs(y - 92) < 12) & (np.abs(x - 80) < 12))
+    ct[shell] = 900.0
+    ct[np.hypot(y - 64, x - 17) < 4] = 700.0  # rib
+    ct[np.hypot(y - 70, x - 45) < 12] = 260.0  # kidney
+    return np.repeat(ct[None], 24, 0).astype(np.float32), np.repeat(body[None], 24, 0)
+
+
+def test_contrast_agent_becomes_soft_tissue_and_bones_stay():
+    ct, body = trunk()
+    clean = without_contrast_agent(ct, body, 2.0, 4.0)
+    assert clean[12, 70, 45] == 60
+    np.testing.assert_array_equal(clean[:, 80:104, 68:92], ct[:, 80:104, 68:92])
+    np.testing.assert_array_equal(clean[:, 60:68, 14:20], ct[:, 60:68, 14:20])
+    assert clean[12, 30, 80] == MUSCLE
+    assert (clean <= ct).all()
+
+
+def test_a_volume_is_kept_in_whole_hu_and_quarters_of_a_mm():
+    ct, body = trunk()
+    volume = simulation_volume(ct[:6], body[:6], 2.0, 4.0)
+    assert (volume.hu.dtype, volume.depth.dtype) == (np.int16, np.uint8)
+    assert volume.depth[3, 92, 80] == pytest.approx(4 * 27, abs=8)  # the middle of a bone 54 mm wide
+    assert not volume.depth[:, 30:60, 40:120].any()
+
+
+def test_the_simulation_follows_its_generators_alone():
     ct, _ = limb(64, (32, 32))
-    a, b, c = (simulate_mr(ct, 1.0, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    a, b, c = (simulated(ct, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
-    assert a.min() >= -1
+    assert a.min() >= 0
     assert a.max() <= 1
+
+
+def test_what_belongs_to_the_scan_is_one_for_a_slab_and_noise_is_each_slices_own():
+    ct, radius = limb()
+    slab = torch.from_numpy(np.repeat(ct[None], 5, 0))[None].float()
+    depth = torch.from_numpy(np.repeat(bone_depth(ct, 1.0)[None], 5, 0))[None].float()
+    mr = simulate_mr(slab, depth, (3.0, 1.0), draws(1, 3), SimulationSettings(noise=(0.01, 0.01)))[0].numpy()
+    fat = (radius > 44) & (radius < 49)
+    levels = np.median(mr[:, fat], axis=1)
+    assert np.ptp(levels) < 0.1  # one contrast, over scans it spreads by 0.7
+    noise = mr[:, :20, :20] - mr[:, :20, :20].mean(0)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.5
+    assert not np.array_equal(mr[0], mr[1])
+
+
+def test_blurs_keep_the_mean_and_spread_as_gaussians_do():
+    image = torch.zeros(2, 5, 31, 31)
+    image[:, 2, 15, 15] = 1
+    sigma = torch.tensor([0.8, 0.05]).view(2, 1, 1, 1)
+    plane = blur(image, sigma)[:, 2]
+    offsets = torch.arange(31) - 15.0
+    variance = (plane[0].sum(0) * offsets**2).sum() / plane[0].sum()
+    assert plane[0].sum().item() == pytest.approx(1, abs=1e-6)
+    assert variance.item() == pytest.approx(0.64, rel=0.03)
+    torch.testing.assert_close(plane[1], image[1, 2])
+    through = blur_through(image, sigma)[:, :, 15, 15]
+    assert through[0, 1] == through[0, 3] > 0
+    torch.testing.assert_close(through[1], image[1, :, 15, 15])
+    torch.testing.assert_close(blur_through(torch.ones_like(image), sigma), torch.ones_like(image))
+
+
+def test_a_smooth_field_has_unit_spread_and_the_scale_that_was_asked_for():
+    fields = [draws(4, seed).smooth_field((3, 64, 64), 8.0, (3.0, 1.0)) for seed in range(30)]
+    values = torch.cat(fields)
+    assert values.shape == (120, 3, 64, 64)
+    assert values.mean().item() == pytest.approx(0, abs=0.05)
+    assert 0.4 < values.std().item() < 1.05  # one at the nodes, less between them
+    near, far = (
+        torch.corrcoef(torch.stack([values[..., :-k].flatten(), values[..., k:].flatten()]))[0, 1] for k in (1, 24)
+    )
+    assert near > 0.95
+    assert abs(far) < 0.1
 
 
 def test_a_pair_is_cut_to_one_field_of_view():
@@ -96,7 +200,7 @@ def test_a_pair_is_cut_to_one_field_of_view():
     ct[ct == AIR] = FAT  # body everywhere: what is air afterwards was cut
     pairs = SimulatedPairs(ct_map, 1.0)
     cut = []
-    for seed in range(20):
+    for seed in range(24):
         image = torch.from_numpy(ct_map.to_network(ct))[None]
         mr, target = pairs(image, np.random.default_rng(seed))
         assert mr.shape == target.shape == image.shape
@@ -106,19 +210,18 @@ def test_a_pair_is_cut_to_one_field_of_view():
         assert (mr[outside] == -1).all()
         assert torch.equal(target[~outside], image[~outside])
         assert torch.equal(image, torch.from_numpy(ct_map.to_network(ct))[None])
-    assert 0 < sum(cut) < 20
+    assert 0 < sum(cut) < 24
 
 
 def test_the_field_of_view_is_a_rectangle_that_keeps_the_middle():
-    rng = np.random.default_rng(0)
-    whole = 0
-    for _ in range(200):
-        seen = random_field_of_view((40, 60), rng)
-        rows, columns = seen.any(axis=1), seen.any(axis=0)
-        np.testing.assert_array_equal(seen, rows[:, None] & columns)
-        assert seen[18:22, 27:33].all()
-        whole += seen.all()
-    assert 0.15 * 200 < whole < 0.45 * 200  # one in five, and one in 16 of the others
+    seen = field_of_view((40, 60), 0.8, draws(400, 0))[:, 0]
+    rows, columns = seen.any(2), seen.any(1)
+    assert torch.equal(seen, rows[:, :, None] & columns[:, None])
+    assert seen[:, 18:22, 27:33].all()
+    whole = seen.flatten(1).all(1).float().mean().item()
+    # Each of the four sides is left as it is with probability 1 - 0.8 / 2.
+    assert whole == pytest.approx(0.6**4, abs=0.06)
+    assert field_of_view((40, 60), 0.0, draws(50, 0)).all()
 
 
 def test_it_resembles_the_mr_of_a_generated_patient():
@@ -128,7 +231,7 @@ def test_it_resembles_the_mr_of_a_generated_patient():
     body = body_mask(patient.labels.array[z])
     ct, mr = patient.ct.array[z].astype(float), patient.mr.array[z].astype(float)
     ct = np.where(body, ct, AIR)
-    simulated = simulate_mr(ct, 8.0, np.random.default_rng(0))
-    correlation = np.corrcoef(simulated[body], mr[body])[0, 1]
+    similar = simulated(ct, 0, 8.0)
+    correlation = np.corrcoef(similar[body], mr[body])[0, 1]
     assert correlation > 0.55
     assert np.corrcoef(ct[body], mr[body])[0, 1] < correlation - 0.4
