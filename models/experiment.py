@@ -4,7 +4,7 @@ import fcntl
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ STATE_NAME = "latest_state.pth"
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
 STATE_VERSION = 2
-# What a state is made of, and as what it is stored.
-_STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict}
+# What a state of train.py is made of, and as what it is stored.
+STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict}
 # Options on which no result depends: where a run is, what it shows, and what only its beginning uses.
 _FREE_OPTIONS = frozenset(
     "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
@@ -176,13 +176,18 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     scratch.replace(latest)  # killed between the two, the run goes on from the previous state
 
 
-def load_state(folder: Path, take_over: Callable[[dict[str, Any]], None] = lambda state: None) -> dict[str, Any]:
+def load_state(
+    folder: Path,
+    take_over: Callable[[dict[str, Any]], None] = lambda state: None,
+    parts: Mapping[str, type] = STATE_PARTS,
+) -> dict[str, Any]:
     """Return the state that `save_state` wrote, or the one before it where the latest is gone or damaged.
 
     Args:
         folder: the run's.
         take_over: restores the run from a state; where it meets entries that are missing or of another kind, that state
             counts as damaged.
+        parts: what the state is made of, and as what it is stored.
 
     Raises:
         InputError: there is none, both are damaged, or `take_over` refuses.
@@ -191,12 +196,12 @@ def load_state(folder: Path, take_over: Callable[[dict[str, Any]], None] = lambd
     if not has_state(folder):
         raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
     try:
-        return _load_state(latest, take_over)
+        return _load_state(latest, take_over, parts)
     except DamagedStateError as error:
         if not previous.exists():
             raise
         try:
-            state = _load_state(previous, take_over)
+            state = _load_state(previous, take_over, parts)
         except DamagedStateError as second:
             raise InputError(
                 f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
@@ -207,7 +212,7 @@ def load_state(folder: Path, take_over: Callable[[dict[str, Any]], None] = lambd
         return state
 
 
-def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: Mapping[str, type]) -> dict[str, Any]:
     try:
         state = load_checkpoint(path)
     except InputError as error:
@@ -217,7 +222,7 @@ def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None]) -> dict
         raise DamagedStateError(
             f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}"
         )
-    if missing := [name for name, kind in _STATE_PARTS.items() if not isinstance(state.get(name), kind)]:
+    if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
         raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")
     try:
         take_over(state)
