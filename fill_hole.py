@@ -7,6 +7,7 @@ and 255. Of a folder, every mask in it and below is filled.
 """
 
 import argparse
+import glob
 import logging
 import math
 from pathlib import Path
@@ -18,6 +19,9 @@ from tqdm import tqdm
 
 from data.errors import InputError, run_command
 from data.files import whole_file
+from data.images import read_mask_image
+from data.outputs import check_free, volume_targets
+from data.sources import find_paths, is_regular_file
 from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -64,16 +68,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Fill one mask or a folder of them; return 1 if a mask of the folder failed."""
     opt = _parse(arguments)
     if not opt.input.is_dir():
+        _check_target(opt.input, opt.output, opt)
         _fill_file(opt.input, opt.output, opt)
         return 0
-    sources = sorted(path for path in opt.input.rglob("*") if _is_mask(path))
+    sources = sorted(path for path in find_paths(f"{glob.escape(str(opt.input))}/**") if _is_mask(path))
     if not sources:
         raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")
+    targets = {source: opt.output / source.relative_to(opt.input) for source in sources}
+    for source, target in targets.items():
+        _check_target(source, target, opt)
     failures = []
-    for source in tqdm(sources, desc="filling holes", unit="mask", disable=None):
+    for source, target in tqdm(targets.items(), desc="filling holes", unit="mask", disable=None):
         try:
-            _fill_file(source, opt.output / source.relative_to(opt.input), opt)
-        except InputError as error:
+            _fill_file(source, target, opt)
+        except (InputError, OSError) as error:
             failures.append(error)
     log.info("%s: %d of %d masks filled", opt.output, len(sources) - len(failures), len(sources))
     for failure in failures:
@@ -99,7 +107,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=1,
         help="foreground voxels beyond one half that it takes (default %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="let a mask be replaced by its filled one")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there already, also a mask by its filled one"
+    )
     opt = parser.parse_args(arguments)
     if len(opt.radius) not in (1, 3):
         parser.error(f"--radius {opt.radius}: expected one number or three")
@@ -110,32 +120,28 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _is_mask(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".")
+    return path.name.lower().endswith(MASK_SUFFIXES) and not path.name.startswith(".") and is_regular_file(path)
+
+
+def _check_target(source: Path, target: Path, opt: argparse.Namespace) -> None:
+    """Refuse to write over a file without --overwrite; with it, a mask may be replaced by its filled one."""
+    if target.resolve() == source.resolve():
+        if not opt.overwrite:
+            raise InputError(f"{target}: is the input; choose another --output, or use --overwrite to replace it")
+        return
+    check_free(volume_targets(target), "--output", [source], overwrite=opt.overwrite)
 
 
 def _fill_file(source: Path, target: Path, opt: argparse.Namespace) -> None:
-    if target.resolve() == source.resolve() and not opt.overwrite:
-        raise InputError(f"{target}: is the input; choose another --output, or use --overwrite to replace it")
     is_slice = source.suffix.lower() == ".png"
     if is_slice != (target.suffix.lower() == ".png"):
         raise InputError(f"{target}: {source.name} is a {'slice' if is_slice else 'volume'}; expected the same kind")
-    mask = _read_slice(source) if is_slice else read_volume(source)
+    mask = Volume(read_mask_image(source)[None]) if is_slice else read_volume(source)
     try:
         filled = fill_holes(mask, opt.iterations, opt.radius, opt.majority)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     (_write_slice if is_slice else write_volume)(filled, target)
-
-
-def _read_slice(path: Path) -> Volume:
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
-    if pixels.ndim != 2:
-        raise InputError(f"{path}: {image.mode} image; expected gray values")
-    return Volume(pixels[None])
 
 
 def _write_slice(mask: Volume, path: Path) -> None:

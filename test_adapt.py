@@ -1,14 +1,16 @@
 """Turn one patient's MR into a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`."""
 
-import json
 import logging
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 from data.body_mask import read_mask
 from data.errors import InputError, run_command
+from data.manifest import read_json
+from data.outputs import check_free, volume_targets
 from data.sources import name_cases
-from data.volume import read_volume, volume_stem, write_volume
+from data.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -19,13 +21,33 @@ from visualization.panels import save_preview
 log = logging.getLogger(__name__)
 
 
+class Results(NamedTuple):
+    """Where the results of one patient go: the synthetic volume, its picture, its page (a folder) and its report."""
+
+    volume: Path
+    picture: Path
+    page: Path
+    report: Path
+
+    @classmethod
+    def beside(cls, volume: Path) -> "Results":
+        """Name them after the volume."""
+        stem = volume_stem(volume)
+        return cls(volume, *(volume.with_name(f"{stem}{end}") for end in (".png", "_page", ".json")))
+
+    @property
+    def targets(self) -> list[Path]:
+        """All files and folders that are written."""
+        return [*volume_targets(self.volume), self.picture, self.page, self.report]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read, synthesise, write, picture, score where a reference is given, and show all on a page."""
     opt = test_options.parse(arguments)
     case = case_of(opt.input)
-    output = opt.output or opt.results_dir / opt.name / f"{case}.nii.gz"
-    report = output.with_name(f"{volume_stem(output)}.json")
-    check_free(output, report, opt)
+    results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
+    made = made_before(results, opt)
+    refuse_to_replace(results, made, opt)
     source = read_volume(opt.input, opt.series_uid)
     body = read_mask(opt.mask, source) if opt.mask else None
     folder = opt.checkpoints_dir / opt.name
@@ -36,29 +58,32 @@ def main(arguments: list[str] | None = None) -> None:
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
         )
     reference = read_reference(opt.reference, source) if opt.reference else None
-    synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
-    write_volume(synthetic, output)
-    log.info("volume: %s", output)
-    picture = output.with_name(f"{volume_stem(output)}.png")
-    mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    save_preview(mr, ct, reference, picture, synthetic="CT" if to_ct else "MR")
-    log.info("picture: %s", picture)
+    try:
+        synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
+    except InputError as error:
+        raise InputError(f"{opt.input}: {error}") from error
+    refuse_to_replace(results, made, opt)  # again: somebody may have written there meanwhile
     row = {"case": case, "input": str(opt.input.resolve()), "model": str(folder), "epoch": opt.epoch}
+    row["made"] = sorted({*made, *(path.name for path in results.targets)})
+    write_claimed(synthetic, results, row, made)
+    log.info("volume: %s", results.volume)
+    mr, ct = (source, synthetic) if to_ct else (synthetic, source)
+    save_preview(mr, ct, reference, results.picture, synthetic="CT" if to_ct else "MR")
+    log.info("picture: %s", results.picture)
     if reference is not None:
         scores = score_case(synthetic, reference, mr=source)
         row |= {"scored_in": describe_mask(with_mask=False, with_mr=True), **scores}
         log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
-    log.info("report: %s", write_report(row, report))
+    log.info("report: %s", write_report(row, results.report))
     details = {"input": opt.input, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
     scores = {name: row[name] for name in COLUMNS if name in row}
-    page = output.with_name(f"{volume_stem(output)}_page")
-    made = "CT" if to_ct else "MR"
+    kind = "CT" if to_ct else "MR"
     try:
-        write_case_page(page, case, mr, ct, reference, scores, synthetic=made, body=body, details=details)
+        write_case_page(results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details)
     except Exception as error:  # whatever it is, the result is there, and stays
         log.warning("warning: no results page: %s", str(error) or type(error).__name__)
     else:
-        log.info("page: %s", page / "index.html")
+        log.info("page: %s", results.page / "index.html")
 
 
 def case_of(path: Path) -> str:
@@ -67,18 +92,46 @@ def case_of(path: Path) -> str:
     return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
 
 
-def check_free(output: Path, report: Path, opt: Namespace) -> None:
-    """Refuse to write over an input, or by default over another patient's result."""
+def made_before(results: Results, opt: Namespace) -> set[str]:
+    """Return the names of what this command made there of the same input, as its report says; none without one."""
+    try:
+        report = read_json(results.report)
+        names, earlier = report["made"], report["input"]
+    except (InputError, KeyError, TypeError):
+        return set()
+    if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
+        return set()
+    made = {name for name in names if isinstance(name, str)}
+    if earlier == str(opt.input.resolve()):
+        return made
+    if opt.overwrite:
+        return set()
+    raise InputError(
+        f"{results.volume}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
+        "--overwrite"
+    )
+
+
+def refuse_to_replace(results: Results, made: set[str], opt: Namespace) -> None:
+    """Refuse to write over an input, or over what this command did not make of this patient."""
     inputs = [path for path in (opt.input, opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
-    if output.resolve() in {path.resolve() for path in inputs}:
-        raise InputError(f"--output {output}: is one of the inputs; choose another file")
-    if opt.output is None and output.exists() and report.exists():
-        earlier = json.loads(report.read_text()).get("input")
-        if earlier != str(opt.input.resolve()):
-            raise InputError(f"{output}: is the result of {earlier}; say where this patient's goes by --output")
+    own = [results.volume.with_name(name) for name in made]
+    check_free(results.targets, "--output", inputs, own, opt.overwrite)
+
+
+def write_claimed(synthetic: Volume, results: Results, row: dict, made: set[str]) -> None:
+    """Write the volume, after a report that says whose it is: what a killed run leaves is then known to be its own."""
+    if not made >= set(row["made"]):
+        write_report(row, results.report)
+    try:
+        write_volume(synthetic, results.volume)
+    except InputError:
+        if not made:
+            results.report.unlink(missing_ok=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(loss)
     findings.figures["lost_body_share"] = plan.lost_voxels / np.count_nonzero(plan.body)
     try:
-        found = ct_body_mask(synthetic)
+        found = ct_body_mask(synthetic, synthetic=True)
     except InputError:
         findings.figures["body_dice"] = 0.0
         findings.warnings.append("no body in the synthetic CT")

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cohort.checks import check_conversion, hu_statistics
-from cohort.inputs import CohortCase, short_hash
+from cohort.inputs import CohortCase, exists, short_hash
 from cohort.results import Claim, Record, Results, now
 from data.body_mask import read_mask
 from data.errors import InputError
 from data.manifest import hash_files, hash_source
+from data.outputs import check_free
 from data.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
@@ -29,7 +30,7 @@ from visualization.panels import save_preview
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Work:
     slices: np.ndarray | None = None
     plan: VolumePlan | None = None
     output_sha256: str | None = None
+    unwritten: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -66,7 +68,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
         "series_uid": case.series_uid,
         "mask_sha256": case.mask and hash_source(case.mask),
         # A missing one is a matter of scoring, and no reason not to convert.
-        "reference_sha256": hash_source(case.reference) if case.reference and case.reference.exists() else None,
+        "reference_sha256": hash_source(case.reference) if case.reference and exists(case.reference) else None,
         "model_sha256": model_sha256,
         "precision": precision,
         "method": METHOD_VERSION,
@@ -85,6 +87,7 @@ class Conversion:
         results: Results,
         known: Mapping[str, Record],
         pages: bool = True,
+        overwrite: bool = False,
     ) -> None:
         """Set up.
 
@@ -95,8 +98,9 @@ class Conversion:
             results: where results go.
             known: the records by case as they were before the run: one that has changed since is another process's.
             pages: whether each case gets a results page, or only a picture.
+            overwrite: whether files that no pipeline made may be replaced.
         """
-        self.pages = pages
+        self.pages, self.overwrite = pages, overwrite
         self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
         self.batch_size, self.results, self.known = batch_size, results, known
         model = synthesiser.model
@@ -123,6 +127,7 @@ class Conversion:
                 if earlier:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
+                self._targets(work)
                 source = read_volume(case.path, case.series_uid)
                 body = read_mask(case.mask, source) if case.mask else None
             with _timed(work, "prepare"):
@@ -147,9 +152,11 @@ class Conversion:
             with _timed(work, "check"):
                 training = self.synthesiser.settings.training
                 findings = check_conversion(work.plan, translated, synthetic, training)
+                findings.warnings += work.plan.source.notes
                 hu = hu_statistics(synthetic, work.plan.body)
             del translated
             with _timed(work, "write"):
+                self._reserve(work)
                 path = write_volume(synthetic, self.results.volume_path(work.case.name))
                 work.output_sha256 = hash_files([path])
             with _timed(work, "score"):
@@ -167,6 +174,7 @@ class Conversion:
                 hu=hu,
                 checks=_finite(findings.figures),
                 scores=_finite(scores),
+                unwritten=work.unwritten,
             )
             self.results.write(record)
             work.claim.release()
@@ -215,6 +223,37 @@ class Conversion:
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
             warnings.append(f"no picture: {error}")
+            if isinstance(error, InputError | OSError):  # for want of room on the disk: another day there is some
+                work.unwritten = self._targets(work)[1:]
+
+    def _targets(self, work: Work) -> list[str]:
+        """Return the names of what is to be written of a case, the volume first.
+
+        Raises:
+            InputError: one of them is there, and no pipeline made it.
+        """
+        volume, page, picture = (targets := self.results.targets(work.case.name))
+        names = [volume, page if self.pages else picture]
+        inputs = [path for path in (work.case.path, work.case.mask, work.case.reference) if path and exists(path)]
+        made = [targets[name] for name in self._made(work) if name in targets]
+        check_free([targets[name] for name in names], "--results_dir", inputs, made, self.overwrite)
+        return names
+
+    def _made(self, work: Work) -> list[str]:
+        """Return the names of what earlier runs made of this case's input."""
+        record = self.results.read(work.case.name)
+        same = record is None or record.input == str(work.case.path.absolute())
+        if not same and record.key.get("input_sha256") != work.key.get("input_sha256"):
+            return []
+        return self.results.made(work.case.name)
+
+    def _reserve(self, work: Work) -> None:
+        """Put on record what is written next: what a run that is killed leaves is then known to be its own."""
+        names, made = self._targets(work), self._made(work)
+        if not set(names) <= set(made):
+            reason = "its process ended while it wrote the results"
+            begun = replace(self._record(work, "begun"), made=sorted({*made, *names}), reason=reason)
+            self.results.write(begun)
 
     def _refuse_other_patient(self, work: Work) -> None:
         """Raise `InputError` where another process has written another patient's result under this name meanwhile.
@@ -256,12 +295,12 @@ class Conversion:
             outcomes.append(Outcome(work.case, "failed", record))
 
     def _failure(self, work: Work, error: Exception) -> Record:
-        expected = isinstance(error, InputError)
+        expected = isinstance(error, InputError | OSError)
         reason = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
         volume = self.results.volume_path(work.case.name)
         if work.output_sha256:
             reason += f" ({volume.name} was written, without a record: the next run converts it again)"
-        elif volume.exists():
+        elif volume.exists() and volume.name in self._made(work):
             reason += f" ({volume.name} is of an earlier input or model)"
         details = "" if expected else "".join(traceback.format_exception(error))
         return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
@@ -276,6 +315,7 @@ class Conversion:
             finished=now(),
             seconds={name: round(value, 3) for name, value in work.seconds.items()},
             run=self.run,
+            made=self._made(work),
         )
 
 

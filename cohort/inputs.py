@@ -9,6 +9,7 @@ of several in one folder each adds the hash of its UID, but one that was convert
 import csv
 import glob
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import pydicom
 
-from data.dicom import DicomSeries, holds_dicom, list_series
+from data.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.errors import InputError
+from data.files import check_regular
 from data.manifest import hash_files, hash_source
-from data.sources import find_paths, is_volume
-from data.volume import volume_stem
+from data.sources import find_paths, is_folder, is_volume
+from data.volume import volume_suffix
 
 MODALITY = "MR"
 LIST_COLUMNS = ("id", "path", "reference", "mask", "series_uid")
@@ -60,7 +62,7 @@ class CohortCase:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases, by name, and the DICOM series that were passed over, with the reason."""
+    """The cases, by name, and the DICOM series and volume files that were passed over, with the reason."""
 
     cases: tuple[CohortCase, ...]
     passed_over: tuple[str, ...] = ()
@@ -74,8 +76,8 @@ def find_cohort(
 ) -> Cohort:
     """Find the volume files and DICOM MR series below `root`.
 
-    An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers and
-    series of other modalities are passed over.
+    An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
+    series of other modalities and volume files beside DICOM slices are passed over.
 
     Args:
         root: where to look.
@@ -93,40 +95,56 @@ def find_cohort(
         matches.add(Path())
     hidden = without.resolve() if without else None
     cases, passed_over = [], []
+    series = {relative for relative in matches if _is_series(root / relative)}
     for relative in sorted(matches):
         path = root / relative
         if hidden and path.resolve().is_relative_to(hidden):
             continue
-        if path.is_dir():
+        if is_folder(path):
             found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
             cases += found
             passed_over += left
+        elif is_volume(path) and relative.parent in series:
+            passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
     if not cases:
         wanted = f"that matches {' or '.join(patterns)}" if patterns else "in it or in a folder below it"
         raise InputError(
             f"--input_dir {root}: no volume file and no folder of DICOM {MODALITY} images {wanted}"
-            + (f" (passed over: {len(passed_over)} other DICOM series)" if passed_over else "")
+            + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
         )
     return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
+
+
+def _is_series(path: Path) -> bool:
+    try:
+        return path.is_dir() and holds_slices(path)
+    except OSError:  # its case says so
+        return False
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
-    found = (path.relative_to(root) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
+    found = (_below(root, path) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
     return [path for path in found if path != Path()]
 
 
 def case_name(path: Path, root: Path) -> str:
     """Return the name of the case at `path`, which depends on its path below `root` alone."""
-    relative = path.relative_to(root)
-    parts = [*relative.parts[:-1], volume_stem(path)]
+    relative = _below(root, path)
+    last = path.absolute().name
+    parts = [*relative.parts[:-1], last if is_folder(path) else last[: len(last) - len(volume_suffix(last))]]
     name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
     if len(name.encode()) <= _NAME_BYTES:
         return name
     return f"{name.encode()[-_NAME_BYTES:].decode(errors='ignore')}__{short_hash(str(relative))}"
+
+
+def _below(root: Path, path: Path) -> Path:
+    """Return what `path.relative_to(root)` does, which in folders 1,500 deep takes minutes."""
+    return Path(*path.parts[len(root.parts) :])
 
 
 def short_hash(text: str) -> str:
@@ -200,11 +218,20 @@ def read_list(path: Path) -> Cohort:
         InputError: the table cannot be read, lacks a column, or an id is missing, repeated or no file name.
     """
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error
+    try:
+        return _cohort_of_table(path, text)
+    except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
+        raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
+
+
+def _cohort_of_table(path: Path, text: str) -> Cohort:
     header = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    lines = io.StringIO(text, newline="")
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     columns = [column.strip() for column in rows.fieldnames or []]
     unknown = set(columns) - set(LIST_COLUMNS)
     if not {"id", "path"} <= set(columns) or unknown or len(set(columns)) < len(columns):
@@ -235,9 +262,20 @@ def _listed_case(folder: Path, row: dict[str, str], where: str) -> CohortCase:
         raise InputError(f"{where}: no path")
     path, reference, mask = (folder / row[key] if row.get(key) else None for key in ("path", "reference", "mask"))
     case = CohortCase(name, path, row.get("series_uid") or None, reference=reference, mask=mask)
-    if not path.exists():
+    if not exists(path):
         return replace(case, problem=f"{path}: no such file or folder")
     return _listed_series(case) if path.is_dir() else case
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is such a file or folder; one that cannot be looked at, for its rights or its length, is not.
+
+    A cohort goes on after it.
+    """
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _listed_series(case: CohortCase) -> CohortCase:

@@ -82,8 +82,11 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
         looked = list(threads.map(look_at, cohort.cases))
     todo = tuple(case for case, current in looked if not current)
     log.info("%d cases: %d up to date, %d to do", len(looked), len(looked) - len(todo), len(todo))
-    for series in cohort.passed_over:
-        log.debug("passed over: %s", series)
+    for passed in cohort.passed_over:
+        log.debug("passed over: %s", passed)
+    if cohort.passed_over:
+        log.info("%d DICOM series or files passed over: listed in summary.json", len(cohort.passed_over))
+    results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
@@ -110,7 +113,7 @@ def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
 def _refuse_other_patient(case: CohortCase, record: Record, key: dict) -> CohortCase:
     """Return a case; where its result would replace that of another input, as one that cannot be converted."""
     path = str(case.path.absolute())
-    if record.status != "done" or record.input == path or record.key["input_sha256"] == key["input_sha256"]:
+    if record.status != "done" or record.input == path or record.key.get("input_sha256") == key["input_sha256"]:
         return case
     problem = f"{path}: {record.case}.nii.gz is the result of {record.input}; use another --results_dir, or --overwrite"
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
@@ -122,8 +125,9 @@ def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> di
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
     conversion = Conversion(
-        synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known, pages=not opt.no_html
-    )
+        synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
+        pages=not opt.no_html, overwrite=opt.overwrite,
+    )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if team.rank == 0:
         log.info("%s on %s in %s", opt.name, device, synthesiser.model.precision)
@@ -183,7 +187,11 @@ def _account(opt: Namespace, survey: Survey, results: Results, processes: list[d
         "sha256": survey.model_sha256,
     }
     last_run = _run_figures(processes) if processes else None
-    records = write_summary(results, set(names), model, survey.cohort.passed_over, last_run)
+    try:
+        records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
+    except (InputError, OSError) as error:  # by now volumes are written, which stand
+        log.error("failed: no summary: %s; run again to write it", error)
+        records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
@@ -197,7 +205,7 @@ def _account(opt: Namespace, survey: Survey, results: Results, processes: list[d
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
     # A failure that could not be put on record is one all the same.
-    return 1 if failed or any(figures["failed"] for figures in processes) else 0
+    return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
 
 
 def _run_figures(processes: list[dict]) -> dict:

@@ -9,7 +9,6 @@ A claim is a lock of the operating system on a file, so it ends with its process
 
 import fcntl
 import glob
-import json
 import os
 import shutil
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import whole_file
-from data.manifest import hash_files, write_json
+from data.manifest import hash_files, read_json, write_json
+from data.outputs import check_free
 
 FORMAT_VERSION = 1
 
@@ -31,7 +31,7 @@ class Record:
 
     Attributes:
         case: its name.
-        status: 'done' or 'failed'.
+        status: 'done', 'failed', or 'begun': outputs are being written, or their process was killed meanwhile.
         input: absolute path of the volume.
         key: all that the result depends on: hashes of input, mask, reference and model, options.
         attempt: tells this attempt from any other.
@@ -39,6 +39,8 @@ class Record:
         reason: why it failed; details: the traceback, where our own code is to blame.
         warnings: what somebody should look at; unchecked: checks that were left out, and why.
         output, output_sha256: the volume's file name and the hash of its bytes.
+        made: names, below the folder, of the files and folders that are this case's: they may be renewed.
+        unwritten: those of them for which the disk had no room; they are made when there is.
         seconds: wall time by stage.
         geometry, hu, checks, scores: figures by name.
         run: device, precision, package versions and host.
@@ -62,6 +64,8 @@ class Record:
     checks: dict[str, float | None] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+    unwritten: list[str] = field(default_factory=list)
 
 
 class Claim:
@@ -73,7 +77,17 @@ class Claim:
 
     def release(self) -> None:
         """Let others have it."""
+        os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def follows_a_death(self) -> bool:
+        """Tell whether the process that had it last did not release it; from now on that can be told of this one."""
+        died = os.fstat(self._descriptor).st_size > 0
+        try:
+            os.pwrite(self._descriptor, b"1", 0)
+        except OSError:  # a full disk: what a dead process left would make room
+            return True
+        return died
 
 
 class Results:
@@ -90,6 +104,19 @@ class Results:
     def page_path(self, case: str) -> Path:
         """Return where a case's results page goes."""
         return self.folder / "pages" / case / "index.html"
+
+    def targets(self, case: str) -> dict[str, Path]:
+        """Return all that is ever written of a case beside its record: volume, page (a folder) and picture, by name."""
+        paths = (self.volume_path(case), self.page_path(case).parent, self.folder / f"{case}.png")
+        return {path.relative_to(self.folder).as_posix(): path for path in paths}
+
+    def made(self, case: str) -> list[str]:
+        """Return the names of what earlier runs made of a case."""
+        record = self.read(case)
+        if record is None:  # a damaged record is that of a case all the same
+            return list(self.targets(case)) if self.record_path(case).exists() else []
+        # Records of earlier versions say it of the volume only.
+        return record.made or (list(self.targets(case)) if record.output else [])
 
     def record_path(self, case: str) -> Path:
         """Return where a case's record goes."""
@@ -113,8 +140,8 @@ class Results:
         self.record_path(case).unlink(missing_ok=True)
 
     def is_current(self, record: Record | None, key: dict) -> bool:
-        """Tell whether a case is done, of just this, and its volume is the one that was written."""
-        if record is None or record.status != "done" or record.key != key:
+        """Tell whether a case is done, of just this, all of it, and its volume is the one that was written."""
+        if record is None or record.status != "done" or record.key != key or record.unwritten:
             return False
         path = self.volume_path(record.case)
         return path.is_file() and hash_files([path]) == record.output_sha256
@@ -128,9 +155,20 @@ class Results:
             InputError: the folder cannot be written, or its file system has no locks.
         """
         claim = _lock(self.folder / ".claims" / case, blocking=False)
-        if claim:
+        # Looking for what was left lists the folder: for each case of a great cohort that is slow.
+        if claim and claim.follows_a_death():
             self._clean(f"{case}.nii.gz", f"{case}.png", f"records/{case}.json", f"pages/{case}/*")
         return claim
+
+    def check_own(self, overwrite: bool) -> None:
+        """Refuse a folder that no pipeline has worked in where it holds files that a pipeline would replace.
+
+        Raises:
+            InputError: it does, and `overwrite` does not allow it.
+        """
+        if not (self.folder / ".claims").exists():
+            names = ("summary.csv", "summary.json", "index.html", "records", "pages")
+            check_free([self.folder / name for name in names], "--results_dir", overwrite=overwrite)
 
     @contextmanager
     def summary_lock(self) -> Iterator[None]:
@@ -164,10 +202,36 @@ def now() -> str:
 
 def _read_record(path: Path) -> Record | None:
     try:
-        data = json.loads(path.read_text())
-        return Record(**data) if data.pop("format_version") == FORMAT_VERSION else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        data = read_json(path)
+        if data.pop("format_version") != FORMAT_VERSION:
+            return None
+        record = Record(**data)
+    except (InputError, KeyError, TypeError, AttributeError):
         return None
+    # Paths are made of the case's name: that of another file would lead elsewhere.
+    return record if path.name == f"{record.case}.json" and _has_its_types(record) else None
+
+
+def _has_its_types(record: Record) -> bool:
+    """Tell whether values have the types that what uses a record trusts."""
+    texts = (record.status, record.input, record.attempt, record.finished, record.reason, record.details)
+    lists = (record.warnings, record.unchecked, record.made, record.unwritten)
+    figures = (record.seconds, record.hu, record.checks, record.scores)
+    size, spacing = (
+        record.geometry.get(name, []) if _is_dict(record.geometry) else None for name in ("size", "spacing")
+    )
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(text, str | None) for text in (record.output, record.output_sha256))
+        and all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists)
+        and all(_is_dict(one) for one in (record.key, record.run, *figures))
+        and all(isinstance(value, int | float | None) for one in figures for value in one.values())
+        and all(isinstance(one, list) and all(isinstance(v, int | float) for v in one) for one in (size, spacing))
+    )
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _lock(path: Path, blocking: bool) -> Claim | None:

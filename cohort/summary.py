@@ -2,13 +2,14 @@
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from cohort.inputs import exists
 from cohort.results import Record, Results, now
-from data.manifest import write_json
+from data.errors import InputError
+from data.manifest import read_json, write_json
 from evaluation.report import COLUMNS
 from visualization.cohort_page import CohortRow, write_cohort_page
 
@@ -34,15 +35,16 @@ def write_summary(
         results: the folder.
         current: names of the cases of this run.
         model: name, epoch and hash of the model.
-        passed_over: DICOM series that were no cases, with the reason.
+        passed_over: DICOM series and volume files that were no cases, with the reason.
         last_run: figures of the run that ends now; None leaves those of the run before.
     """
     with results.summary_lock():
-        records = [r for r in results.read_all() if r.status != "done" or results.volume_path(r.case).exists()]
+        records = [record for record in results.read_all() if record.status != "begun"]
+        records = [r for r in records if r.status != "done" or results.volume_path(r.case).exists()]
         done = [record for record in records if record.status == "done"]
         converted = {(record.input, record.key.get("series_uid")) for record in done}
         others = [record for record in records if record.status == "failed" and record.case not in current]
-        gone = [r for r in others if not Path(r.input).exists() or (r.input, r.key.get("series_uid")) in converted]
+        gone = [r for r in others if not exists(Path(r.input)) or (r.input, r.key.get("series_uid")) in converted]
         for record in gone:
             results.forget(record.case)
         records = [record for record in records if record not in gone]
@@ -116,8 +118,8 @@ def _row(record: Record) -> dict[str, object]:
 
 def _earlier_run(results: Results) -> dict | None:
     try:
-        return json.loads((results.folder / "summary.json").read_text())["last_run"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(results.folder / "summary.json")["last_run"]
+    except (InputError, KeyError, TypeError):
         return None
 
 

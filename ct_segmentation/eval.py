@@ -15,6 +15,7 @@ from ct_segmentation.extractor import CLASS_NAMES, load_extractor
 from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from data.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation.cases import Source, find_cases
 from evaluation.report import write_report
@@ -41,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     options = parse_numbers(parser, arguments)
     if (options.input is None) != (options.model is None):
@@ -62,8 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
     kind = "input" if extractor else "pred"
     predictions = Source(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
     names = extractor.settings.class_names if extractor else CLASS_NAMES
+    cases = find_cases(predictions, Source("--ref", opt.ref, opt.ref_pattern), names=opt.cases)
+    if opt.json is not None:
+        inputs = [path for case in cases for path in (case.pred, case.ref)]
+        check_free([opt.json], "--json", inputs, overwrite=opt.overwrite)
     rows, known = {}, {names[0]}
-    for case in find_cases(predictions, Source("--ref", opt.ref, opt.ref_pattern), names=opt.cases):
+    for case in cases:
         labels, reference = read_volume(case.pred), read_volume(case.ref)
         _check_grids(case.name, labels, reference)
         if extractor:

@@ -26,6 +26,8 @@ from models.state_dicts import load_checkpoint, load_network_weights, save_atomi
 from unet.unet_model import UNet
 
 FILE_NAME = "extractor.pth"
+# Where the extractor of a data set is, below the data set's folder.
+FOLDER_NAME = "shape_extractor"
 FORMAT_VERSION = 1
 CLASS_NAMES = ("body", "bone")
 
@@ -41,6 +43,8 @@ class ExtractorSettings:
         input_range: what the network takes for -1 and 1 of that map.
         size, spacing_mm: pixels of a slice's side and their spacing in training.
         versions: packages that trained it.
+        training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
+            `sources`, SHA-256 of every CT; None where that was not recorded.
     """
 
     width: int
@@ -51,9 +55,12 @@ class ExtractorSettings:
     input_range: tuple[float, float] = (-1.0, 1.0)
     wide_up: bool = False
     versions: Mapping[str, str] | None = None
+    training: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no extractor can have."""
+        """Refuse values that no extractor can have."""
+        if not isinstance(self.training, Mapping | None):
+            raise InputError(f"shape extractor trained on {self.training!r}: expected a mapping")
         low, high = self.input_range
         if not (low < high and self.size >= 1 and self.spacing_mm > 0 and self.width >= 1 and self.n_classes >= 1):
             raise InputError(
@@ -157,6 +164,12 @@ def save_extractor(extractor: ShapeExtractor, path: str | Path, validation: Mapp
     save_atomically(content | {"validation": dict(validation or {})}, path)
 
 
+def extractor_file(path: str | Path) -> Path:
+    """Return the file of an extractor that is named by it, or by the folder of the run that trained it."""
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path
+
+
 def load_extractor(
     path: str | Path, device: torch.device | str = "cpu", ct_map: IntensityMap | None = None
 ) -> ShapeExtractor:
@@ -170,8 +183,7 @@ def load_extractor(
     Raises:
         InputError: there is no such file, it is damaged or of another version, or it does not say what input it takes.
     """
-    path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = extractor_file(path)
     content = load_checkpoint(path)
     version = content.get("format_version")
     if version is None and content and all(isinstance(value, Tensor) for value in content.values()):
@@ -184,6 +196,6 @@ def load_extractor(
     try:
         extractor = ShapeExtractor(ExtractorSettings.from_dict(content["settings"]), ct_map)
         load_network_weights(extractor.net, content["weights"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); train the extractor again or restore the file") from error
     return extractor.to(device).freeze()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ct_segmentation.extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from options.base_options import add_ct_map, ct_map, parse_numbers, positive_float, positive_int
 from unet.unet_model import unet_from_state
 
@@ -33,6 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
+    parser.add_argument("--overwrite", action="store_true", help="replace an extractor that is there already")
     add_ct_map(parser)
     options = parse_numbers(parser, arguments)
     options.ct_map = ct_map(parser, options)
@@ -47,8 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     opt = parse(arguments)
     path = opt.out / FILE_NAME
-    if path.exists():
-        raise InputError(f"{path}: exists already; choose another --out")
+    check_free([path], "--out", [opt.weights], overwrite=opt.overwrite)
     net, found = unet_from_state(opt.weights)
     if found["n_channels"] != 1:
         raise InputError(f"{opt.weights}: takes {found['n_channels']} channels; expected 1, a CT slice")
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         input_range=(opt.input_range[0], opt.input_range[1]),
         wide_up=found["wide_up"],
         versions=software_versions(),
+        training={"dataset": f"elsewhere, weights {opt.weights.name}"},
     )
     extractor = ShapeExtractor(settings)
     extractor.net = net

@@ -8,6 +8,7 @@ same kind. Labels are 1 for body and 2 for bone, uint8; in images of a body alon
 import argparse
 import logging
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from PIL import Image
 from ct_segmentation.extractor import ShapeExtractor, channel_labels, load_extractor
 from data.errors import InputError, run_command
 from data.files import whole_file
+from data.images import is_image_name
 from data.intensity import AIR_HU
+from data.outputs import check_free, volume_targets
 from data.slice_frame import SliceFrame
-from data.slices import IMAGE_SUFFIXES, ImageFolderSlices
+from data.slices import ImageFolderSlices
 from data.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.cases import Source, find_volumes
 from options.base_options import parse_numbers, positive_int, torch_device
@@ -70,6 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="an extractor's file or the folder of its run")
     parser.add_argument("--input", type=Path, required=True, help="CT volume, folder of them, .npy or image folder")
     parser.add_argument("--output", type=Path, required=True, help="where the mask, or the folder of masks, goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     return parse_numbers(parser, arguments)
@@ -82,8 +86,6 @@ def main(arguments: list[str] | None = None) -> None:
         InputError: the model or the input cannot be read, or the output not be written.
     """
     opt = parse(arguments)
-    if opt.output.resolve() == opt.input.resolve():
-        raise InputError(f"--output {opt.output}: is the input; choose another name")
     extractor = load_extractor(opt.model, opt.device)
     if opt.input.suffix == ".npy":
         _segment_array(extractor, opt)
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         targets = {opt.output: opt.input}
     else:
         targets = {opt.output / f"{name}.nii.gz": path for name, path in found.items()}
+    files = [file for target in targets for file in volume_targets(target)]
+    check_free(files, "--output", targets.values(), overwrite=opt.overwrite)
     for target, source in targets.items():
         labels = segment_volume(extractor, read_volume(source), opt.batch_size)
         write_volume(labels, target)
@@ -107,9 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _holds_images(folder: Path) -> bool:
     """Tell whether a folder holds images and no volumes, beside which images are only pictures of them."""
-    names = [file.name for file in folder.iterdir()]
+    names = [file.name for file in folder.iterdir() if not file.name.startswith(".")]
     volumes = any(volume_suffix(name) in WRITABLE_SUFFIXES for name in names)
-    return not volumes and any(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+    return not volumes and any(is_image_name(Path(name)) for name in names)
 
 
 def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
@@ -121,6 +125,7 @@ def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
         raise InputError(f"{opt.input}: {slices.dtype} of shape {slices.shape}; expected slices (N, H, W) in HU")
     if opt.output.suffix != ".npy":
         raise InputError(f"--output {opt.output}: expected a name ending in .npy, as --input does")
+    check_free([opt.output], "--output", [opt.input], overwrite=opt.overwrite)
     labels = segment_slices(extractor, slices, opt.batch_size)
     with whole_file(opt.output) as scratch:
         np.save(scratch, labels)
@@ -129,11 +134,16 @@ def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
 
 def _segment_images(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
     slices = ImageFolderSlices(opt.input, opt.input, with_masks=False)
-    for index in range(len(slices)):
+    targets = [opt.output / f"{file.stem}.png" for file in slices.files]
+    twice = sorted(path.name for path, count in Counter(targets).items() if count > 1)
+    if twice:
+        raise InputError(f"--input {opt.input}: the masks of several images would be called {', '.join(twice[:5])}")
+    check_free(targets, "--output", slices.files, overwrite=opt.overwrite)
+    for index, target in enumerate(targets):
         item = slices.read(index, with_mask=False)
         labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image)[None])[0]
         shown = 255 * labels if extractor.settings.n_classes == 1 else labels
-        with whole_file(opt.output / f"{Path(item.origin).stem}.png") as scratch:
+        with whole_file(target) as scratch:
             Image.fromarray(shown).save(scratch)
     log.info("%s: %d images", opt.output, len(slices))
 

@@ -1,4 +1,5 @@
-"""Train the shape extractor on the CT slices and masks of a prepared data set; `--out` is the run's folder.
+"""Train the shape extractor on the CT slices and masks of a prepared data set; `--out` is the run's folder, where
+`train.py` finds it unless another is chosen.
 
 Patients are split: some only validate, by Dice over their whole volumes. `extractor.pth` is the best so far,
 `latest_state.pth` what `--continue_train` goes on from, `validation.json` the split and the scores.
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ct_segmentation.extractor import (
     FILE_NAME,
+    FOLDER_NAME,
     ExtractorSettings,
     ShapeExtractor,
     label_channels,
@@ -25,11 +27,12 @@ from ct_segmentation.extractor import (
 from ct_segmentation.predict import segment_slices
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
-from data.errors import InputError, run_command
+from data.errors import InputError, is_out_of_memory, run_command
 from data.manifest import Case, read_manifest, write_json
+from models.finite_losses import NonFiniteLossError
 from models.networks import initialise
 from models.schedules import learning_rate_factor
-from models.state_dicts import load_checkpoint, save_atomically
+from models.state_dicts import load_checkpoint, load_optimiser, save_atomically
 from options.base_options import (
     add_ct_map,
     ct_map,
@@ -44,6 +47,7 @@ log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
 STATE_VERSION = 1
+VALIDATION_NAME = "validation.json"
 # A run goes on only with the same; `--epochs` may be raised.
 FIXED_OPTIONS = ("width", "batch_size", "lr", "val_share", "seed")
 
@@ -56,7 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dataroot", type=Path, required=True, help="prepared data set")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder, e.g. checkpoints/shape_extractor")
+    parser.add_argument("--out", type=Path, help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})")
     parser.add_argument("--width", type=positive_int, default=64, help="features at full resolution")
     parser.add_argument("--epochs", type=positive_int, default=20, help="passes over all slices")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices a step")
@@ -69,6 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_ct_map(parser)
     options = parse_numbers(parser, arguments)
     options.ct_map = ct_map(parser, options)
+    options.out = options.out or options.dataroot / FOLDER_NAME
     return options
 
 
@@ -112,6 +117,13 @@ def main(arguments: list[str] | None = None) -> None:
         size=manifest.size,
         spacing_mm=manifest.spacing_mm,
         versions=software_versions(),
+        training={
+            "dataset": opt.dataroot.resolve().name,
+            "ct": len(train_cases),
+            "patients": len(_patients(train_cases)),
+            "slices": len(slices),
+            "sources": sorted(case.source_sha256 for case in train_cases),
+        },
     )
     extractor = ShapeExtractor(settings)
     initialise(extractor, "kaiming", generator=torch.Generator().manual_seed(opt.seed))
@@ -140,7 +152,7 @@ def train_epoch(extractor: ShapeExtractor, optimiser: torch.optim.Optimizer, loa
     """Take one optimisation step on every batch of images and masks; return the mean loss.
 
     Raises:
-        RuntimeError: a loss is not finite; it has changed no weight.
+        NonFiniteLossError: a loss is NaN or infinite; it has changed no weight.
     """
     extractor.train()
     device = next(extractor.parameters()).device
@@ -149,7 +161,10 @@ def train_epoch(extractor: ShapeExtractor, optimiser: torch.optim.Optimizer, loa
         targets = label_channels(masks.to(device), extractor.settings.n_classes)
         loss = segmentation_loss(extractor(images.to(device)), targets)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()}; no weight was changed by it")
+            raise NonFiniteLossError(
+                f"loss not finite: {loss.item()}, the training has diverged; no weight was changed by it: train anew "
+                f"with a lower --lr in another --out; {FILE_NAME} here is the best extractor so far"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -169,7 +184,7 @@ def validate(extractor: ShapeExtractor, root: Path, cases: list[Case]) -> dict[s
 def begin(
     opt: argparse.Namespace,
     extractor: ShapeExtractor,
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Adam,
     patients: dict[str, list[str]],
 ) -> dict[str, Any]:
     """Return the progress so far: none in a new folder, that of the saved state with `--continue_train`.
@@ -178,7 +193,7 @@ def begin(
     """
     path = opt.out / STATE_NAME
     if not opt.continue_train:
-        if path.exists() or (opt.out / FILE_NAME).exists():
+        if any(file.exists() for file in (path, opt.out / FILE_NAME, opt.out / VALIDATION_NAME)):
             raise InputError(f"{opt.out}: holds a run already; go on with --continue_train, or choose another --out")
         return {"epoch": 0, "best": -1.0, "best_epoch": 0, "scores": {}, "patients": patients}
     if not path.exists():
@@ -186,6 +201,28 @@ def begin(
     state = load_checkpoint(path)
     if state.get("format_version") != STATE_VERSION:
         raise InputError(f"{path}: format version {state.get('format_version')}, expected {STATE_VERSION}")
+    try:
+        return _restore(opt, extractor, optimiser, patients, state)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
+        if is_out_of_memory(error):
+            raise
+        what = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path}: damaged: it lacks what the run needs, or has it in another form ({type(error).__name__}: {what});"
+            f" train anew in another --out; {FILE_NAME} beside it is the best extractor so far"
+        ) from error
+
+
+def _restore(
+    opt: argparse.Namespace,
+    extractor: ShapeExtractor,
+    optimiser: torch.optim.Adam,
+    patients: dict[str, list[str]],
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """Set extractor and optimiser to a saved state; return its progress."""
     wanted = _fixed(opt, extractor)
     changed = [f"{name} {state['fixed'].get(name)} -> {value}" for name, value in wanted.items()
                if state["fixed"].get(name) != value]  # fmt: skip
@@ -198,8 +235,13 @@ def begin(
             f"{opt.out}: was begun with other patients than {opt.dataroot} holds now; train anew elsewhere"
         )
     extractor.load_state_dict(state["extractor"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["progress"]
+    load_optimiser(optimiser, state["optimiser"])
+    progress = state["progress"]
+    numbers = (progress["epoch"], progress["best"], progress["best_epoch"])
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"progress {numbers}")
+    format_scores(progress["scores"])
+    return progress
 
 
 def record(
@@ -215,7 +257,7 @@ def record(
     shown = {case: {n: None if v != v else v for n, v in row.items()} for case, row in scores.items()}
     validation = {"epoch": epoch, "dice": shown, "patients": progress["patients"]}
     save_extractor(extractor, folder / FILE_NAME, validation)
-    write_json(folder / "validation.json", validation)
+    write_json(folder / VALIDATION_NAME, validation)
     return progress
 
 
@@ -234,7 +276,7 @@ def _patients(cases: list[Case]) -> list[str]:
 
 def _fixed(opt: argparse.Namespace, extractor: ShapeExtractor) -> dict[str, Any]:
     settings = extractor.settings.to_dict()
-    del settings["versions"]
+    del settings["versions"], settings["training"]
     return {name: getattr(opt, name) for name in FIXED_OPTIONS} | {"settings": settings}
 
 

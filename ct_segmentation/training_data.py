@@ -17,6 +17,7 @@ from data.errors import InputError
 from data.intensity import IntensityMap
 from data.manifest import Case
 from data.slices import PreparedSlices
+from data.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,8 @@ class ShapeSlices(Dataset):
         """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
-        return augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
+        with one_thread():  # as in a loading process, so that no sum depends on whether there are any
+            return augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
 
     def epoch(self, epoch: int) -> list[Draw]:
         """Return an epoch's order, every slice once, from (seed, epoch) alone."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as F
 
 from data.errors import InputError
 from data.slices import Slice
@@ -44,6 +43,9 @@ class Augmentation:
 
     def __call__(self, item: Slice, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return image float32 (1, h, w) in [-1, 1] and mask uint8 (1, h, w) or None, after one random transform."""
+        # Here, since torchvision takes as long to import as torch, and commands that train nothing need none of it.
+        from torchvision.transforms.v2 import functional as F
+
         image = torch.from_numpy(np.ascontiguousarray(item.image))[None]
         mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))[None]
         if self.preprocess == "resize_and_crop":

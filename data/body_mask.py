@@ -15,15 +15,15 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
+from data.couch import BEHIND, couch_side
 from data.errors import InputError
 from data.intensity import AIR_HU
+from data.modality import check_ct, check_mr, in_hu
 from data.volume import Volume, axial_order, describe_grid, read_volume, same_grid
 
 COARSE_MM = 3.0
 # Half air (-1000 HU), half soft tissue (about 0 HU): where skin begins. Lung is below and gets filled in.
 CT_BODY_HU = -500.0
-# Above the HU of any fat: what has nothing below it is no CT in HU, however it is cropped.
-CT_FAT_HU = -50.0
 # A cavity that is mostly denser than this holds lung, not room air.
 CT_LUNG_HU = -950.0
 # MR intensities count relative to the median of the bright tissue. A background is darker than this, ...
@@ -81,23 +81,31 @@ def mr_body_mask(mr: Volume) -> np.ndarray:
     return _refine(mr, coarse, _fill(parts, coarse.spacing, seen), threshold, couch=False)
 
 
-def ct_body_mask(ct: Volume) -> np.ndarray:
+def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
     """Return where a CT shows the body, lungs and other cavities included, without the couch.
 
     The body is what exceeds -500 HU and is, somewhere, too thick for a couch; thin parts next to it belong to it
-    unless nothing but they lie behind it.
+    unless nothing but they lie between it and the couch. The couch is looked for on all four sides: patients lie on
+    the back, prone or on a side.
 
     Args:
-        ct: CT in HU, real or synthetic, of a patient lying on the back.
+        ct: CT in HU.
+        synthetic: made by a network; then its values need not be those of a scanner (`check_ct`).
 
     Returns:
         Booleans, shape (z, y, x).
 
     Raises:
-        InputError: no body is found, or the volume holds neither air nor fat.
+        InputError: no body is found, or the volume is no CT in HU.
     """
-    check_ct(ct)
+    check_ct(ct, synthetic)
+    ct = in_hu(ct)
     coarse = _Coarse.of(ct)
+    tissue = coarse.array > CT_BODY_HU
+    thick = _thick_parts(tissue, coarse.spacing, COUCH_RADIUS_MM)
+    side = BEHIND if thick is None else couch_side(tissue, thick, coarse.spacing)
+    if side != BEHIND:
+        coarse = _Coarse.of(ct, side)
     parts = _parts(coarse.array > CT_BODY_HU, coarse.spacing, COUCH_RADIUS_MM, couch=True)
     if parts is None:
         raise _not_found("CT", ct, f"nothing body-sized above {CT_BODY_HU:g} HU")
@@ -105,21 +113,10 @@ def ct_body_mask(ct: Volume) -> np.ndarray:
     return _refine(ct, coarse, filled, CT_BODY_HU, couch=True)
 
 
-def check_mr(mr: Volume) -> None:
-    """Refuse a CT in HU given as an MR. Raises `InputError`."""
-    if mr.array.min() <= CT_BODY_HU:
-        raise _not_found("MR", mr, "values as low as this look like CT in HU", "check that MR and CT are not swapped")
-
-
-def check_ct(ct: Volume) -> None:
-    """Refuse an MR, or a CT that is not in HU, given as a CT: every CT holds air or fat. Raises `InputError`."""
-    if ct.array.min() > CT_FAT_HU:
-        why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
-        raise _not_found("CT", ct, why, "check that MR and CT are not swapped")
-
-
 def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
     """Return a CT with -1000 HU everywhere but in the body and a margin of 2 mm (at least one voxel) around it.
+
+    What lies below -1024 HU, a padding, becomes -1024 HU.
 
     Args:
         ct: CT in HU.
@@ -128,7 +125,8 @@ def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
     Raises:
         InputError: no body is found, the mask is empty, or the volume holds neither air nor fat.
     """
-    check_ct(ct)
+    check_ct(ct, synthetic=True)
+    ct = in_hu(ct)
     body = ct_body_mask(ct) if mask is None else np.asarray(mask, bool)
     if not body.any():
         raise InputError("couch removal: the body mask is empty; expected the body's voxels")
@@ -168,6 +166,8 @@ def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
 class _Coarse:
     """Block means of a volume along axes that run to the head, the back and the left, as nearly as its grid allows.
 
+    Of a patient who does not lie on the back, "back" stands for the side on which the couch is, "left" for one beside.
+
     Attributes:
         array: block means, float32, shape (S, P, L).
         spacing: mm along (S, P, L).
@@ -183,9 +183,13 @@ class _Coarse:
     steps: tuple[int, ...]
 
     @classmethod
-    def of(cls, volume: Volume) -> "_Coarse":
+    def of(cls, volume: Volume, couch: tuple[int, int] = BEHIND) -> "_Coarse":
+        """Average a volume; `couch` is the axis (1: P, 2: L) and the sense in which the couch lies."""
         order, flips = axial_order(volume.direction)
-        steps = tuple(-1 if flip else 1 for flip in flips)
+        steps = [-1 if flip else 1 for flip in flips]
+        axis, sense = couch
+        steps[axis] *= sense
+        order, steps = (tuple(values[a] for a in (0, axis, 3 - axis)) for values in (order, steps))
         fine_mm = [volume.spacing[2 - axis] for axis in order]
         factors = tuple(max(1, int(COARSE_MM / s + 0.5)) for s in fine_mm)
         coarse = cls(np.empty(0), tuple(s * f for s, f in zip(fine_mm, factors, strict=True)), factors, order, steps)
@@ -238,6 +242,18 @@ def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, co
         opening_mm: what is thinner than twice this in the axial plane does not hold parts together.
         couch: a couch is expected, so thin things behind the body are not part of it.
     """
+    parts = _thick_parts(tissue, spacing, opening_mm)
+    if parts is None:
+        return None
+    columns = parts.any(axis=1, keepdims=True)
+    near = _axial(sitk.BinaryDilate, parts, THIN_PART_MM, spacing)
+    beside = _in_front(parts) | (near & ~columns if couch else near)
+    labels, _ = ndimage.label(parts | (tissue & beside))
+    return np.isin(labels, np.unique(labels[parts]))
+
+
+def _thick_parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float) -> np.ndarray | None:
+    """Return the body-sized parts of a coarse mask without what is thin; None where there is none."""
     labels, _ = ndimage.label(_axial(sitk.BinaryMorphologicalOpening, tissue, opening_mm, spacing))
     volumes_ml = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
     thick = np.unique(labels[_axial(sitk.BinaryErode, labels > 0, PART_RADIUS_MM, spacing)])
@@ -246,12 +262,7 @@ def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, co
         return None
     largest = volumes_ml[thick].max()
     kept = thick[volumes_ml[thick] >= min(largest, max(PART_ML, PART_SHARE * largest))]
-    parts = np.isin(labels, kept)
-    columns = parts.any(axis=1, keepdims=True)
-    near = _axial(sitk.BinaryDilate, parts, THIN_PART_MM, spacing)
-    beside = _in_front(parts) | (near & ~columns if couch else near)
-    labels, _ = ndimage.label(parts | (tissue & beside))
-    return np.isin(labels, np.unique(labels[parts]))
+    return np.isin(labels, kept)
 
 
 def _fill(body: np.ndarray, spacing: tuple[float, ...], seen: np.ndarray, lung: np.ndarray | None = None) -> np.ndarray:

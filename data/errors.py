@@ -1,6 +1,7 @@
 """The one error that a user's mistake raises, how a command reports it, and what errors say that memory has ended."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     An `InputError`, an `OSError` or a want of memory is said in one line, and the exit code is 2.
     """
+    _open_closed_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         code = main()
@@ -43,6 +45,22 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _open_closed_streams() -> None:
+    """Let what is said go nowhere where it has no place to go (`2>&-`).
+
+    Otherwise the next file that is opened gets the number of the closed stream, and what libraries say goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free, which is this one; processes that are started have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
 
 
 def is_out_of_memory(error: Exception) -> bool:

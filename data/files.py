@@ -1,13 +1,21 @@
-"""Writing files so that each appears whole under its name or not at all."""
+"""Files that appear whole under their name or not at all, and what is no file to read."""
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @contextmanager
@@ -34,3 +42,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a named pipe, a device or a socket, which would be read without end.
+
+    Raises:
+        InputError: the path is there, and is neither a file nor a folder.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise InputError(f"{path}: {_KINDS.get(kind, 'a special file')}; expected a file: save the data to one first")

@@ -1,29 +1,71 @@
-"""What a volume file's header claims, held against the file before a library believes it."""
+"""What all headers of volumes have in common: claims that are held against the file before they are believed."""
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import InputError
+from data.files import check_regular
 
 # Deflate makes no more than this many bytes of one (zlib, "Maximum Compression Factor").
 DEFLATE_EXPANSION = 1032
 # JPEG 2000 and JPEG-LS make a blank slice of a few hundred bytes.
 JPEG_EXPANSION = 100_000
-_HEADER_BYTES = 1 << 16
-_META_LINE_BYTES = 1 << 12
-# MetaIO keeps what it reads in arrays of this many dimensions, and writes beyond their ends.
-_META_DIMENSIONS = 10
-# Of an image of n dimensions these have n to the power of so many numbers.
-_META_NUMBERS = {
-    b"Offset": 1, b"Position": 1, b"Origin": 1, b"CenterOfRotation": 1, b"ElementSpacing": 1, b"ElementSize": 1,
-    b"TransformMatrix": 2, b"Rotation": 2, b"Orientation": 2,
+# No header in text is longer.
+HEADER_BYTES = 1 << 16
+# Of numbers of mm: greater ones are a mistake, and arithmetic with them overflows.
+GREATEST_MM = 1e9
+# What headers call units of length; no name is taken for mm.
+UNITS_MM = {
+    "mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "centimeter": 10.0, "centimeters": 10.0,
+    "m": 1000.0, "meter": 1000.0, "meters": 1000.0, "um": 0.001, "": 1.0,
 }  # fmt: skip
-# ITK decomposes a direction of greater numbers without end.
-_META_GREATEST = 1e9
-_META_LINE = re.compile(rb"[^=\x00-\x1f]{1,255}=[^\x00-\x08\x0a-\x1f]*")
-# MetaIO hands the name of the data on to printf.
-_META_DATA_NAME = re.compile(rb"[^%]*(%0?\d{0,2}d[^%]*)?")
+_MAX_DIGITS = 18
+# Slices of one volume that lie in files of their own.
+_MAX_FILES = 1 << 16
+
+_MAGIC = {
+    b"\x1f\x8b": "a gzip-compressed file",
+    b"NRRD000": "an NRRD file",
+    b"ObjectType": "a MetaImage",
+    b"\x00\x05\x16\x07": "what macOS keeps of another file (AppleDouble), not a volume",
+    b"\x1c\x02\x00\x00": "a NIfTI or Analyze file",
+    b"\x00\x00\x02\x1c": "a NIfTI or Analyze file",
+    b"\x5c\x01\x00\x00": "a NIfTI or Analyze file",
+    b"\x00\x00\x01\x5c": "a NIfTI or Analyze file",
+    b"\x00\x00\x00\x01\x00\x00": "a FreeSurfer .mgh file",
+    b"BZh": "a bzip2-compressed file",
+    b"PK\x03\x04": "a zip archive",
+    b"\x89PNG": "a PNG image",
+    b"II*\x00": "a TIFF image",
+    b"MM\x00*": "a TIFF image",
+    b"\x89HDF": "an HDF5 file",
+}
+UNKNOWN = "a file of no format that is known here"
+
+
+def describe_content(start: bytes) -> str:
+    """Say what a file is by its first bytes, `UNKNOWN` where they do not tell."""
+    if start[128:132] == b"DICM":
+        return "a DICOM file"
+    if start[:256].lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        return "a web page, as a failed download leaves it"
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), UNKNOWN)
+
+
+def unreadable(path: Path, problem: str) -> InputError:
+    """Return the error of a file that is no volume, or a damaged one."""
+    return InputError(f"{path}: cannot be read as a volume: {problem}")
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first 64 kB of a file. Raises `InputError` where it is none, such as a named pipe."""
+    check_regular(path)
+    with path.open("rb") as file:
+        return file.read(HEADER_BYTES)
 
 
 def check_claim(path: Path, claimed_bytes: int, stored_bytes: int, expansion: int = DEFLATE_EXPANSION) -> None:
@@ -36,81 +78,66 @@ def check_claim(path: Path, claimed_bytes: int, stored_bytes: int, expansion: in
         expansion: bytes that one stored byte can become.
     """
     if claimed_bytes > expansion * stored_bytes:
-        raise InputError(
-            f"{path}: cannot be read as a volume: its header claims {claimed_bytes} bytes of voxels, of which "
-            f"{stored_bytes} stored bytes can hold no more than {expansion * stored_bytes}: damaged or truncated; "
-            "export or copy it again"
+        raise unreadable(
+            path,
+            f"its header claims {claimed_bytes} bytes of voxels, of which {stored_bytes} stored bytes can hold no more "
+            f"than {expansion * stored_bytes}: damaged or truncated; export or copy it again",
         )
 
 
-def check_nrrd(path: Path, stored_bytes: int) -> None:
-    """Refuse an NRRD header with sizes that its file cannot hold; ITK keeps their last 32 bits only."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    found = re.search(rb"^sizes:([^\r\n]*)", header, re.MULTILINE)
-    sizes = found[1].split() if found else []
-    if not sizes or not all(size.isdigit() and len(size) < 20 and int(size) for size in sizes):
-        text = found[1].decode("ascii", "backslashreplace")[:80] if found else " missing"
-        raise InputError(f"{path}: cannot be read as a volume: NRRD sizes{text}; expected numbers of voxels: damaged")
-    check_claim(path, math.prod(map(int, sizes)), stored_bytes)
+def check_size(path: Path, size: Sequence[int], components: int = 1) -> None:
+    """Refuse a header's size, voxels along (x, y, z, ...), that is no volume's, or several values a voxel."""
+    if components > 1:
+        raise InputError(f"{path}: {components} values a voxel: extract one channel first")
+    if any(extent > 1 for extent in size[3:]):
+        raise InputError(
+            f"{path}: {len(size)}-D image of size {tuple(size)}; expected 3-D: extract one time point or echo first"
+        )
+    if len(size) < 3 or 1 in size[:3]:
+        raise InputError(f"{path}: 2-D image of size {tuple(size)}; expected a volume with several slices")
+    if min(size) < 1:
+        raise InputError(f"{path}: cannot be read as a volume: size {tuple(size)}; expected voxels: damaged")
 
 
-def check_metaimage(path: Path, stored_bytes: int) -> None:
-    """Refuse a MetaImage header that ITK's reader dies of, or never gets done with.
+def split_axes(vectors: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return spacing (mm) and direction cosines (9 numbers, row-major) of the steps along x, y and z."""
+    steps = np.asarray(vectors, float)
+    spacing = np.linalg.norm(steps, axis=1)
+    cosines = (steps / np.where(spacing > 0, spacing, 1)[:, None]).T
+    return tuple(spacing.tolist()), tuple(cosines.ravel().tolist())
+
+
+def whole_number(text: str, least: int = 0, most: int = 10**_MAX_DIGITS) -> int | None:
+    """Return the whole number that a text is, None if it is none from `least` to `most`."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
+        return None
+    number = int(text)
+    return number if least <= number <= most else None
+
+
+def finite_number(text: str) -> float | None:
+    """Return the number that a text is, None if it is none, or none that a geometry can have."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) <= GREATEST_MM else None
+
+
+def numbered_files(folder: Path, pattern: str, numbers: Sequence[str]) -> list[Path] | None:
+    """Return the files that a printf pattern with a first and last number, and a step, names; None if they are none.
 
     Args:
-        path: the file.
-        stored_bytes: of it and its data files.
-
-    Raises:
-        InputError: it is damaged, or was made to do harm.
+        folder: of the header.
+        pattern: a file name with one `%d`, `%3d` or `%03d` in it.
+        numbers: first, last and, where it is not 1, step.
     """
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    values: dict[bytes, list[bytes]] = {}
-    for line in header.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if line.strip() and not (len(line) <= _META_LINE_BYTES and _META_LINE.fullmatch(line)):
-            raise _damaged(path, "line", [line], "'key = value'")
-        key, _, value = (part.strip() for part in line.partition(b"="))
-        if key in values:
-            raise _damaged(path, "key", [key], "each key once")
-        if key:
-            values[key] = value.split()
-        if key == b"ElementDataFile":
-            break
-    else:
-        raise _damaged(path, "ElementDataFile", [], "the name of the data")
-    _check_meta_numbers(path, values, stored_bytes)
-    if not _META_DATA_NAME.fullmatch(value):
-        raise _damaged(path, "ElementDataFile", [value], "a file name, or one pattern such as %03d in it")
-
-
-def _check_meta_numbers(path: Path, values: dict[bytes, list[bytes]], stored_bytes: int) -> None:
-    found = values.get(b"NDims", [])
-    dimensions = int(found[0]) if len(found) == 1 and found[0].isdigit() and len(found[0]) < 4 else 0
-    if not 1 <= dimensions <= _META_DIMENSIONS:
-        raise _damaged(path, "NDims", found, f"1 to {_META_DIMENSIONS}")
-    sizes = values.get(b"DimSize", [])
-    if len(sizes) != dimensions or not all(size.isdigit() for size in sizes):
-        raise _damaged(path, "DimSize", sizes, f"{dimensions} numbers of voxels")
-    for key, power in _META_NUMBERS.items():
-        numbers = values.get(key)
-        if numbers is not None and (len(numbers) != dimensions**power or not all(map(_is_moderate, numbers))):
-            raise _damaged(path, key.decode(), numbers, f"{dimensions**power} numbers up to {_META_GREATEST:g}")
-    for key, most in ((b"CompressedDataSize", stored_bytes), (b"ElementNumberOfChannels", 1 << 10)):
-        numbers = values.get(key, [b"0"])
-        if len(numbers) != 1 or not numbers[0].isdigit() or (key in values and int(numbers[0]) > most):
-            raise _damaged(path, key.decode(), numbers, f"a whole number up to {most}")
-
-
-def _is_moderate(text: bytes) -> bool:
-    try:
-        return abs(float(text)) <= _META_GREATEST
-    except ValueError:
-        return False
-
-
-def _damaged(path: Path, key: str, found: list[bytes], expected: str) -> InputError:
-    text = b" ".join(found).decode("ascii", "backslashreplace")[:80] or "missing"
-    return InputError(f"{path}: cannot be read as a volume: MetaImage {key} {text!r}; expected {expected}: damaged")
+    parts = re.fullmatch(r"([^%]*)%(0?[0-9]{0,2})d([^%]*)", pattern)
+    values = [whole_number(text) for text in numbers]
+    if not parts or len(values) not in (2, 3) or None in values:
+        return None
+    first, last, step = (*values, 1)[:3]
+    if step < 1 or not first <= last <= first + step * _MAX_FILES:
+        return None
+    return [folder / f"{parts[1]}{f'%{parts[2]}d' % number}{parts[3]}" for number in range(first, last + 1, step)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import whole_file
+from data.files import check_regular, whole_file
 from data.volume import volume_files
 
 MANIFEST_NAME = "manifest.json"
@@ -40,6 +40,7 @@ class Case:
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
+        method: `data.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
 
@@ -63,6 +64,7 @@ class Case:
     mr_median: float | None = None
     hu_histogram: tuple[int, ...] | None = None
     hu_slice_spread: tuple[float, float] | None = None
+    method: int = 0
 
     @property
     def image_file(self) -> str:
@@ -116,19 +118,16 @@ def read_manifest(root: str | Path) -> Manifest:
         InputError: it is missing, damaged, of another format version, or has one patient in train and test.
     """
     path = Path(root) / MANIFEST_NAME
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    version = data.pop("format_version", None) if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
+    if not path.exists():
+        raise InputError(f"{path}: no such file; make the data set with python -m scripts.prepare_dataset")
+    data = read_json(path)
+    version = data.pop("format_version", None)
+    if version is True or version != FORMAT_VERSION:
         raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}; prepare the data set again")
     try:
         cases = tuple(Case.from_dict(case) for case in data.pop("cases"))
         manifest = Manifest(cases=cases, **data)
-        problems = [*_manifest_problems(manifest), *(problem for case in cases for problem in _case_problems(case))]
+        problems = [*_manifest_problems(manifest), *(problem for case in cases for problem in case_problems(case))]
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); prepare the data set again") from error
     if problems:
@@ -144,7 +143,7 @@ def _manifest_problems(manifest: Manifest) -> list[str]:
     return problems if _is_count(manifest.size) and manifest.size else [*problems, f"size {manifest.size!r}"]
 
 
-def _case_problems(case: Case) -> list[str]:
+def case_problems(case: Case) -> list[str]:
     """Return which values of a case cannot be: what reads it trusts their types, and its name to be a file's."""
     plain = (
         isinstance(case.name, str)
@@ -164,7 +163,17 @@ def _case_problems(case: Case) -> list[str]:
         "percentiles": (case.domain == "B" and pair is None)
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
+        "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
+        "mr_median": case.mr_median is None or _is_number(case.mr_median),
+        "hu_histogram": case.hu_histogram is None or _is_counts(case.hu_histogram),
+        "hu_slice_spread": case.hu_slice_spread is None
+        or (
+            isinstance(case.hu_slice_spread, tuple)
+            and len(case.hu_slice_spread) == 2
+            and all(map(_is_number, case.hu_slice_spread))
+        ),
         "labels": _is_count(case.labels) and case.labels > 0,
+        "method": _is_count(case.method),
         "frame": not frame or _is_count(frame.get("size")),
     }
     return [f"{name} {getattr(case, name)!r} of the case {case.name!r}" for name, fine in good.items() if not fine]
@@ -172,6 +181,10 @@ def _case_problems(case: Case) -> list[str]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_count, value))
 
 
 def _is_number(value: object) -> bool:
@@ -214,17 +227,47 @@ def write_json(path: Path, data: dict) -> Path:
     return path
 
 
+def read_json(path: Path) -> dict:
+    """Return the named values that a JSON file holds; of what kind they are is not checked.
+
+    Raises:
+        InputError: it is missing, no regular file, cannot be read, torn, nested too deeply, or holds no named values.
+    """
+    try:
+        check_regular(path)  # a named pipe would be waited for
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged, cannot be read as JSON: {error}; restore the file or make it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
+    return data
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
+
+    Raises:
+        InputError: they cannot be listed.
+    """
+    try:
+        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
 def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a volume: its file and the data files of a header, or all files of a (DICOM) folder.
+    """Return the SHA-256 of a volume's files, `source_files`.
 
     Raises:
         InputError: a file is missing or cannot be read.
     """
-    try:
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    return hash_files(files)
+    return hash_files(source_files(path))
 
 
 def hash_files(files: Iterable[Path]) -> str:
@@ -236,6 +279,7 @@ def hash_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
+            check_regular(file)
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
         except OSError as error:

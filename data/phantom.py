@@ -6,7 +6,6 @@ larger, another field of view is used, and a couch lies under the patient. Test 
 of the same anatomy on the same grid.
 """
 
-import json
 import logging
 import math
 import multiprocessing
@@ -20,7 +19,7 @@ import scipy
 from scipy.ndimage import gaussian_filter
 
 from data.errors import InputError
-from data.manifest import write_json
+from data.manifest import read_json, write_json
 from data.phantom_anatomy import CENTRE_Z, Body, draw_body, draw_couch, random_body, random_couch
 from data.phantom_labels import Tissue
 from data.phantom_shapes import Point, SmoothField
@@ -340,7 +339,8 @@ def patient_files(out: Path, domain: Domain, name: str) -> dict[str, Path]:
 def _write_patient(out: Path, seed: int, index: int, domain: Domain, settings: PhantomSettings) -> str:
     patient = make_patient(seed, index, domain, settings)
     for kind, path in patient_files(out, domain, patient.id).items():
-        write_volume(getattr(patient, kind), path)
+        if not path.exists():
+            write_volume(getattr(patient, kind), path)
     return patient.id
 
 
@@ -349,8 +349,8 @@ def _claim_folder(out: Path, record: dict) -> Path:
     path = out / "phantom.json"
     if path.exists():
         try:
-            found = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            found = read_json(path)
+        except InputError as error:
             raise InputError(f"{path}: not a phantom's record ({error}); delete {out} or use another --out") from error
         different = [name for name, value in record.items() if found.get(name) != value]
         if different:

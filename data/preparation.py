@@ -8,11 +8,10 @@ An interruption leaves no data set that looks whole: before the first array is w
 case's arrays are, its record forgets its frame.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,11 +25,23 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
 from data.files import whole_file
 from data.intensity import AIR_HU, mr_percentiles
-from data.manifest import MANIFEST_NAME, Case, Manifest, check_names, check_splits, hash_source, write_json
+from data.manifest import (
+    MANIFEST_NAME,
+    Case,
+    Manifest,
+    case_problems,
+    check_names,
+    check_splits,
+    hash_source,
+    read_json,
+    write_json,
+)
+from data.modality import check_ct, check_mr
+from data.outputs import check_free
 from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.training_statistics import MIN_BODY_SHARE, slice_spread
@@ -38,6 +49,10 @@ from data.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
+# To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
+METHOD_VERSION = 1
+# What the record of a case says while its files are written for the first time.
+BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
 # Relative excess of a product of spacings that is rounding, not a body too wide.
@@ -73,6 +88,7 @@ def prepare_dataset(
     spacing_mm: float | None,
     slice_mm: float | None = None,
     workers: int = 1,
+    overwrite: bool = False,
 ) -> tuple[Manifest, list[Failure]]:
     """Prepare volumes into `root` and write its manifest; return it and the volumes that failed.
 
@@ -83,34 +99,64 @@ def prepare_dataset(
         spacing_mm: pixel spacing; None picks the finest with which every body fits (`choose_spacing`).
         slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
         workers: processes.
+        overwrite: whether files in `root` that no preparation made may be replaced.
 
     Raises:
-        InputError: names that collide, a patient in train and test, or no volume left in a domain to train on.
+        InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
+            domain to train on.
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
     jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
-    with _processes(workers) as pool:
-        analysed, failures = _run(analyse, jobs, pool, "finding bodies")
-        check_splits(analysed)
-        _check_trainable(root, analysed, failures)
-        spacing_mm = spacing_mm or choose_spacing(analysed, size)
-        jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
-        jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
-        for job in jobs:
-            if job.known.mask_source_sha256 and not job.source.mask:
-                log.info("%s: corrected by hand, kept and used", _body_path(job))
-        writer = _SliceWriter(size, spacing_mm, slice_mm)
-        if not all(writer.is_done(job) for job in jobs):
-            _remove(root / MANIFEST_NAME)
-        cases, failed = _run(writer, jobs, pool, "writing slices")
+    if not overwrite:
+        _refuse_to_replace(root, jobs)
+    analysed, failures = _run(analyse, jobs, workers, "finding bodies")
+    check_splits(analysed)
+    _check_trainable(root, analysed, failures)
+    spacing_mm = spacing_mm or choose_spacing(analysed, size)
+    jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
+    jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
+    for job in jobs:
+        if job.known.mask_source_sha256 and not job.source.mask:
+            log.info("%s: corrected by hand, kept and used", _body_path(job))
+    writer = _SliceWriter(size, spacing_mm, slice_mm)
+    if not all(writer.is_done(job) for job in jobs):
+        _remove(root / MANIFEST_NAME)
+    cases, failed = _run(writer, jobs, workers, "writing slices")
     failures += failed
     _check_trainable(root, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
     return manifest, failures
+
+
+def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
+    """Refuse files of others where those of a case go: a case whose record is there is an earlier preparation's."""
+    own = [job for job in jobs if job.known or _is_begun(_record_path(job))]
+    if not own and not _is_manifest(root / MANIFEST_NAME):
+        check_free([root / MANIFEST_NAME], "--out")
+    for job in [job for job in jobs if job not in own]:
+        folders = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
+        supplied = job.source.mask and _is_body_file(job.source.mask, job)
+        check_free(files if supplied else [*files, _body_path(job)], "--out")
+
+
+def _is_begun(record: Path) -> bool:
+    try:
+        return read_json(record) == BEGUN
+    except InputError:
+        return False
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except InputError:
+        return False
+    return {"format_version", "cases", "spacing_mm"} <= found.keys()
 
 
 def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:
@@ -161,12 +207,7 @@ def analyse(job: Job) -> Case:
     if _is_current(job, digest, mask_digest):
         return job.known
     volume = read_volume(source.path, source.series_uid)
-    check, find_body = (check_mr, mr_body_mask) if job.domain == "A" else (check_ct, ct_body_mask)
-    try:
-        check(volume)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
-    body = read_mask(mask_path, volume) if mask_path else find_body(volume)
+    body = _find_body(job, volume, mask_path)
     if mask_path and _is_body_file(mask_path, job):
         body_digest = job.known.body_sha256 if job.known else None
     else:
@@ -186,9 +227,29 @@ def analyse(job: Job) -> Case:
         mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
         series_uid=source.series_uid,
         body_sha256=body_digest,
+        method=METHOD_VERSION,
     )
     write_json(_record_path(job), case.to_dict())
     return case
+
+
+def _find_body(job: Job, volume: Volume, mask_path: Path | None) -> np.ndarray:
+    """Return a volume's body, found or supplied. Raises `InputError` where it is not what it is given as."""
+    is_mr = job.domain == "A"
+    try:
+        (check_mr if is_mr else check_ct)(volume)
+        body = None if mask_path else (mr_body_mask if is_mr else ct_body_mask)(volume)
+    except InputError as error:
+        raise InputError(f"{job.source.path}: {error}") from error
+    if mask_path:
+        body = read_mask(mask_path, volume)
+    low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
+    if not low < high:
+        raise InputError(
+            f"{job.source.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
+            "volume, and its mask where one is supplied"
+        )
+    return body
 
 
 def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
@@ -196,16 +257,14 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
-    if job.domain == "A" and known.mr_median is None:  # of a version that did not record it
-        return False
-    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
-    return recorded == (digest, mask_digest, source.series_uid, source.patient)
+    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient, known.method)
+    return recorded == (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION)
 
 
 def _write_body(job: Job, body: Volume) -> str:
     """Write a body mask; return its hash."""
-    # Without its record, a body that an interruption leaves is not taken for one corrected by hand.
-    _remove(_record_path(job))
+    # Without its hash, a body that an interruption leaves is not taken for one corrected by hand.
+    write_json(_record_path(job), BEGUN)
     write_volume(body, _body_path(job))
     return hash_source(_body_path(job))
 
@@ -252,8 +311,8 @@ class _SliceWriter:
             return case
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
-        volume = read_volume(job.source.path, job.source.series_uid)
-        body = read_volume(_body_path(job)).array > 0
+        volume = read_volume(job.source.path, job.source.series_uid, again=True)
+        body = read_volume(_body_path(job), again=True).array > 0
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
@@ -288,7 +347,7 @@ def _labels(mask_path: Path | None, body: np.ndarray) -> np.ndarray:
     """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
     if not mask_path:
         return body.astype(np.uint8)
-    supplied = read_volume(mask_path).array
+    supplied = read_volume(mask_path, again=True).array
     values = np.unique(supplied[supplied != 0])
     if len(values) == 1:
         return body.astype(np.uint8)
@@ -306,10 +365,11 @@ def _body_slices(masks: np.ndarray) -> tuple[int, int]:
 def _job(root: Path, source: Source, split: str, domain: str) -> Job:
     job = Job(root, source, split, domain)
     try:
-        known = Case.from_dict(json.loads(_record_path(job).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError):
-        known = None
-    return replace(job, known=known)
+        known = Case.from_dict(read_json(_record_path(job)))
+        fine = not case_problems(known)
+    except (InputError, TypeError, AttributeError):
+        fine = False
+    return replace(job, known=known) if fine else job
 
 
 def _record_path(job: Job) -> Path:
@@ -332,21 +392,45 @@ def _remove(path: Path) -> None:
         raise InputError(f"{path}: cannot be replaced: {error}") from error
 
 
-def _run(work: Callable[[Job], Case], jobs: list[Job], pool: Executor | None, title: str) -> Outcome:
-    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others."""
-    done, failures = [], []
-    try:
-        calls = {pool.submit(work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
+def _run(work: Callable[[Job], Case], jobs: list[Job], workers: int, title: str) -> Outcome:
+    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
+
+    When a process dies, all that were at work or waited are done again, each in a process of its own: one that ends
+    its process then is known by name, and what was a want of memory has all of it.
+    """
+    done, failures, lost = [], [], []
+    with _processes(workers) as pool:
+        calls = {_submit(pool, work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
         ready = as_completed(calls) if pool else calls
         for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
             try:
                 done.append(call.result() if pool else call())
             except InputError as error:
                 failures.append(Failure(calls[call].source, str(error)))
-    except BrokenProcessPool as error:
-        reason = "a process ended abruptly, most often for want of memory"
-        raise InputError(f"{title}: {reason}; use fewer --workers: what is done is kept") from error
+            except BrokenProcessPool:
+                lost.append(calls[call])
+    if lost:
+        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
+    for job in lost:
+        try:
+            with _processes(workers) as pool:
+                done.append(pool.submit(work, job).result())
+        except InputError as error:
+            failures.append(Failure(job.source, str(error)))
+        except BrokenProcessPool:
+            reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
+            failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
     return done, failures
+
+
+def _submit(pool: Executor, work: Callable[[Job], Case], job: Job) -> Future:
+    """Return a call to the pool, also to one that is broken by now."""
+    try:
+        return pool.submit(work, job)
+    except BrokenProcessPool as error:
+        call = Future()
+        call.set_exception(error)
+        return call
 
 
 def _processes(workers: int) -> AbstractContextManager[Executor | None]:

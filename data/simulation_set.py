@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,6 +21,8 @@ from data.simulation_volume import METHOD_VERSION, simulation_volume
 log = logging.getLogger(__name__)
 
 FOLDER = "simulation"
+# What a damaged file raises; its checksums are verified on reading.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def _is_current(dataroot: Path, case: Case) -> bool:
     try:
         with np.load(_path(dataroot, case)) as kept:
             return str(kept["identity"]) == _identity(dataroot, case)
-    except (OSError, ValueError, KeyError, EOFError):
+    except _DAMAGE:
         return False
 
 
@@ -101,5 +105,8 @@ def _compute(job: tuple[Path, Case, float, float]) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as kept:
-        return {"hu": kept["hu"], "depth": kept["depth"]}
+    try:
+        with np.load(path) as kept:
+            return {"hu": kept["hu"], "depth": kept["depth"]}
+    except _DAMAGE as error:
+        raise InputError(f"{path}: damaged ({error}); delete it, then it is made again") from error

@@ -1,6 +1,5 @@
 """Training slices of one domain, ready for the networks: from a prepared data set or from a folder of images."""
 
-import io
 import math
 import os
 import re
@@ -9,17 +8,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from data.errors import InputError
+from data.images import image_shape, list_images, read_gray
 from data.intensity import IntensityMap, mr_window
 from data.manifest import Case, Manifest
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# Pillow's modes of 8 bits or fewer, beside its 16-bit ones, whose names start with I.
-_GRAY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-_FULL_RANGE_16 = 65535.0
-_WAY_OUT = "or volumes prepared by python -m scripts.prepare_dataset"
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,14 @@ def _read_layout(path: Path) -> _Layout:
 
 def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
     """Return each case's map to [-1, 1]: an MR's by the rule of `--mr_window`, a CT's the one `ct_map`."""
-    return [mr_window(mr_rule, case.percentiles) if case.domain == "A" else ct_map for case in cases]
+    return [_window(case, mr_rule) if case.domain == "A" else ct_map for case in cases]
+
+
+def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    try:
+        return mr_window(mr_rule, case.percentiles)
+    except InputError as error:
+        raise InputError(f"{case.name}: {error}") from error
 
 
 def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:
@@ -162,9 +162,17 @@ class ImageFolderSlices:
     """
 
     def __init__(self, folder: Path, mask_folder: Path, with_masks: bool) -> None:
-        """List the images; with `with_masks` find the mask of each."""
-        self.files = _list_images(folder)
+        """List the images; with `with_masks` find the mask of each.
+
+        Headers are read here, so that a file that is no image, or a mask of another size, stops a training before it
+        starts. `shapes` are those of all images, (H, W).
+        """
+        self.files = list_images(folder)
         self.masks = [_mask_of(file, mask_folder) for file in self.files] if with_masks else None
+        shapes = {file: image_shape(file) for file in self.files}
+        self.shapes = frozenset(shapes.values())
+        for file, mask in zip(self.files, self.masks or (), strict=False):
+            _check_mask_shape(mask, image_shape(mask), shapes[file])
 
     mask_labels = 1
 
@@ -178,20 +186,13 @@ class ImageFolderSlices:
         mask = None
         if with_mask:
             mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
-            if mask.shape != image.shape:
-                raise InputError(f"{self.masks[index]}: mask of shape {mask.shape}, its image has {image.shape}")
+            _check_mask_shape(self.masks[index], mask.shape, image.shape)
         return Slice(IntensityMap.window(0, full_range).to_network(image), mask, self.files[index].name)
 
 
-def _list_images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; expected a prepared data set or a folder of trainA/ and trainB/ images"
-        )
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise InputError(f"{folder}: no image ({' '.join(IMAGE_SUFFIXES)}) in it")
-    return files
+def _check_mask_shape(mask: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    if shape != image_shape:
+        raise InputError(f"{mask}: mask of shape {shape}, its image has {image_shape}")
 
 
 def _mask_of(file: Path, mask_folder: Path) -> Path:
@@ -204,17 +205,5 @@ def _mask_of(file: Path, mask_folder: Path) -> Path:
 
 def _read_gray(path: Path) -> tuple[np.ndarray, float]:
     """Return an image's gray values (H, W) and the greatest that its file format holds."""
-    try:
-        # From memory: Pillow would allocate what a damaged chunk of a file claims to hold.
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            # Pillow opens 16-bit gray as one of several modes; colour is reduced to its luminance.
-            mode, deep = image.mode, image.mode.startswith("I")
-            pixels = np.array(image if deep or mode not in _GRAY_MODES else image.convert("L"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
-    if not deep and mode not in _GRAY_MODES:
-        raise InputError(f"{path}: pixels of mode {mode}; expected 8 or 16 bit gray, {_WAY_OUT}")
-    if deep and (pixels.min() < 0 or pixels.max() > _FULL_RANGE_16):
-        found = f"{pixels.min()} .. {pixels.max()}"
-        raise InputError(f"{path}: values {found}; expected 0 .. {_FULL_RANGE_16:g}, {_WAY_OUT}")
-    return pixels, _FULL_RANGE_16 if deep else 255.0
+    image = read_gray(path)
+    return image.pixels, image.full_range

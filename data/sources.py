@@ -1,6 +1,8 @@
 """Finding the volumes that a glob names, and naming the cases and patients that they are."""
 
+import errno
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -8,9 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from data.dicom import holds_dicom, list_series
+from data.dicom import holds_dicom, holds_slices, is_slice, list_series
 from data.errors import InputError
-from data.volume import volume_stem, volume_suffix
+from data.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,25 +31,47 @@ class Source:
 def find_volumes(pattern: str) -> list[Path]:
     """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
 
-    A plain folder whose files are volumes stands for those volumes. Of other folders a wildcard takes those only that
-    hold DICOM files directly.
+    A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
+    its series, and volume files beside the slices (a mask, a converted copy) are passed over with a warning, unless
+    `pattern` names them and not the folder. Of other folders a wildcard takes only those that hold DICOM files
+    directly.
 
     Raises:
-        InputError: nothing matches.
+        InputError: nothing matches, or DICOM slices do without their folder.
     """
     matches = sorted(find_paths(pattern))
+    series = {match for match in matches if match.is_dir() and holds_slices(match)}
     volumes = []
     for match in matches:
-        inside = sorted(file for file in match.iterdir() if is_volume(file)) if match.is_dir() else []
-        if inside:
-            volumes += inside
-        elif is_volume(match) or (match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match))):
+        inside = _volumes_in(match) if match.is_dir() else []
+        if match in series:
             volumes.append(match)
+            if inside:
+                names = ", ".join(file.name for file in inside)
+                log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
+        elif inside:
+            volumes += inside
+        elif match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match)):
+            volumes.append(match)
+        elif match.is_file() and match.parent not in series:
+            if volume_suffix(match) in ("", ".dcm") and is_slice(match):
+                folder = str(Path(pattern).parent)
+                raise InputError(
+                    f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
+                )
+            if is_volume(match):
+                volumes.append(match)
     if not volumes:
         raise InputError(
             f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
+            + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
         )
     return list(dict.fromkeys(volumes))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return a folder's volume files; hidden ones, such as macOS's `._mr.nii.gz`, are none."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
 
 
 def find_paths(pattern: str) -> list[Path]:
@@ -58,32 +84,59 @@ def find_paths(pattern: str) -> list[Path]:
         return [Path(match) for match in glob.glob(pattern)]
     split = parts.index("**")
     found = []
+    below = Path(*(parts[split + 1 :] or "*"))
     for base in glob.glob(str(Path(*parts[:split]))):
-        for folder in _folders_below(Path(base), frozenset()):
-            below = Path(glob.escape(str(folder)), *(parts[split + 1 :] or "*"))
+        for folder in _folders_below(Path(base)):
             found += [folder] if parts[-1] == "**" else []
-            found += [path for path in find_paths(str(below)) if parts[-1] != "**" or path.is_file()]
+            if "**" in below.parts:
+                inside = find_paths(str(Path(glob.escape(str(folder)), below)))
+            else:
+                inside = [folder / match for match in glob.glob(str(below), root_dir=folder)]
+            found += [path for path in inside if parts[-1] != "**" or is_regular_file(path)]
     return list(dict.fromkeys(found))
 
 
-def _folders_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Yield a folder and those below it that are not hidden; `above` identify those that it lies in."""
+def _folders_below(top: Path) -> Iterator[Path]:
+    """Yield a folder and those below it that are not hidden, in order, each before what it holds.
+
+    One that cannot be looked into is yielded too: whoever reads it says why.
+    """
+    # Each with what identifies the folders that it lies in.
+    waiting: list[tuple[Path, frozenset]] = [(top, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = folder.stat()
+            identity = (status.st_dev, status.st_ino)
+            if not is_folder(folder) or identity in above:
+                continue
+            inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and is_folder(path))
+        except OSError:
+            inside = []
+        if is_folder(folder):
+            yield folder
+        waiting += [(path, above | {identity}) for path in reversed(inside)]
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder. One that is too deep to be looked at counts as one, so that it is reported."""
     try:
-        status = folder.stat()
-        if not folder.is_dir() or (status.st_dev, status.st_ino) in above:
-            return
-        inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
-    except OSError:  # a link that leads nowhere, or a folder that cannot be looked into: glob passes over their content
-        inside = []
-    if folder.is_dir():
-        yield folder
-    for path in inside:
-        yield from _folders_below(path, above | {(status.st_dev, status.st_ino)})
+        return path.is_dir()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+
+
+def is_regular_file(path: Path) -> bool:
+    """Tell whether a path is a regular file. What cannot be looked at counts as one, so that it is reported."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def is_volume(path: Path) -> bool:
     """Tell whether a file's ending says that it is a volume of its own; DICOM files make one together."""
-    return path.is_file() and volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz")
+    return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
 
 
 def name_cases(paths: list[Path]) -> list[str]:

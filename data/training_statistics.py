@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.errors import InputError
 from data.manifest import Case, Manifest
 from data.volume import axial_order
 
@@ -42,6 +43,16 @@ class TrainingStatistics:
     in_plane_mm: Range
     through_mm: Range
 
+    def is_sound(self) -> bool:
+        """Tell whether these are figures that a training set can have, whatever file they were read from."""
+        ranges = (self.hu_slice_limits, self.mr_high, self.mr_median, self.in_plane_mm, self.through_mm)
+        sizes = [len(values) if isinstance(values, tuple) else 0 for values in (self.hu_histogram, *ranges)]
+        if sizes != [len(HU_EDGES) - 1, 2, 2, 2, 2, 2]:
+            return False
+        values = [value for group in (self.hu_histogram, *ranges) for value in group]
+        numbers = all(type(value) in (int, float) and abs(value) < np.inf for value in values)
+        return numbers and min(self.hu_histogram) >= 0
+
     @classmethod
     def from_dict(cls, data: dict) -> "TrainingStatistics":
         """Return the statistics that `dataclasses.asdict` and JSON made a dict of."""
@@ -49,7 +60,20 @@ class TrainingStatistics:
 
 
 def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
-    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed."""
+    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed.
+
+    Raises:
+        InputError: what it records cannot be.
+    """
+    try:
+        return _statistics(manifest)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"manifest.json: damaged, frame or figures of a case ({error!r}); prepare the data set again"
+        ) from error
+
+
+def _statistics(manifest: Manifest) -> TrainingStatistics | None:
     mr, ct = manifest.select("train", "A"), manifest.select("train", "B")
     if not mr or not ct or any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
         return None

@@ -17,6 +17,7 @@ from data.intensity import IntensityMap
 from data.manifest import MANIFEST_NAME, read_manifest
 from data.simulated_mr import SimulatedPairs
 from data.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
+from data.threads import one_thread
 
 
 class Draw(NamedTuple):
@@ -146,14 +147,16 @@ def open_unaligned(
     masks: bool,
     seed: int,
     simulate_mr: bool = False,
+    one_size: bool = False,
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
     `masks`: whether A's masks are given out; a folder of images then needs them in `maskA`. `simulate_mr`: whether
-    pairs of simulated MR and CT are.
+    pairs of simulated MR and CT are. `one_size`: whether the slices of a domain meet in a batch or an image pool.
 
     Raises:
-        InputError: nothing usable there, a domain without slices, or MR to be simulated from images without units.
+        InputError: nothing usable there, a domain without slices, images of several sizes that would meet, or MR to be
+            simulated from images without units.
     """
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
@@ -164,6 +167,9 @@ def open_unaligned(
         spacing_mm = None
         a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
         b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
+        if one_size and augmentation.preprocess == "none":
+            for folder, source in (("trainA", a), ("trainB", b)):
+                _check_one_size(dataroot / folder, source)
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
@@ -174,6 +180,16 @@ def open_unaligned(
         )
     pairs = SimulatedPairs(ct_map, spacing_mm) if simulate_mr else None
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs)
+
+
+def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:
+    if len(source.shapes) > 1:
+        shown = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
+        raise InputError(
+            f"{folder}: images of {len(source.shapes)} sizes ({shown}{' ...' * (len(source.shapes) > 4)}); expected "
+            "one size, since batches and the pool of generated images hold several: use --preprocess resize_and_crop, "
+            "or --batch_size 1 --pool_size 0"
+        )
 
 
 def load_batches(
@@ -195,7 +211,10 @@ def load_batches(
     """
 
     def load(some: tuple[Draw, ...]) -> dict:
-        batch = collate([dataset[draw] for draw in some])
+        # Small operations: more threads for each would stand in the way of the training's. And as many whoever loads,
+        # so that `threads` changes no sum.
+        with one_thread():
+            batch = collate([dataset[draw] for draw in some])
         if not pin_memory:
             return batch
         return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
@@ -204,8 +223,7 @@ def load_batches(
     if not threads:
         yield from map(load, chunks)
         return
-    # A thread's own tensor operations are small: more threads for each would stand in the way of the training's.
-    pool = ThreadPoolExecutor(threads, "load", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "load")
     try:
         waiting = deque(pool.submit(load, chunk) for chunk in islice(chunks, 2 * threads))
         while waiting:

@@ -5,8 +5,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 (LPS, mm).
 """
 
-import math
-import re
+import logging
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,14 @@ from scipy.optimize import linear_sum_assignment
 
 from data import dicom
 from data.errors import InputError
-from data.files import whole_file
-from data.headers import check_claim, check_metaimage, check_nrrd
+from data.files import check_regular, whole_file
+from data.gipl import read_gipl
+from data.headers import UNKNOWN, describe_content, read_start, unreadable
+from data.metaimage import read_metaimage
+from data.nifti import NiftiForms, read_nifti, set_forms
+from data.nrrd import read_nrrd
+
+log = logging.getLogger(__name__)
 
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
@@ -31,10 +36,14 @@ READABLE_SUFFIXES = (*WRITABLE_SUFFIXES, *NIFTI_SUFFIXES, ".nhdr", ".gipl", ".gi
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 # Beyond these a spacing is a mistake, of its unit or of its header.
 SPACING_RANGE_MM = (0.01, 100.0)
-# Headers whose voxels lie in files of their own, and the endings of those.
-_HEADER_SUFFIXES = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
-_DATA_SUFFIXES = (".raw", ".raw.gz", ".zraw", ".img", ".img.gz", ".hdr")
-_HEADER_BYTES = 1 << 16
+# A NIfTI volume in two files.
+_PAIRED_SUFFIXES = (".hdr", ".img", ".img.gz")
+_PARSERS = {
+    ".mha": read_metaimage, ".mhd": read_metaimage, ".nrrd": read_nrrd, ".nhdr": read_nrrd, ".gipl": read_gipl,
+    ".gipl.gz": read_gipl,
+}  # fmt: skip
+_CONTENTS = {".nii": "a NIfTI or Analyze file", ".hdr": "a NIfTI or Analyze file", ".mha": "a MetaImage",
+             ".mhd": "a MetaImage", ".nrrd": "an NRRD file", ".nhdr": "an NRRD file"}  # fmt: skip
 # Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/batch_conversion.md).
 _GZIP_LEVEL = 3
 
@@ -48,12 +57,16 @@ class Volume:
         spacing: voxel spacing in mm along (x, y, z).
         origin: centre of the first voxel in patient coordinates (LPS, mm).
         direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
+        nifti: the transforms of the NIfTI file that it was read from; those of a file that is written of it.
+        notes: what had to be decided when it was read, in words.
     """
 
     array: np.ndarray
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    nifti: NiftiForms | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an array or a geometry that no volume can have."""
@@ -117,27 +130,20 @@ def volume_stem(path: str | Path) -> str:
 
 
 def volume_files(path: Path) -> list[Path]:
-    """Return a volume's file and, where it is a header, the data files that it names or that share its stem."""
+    """Return a volume's file and the files that its voxels, or its header, lie in.
+
+    Raises:
+        InputError: the file is none of its name's format, or a header that says where the voxels are is damaged.
+    """
     suffix = volume_suffix(path)
-    if suffix not in _HEADER_SUFFIXES:
+    if suffix in _PARSERS:
+        _check_content(path, suffix)
+        return list(dict.fromkeys([path, *_PARSERS[suffix](path).files]))
+    if suffix not in _PAIRED_SUFFIXES:
         return [path]
-    stem = volume_stem(path)
-    found = {f for f in path.parent.iterdir() if f.name.lower() in {f"{stem}{end}".lower() for end in _DATA_SUFFIXES}}
-    if suffix in (".mhd", ".nhdr"):
-        with path.open("rb") as handle:
-            header = handle.read(_HEADER_BYTES).decode("latin-1")
-        for line in header.splitlines():
-            found.update(_named_files(path.parent, re.split(r"=|:", line, maxsplit=1)[-1].strip()))
-    return [path, *sorted(found - {path})]
-
-
-def _named_files(folder: Path, value: str) -> list[Path]:
-    """Return the files that a header's value names: a name, or a pattern such as `slice_%03d.raw 1 20 1`."""
-    if not value or "\0" in value or len(value) > 255:
-        return []
-    if "%" in value:
-        return [file for file in folder.glob(re.sub(r"%\d*[a-z]", "*", value.split()[0])) if file.is_file()]
-    return [folder / value] if (folder / value).is_file() else []
+    stem = path.name[: -len(suffix)]
+    found = {path.with_name(stem + end) for ending in _PAIRED_SUFFIXES for end in (ending, ending.upper())}
+    return [path, *sorted(file for file in found - {path} if file.is_file())]
 
 
 def same_grid(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
@@ -154,16 +160,18 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
-def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
+def read_volume(path: str | Path, series_uid: str | None = None, again: bool = False) -> Volume:
     """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
 
     Args:
-        path: a file that SimpleITK reads, or a folder of DICOM files.
+        path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
+        again: it was read before, so its notes are not said another time.
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
-            a series is named but the path is no folder.
+            its stream is damaged, or its header says another number of voxels; a series is named but the path is no
+            folder.
     """
     path = Path(path)
     try:
@@ -172,6 +180,7 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{str(path)!a}: the name is not UTF-8 text; rename the file or folder") from error
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    check_regular(path)
     if series_uid is not None and not path.is_dir():
         raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
@@ -182,6 +191,8 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
+    for note in () if again else volume.notes:
+        log.warning("warning: %s: %s", path, note)
     return volume
 
 
@@ -221,10 +232,8 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     affine[:3, 3] = volume.origin
     affine[:2] *= -1  # LPS to RAS
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
-    for set_transform in (image.set_qform, image.set_sform):
-        set_transform(affine, code="scanner")
+    image = nibabel.Nifti1Image(array.T, None, dtype=array.dtype)
+    set_forms(image.header, affine, volume.nifti)
     with path.open("wb") as file:
         if path.suffix == ".nii":
             image.to_stream(file)
@@ -234,51 +243,32 @@ def _write_nifti(volume: Volume, path: Path) -> None:
 
 
 def _read_file(path: Path) -> Volume:
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
     suffix = volume_suffix(path)
-    if suffix == ".dcm":
+    _check_content(path, suffix)
+    if suffix in NIFTI_SUFFIXES:
+        return Volume(*read_nifti(path, sum(file.stat().st_size for file in volume_files(path))))
+    stored = _PARSERS[suffix](path)
+    return Volume(stored.read(), stored.spacing, stored.origin, stored.direction)
+
+
+def _check_content(path: Path, suffix: str) -> None:
+    """Refuse a file that is not what its name says, or that is of no format that is read."""
+    start = read_start(path)
+    if not start:
+        raise InputError(f"{path}: the file is empty")
+    found = describe_content(start)
+    if suffix == ".dcm" or found == "a DICOM file":
         raise InputError(
             f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
         )
-    stored_bytes = sum(file.stat().st_size for file in volume_files(path))
-    reader = sitk.ImageFileReader()
-    if suffix in (".mha", ".mhd"):
-        check_metaimage(path, stored_bytes)
-        reader.SetImageIO("MetaImageIO")  # by name ITK finds it for lower-case endings only
-    if suffix in (".nrrd", ".nhdr"):
-        check_nrrd(path, stored_bytes)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    _check_dimensions(reader, path)
-    voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    check_claim(path, math.prod(reader.GetSize()) * voxel_bytes, stored_bytes)
-    if suffix not in NIFTI_SUFFIXES:
-        image = reader.Execute()
-        return from_sitk(image if image.GetDimension() == 3 else image[:, :, :, 0])
-    # ITK's NIfTI reader fills a truncated file up with zeros and turns NaN into 0; nibabel does neither.
-    image = nibabel.load(path)
-    if not np.all(np.isfinite(image.affine)):  # ITK would make zeros of them
-        raise InputError(f"{path}: the header's transform holds NaN or infinite numbers; export the volume again")
-    voxels = np.asanyarray(image.dataobj)
-    array = voxels.reshape(voxels.shape[:3], order="F").T
-    direction = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3]
-    return Volume(array, reader.GetSpacing()[:3], reader.GetOrigin()[:3], tuple(direction.ravel().tolist()))
-
-
-def _check_dimensions(reader: sitk.ImageFileReader, path: Path) -> None:
-    size = reader.GetSize()
-    if reader.GetNumberOfComponents() > 1:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise InputError(f"{path}: {reader.GetNumberOfComponents()} values a voxel ({kind}): extract one channel first")
-    if any(extent > 1 for extent in size[3:]):
-        raise InputError(
-            f"{path}: {len(size)}-D image of size {size}; expected 3-D: extract one time point or echo first"
-        )
-    if len(size) < 3 or 1 in size[:3]:
-        raise InputError(f"{path}: 2-D image of size {size}; expected a volume with several slices")
-    if len(size) > 4:
-        raise InputError(f"{path}: {len(size)}-D image of size {size}; expected 3-D")
+    if not suffix:
+        formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
+        raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
+    if suffix == ".img":  # nothing but voxels
+        return
+    fitting = _CONTENTS.get(suffix, "a gzip-compressed file" if suffix.endswith(".gz") else None)
+    if found not in (fitting, UNKNOWN) or (suffix.endswith(".gz") and found != fitting):
+        raise unreadable(path, f"it is named {suffix}, but is {found}; rename it, or convert it to .nii.gz")
 
 
 def _check_voxels(volume: Volume, path: Path) -> None:

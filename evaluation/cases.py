@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.body_mask import check_ct
 from data.dicom import list_series
 from data.errors import InputError
+from data.modality import check_ct, in_hu
 from data.volume import (
     WRITABLE_SUFFIXES,
     Volume,
@@ -49,7 +49,11 @@ class Source:
 
 
 def read_reference(path: Path, mr: Volume) -> Volume:
-    """Read a true CT. Raises `InputError` where it cannot be read, is no CT, or does not lie on the MR's grid."""
+    """Read a true CT, its padding raised to -1024 HU.
+
+    Raises:
+        InputError: it cannot be read, is no CT in HU, or does not lie on the MR's grid.
+    """
     reference = read_volume(path)
     if not same_grid(reference, mr):
         found, expected = describe_grid(reference), describe_grid(mr)
@@ -58,7 +62,7 @@ def read_reference(path: Path, mr: Volume) -> Volume:
         check_ct(reference)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return reference
+    return in_hu(reference)
 
 
 def find_volumes(source: Source) -> dict[str, Path] | None:

@@ -10,6 +10,7 @@ import numpy as np
 from data.body_mask import ct_body_mask
 from data.errors import InputError
 from data.manifest import write_json
+from data.modality import check_ct, in_hu
 from data.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation import metrics
 from evaluation.cases import Case
@@ -48,7 +49,7 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
 
     Args:
         pred: synthetic CT in HU.
-        ref: true CT in HU.
+        ref: true CT in HU; what lies below -1024 HU, a padding, counts as -1024 HU.
         mask: where to score (non-zero), on the grid of `ref`.
         mr: the MR that `pred` was made from, on the grid of `ref`.
 
@@ -57,7 +58,8 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
         infinite.
 
     Raises:
-        InputError: grids differ, there is neither a `mask` nor a body in `ref`, or nothing is left to score.
+        InputError: grids differ, `ref` is no CT in HU, there is neither a `mask` nor a body in `ref`, or nothing
+            is left to score.
     """
     for name, volume in (("prediction", pred), ("mask", mask), ("MR", mr)):
         if volume is not None and not same_grid(volume, ref):
@@ -65,20 +67,25 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
                 f"the {name} is not on the reference's grid: {name} has {describe_grid(volume)}; "
                 f"reference has {describe_grid(ref)}; resample it to the reference first"
             )
+    try:
+        check_ct(ref)
+    except InputError as error:
+        raise InputError(f"reference: {error}") from error
+    ref = in_hu(ref)
     ref_body = _find_body(ref, "reference", needed=mask is None)
     # A standardised MR has its background at its minimum, not at 0.
     seen = np.ones(ref.array.shape, bool) if mr is None else mr.array > min(0, mr.array.min())
     inside = seen & (ref_body if mask is None else mask.array != 0)
     scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
-    pred_body = _find_body(pred, "prediction", needed=False)
+    pred_body = _find_body(pred, "prediction", needed=False, synthetic=True)
     scores["dice_body"] = metrics.dice(pred_body, ref_body, seen) if ref_body.any() else math.nan
     return {name: scores[name] for name in COLUMNS}
 
 
-def _find_body(ct: Volume, name: str, needed: bool) -> np.ndarray:
+def _find_body(ct: Volume, name: str, needed: bool, synthetic: bool = False) -> np.ndarray:
     """Return the body mask of a CT; empty where none is found, unless it is needed."""
     try:
-        return ct_body_mask(ct)
+        return ct_body_mask(ct, synthetic)
     except InputError as error:
         if needed:
             raise InputError(f"{name}: {error}") from error

@@ -7,7 +7,7 @@ The shape constraint acts on the synthetic CT, whichever of the two fakes that i
 body, which must agree with the mask of the MR that it was made from and look like such masks to `netD_S`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ct_segmentation.extractor import ShapeExtractor, label_channels
 from models.finite_losses import FiniteLosses
@@ -25,6 +25,7 @@ from models.image_pool import ImagePool
 from models.losses import correlation_loss, gan_loss, local_correlation_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
 from models.precision import DTYPES
+from models.state_dicts import load_optimiser
 
 WARM_STARTS = ("none", "simulated_mr")
 # Between the seeds of one process's pools and the next one's.
@@ -132,8 +133,7 @@ class CycleGANModel:
         }
         # Exponential moving averages, which are what is kept for use: steadier than the weights of one step.
         self.averages = {
-            name: AveragedModel(self.networks[name], multi_avg_fn=warmed_up_average(s.ema), use_buffers=True)
-            for name in (("G_A", "G_B") if s.ema > 0 else ())
+            name: WarmedUpAverage(self.networks[name], s.ema) for name in (("G_A", "G_B") if s.ema > 0 else ())
         }
         self.visuals: dict[str, Tensor] = {}
         self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
@@ -339,10 +339,18 @@ class CycleGANModel:
         return {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in self._parts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: something is missing, or of other networks.
+        """
         for kind, parts in self._parts():
             for name, part in parts.items():
-                if name in state[kind]:  # the scale of the loss is not, where another precision was used
+                if kind == "scalers" and name not in state[kind]:  # another precision was used
+                    continue
+                if kind == "optimisers":
+                    load_optimiser(part, state[kind][name])
+                else:
                     part.load_state_dict(state[kind][name])
 
     def pools_state(self) -> dict[str, Any]:
@@ -361,16 +369,31 @@ class CycleGANModel:
         yield "scalers", {"fp16": self.scaler} if self.scaler.is_enabled() else {}
 
 
-def warmed_up_average(decay: float) -> Callable[..., None]:
-    """Return the update of an exponential moving average; its decay rises to `decay`: (1 + n) / (10 + n) at update n.
+class WarmedUpAverage(AveragedModel):
+    """Exponential moving average of a network; its decay rises to `decay`: (1 + n) / (10 + n) at update n.
 
     Otherwise the first weights, and the batch norm's statistics of them, would weigh decay^n: in short trainings most.
+    The count stays on the host (torch's own average asks the device for it at every update, and waits).
     """
 
-    def update(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        """Begin with a copy of `net`, which the first update sets anew."""
+        super().__init__(net)
+        self.decay = decay
 
-    return update
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the parameters and buffers of `model` in; those that are whole numbers are taken over."""
+        n = int(self.n_averaged)  # on the CPU
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        if floating:
+            torch._foreach_lerp_([own for own, _ in floating], [current for _, current in floating], 1 - decay)
+        for own, current in pairs:
+            if not own.is_floating_point():
+                own.copy_(current)
+        self.n_averaged += 1
 
 
 def _require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

@@ -2,15 +2,16 @@
 
 import fcntl
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from data.errors import InputError
+from data.errors import InputError, is_out_of_memory
 from data.manifest import write_json
 from models.cycle_gan_model import CycleGANModel
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
@@ -22,6 +23,8 @@ STATE_NAME = "latest_state.pth"
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
 STATE_VERSION = 2
+# What a state of train.py is made of, and as what it is stored.
+STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict}
 # Options on which no result depends: where a run is, what it shows, and what only its beginning uses.
 _FREE_OPTIONS = frozenset(
     "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
@@ -33,6 +36,10 @@ _FIXED_OPTIONS = frozenset(
     "netG netD ngf ndf n_layers_D norm use_dropout upsample direction pool_size lr_policy ema lambda_shape_gan "
     "mr_window ct_map preprocess load_size crop_size".split()
 )
+
+
+class DamagedStateError(InputError):
+    """A saved state is not whole, or does not hold what its run's networks need; the one before it may."""
 
 
 class Position(NamedTuple):
@@ -169,35 +176,79 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     scratch.replace(latest)  # killed between the two, the run goes on from the previous state
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(
+    folder: Path,
+    take_over: Callable[[dict[str, Any]], None] = lambda state: None,
+    parts: Mapping[str, type] = STATE_PARTS,
+) -> dict[str, Any]:
     """Return the state that `save_state` wrote, or the one before it where the latest is gone or damaged.
 
+    Args:
+        folder: the run's.
+        take_over: restores the run from a state; where it meets entries that are missing or of another kind, that state
+            counts as damaged.
+        parts: what the state is made of, and as what it is stored.
+
     Raises:
-        InputError: there is none, both are damaged, or it is of another kind or version.
+        InputError: there is none, both are damaged, or `take_over` refuses.
     """
     latest, previous = folder / STATE_NAME, folder / PREVIOUS_STATE_NAME
     if not has_state(folder):
         raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
     try:
-        return _load_state(latest)
-    except InputError as error:
+        return _load_state(latest, take_over, parts)
+    except DamagedStateError as error:
         if not previous.exists():
             raise
-        state = _load_state(previous)
+        try:
+            state = _load_state(previous, take_over, parts)
+        except DamagedStateError as second:
+            raise InputError(
+                f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
+            ) from second
         log.warning("warning: %s; going on from the state before it, %s", error, previous.name)
         if latest.exists():  # or the next save would put it in place of the good one
             latest.replace(folder / f"damaged_{STATE_NAME}")
         return state
 
 
-def _load_state(path: Path) -> dict[str, Any]:
-    state = load_checkpoint(path)
+def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        state = load_checkpoint(path)
+    except InputError as error:
+        raise DamagedStateError(str(error)) from error
     found = (state.get("kind"), state.get("format_version"))
     if found != (STATE_KIND, STATE_VERSION):
-        raise InputError(
+        raise DamagedStateError(
             f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}"
         )
+    if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
+        raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")
+    try:
+        take_over(state)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = " ".join(str(error).split())[:300]
+        raise DamagedStateError(
+            f"{path}: damaged: it lacks what the run needs, or has it in another form ({type(error).__name__}: {what})"
+        ) from error
     return state
+
+
+def saved_position(state: dict[str, Any]) -> Position:
+    """Return how far the run was that a state was saved of.
+
+    Raises:
+        KeyError, TypeError, ValueError: that is no place in a run.
+    """
+    at = Position(*(state["position"][name] for name in Position._fields))
+    counts = [value for value in (at.epoch, at.samples) if type(value) is int and value >= 0]
+    if len(counts) < 2 or at.epoch < 1 or not math.isfinite(at.epoch_loss):
+        raise ValueError(f"position {at}")
+    return at
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

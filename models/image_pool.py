@@ -76,13 +76,17 @@ class ImagePool:
 
         Raises:
             InputError: the state is of a pool of another size.
+            ValueError: its images are none.
         """
         if state["size"] != self.size:
             raise InputError(
                 f"image pool: the stored one has size {state['size']}, this one {self.size}: "
                 "resume with the pool size of the earlier run"
             )
-        self.images = state["images"]
+        images = state["images"]
+        if images is not None and not (torch.is_tensor(images) and images.ndim == 4 and len(images) <= self.size):
+            raise ValueError(f"image pool: stored images are no tensor of {self.size} or fewer")
+        self.images = images
         self.generator.set_state(state["generator"])
 
 

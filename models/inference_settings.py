@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.intensity import IntensityMap
-from data.manifest import MANIFEST_NAME, hash_files, read_manifest, write_json
+from data.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
 from data.slices import typical_mr_window
 from data.training_statistics import TrainingStatistics, training_statistics
 from data.unaligned_dataset import UnalignedDataset
@@ -78,8 +78,11 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         InputError: it is missing, damaged or of another format version.
     """
     path = folder / FILE_NAME
+    if not path.exists():
+        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
+        raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}")
+    data = read_json(path)
     try:
-        data = json.loads(path.read_text())
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
@@ -93,10 +96,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         if problems := _problems(settings):
             raise ValueError(", ".join(problems))
         return settings
-    except FileNotFoundError as error:
-        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
-        raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
@@ -106,11 +106,12 @@ def _problems(settings: InferenceSettings) -> list[str]:
     """Return which settings are none that a model has: what uses them trusts their types and sizes."""
     s, window = settings, settings.mr_window
     lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
-    pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window))
+    pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
     good = {
-        "ngf": isinstance(s.ngf, int) and 0 < s.ngf <= _GREATEST_NGF,
-        "slab": isinstance(s.slab, int) and s.slab in range(1, _GREATEST_SLAB, 2),
-        "size": isinstance(s.size, int) and 0 < s.size <= _GREATEST_SIZE,
+        "ngf": type(s.ngf) is int and 0 < s.ngf <= _GREATEST_NGF,  # True is an int too
+        "slab": type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2),
+        "size": type(s.size) is int and 0 < s.size <= _GREATEST_SIZE,
+        "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
         "mr_window": window == "percentile" or pair,

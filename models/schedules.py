@@ -156,14 +156,17 @@ class LearningRate:
 
         Raises:
             InputError: the state is of another policy.
+            ValueError: it lacks something.
         """
         if state["policy"] != self._policy:
             raise InputError(
                 f"learning rate: the stored policy is {state['policy']!r}, this one {self._policy!r}: "
                 "resume with the policy of the earlier run"
             )
-        self._set(state["lr"])
+        self._set(float(state["lr"]))
         for plateau, stored in zip(self._plateaus, state["plateaus"], strict=True):
+            if missing := plateau.state_dict().keys() - stored.keys():  # torch would begin those anew
+                raise ValueError(f"learning rate: the stored plateau lacks {', '.join(sorted(missing))}")
             plateau.load_state_dict(stored)
 
     def _set(self, lr: float) -> None:

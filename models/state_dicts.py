@@ -1,5 +1,7 @@
 """Weights and checkpoints on disk: written whole or not at all, read without running code they carry."""
 
+import logging
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,14 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.files import whole_file
 
+log = logging.getLogger(__name__)
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# What DataParallel, torch.compile and AveragedModel put before the names of the network that they hold.
+WRAPPERS = ("module.", "_orig_mod.")
+_ZIP_START = b"PK\x03\x04"
+# The pickled number that begins a file of torch before 1.6.
+_OLD_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def save_atomically(obj: Mapping[str, Any], path: str | Path) -> None:
@@ -34,18 +43,27 @@ def save_atomically(obj: Mapping[str, Any], path: str | Path) -> None:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, taken_over: bool = False) -> dict[str, Any]:
     """Read what `save_atomically` (or `torch.save`) wrote, with all tensors on the CPU.
 
+    Every checksum in the file is verified first: torch itself reads damaged numbers without a word.
+
+    Args:
+        path: the file.
+        taken_over: whether a file of torch before 1.6 is read too, which has no checksums; a warning says so.
+
     Raises:
-        InputError: the file is missing, truncated, foreign, or holds objects beside tensors and plain values;
+        InputError: the file is missing, truncated, damaged, foreign, or holds objects beside tensors and plain values;
             nothing in it is run.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected weights or a checkpoint written by torch")
     try:
+        _check_whole(path, taken_over)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch's readers raise errors of nearly any type on foreign bytes
         raise InputError(
             f"{path}: cannot be read: {_reason(error)}; expected a whole file written by torch that "
@@ -56,46 +74,136 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+def _check_whole(path: Path, taken_over: bool) -> None:
+    """Verify the checksum of every part of a file of torch's."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start.startswith(_ZIP_START):
+        if _OLD_MAGIC not in start:
+            return  # no file of torch's: its reader says what is wrong
+        if not taken_over:
+            raise InputError(
+                f"{path}: cannot be read: it is in the format of torch before 1.6, which has no checksums, so damage "
+                "would go unnoticed; take the weights over by python -m scripts.import_weights (a generator) or python "
+                "-m ct_segmentation.import_weights (a shape extractor)"
+            )
+        log.warning(
+            "warning: %s: is in the format of torch before 1.6, which has no checksums: damage cannot be noticed; "
+            "compare its hash with its source's", path,
+        )  # fmt: skip
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged directory raises errors of many types
+        raise InputError(
+            f"{path}: cannot be read: it is truncated or damaged ({error}); fetch or write it again"
+        ) from error
+    if damaged:
+        raise InputError(
+            f"{path}: cannot be read: it is damaged: its part {damaged} has another checksum than when it was written; "
+            "fetch or write it again"
+        )
+
+
 def save_network_weights(net: nn.Module, path: str | Path) -> None:
     """Write the parameters and buffers of `net`, on the CPU, as `save_atomically` does."""
     save_atomically({key: value.detach().cpu() for key, value in net.state_dict().items()}, path)
 
 
-def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tensor], taken_over: bool = False) -> None:
     """Copy parameters and buffers into `net`, from a file or from a state dict; all or none.
 
-    Takes state dicts of wrapped networks (names that begin with 'module.'), and drops the normalisation
-    statistics that the published code kept and `net` has not.
+    Takes state dicts of wrapped networks (see `unwrapped`), and drops the normalisation statistics that the published
+    code kept and `net` has not. `taken_over` as in `load_checkpoint`.
 
     Raises:
-        InputError: the file cannot be read, or tensors are missing, unexpected or of another shape.
+        InputError: the file cannot be read, or tensors are missing, unexpected, of another shape or not finite.
     """
     from_file = isinstance(source, str | Path)
     where = str(source) if from_file else "state dict"
-    state = load_checkpoint(source) if from_file else dict(source)
+    state = load_checkpoint(source, taken_over) if from_file else dict(source)
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise InputError(f"{where}: holds other things than named tensors; expected the weights of one network")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = net.state_dict()
+    own, state = net.state_dict(), unwrapped(state)
     state = {key: value for key, value in state.items() if key in own or not key.endswith(STATISTICS)}
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+    _check_fit(where, type(net).__name__, own, state)
+    spoilt = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise InputError(
+            f"{where}: weights that are not finite (NaN or infinite): {_listed(spoilt)}; such a network makes NaN in "
+            "any precision: take weights of an earlier epoch (--epoch), or fetch or train them again"
+        )
+    net.load_state_dict(state)
+
+
+def load_optimiser(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> None:
+    """Go on where Adam's `state_dict` was taken.
+
+    Raises:
+        KeyError, ValueError: it is of other parameters, or lacks moments; torch by itself would begin those anew, or
+            fail at the next step.
+    """
+    for own, saved in zip(optimiser.param_groups, state["param_groups"], strict=True):
+        if missing := own.keys() - saved.keys():
+            raise ValueError(f"optimiser: no {_listed(missing)}")
+    optimiser.load_state_dict(state)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    moments = [optimiser.state.get(parameter, {}) for parameter in parameters]
+    if not any(moments):  # no step was taken
+        return
+    for k, (parameter, own) in enumerate(zip(parameters, moments, strict=True)):
+        shapes = (own["step"].shape, own["exp_avg"].shape, own["exp_avg_sq"].shape)
+        if shapes != ((), parameter.shape, parameter.shape):
+            raise ValueError(f"optimiser: moments of another shape than parameter {k}")
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with the names of the network itself, which wrappers put `module.` or `_orig_mod.` before.
+
+    Only what all names have in common is taken away; so is the count that torch's AveragedModel keeps beside them.
+    """
+    named = dict(state)
+    while named:
+        inner = {key: value for key, value in named.items() if key != "n_averaged"}
+        prefix = next((p for p in WRAPPERS if inner and all(key.startswith(p) for key in inner)), None)
+        if prefix is None:
+            break
+        named = {key.removeprefix(prefix): value for key, value in inner.items()}
+    return named
+
+
+def _check_fit(where: str, network: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse a state dict that lacks what a network has, or has what it lacks."""
+    reshaped = {
+        key: (tuple(state[key].shape), tuple(own[key].shape))
         for key in own.keys() & state.keys()
         if state[key].shape != own[key].shape
-    ]
+    }
     problems = {
         "missing": own.keys() - state.keys(),
         "unexpected": state.keys() - own.keys(),
-        "of another shape": reshaped,
+        "of another shape": [f"{key} {found} instead of {wanted}" for key, (found, wanted) in reshaped.items()],
     }
-    if any(problems.values()):
-        found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
-        raise InputError(
-            f"{where}: does not fit {type(net).__name__}: {found}: build the network with the options "
-            "(architecture, width, channels, norm, dropout, upsampling) that the weights were trained with"
+    if not any(problems.values()):
+        return
+    found = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+    way = (
+        "build the network with the options (architecture, width, channels, norm, dropout, upsampling) that the "
+        "weights were trained with"
+    )
+    if any(_differ_by_colour(*shapes) for shapes in reshaped.values()):
+        way = (
+            "the weights are of a network for colour images, 3 channels, and slices have 1: train it on them anew (in "
+            "pytorch-CycleGAN-and-pix2pix with --input_nc 1 --output_nc 1)"
         )
-    net.load_state_dict(state)
+    raise InputError(f"{where}: does not fit {network}: {found}: {way}")
+
+
+def _differ_by_colour(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Tell whether two shapes differ in that one has 3 channels where the other has 1."""
+    differing = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
+    return len(found) == len(wanted) and differing == [(3, 1)]
 
 
 def _listed(keys: Iterable[str], most: int = 10) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, remove_couch
+from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
+from data.modality import check_ct, check_mr, in_hu
 from data.slice_frame import SliceFrame
 from data.volume import Volume
 from models.experiment import weights_path
@@ -139,6 +140,7 @@ def prepare_volume(
     """
     to_ct = settings.direction == "AtoB"
     (check_mr if to_ct else check_ct)(source)
+    source = source if to_ct else in_hu(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
     source_map, target_map = intensity_maps(settings, source, body)
@@ -160,13 +162,13 @@ def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
     fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
     slices = np.full((frame.slices, frame.size, frame.size), fill, np.float32)
     slices[plan.with_body] = plan.target_map.to_physical(translated)
-    restored = frame.restore(slices, fill)
+    restored = frame.restore(slices, fill).array
     if not plan.to_ct:
-        return restored
-    hu = np.rint(restored.array, out=restored.array).astype(np.int16)
+        return plan.source.with_array(restored)
+    hu = np.rint(restored, out=restored).astype(np.int16)
     if plan.solid_body:
         hu = fill_air(hu, frame.inside(plan.body), plan.source.spacing)
-    return restored.with_array(hu)
+    return plan.source.with_array(hu)
 
 
 def fill_air(hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

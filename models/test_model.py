@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from data.errors import InputError, is_out_of_memory
 from data.single_dataset import SingleDataset, SlabMean
+from data.threads import one_thread
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
 from models.networks import build_generator
@@ -84,7 +85,12 @@ class TestModel:
                 size = self._fitting = self._smaller(size, error)
         translated = mean.result()
         if not np.isfinite(translated).all():
-            raise InputError(f"the network's output is not finite in {self.precision}; try --precision fp32")
+            way = (
+                "take other weights (--epoch), or train the model again"
+                if self.dtype == torch.float32
+                else "try --precision fp32"
+            )
+            raise InputError(f"the network's output is not finite (NaN or infinite) in {self.precision}; {way}")
         return translated
 
     def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
@@ -95,11 +101,16 @@ class TestModel:
                 yield self._run(batch.to(self.device, non_blocking=True))
             return
         # As fast as all threads on one slice, or faster; and no voxel depends on the number of threads.
-        threads = ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+        threads = ThreadPoolExecutor(size)
         try:
-            yield from threads.map(lambda index: self._run(slabs[index][None]), range(len(slabs)))
+            yield from threads.map(lambda index: self._run_alone(slabs[index]), range(len(slabs)))
         finally:
             threads.shutdown(cancel_futures=True)
+
+    def _run_alone(self, slab: Tensor) -> np.ndarray:
+        """Return the target slab, float32 (1, S, H, W), of a slab (S, H, W), on one core."""
+        with one_thread():
+            return self._run(slab[None])
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:

@@ -11,6 +11,8 @@ from data.errors import InputError
 from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, IntensityMap, parse_ct_transfer
 from models.precision import PRECISIONS
 
+# More than any count or size can be that a computer takes.
+LARGEST_INT = 2**31 - 1
 NAME_PATTERN = re.compile(r"[^/\\\0]+")
 
 
@@ -35,12 +37,12 @@ def base_parser(prog: str, description: str, precision: str = "fp32") -> argpars
 
 def positive_int(text: str) -> int:
     """Return an integer of 1 or more."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of 1 or more")
+    return _number(text, int, lambda value: 1 <= value <= LARGEST_INT, f"a whole number of 1 or more, to {LARGEST_INT}")
 
 
 def nonnegative_int(text: str) -> int:
     """Return an integer of 0 or more."""
-    return _number(text, int, lambda value: value >= 0, "a whole number of 0 or more")
+    return _number(text, int, lambda value: 0 <= value <= LARGEST_INT, f"a whole number of 0 or more, to {LARGEST_INT}")
 
 
 def positive_float(text: str) -> float:

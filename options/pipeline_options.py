@@ -14,7 +14,6 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "test_pipeline.py",
         "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
         "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started.",
-        precision="auto",
     )
     cohort = parser.add_argument_group("cohort")
     where = cohort.add_mutually_exclusive_group(required=True)

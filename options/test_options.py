@@ -7,9 +7,9 @@ from data.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import base_parser, finish, positive_float, positive_int
 
 
-def inference_parser(prog: str, description: str, precision: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of the commands that use a trained model; `precision` is the default."""
-    parser = base_parser(prog, description, precision)
+def inference_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of the commands that use a trained model."""
+    parser = base_parser(prog, description, precision="auto")
     use = parser.add_argument_group("use of the model")
     use.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
     use.add_argument(
@@ -27,15 +27,14 @@ def batch_size(text: str) -> int | None:
 
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
-    parser = inference_parser(
-        "test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.", precision="fp32"
-    )
+    parser = inference_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
     patient = parser.add_argument_group("patient")
     patient.add_argument("--input", type=Path, required=True, help="MR volume, or folder of one DICOM series")
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument("--output", type=Path, help="the synthetic CT (default: RESULTS_DIR/NAME/<patient>.nii.gz)")
+    patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
     return parser
 
 

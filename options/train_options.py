@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ct_segmentation.extractor import FOLDER_NAME
 from data.augmentation import PREPROCESS, Augmentation
 from models.cycle_gan_model import WARM_STARTS
 from models.losses import GAN_MODES, SHAPE_LOSSES
@@ -126,8 +127,7 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     add(
         "--shape_extractor",
         type=Path,
-        default=Path("checkpoints/shape_extractor"),
-        help="its file, or folder of its run",
+        help=f"its file, or folder of its run (default: DATAROOT/{FOLDER_NAME})",
     )
 
 
@@ -274,6 +274,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, (given, used, way) in needs.items():
         if given and not used:
             parser.error(f"{name} does nothing without {way}")
+    options.shape_extractor = options.shape_extractor or options.dataroot / FOLDER_NAME
     options.load_size = options.load_size or 286
     options.crop_size = options.crop_size or 256
     options.lr_decay_iters = options.lr_decay_iters or 50

@@ -27,6 +27,7 @@ from benchmarks.machine import hardware
 from benchmarks.networks import measure_synthesis, measure_training, upsampling
 from data.errors import run_command
 from data.manifest import write_json
+from data.outputs import check_free
 from models.networks import GENERATORS
 from models.precision import PRECISIONS
 from options.base_options import nonnegative_int, positive_int, torch_device
@@ -50,6 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--what", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="default: all")
     add("--json", type=Path, metavar="F", help="write the report to this file too")
+    add("--overwrite", action="store_true", help="replace the file of --json")
     add("--work", type=Path, help="folder for generated data, kept there (default: a temporary one)")
     add("--turns", type=positive_int, default=5, help="of every way (default: 5)")
     add("--size", type=positive_int, default=256, help="rows and columns of a slice (default: 256)")
@@ -84,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write where asked to."""
     opt = parse_arguments(arguments)
     logging.getLogger().setLevel(logging.WARNING)
+    if opt.json:
+        check_free([opt.json], "--json", overwrite=opt.overwrite)
     torch.set_num_threads(opt.threads)
     opt.device = Team().device(opt.device)
     set_up_torch(opt.device, deterministic=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from data.phantom_labels import arm_mask, body_mask
 from data.volume import Volume, read_volume, write_volume
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
@@ -44,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for volumes and scores.json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--overwrite", action="store_true", help="replace volumes and scores that are there already")
     return parser.parse_args(arguments)
 
 
@@ -53,6 +55,11 @@ def arms_kept(pred: Volume, labels: Volume) -> float:
     return float(np.mean(pred.array[arms] > AIR_BELOW_HU)) if arms.any() else float("nan")
 
 
+def volume_path(out: Path, checkpoints: Path, name: str, patient: Path) -> Path:
+    """Return where a model's volume of a patient goes."""
+    return out / checkpoints.name / name / f"{patient.name}.nii.gz"
+
+
 def score_model(checkpoints: Path, name: str, patients: list[Path], out: Path, device) -> list[dict]:
     """Convert and score all patients with one model; the volumes go to ``out/FOLDER/NAME/PATIENT.nii.gz``."""
     synthesiser = load_synthesiser(checkpoints / name, "latest", device)
@@ -60,7 +67,7 @@ def score_model(checkpoints: Path, name: str, patients: list[Path], out: Path, d
     for patient in patients:
         mr, ct, labels = (read_volume(patient / f"{what}.nii.gz") for what in ("mr", "ct", "labels"))
         pred = synthesize_volume(mr, synthesiser)
-        write_volume(pred, out / checkpoints.name / name / f"{patient.name}.nii.gz")
+        write_volume(pred, volume_path(out, checkpoints, name, patient))
         scores = score_case(pred, ct, mask=labels.with_array(body_mask(labels.array).astype(np.uint8)))
         row = {"model": name, "checkpoints": checkpoints.name, "case": patient.name, **scores}
         rows.append(row | {"arms_kept": arms_kept(pred, labels)})
@@ -99,12 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = [folder.name for folder in options.checkpoints_dir]
     if len(set(folders)) < len(folders):
         raise InputError(f"--checkpoints_dir: expected folders of different names, found {' '.join(folders)}")
+    scores = options.out / "scores.json"
+    models = [(checkpoints, name) for checkpoints in options.checkpoints_dir for name in options.names]
+    volumes = [volume_path(options.out, *model, patient) for model in models for patient in patients]
+    check_free([scores, *volumes], "--out", overwrite=options.overwrite)
     rows = []
-    for checkpoints in options.checkpoints_dir:
-        for name in options.names:
-            rows += score_model(checkpoints, name, patients, options.out, options.device)
+    for checkpoints, name in models:
+        rows += score_model(checkpoints, name, patients, options.out, options.device)
     sys.stdout.write(f"{format_comparison(rows, options.names)}\n")
-    write_report({"cases": rows}, options.out / "scores.json")
+    write_report({"cases": rows}, scores)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 # The whole chain on generated patients: generate, prepare, train a small model for minutes, synthesise, score.
 # The next run reuses what is there; delete datasets/phantom*, checkpoints/recommended_* and results/demo to start over.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 python=.venv/bin/python

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import run_command
+from data.outputs import check_free
 from evaluation.cases import Source, find_cases
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
 
@@ -43,6 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
     for name in _INPUTS:
         if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:
@@ -62,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in _INPUTS
         if getattr(options, name) is not None
     }
-    report = score_cohort(find_cases(**sources, names=options.cases))
+    cases = find_cases(**sources, names=options.cases)
+    if options.json is not None:
+        inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
+        check_free([options.json], "--json", inputs, overwrite=options.overwrite)
+    report = score_cohort(cases)
     where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
     report = {"mask": where, **report}
     sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")

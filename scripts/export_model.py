@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, run_command
-from models.experiment import check_new, weights_path
-from models.inference_settings import read_inference_settings
+from data.outputs import check_free
+from models.experiment import weights_path
+from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
-from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
+from models.state_dicts import load_network_weights, save_atomically
 from options.base_options import epoch_name, experiment_name
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
+    add("--overwrite", action="store_true", help="replace a model that is there already")
     return parser.parse_args(arguments)
 
 
@@ -55,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = weights_path(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
-    weights = load_checkpoint(source)
     net = build_generator(
         settings.netG,
         settings.slab,
@@ -65,13 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         use_dropout=settings.use_dropout,
         upsample=settings.upsample,
     )
-    load_network_weights(net, weights)  # refuses what is not of this network
-    check_new(opt.out)
+    load_network_weights(net, source)  # refuses what is not of this network
+    weights = net.state_dict()
+    target = weights_path(opt.out, "latest", "G_A")
+    check_free([target, opt.out / FILE_NAME], "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
     replace(settings, mirrored=mirrored, solid_body=solid_body).write(opt.out)
-    target = weights_path(opt.out, "latest", "G_A")
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from data.volume import read_volume
 from options.base_options import checked, parse_numbers, positive_float, positive_int
 from visualization.figures import (
@@ -44,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--difference_hu", type=positive_float, default=400.0, help="HU at the ends of the colours (default: 400)")
     add("--dpi", type=positive_int, default=300, help="pixels an inch of a PNG (default: 300)")
     add("--out", type=Path, required=True, help=".png, .pdf or .svg")
+    add("--overwrite", action="store_true", help="replace the file of --out")
     options = parse_numbers(parser, arguments)
     checked(parser, check_figure_name, options.out)  # before volumes are read
     return options
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         window = parse_display_window(options.window)
     except InputError as error:
         raise InputError(f"--window {error}") from error
+    inputs = [path for path in (options.mr, *options.ct, options.reference) if path]
+    check_free([options.out], "--out", inputs, overwrite=options.overwrite)
     mr, reference = (path and read_volume(path) for path in (options.mr, options.reference))
     cts = [read_volume(path) for path in options.ct]
     columns = columns_of(mr, cts, reference, options.labels, window, options.difference_hu)

@@ -2,8 +2,9 @@
 
 Each file is a small valid one with a few edits. A reader may read it or refuse it by `InputError`; anything else is a
 finding: another error, a process that dies, one that takes too long or too much memory. Readers run in a process of
-their own, so that what ends it is known. An execution is named by its format and number, and can be repeated alone:
-`python -m scripts.fuzz --format nii --only 1234`.
+their own, so that what ends it is known. The formats `content-...` are compressed volumes with damage to the stream:
+reading other voxels than were written is a finding, too. An execution is named by its format and number, and can be
+repeated alone: `python -m scripts.fuzz --format nii --only 1234`.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import torch
 from data.augmentation import Augmentation
 from data.errors import InputError, run_command
 from data.manifest import read_manifest, write_json
+from data.outputs import check_free
 from data.slices import ImageFolderSlices, typical_mr_window
 from data.training_statistics import training_statistics
 from data.unaligned_dataset import Draw, open_unaligned
@@ -38,7 +40,7 @@ from data.volume import Volume, read_volume
 from models.inference_settings import FILE_NAME as SETTINGS_NAME
 from models.state_dicts import load_checkpoint
 from models.synthesis import load_synthesiser, synthesize_volume
-from scripts.fuzz_samples import SETTINGS, SIZE, SLICES, SPACING_MM, write_samples
+from scripts.fuzz_samples import CONTENT, SETTINGS, SIZE, SLICES, SPACING_MM, content_volume, write_samples
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,18 @@ def _use_model(path: Path) -> None:
     synthesize_volume(mr, synthesiser, np.ones(mr.array.shape, bool), batch_size=1)
 
 
+def _read_the_same(name: str) -> Callable[[Path], None]:
+    """Return a reader of a volume of `CONTENT`, which must be refused or be the volume that was written."""
+    truth = content_volume().array
+
+    def read(path: Path) -> None:
+        array = read_volume(path.with_name(CONTENT[name][1])).array
+        if not np.array_equal(array, truth):
+            raise AssertionError(f"misread: {np.count_nonzero(array != truth)} voxels are others than were written")
+
+    return read
+
+
 def _read_image(path: Path) -> None:
     ImageFolderSlices(path.parent, path.parent, with_masks=False).read(0, False)
 
@@ -84,8 +98,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "npy": ("trainA/caseA.npy", lambda path: _train_on(path.parent)),
     "settings": (SETTINGS_NAME, _use_model),
     "checkpoint": ("weights.pth", load_checkpoint),
+    **{name: (f"content/{file}", _read_the_same(name)) for name, (file, _) in CONTENT.items()},
 }
 TEXT_FORMATS = ("manifest", "settings")
+# What text headers begin with, of MetaImage and NRRD.
+_TEXT_HEADS = (b"Obje", b"NRRD")
 # Ends, signs and sizes that readers are known to stumble over, as text and as bytes of either order.
 WORDS = [b"-1", b"0", b"1", b"30000", b"65536", b"4294967296", b"9223372036854775807", b"nan", b"inf", b"1e308", b"",
          b"null", b"[]", b"{}", b'""', b"true", b"\xff\xff", b"\x00" * 4, b"\xff\xff\xff\x7f", b"\x80\x00\x00\x00",
@@ -130,6 +147,25 @@ def random_edits(rng: random.Random, data: bytes, header: int) -> list[Edit]:
     if rng.random() < 0.4:
         edits.append(_changed_word(rng, data[:header], len(data)))
     return edits
+
+
+def damaged_stream(rng: random.Random, data: bytes) -> bytes:
+    """Return a file with damage as disks, memory and transfers make it, to its stream: headers have no checksum."""
+    text = max(data.find(mark) + len(mark) for mark in (b"= LOCAL\n", b"\n\n")) if data[:4] in _TEXT_HEADS else 0
+    start = rng.randrange(text, len(data))
+    length = min(rng.choice((1, 16, 512, 4096)), len(data) - start)
+    kind = rng.randrange(8)
+    if kind < 3:
+        return data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1 :]
+    if kind == 3:
+        return data[:start] + bytes(length) + data[start + length :]
+    if kind == 4:
+        return data[:start]
+    if kind == 5:
+        return data[:start] + data[start + length :]
+    if kind == 6:
+        return data[:start] + rng.randbytes(length) + data[start + length :]
+    return data + rng.randbytes(length)
 
 
 def _changed_word(rng: random.Random, header: bytes, length: int) -> Edit:
@@ -240,6 +276,8 @@ def mutated(name: str, sample: bytes, seed: int, number: int) -> bytes:
     """Return the file of an execution."""
     rng = random.Random(f"{seed} {name} {number}")
     data = sample
+    if name in CONTENT:
+        return damaged_stream(rng, data)
     if name in TEXT_FORMATS and rng.random() < 0.8:  # bytes that are no JSON are refused at once
         return _changed_word(rng, data, len(data)).apply(data)
     for edit in random_edits(rng, data, header=_header_bytes(name, data)):
@@ -279,6 +317,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other files (default %(default)s)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="only this execution")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and findings")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--serve", nargs=2, metavar=("FORMAT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only is not None and len(options.format or []) != 1:
@@ -292,6 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
     if opt.serve:
         serve(opt.serve[0], Path(opt.serve[1]))
         return 0
+    if opt.json:
+        check_free([opt.json], "--json", overwrite=opt.overwrite)
     names = opt.format or list(READERS)
     first, count = (0, None) if opt.only is None else (opt.only, 1)
     figures = {}

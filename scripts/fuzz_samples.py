@@ -1,8 +1,10 @@
 """Small valid files of every format that the project reads, for `scripts.fuzz` to damage."""
 
+import bz2
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -25,8 +27,44 @@ SETTINGS = InferenceSettings(
 )  # fmt: skip
 
 
+# Compressed volumes of `content_volume`: the file of the stream, below `content/`, and what names the volume.
+CONTENT = {
+    "content-nii.gz": ("a.nii.gz", "a.nii.gz"),
+    "content-img.gz": ("b.img.gz", "b.img.gz"),
+    "content-mha": ("c.mha", "c.mha"),
+    "content-mhd": ("d.zraw", "d.mhd"),
+    "content-nrrd": ("e.nrrd", "e.nrrd"),
+    "content-nhdr": ("f.raw.gz", "f.nhdr"),
+    "content-bzip2": ("g.raw.bz2", "g.nhdr"),
+    "content-gipl.gz": ("h.gipl.gz", "h.gipl.gz"),
+}
+
+
+def content_volume() -> Volume:
+    """Return a volume whose streams are long enough to be damaged in many places."""
+    noise = np.random.default_rng(1).normal(0, 9, (12, 40, 40))
+    ramp = np.arange(40) * 20
+    return Volume((ramp + noise).astype(np.int16), (0.7, 0.8, SPACING_MM))
+
+
+def write_content(folder: Path) -> None:
+    """Write the volumes of `CONTENT`."""
+    folder.mkdir(parents=True)
+    volume = content_volume()
+    for _, name in CONTENT.values():
+        if name != "g.nhdr":
+            sitk.WriteImage(volume.to_sitk(), str(folder / name), useCompression=True)
+    z, y, x = volume.array.shape
+    (folder / "g.raw.bz2").write_bytes(bz2.compress(volume.array.astype("<i2").tobytes()))
+    (folder / "g.nhdr").write_text(
+        f"NRRD0004\ntype: short\ndimension: 3\nsizes: {x} {y} {z}\nspacings: 0.7 0.8 {SPACING_MM}\nendian: little\n"
+        "encoding: bzip2\ndata file: g.raw.bz2\n\n"
+    )
+
+
 def write_samples(folder: Path) -> None:
-    """Write one volume of each kind, a DICOM series, a slice, a prepared data set and a model into `folder`."""
+    """Write volumes of each kind, a DICOM series, a slice, a prepared data set and a model into `folder`."""
+    write_content(folder / "content")
     array = np.random.default_rng(0).integers(0, 900, (SLICES, 5, 6)).astype(np.int16)
     volume = Volume(array, (0.7, 0.8, SPACING_MM), (-12.5, 30.25, 100.125))
     for suffix in (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd"):

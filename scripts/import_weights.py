@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from data.errors import InputError, run_command
+from data.errors import run_command
 from data.intensity import CT_WINDOW_HU, IntensityMap
+from data.outputs import check_free
 from models.experiment import weights_path
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
 from models.networks import GENERATORS, NORMS, UPSAMPLINGS, build_generator
@@ -40,6 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
     parser.add_argument("--mr_window", nargs="+", default=["0", "400"], metavar="W", help="percentile or LO HI")
     parser.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), default=CT_WINDOW_HU, help="HU at -1 and 1")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
     options = parse_numbers(parser, arguments)
     options.mr_window = mr_window_rule(parser, options.mr_window)
     options.ct = IntensityMap.window(*window(parser, "--ct_window", options.ct_window))
@@ -50,13 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Check that the weights fit, and write the model's folder."""
     opt = parse(arguments)
     folder = opt.checkpoints_dir / opt.name
-    if (folder / FILE_NAME).exists():
-        raise InputError(f"{folder}: holds a model already; choose another --name")
+    target = weights_path(folder, "latest", "G_A")
+    check_free([target, folder / FILE_NAME], "--name", [opt.weights], overwrite=opt.overwrite)
     net = build_generator(opt.netG, ngf=opt.ngf, norm=opt.norm, use_dropout=opt.use_dropout, upsample=opt.upsample)
-    load_network_weights(net, opt.weights)
+    load_network_weights(net, opt.weights, taken_over=True)
     with torch.inference_mode():
         net.eval()(torch.zeros(1, 1, opt.size, opt.size))  # refuses a size that the network cannot take
-    save_network_weights(net, weights_path(folder, "latest", "G_A"))
+    save_network_weights(net, target)
     settings = InferenceSettings(
         netG=opt.netG,
         ngf=opt.ngf,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.manifest import write_json
+from data.outputs import check_free
 from evaluation.report import markdown_table
 from options.base_options import positive_int
 
@@ -88,8 +89,8 @@ MUTATIONS = (
              "coronal pictures stand on their heads",
              "tests/test_case_volumes.py::test_planes_follow_the_radiological_convention"),
     # DICOM
-    Mutation("data/dicom.py", "reader.SetOutputPixelType(sitk.sitkFloat32)",
-             "reader.SetOutputPixelType(sitk.sitkInt16)",
+    Mutation("data/dicom.py", "sitk.sitkFloat64 if deep else sitk.sitkFloat32",
+             "sitk.sitkInt16",
              "fractions of the rescale slope and intercept are cut off",
              "tests/test_volume.py::test_fractional_rescaling_is_kept"),
     Mutation("data/dicom.py", 'if (tag in header or header.get("Modality") == "CT") and', "if tag in header and",
@@ -172,7 +173,8 @@ MUTATIONS = (
              "        bad = self.finite.watch(losses, total, batch)\n",
              "a loss is checked for NaN after the weights have moved",
              "tests/test_cycle_gan_model.py::test_a_non_finite_loss_stops_before_the_update"),
-    Mutation("models/cycle_gan_model.py", "use_buffers=True", "use_buffers=False",
+    Mutation("models/cycle_gan_model.py", "self.module.state_dict().values(), model.state_dict().values()",
+             "self.module.parameters(), model.parameters()",
              "averaged weights with batch-norm statistics that are not averaged",
              "tests/test_cycle_gan_model.py::test_the_average_of_the_generators_is_exponential"),
     Mutation("models/image_pool.py", "images.detach()", "images",
@@ -201,7 +203,8 @@ MUTATIONS = (
     Mutation("models/experiment.py", 'torch.set_rng_state(state["cpu"])', "torch.get_rng_state()",
              "dropout is drawn anew when a run goes on",
              "tests/test_train.py::test_a_killed_run_goes_on_bit_for_bit[6-linear]"),
-    Mutation("training/run.py", 'Position(**state["position"])', 'Position(state["position"]["epoch"] + 1)',
+    Mutation("models/experiment.py", 'Position(*(state["position"][name] for name in Position._fields))',
+             'Position(state["position"]["epoch"] + 1)',
              "a run goes on with the next epoch instead of within its own",
              "tests/test_train.py::test_a_killed_run_goes_on_bit_for_bit[6-linear]"),
     Mutation("data/files.py", "yield scratch / path.name", "yield path",
@@ -253,6 +256,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--only", type=positive_int, metavar="N", help=f"only this one, 1 to {len(MUTATIONS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
     if options.only and options.only > len(MUTATIONS):
         parser.error(f"--only {options.only}: expected 1 to {len(MUTATIONS)}")
@@ -266,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         InputError: the table does not fit the code, or its tests fail on the code as it is.
     """
     opt = parse_arguments(arguments)
+    if opt.json:
+        check_free([opt.json], "--json", overwrite=opt.overwrite)
     chosen = {k: m for k, m in enumerate(MUTATIONS, start=1) if opt.only in (None, k)}
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from options.base_options import checked, nonnegative_float, positive_int
 from visualization.figures import check_figure_name, draw_losses, save_figure
 from visualization.records import RECORDS_NAME, read_records
@@ -27,6 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--smooth", type=nonnegative_float, default=0.9, help="weight of the past in the curves, 0 to below 1")
     add("--dpi", type=positive_int, default=200, help="pixels an inch of a PNG")
     add("--out", type=Path, default=Path("losses.png"), help=".png, .pdf or .svg")
+    add("--overwrite", action="store_true", help="replace the file of --out")
     options = parser.parse_args(arguments)
     if options.smooth >= 1:
         parser.error(f"--smooth {options.smooth}: expected a number from 0 to below 1")
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: a run has no losses, or no run has a loss that is asked for.
     """
     options = parse_arguments(arguments)
+    check_free([options.out], "--out", overwrite=options.overwrite)
     runs = {name: read_records(options.checkpoints_dir / name) for name in options.names}
     for name, records in runs.items():
         if not records:

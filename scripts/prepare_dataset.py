@@ -51,6 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files in --out that no preparation made; its own it renews"
+    )
     options = parser.parse_args(arguments)
     if options.size < 4 or options.size % 4:
         parser.error(f"--size {options.size}: expected a positive multiple of 4, which the networks need")
@@ -93,7 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         raise InputError(f"--series_uid {' '.join(sorted(unknown))}: in none of the DICOM folders")
     manifest, failures = prepare_dataset(
-        options.out, groups, options.size, options.spacing_mm, options.slice_mm, options.workers
+        options.out,
+        groups,
+        options.size,
+        options.spacing_mm,
+        options.slice_mm,
+        options.workers,
+        options.overwrite,
     )
     for case in manifest.cases:
         if case.lost_voxels:

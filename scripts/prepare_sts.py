@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not all(path.exists() for path in paths):
             mr, ct = (read_volume(find_image(source, number, modality)) for modality in ("MR_T1", "CT"))
             for volume, path in zip((as_int16(mr), on_grid(ct, mr)), paths, strict=True):
-                log.info("%s", write_volume(volume, path))
+                if not path.exists():
+                    log.info("%s", write_volume(volume, path))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 # A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
 #   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
 data=${1:?$usage}
 data=$(realpath "$data")
@@ -73,7 +74,7 @@ done
 
 mr=(--mr "$data/dev" --mr_pattern '{case}/{case}_MR_T1.nii.gz')
 if ! is_newer "$out/trivial/done" "$data"/dev/*/*_MR_T1.nii.gz; then
-    "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial"
+    "$python" -m scripts.trivial_predictors "${mr[@]}" --out "$out/trivial" --overwrite
     touch "$out/trivial/done"
 fi
 mkdir -p "$out/scores"
@@ -81,7 +82,7 @@ for predictions in "$out/trivial/constant" "$out/trivial/threshold" "${arms[@]/#
     scores=$out/scores/$(basename "$predictions")
     if ! is_newer "$scores.json" "$predictions"/*.nii.gz; then
         "$python" -m scripts.evaluate --pred "$predictions" "${mr[@]}" --ref "$data/dev" \
-            --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$scores.json" >"$scores.txt"
+            --ref_pattern '{case}/{case}_CT_on_MR_grid.nii.gz' --json "$scores.json" --overwrite >"$scores.txt"
     fi
     echo "== $(basename "$predictions")"
     cat "$scores.txt"
@@ -92,7 +93,7 @@ for patient in "$data"/dev/*/; do
     for name in "${arms[@]}"; do synthetic+=("$out/synthetic/$name/$case.nii.gz"); done
     if ! is_newer "$out/figures/$case.png" "${synthetic[@]}"; then
         "$python" -m scripts.figure --mr "$patient${case}_MR_T1.nii.gz" --labels MR "${arms[@]%_*}" CT \
-            --ct "${synthetic[@]}" --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png"
+            --ct "${synthetic[@]}" --reference "$patient${case}_CT_on_MR_grid.nii.gz" --out "$out/figures/$case.png" --overwrite
     fi
 done
 echo "scores: $out/scores, figures: $out/figures, results pages: $out/synthetic/*/index.html"

@@ -3,6 +3,7 @@
 #   bash scripts/setup.sh [requirements.txt]
 # PYTHON=/path/to/python chooses the interpreter; else the first Python >= 3.12 that is found.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 requirements=${1:-requirements.txt}
 

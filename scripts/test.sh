@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what is needed into .venv, check style, run the tests. Arguments go to pytest.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh tests/requirements.txt
 
@@ -31,4 +32,5 @@ if [ -n "${CI:-}" ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+# Of the same option twice pytest takes the last: bash scripts/test.sh -n 0 tests in one process, as a debugger wants it.
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -2,6 +2,7 @@
 # The published arm `cycle_Lcc`: correlation-coefficient loss, no shape constraint.
 #   bash scripts/train_cycle_lcc.sh datasets/NAME [further options of train.py]     makes checkpoints/cycle_Lcc_NAME
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_cycle_lcc.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift

@@ -2,6 +2,7 @@
 # The published arm `pure_cyclegan`: no correlation, no shape constraint.
 #   bash scripts/train_pure_cyclegan.sh datasets/NAME [further options of train.py]     makes checkpoints/pure_cyclegan_NAME
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift

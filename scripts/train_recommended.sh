@@ -5,6 +5,7 @@
 # It keeps checkpoints/recommended_start_NAME and, the result, checkpoints/recommended_NAME.
 # EPOCHS: of the first stage (24); half as many follow.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The published arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc_NAME`.
-# Needs a shape extractor: python -m ct_segmentation.train --dataroot datasets/NAME --out checkpoints/extractor_NAME
+# Needs a shape extractor of the same anatomy, which this trains: python -m ct_segmentation.train --dataroot datasets/NAME
+# One that lies elsewhere is named by --shape_extractor; with a folder of images it has to be.
 #   bash scripts/train_self_lcc.sh datasets/NAME [further options of train.py]
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_self_lcc.sh DATAROOT [options of train.py]}
 dataroot=$(realpath "$dataroot")
 shift
@@ -15,5 +17,5 @@ for option in "$@"; do
     fi
 done
 exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "Self+Lcc_finetune_$set_name" \
-    ${start[@]+"${start[@]}"} --shape_extractor "checkpoints/extractor_$set_name" \
+    ${start[@]+"${start[@]}"} \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1 "$@"

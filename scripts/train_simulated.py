@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 DEFAULTS = SimulatedPairsSettings()
 # Pixels of a crop's side: the network halves them four times.
 _MULTIPLE = 16
+# What a saved state is made of.
+_STATE_PARTS = {"training": dict, "options": dict, "spent": float}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -183,12 +185,16 @@ def _resume(folder: Path, training: SimulatedPairsTraining, record: dict[str, st
     Raises:
         InputError: there is none, or the run was started with other options.
     """
-    state = experiment.load_state(folder)
-    differing = [f"{k}: was {v}, now {record.get(k)}" for k, v in state["options"].items() if record.get(k) != v]
-    if differing:
-        raise InputError(f"{folder}: started with other options ({'; '.join(differing)}); resume with the same ones")
-    training.load_state_dict(state["training"])
-    return state["spent"]
+
+    def take_over(state: dict) -> None:
+        differing = [f"{k}: was {v}, now {record.get(k)}" for k, v in state["options"].items() if record.get(k) != v]
+        if differing:
+            raise InputError(
+                f"{folder}: started with other options ({'; '.join(differing)}); resume with the same ones"
+            )
+        training.load_state_dict(state["training"])
+
+    return experiment.load_state(folder, take_over, _STATE_PARTS)["spent"]
 
 
 def _describe(options: argparse.Namespace, ct: SimulationSet, ct_map: IntensityMap) -> InferenceSettings:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.body_mask import mr_body_mask
 from data.errors import InputError, run_command
+from data.outputs import check_free
 from data.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.cases import Source, find_volumes
@@ -30,14 +31,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mask", type=Path, help="body mask, non-zero inside (default: the body found in the MR)")
     parser.add_argument("--mask_pattern", metavar="PATTERN", help="where a case lies below --mask")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a predictor")
+    parser.add_argument("--overwrite", action="store_true", help="replace volumes that are there already")
     options = parser.parse_args(arguments)
     if options.mask_pattern is not None and options.mask is None:
         parser.error("--mask_pattern needs --mask")
     return options
 
 
+def predictor_path(out: Path, predictor: str, name: str) -> Path:
+    """Return where a predictor's volume of a case goes."""
+    return out / predictor / f"{name}.nii.gz"
+
+
 def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) -> None:
-    """Write every predictor's volume of one MR to ``out/PREDICTOR/name.nii.gz``.
+    """Write every predictor's volume of one MR.
 
     Raises:
         InputError: a file cannot be read or written, or the mask is not on the MR's grid.
@@ -54,7 +61,7 @@ def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) ->
             )
         body = mask.array != 0
     for predictor, predict in PREDICTORS.items():
-        path = write_volume(predict(mr, body), out / predictor / f"{name}.nii.gz")
+        path = write_volume(predict(mr, body), predictor_path(out, predictor, name))
         log.info("wrote %s", path)
 
 
@@ -77,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(
             f"--mask {options.mask} has no mask of {', '.join(missing)}; expected one for every MR, by name"
         )
+    targets = [predictor_path(options.out, predictor, name) for predictor in PREDICTORS for name in mrs]
+    check_free(targets, "--out", [*mrs.values(), *(masks or {}).values()], overwrite=options.overwrite)
     for name, mr_path in mrs.items():
         predict_case(name, mr_path, masks[name] if masks else None, options.out)
 

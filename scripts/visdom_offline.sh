@@ -5,6 +5,7 @@
 #   bash scripts/visdom_offline.sh --pack FOLDER    # elsewhere: only collect the packages, to be carried over
 #   bash scripts/visdom_offline.sh --from FOLDER    # on the machine without a network
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 folder=${2:-}
 case $folder in
 "" | /*) ;;

@@ -275,13 +275,36 @@ def test_stored_axis_order_does_not_matter(axes):
         np.testing.assert_array_equal(sitk.GetArrayFromImage(back) > 0, find(volume))
 
 
-def test_couch_below_needs_the_posterior_axis():
-    ct, body, _ = ct_trunk((2.0, 2.0, 3.0), couch_y_mm=72)
-    upside_down = Volume(ct.array, ct.spacing, direction=(1.0, 0, 0, 0, -1.0, 0, 0, 0, -1.0))
-    missing = [np.count_nonzero(body & ~ct_body_mask(v)) for v in (ct, upside_down)]
-    extra = [np.count_nonzero(ct_body_mask(v) & ~body) for v in (ct, upside_down)]
-    assert missing[0] < 0.01 * body.sum()
-    assert extra[1] > 2 * extra[0]
+# How axes lie when the patient is turned and the couch is not: prone, prone with head and feet exchanged, on a side.
+LYING = {
+    "prone": (1, 0, 0, 0, -1, 0, 0, 0, -1),
+    "front and back exchanged": (1, 0, 0, 0, -1, 0, 0, 0, 1),
+    "on the left": (0, 1, 0, -1, 0, 0, 0, 0, 1),
+    "on the right": (0, -1, 0, 1, 0, 0, 0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("gap_mm", [0, 2, 10])
+@pytest.mark.parametrize("lying", LYING)
+def test_the_couch_is_found_on_whatever_side_the_patient_lies(lying, gap_mm):
+    ct, body, couch = ct_trunk((2.0, 2.0, 3.0), couch_y_mm=72 + gap_mm)
+    supine = ct_body_mask(ct)
+    turned = ct_body_mask(Volume(ct.array, ct.spacing, direction=tuple(map(float, LYING[lying]))))
+    np.testing.assert_array_equal(turned, supine)
+    assert turned[couch].mean() < 0.04
+    assert dice(turned, body) > 0.99
+
+
+def test_fingers_in_front_make_no_patient_prone():
+    spacing = (2.0, 2.0, 3.0)
+    ct, body, couch = ct_trunk(spacing, couch_y_mm=74)
+    z, y, x = coordinates(spacing)
+    fingers = np.broadcast_to((np.abs(x) < 20) & (y > -84) & (y < -78) & (np.abs(z) < 30), body.shape)
+    ct.array[fingers & ~body] = 0
+    mask = ct_body_mask(ct)
+    assert mask[couch].mean() < 0.04
+    assert dice(mask, body | fingers) > 0.975
+    assert mask[fingers].mean() > 0.9
 
 
 @pytest.mark.parametrize("find", [mr_body_mask, ct_body_mask])
@@ -290,7 +313,10 @@ def test_couch_below_needs_the_posterior_axis():
     [np.zeros((20, 40, 40), np.int16), np.full((20, 40, 40), -1000, np.int16), np.full((20, 40, 40), 7.5)],
 )
 def test_a_constant_volume_has_no_body(find, array):
-    with pytest.raises(InputError, match=rf"no body found .*values {array.min():g} to {array.max():g}.*; check that"):
+    with pytest.raises(
+        InputError,
+        match=rf"(no body found|no MR|no CT in HU) .*values {array.min():g} to {array.max():g}.*; check that",
+    ):
         find(Volume(array, (3.0, 3.0, 3.0)))
 
 

@@ -66,7 +66,7 @@ def test_every_mr_series_of_a_folder_is_a_case_and_others_are_passed_over(tmp_pa
     assert [re.search(r": ([^:]*)$", text).group(1) for text in cohort.passed_over] == ["not MR", "a localiser"]
     only = find_cohort(tmp_path, series_description=re.compile("vibe", re.IGNORECASE))
     assert names(only) == ["p1"] and only.cases[0].series_uid == "1.1"
-    with pytest.raises(InputError, match="passed over: 4 other DICOM series"):
+    with pytest.raises(InputError, match="passed over: 4 others"):
         find_cohort(tmp_path, series_description=re.compile("DIXON"))
 
 
@@ -182,3 +182,17 @@ def test_the_hash_is_that_of_the_series_alone(tmp_path):
     assert after.hash() != unchanged
     file = write_volume(patient_mr(), tmp_path / "v.nii.gz")
     assert CohortCase("v", file).hash() != unchanged
+
+
+@pytest.mark.parametrize("name", ["body.nii.gz", "converted.mha"])
+def test_a_volume_file_beside_dicom_slices_is_passed_over_unless_it_is_named(tmp_path, name):
+    """As preparation and test_adapt.py take the folder."""
+    write_dicom_patient(tmp_path / "p1/MR")
+    write_volume(patient_mr(), tmp_path / "p1/MR" / name)
+    write_volume(patient_mr(), tmp_path / "p2" / name)
+    cohort = find_cohort(tmp_path)
+    assert [case.path for case in cohort.cases] == [tmp_path / "p1/MR", tmp_path / "p2" / name]
+    (text,) = cohort.passed_over
+    assert f"{tmp_path}/p1/MR/{name}: beside DICOM slices; to convert it, name it by --pattern" in text
+    named = find_cohort(tmp_path, [f"**/{name}"])
+    assert [case.path for case in named.cases] == [tmp_path / "p1/MR" / name, tmp_path / "p2" / name]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.cycle_gan_model import CycleGANModel, CycleGANSettings
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings, WarmedUpAverage
 from models.finite_losses import NonFiniteLossError
 from models.losses import correlation_loss, gan_loss, local_correlation_loss
+from models.networks import build_generator
 
 CPU = torch.device("cpu")
 TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
@@ -216,6 +217,17 @@ def test_the_average_of_the_generators_is_exponential(norm):
         if value.is_floating_point():  # all but the count of batches
             torch.testing.assert_close(value, expected[f"G_A.{key}"])
     assert not equal(weights(model, "G_A"), {f"G_A.{key}": value for key, value in kept.items()})
+
+
+def test_an_average_asks_its_device_for_nothing():
+    """On the meta device there is nothing to ask: any number that the host wanted of it would be an error."""
+    net = build_generator("resnet_6blocks", ngf=2, norm="batch").to("meta")
+    average = WarmedUpAverage(net, 0.9)
+    for _ in range(3):
+        average.update_parameters(net)
+    assert average.n_averaged.device == CPU and int(average.n_averaged) == 3
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        next(net.parameters()).sum().item()
 
 
 def test_averages_are_part_of_the_state():

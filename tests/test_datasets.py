@@ -31,9 +31,8 @@ def make_case(name: str, domain: str, body_slices=(1, 4), split="train") -> Case
     )  # fmt: skip
 
 
-@pytest.fixture
-def dataroot(tmp_path):
-    """Two MR of 3 + 3 body slices whose voxel values tell case and slice, three CT of 2 body slices each."""
+def write_dataroot(folder):
+    """Write two MR of 3 + 3 body slices whose voxel values tell case and slice, and three CT of 2 body slices each."""
     cases = [make_case("m1", "A"), make_case("m2", "A")]
     cases += [make_case(f"c{k}", "B", (2, 4)) for k in range(3)]
     for k, case in enumerate(cases):
@@ -42,10 +41,15 @@ def dataroot(tmp_path):
         mask = (values == 50).astype(np.uint8)
         array = values.astype(np.float32 if case.domain == "A" else np.int16)
         for file, data in ((case.image_file, array), (case.mask_file, mask)):
-            (tmp_path / file).parent.mkdir(exist_ok=True)
-            np.save(tmp_path / file, data)
-    Manifest(SIZE, 1.0, None, tuple(cases), {}).write(tmp_path)
-    return tmp_path
+            (folder / file).parent.mkdir(exist_ok=True)
+            np.save(folder / file, data)
+    Manifest(SIZE, 1.0, None, tuple(cases), {}).write(folder)
+    return folder
+
+
+@pytest.fixture
+def dataroot(tmp_path):
+    return write_dataroot(tmp_path)
 
 
 def open_plain(dataroot, **augmentation):

@@ -17,21 +17,32 @@ import torch.distributed as dist
 
 from data.unaligned_dataset import UnalignedSampler
 from tests.distributed_step import take_step
+from tests.processes import TORCHRUN, Program
 from tests.test_datasets import dataroot, open_plain  # noqa: F401
 from tests.test_train import SHORT, TINY, assert_same_weights, final_weights, run
 from training.team import DistributedTeam, Team
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def torchrun(*arguments: object, launcher: tuple[object, ...] = ("--standalone", "--nproc_per_node=2")):
+def torchrun(*arguments: object, launcher: tuple[object, ...] = ("--standalone", "--nproc_per_node=2")) -> Program:
     """Start torchrun; output and errors come together."""
-    command = [*TORCHRUN, *map(str, launcher), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return Program(*TORCHRUN, *launcher, *arguments, together=True)
+
+
+def finished(job: Program) -> tuple[int, str]:
+    """Wait for a job, and return its exit code and output."""
+    return job.wait(), job.stdout
+
+
+def finished_as_users_run_it(*arguments: object) -> tuple[int, str]:
+    """Run torchrun with nothing imported before."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    job = subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+    )  # fmt: skip
+    return job.returncode, job.stdout
 
 
 def free_port() -> int:
@@ -48,8 +59,8 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, 
     together = (f"--nnodes={agents}", f"--nproc_per_node={2 // agents}", "--rdzv_backend=c10d",
                 f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test")  # fmt: skip
     jobs = [torchrun("tests/distributed_step.py", tmp_path / "two.pth", launcher=together) for _ in range(agents)]
-    outputs = [job.communicate(timeout=200)[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * agents, outputs
+    outcomes = [finished(job) for job in jobs]
+    assert [code for code, _ in outcomes] == [0] * agents, outcomes
     two = torch.load(tmp_path / "two.pth", weights_only=True)
     one = take_step(Team())
     assert two["losses"].keys() == one["losses"].keys() > {"shape", "gan_S", "D_S", "correlation_A"}
@@ -95,9 +106,8 @@ def test_a_step_that_does_not_come_out_even_is_filled_from_the_epoch_s_beginning
 def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot, tmp_path):  # noqa: F811
     """Six samples, two processes of one each: three steps an epoch."""
     where = ["--dataroot", dataroot, "--name", "two", "--checkpoints_dir", tmp_path]
-    job = torchrun("train.py", *where, *TINY, *SHORT)
-    output = job.communicate(timeout=200)[0]
-    assert job.returncode == 0, output
+    code, output = finished_as_users_run_it("train.py", *where, *TINY, *SHORT)
+    assert code == 0, output
     assert output.count("two: 6 slices of A, 6 of B, 3 steps an epoch, on cpu in fp32, with 2 processes") == 1
     assert output.count("trained: ") == 1
     records = [json.loads(line) for line in (tmp_path / "two/losses.jsonl").read_text().splitlines()]
@@ -109,9 +119,8 @@ def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot,
     more = ["--n_epochs", "3", "--continue_train"]
     one = run(dataroot, tmp_path, *more, name="two")  # with one process
     assert len((one / "losses.jsonl").read_text().splitlines()) == 9 + 6
-    job = torchrun("train.py", *where, *TINY, *SHORT, *more, "--n_epochs_decay", "2")
-    output = job.communicate(timeout=200)[0]
-    assert job.returncode == 0 and "processes: was 1, now 2" in output, output
+    code, output = finished(torchrun("train.py", *where, *TINY, *SHORT, *more, "--n_epochs_decay", "2"))
+    assert code == 0 and "processes: was 1, now 2" in output, output
     assert len((one / "losses.jsonl").read_text().splitlines()) == 15 + 3
 
 
@@ -122,9 +131,8 @@ def test_the_plateau_of_several_processes_goes_on_from_the_mean_of_their_losses(
     plateau += ["--save_latest_freq", "2", "--checkpoints_dir", tmp_path, "--dataroot", dataroot]
 
     def train_in_two(name, *more):
-        job = torchrun("train.py", *plateau, "--name", name, *more)
-        output = job.communicate(timeout=200)[0]
-        assert job.returncode == 0, output
+        code, output = finished(torchrun("train.py", *plateau, "--name", name, *more))
+        assert code == 0, output
         state = torch.load(tmp_path / name / "latest_state.pth", weights_only=True)
         (best,) = {schedule["best"] for schedule in state["rate"]["plateaus"]}
         return best
@@ -200,7 +208,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_process_that_dies_ends_the_job_in_sight_or_is_restarted(dataroot, tmp_path, restarts):  # noqa: F811
     where = ["--dataroot", dataroot, "--checkpoints_dir", tmp_path]
-    long = [*TINY, *SHORT, "--n_epochs", "60", "--save_epoch_freq", "1000"]
+    long = [*TINY, *SHORT, "--n_epochs", "16", "--save_epoch_freq", "1000"]
     launcher = ("--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}")
     job = torchrun("train.py", *where, "--name", "dies", *long, launcher=launcher)
     state = tmp_path / "dies/latest_state.pth"
@@ -209,21 +217,21 @@ def test_a_process_that_dies_ends_the_job_in_sight_or_is_restarted(dataroot, tmp
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.02)
     os.kill(children(job.pid)[-1], signal.SIGKILL)
-    output = job.communicate(timeout=300)[0]
+    code, output = finished(job)
     if not restarts:
-        assert job.returncode != 0 and "exitcode  : -9" in output, output
+        assert code != 0 and "exitcode  : -9" in output, output
         return
-    assert job.returncode == 0 and output.count("trained: ") == 1, output
-    undisturbed = torchrun("train.py", *where, "--name", "whole", *long)
-    assert undisturbed.communicate(timeout=300) and undisturbed.returncode == 0
+    assert code == 0 and output.count("trained: ") == 1, output
+    code, output = finished(torchrun("train.py", *where, "--name", "whole", *long))
+    assert code == 0, output
     assert_same_weights(tmp_path / "dies", tmp_path / "whole")
     assert final_weights(tmp_path / "whole").keys() == {"G_A", "G_B", "D_A", "D_B"}
 
 
 def test_an_error_before_the_first_step_is_said_once_and_ends_all(tmp_path):
-    job = torchrun("train.py", "--dataroot", tmp_path / "missing", "--name", "x", "--checkpoints_dir", tmp_path, *TINY)
-    output = job.communicate(timeout=200)[0]
-    assert job.returncode != 0 and output.count("error: ") == 1 and "missing" in output
+    where = ["--dataroot", tmp_path / "missing", "--name", "x", "--checkpoints_dir", tmp_path]
+    code, output = finished(torchrun("train.py", *where, *TINY))
+    assert code != 0 and output.count("error: ") == 1 and "missing" in output
 
 
 def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):

@@ -44,7 +44,7 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     again = ["--checkpoints_dir", str(tmp_path / "out"), "--name", "solid", "--float32"]
     export_model.main([*again, "--out", str(tmp_path / "out/again")])  # without the flag: as it was
     assert read_inference_settings(tmp_path / "out/again") == solid
-    with pytest.raises(InputError, match="holds a model already"):
+    with pytest.raises(InputError, match="exists already"):
         export_model.main([*options, "--out", str(out)])
 
 

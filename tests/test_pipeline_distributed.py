@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from cohort.results import Results
 from data.volume import read_volume
 from tests.cohort_data import NAME, write_broken, write_model, write_patients
+from tests.processes import TORCHRUN, Program, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(root: Path, *arguments, processes: int = 2, results: str = "out") -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = ["--standalone", f"--nproc_per_node={processes}"]
     where = [
         "--input_dir",
         f"{root}/in",
@@ -30,11 +32,16 @@ def command(root: Path, *arguments, processes: int = 2, results: str = "out") ->
     return [*torchrun, "test_pipeline.py", "--name", NAME, "--device", "cpu", *where, *arguments]
 
 
-def launch(root: Path, *arguments, threads: int = 1, **how) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+def launch(root: Path, *arguments, threads: int = 1, **how) -> Program:
+    return run(*TORCHRUN, *command(root, *arguments, **how), OMP_NUM_THREADS=str(threads))
+
+
+def launch_as_users_do(root: Path) -> subprocess.CompletedProcess:
+    """With nothing imported before."""
     return subprocess.run(
-        command(root, *arguments, **how), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-m", "torch.distributed.run", *command(root)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -61,19 +68,18 @@ def test_two_processes_do_every_patient_once_with_the_same_voxels(tmp_path):
 def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_rest(tmp_path):
     write_model(tmp_path)
     write_patients(tmp_path / "in", 6)
-    log = tmp_path / "log.txt"
-    with log.open("w") as lines:
-        job = subprocess.Popen(command(tmp_path, "--no_html"), cwd=ROOT, stdout=lines, stderr=subprocess.STDOUT,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    claim = Results(tmp_path / "out" / NAME).claim("p5__mr")  # the job waits for it, and cannot end before the kill
+    job = Program(*TORCHRUN, *command(tmp_path, "--no_html"))
     records = tmp_path / "out" / NAME / "records"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not list(records.glob("[!.]*.json")):
-        assert time.monotonic() < deadline and job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline and job.poll() is None, job.stderr
         time.sleep(0.02)
     ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     os.kill(int(ranks[-1]), signal.SIGKILL)
-    assert job.wait(timeout=200) != 0
-    assert "exitcode  : -9" in log.read_text()
+    assert job.wait() != 0
+    assert "exitcode  : -9" in job.stderr
+    claim.release()
     before = {path.stem: path.read_bytes() for path in records.glob("[!.]*.json")}
     again = launch(tmp_path, "--no_html")
     assert again.returncode == 0, again.stderr
@@ -85,6 +91,6 @@ def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_r
 @pytest.mark.slow
 def test_an_error_before_the_start_is_said_once_and_ends_all(tmp_path):
     write_model(tmp_path)
-    run = launch(tmp_path)
-    assert run.returncode != 0
-    assert run.stderr.count("error: --input_dir") == 1 and "exitcode  : 2" in run.stderr
+    job = launch_as_users_do(tmp_path)
+    assert job.returncode != 0
+    assert job.stderr.count("error: --input_dir") == 1 and "exitcode  : 2" in job.stderr

@@ -1,9 +1,10 @@
 """Preparing a data set: HU and MR units on disk, couch gone, spacing chosen, re-runs, bad volumes."""
 
 import json
-import os
+import re
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -298,7 +299,7 @@ def test_one_volume_under_two_names_in_train_and_test_is_refused(raw):
 
 def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
     def full(file, array):
-        if "p0" in str(file):
+        if "p0" in file.name:
             raise OSError("No space left on device")
         file.write_bytes(b"")
 
@@ -307,13 +308,16 @@ def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
     assert (code, [case.name for case in manifest.cases]) == (1, ["p1", "q0", "q1"])
 
 
-def end_abruptly(job):
-    os._exit(1)
-
-
-def test_a_process_that_dies_is_told_with_a_way_out():
-    with preparation._processes(2) as pool, pytest.raises(InputError, match="use fewer --workers"):
-        preparation._run(end_abruptly, [None, None], pool, "finding bodies")
+def test_a_note_on_reading_is_said_once(raw, caplog):
+    """Each volume is read twice, and its body mask keeps its transforms."""
+    volume = mr_volume()
+    affine = np.diag([-2.0, -2.0, 4.0, 1.0])
+    image = nibabel.Nifti1Image(volume.array.T, affine)
+    image.header["pixdim"][1:4] = 1
+    nibabel.save(image, raw / "mr/p0.nii.gz")
+    _, manifest = prepare(raw)
+    assert [case.name for case in manifest.select("train", "A")] == ["p0", "p1"]
+    assert [message.split(": ")[1] for message in caplog.messages if "pixdim" in message] == [f"{raw}/mr/p0.nii.gz"]
 
 
 def test_a_series_is_chosen_by_its_uid(raw):
@@ -324,7 +328,7 @@ def test_a_series_is_chosen_by_its_uid(raw):
     grid = read_volume(raw / "dicom", "1.2.3.1111")
     write_volume(grid.with_array(labels.array), raw / "dicom_mask.nii.gz")
     arguments = ["--mr", str(raw / "dicom"), "--mr_mask", str(raw / "dicom_mask.nii.gz")]
-    with pytest.raises(InputError, match="choose one with --series_uid"):
+    with pytest.raises(InputError, match="2 DICOM series; expected one"):
         prepare(raw, *arguments)
     for uid in ("1.2.3.1111", "1.2.3.2222"):  # the second into the same folder: done again
         _, manifest = prepare(raw, *arguments, "--series_uid", uid, "--spacing_mm", "0.7")
@@ -342,3 +346,32 @@ def test_impossible_spacings_are_refused_at_once(option, value, capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse(["--mr", "m", "--ct", "c", "--out", "o", f"{option}={value}"])
     assert "expected a positive number of mm" in capsys.readouterr().err
+
+
+def flat_inside(raw) -> tuple[str, ...]:
+    """Make the MR of p0 constant in its supplied mask."""
+    mr = mr_volume()
+    body = np.zeros(mr.array.shape, np.uint8)
+    body[:, 25:35, 25:35] = 1
+    write_volume(mr.with_array(np.where(body, 300, mr.array).astype(np.float32)), raw / "mr/p0.nii.gz")
+    for k in range(2):
+        write_volume(mr.with_array(body), raw / f"masks/p{k}.nii.gz")
+    return "--mr_mask", f"{raw}/masks/*"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda mr: np.full_like(mr, 300), "the volume is constant"),
+        (lambda mr: (mr > 100).astype(np.float32), "only 2 different values: this looks like a mask"),
+        (None, r"the MR is constant in the body \(300\)"),
+    ],
+)
+def test_an_mr_without_contrast_is_refused_by_its_name(raw, caplog, make, words):
+    more = () if make else flat_inside(raw)
+    if make:
+        mr = mr_volume()
+        write_volume(mr.with_array(make(mr.array)), raw / "mr/p0.nii.gz")
+    code, manifest = prepare(raw, *more)
+    assert (code, [case.name for case in manifest.select("train", "A")]) == (1, ["p1"])
+    assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", caplog.text)

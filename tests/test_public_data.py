@@ -210,7 +210,7 @@ def test_the_steps_of_a_recipe_fit_together(section):
     """One name from the prepared data set to the model that is used, and the extractor where the arm looks for it."""
     prepared = re.search(r"--out (datasets/\w+)", command(section, "python -m scripts.prepare_dataset"))[1]
     name = prepared.split("/")[1]
-    assert f"--dataroot {prepared} --out checkpoints/extractor_{name}" in command(section, "python -m ct_segmentation")
+    assert command(section, "python -m ct_segmentation") == f"python -m ct_segmentation.train --dataroot {prepared}"
     for arm in ("cycle_lcc", "self_lcc"):
         assert command(section, f"bash scripts/train_{arm}.sh") == f"bash scripts/train_{arm}.sh {prepared}"
     assert f"--name Self+Lcc_finetune_{name} " in command(section, "python test_pipeline.py")

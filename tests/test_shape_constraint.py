@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import train
 from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from data.errors import InputError
 from data.intensity import IntensityMap, parse_ct_transfer
+from data.manifest import read_manifest
 from data.slices import PreparedSlices
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.losses import SHAPE_LOSSES, gan_loss, shape_loss, shape_with_edges
@@ -247,6 +249,63 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
             torch.testing.assert_close(second[net][key], value, rtol=0, atol=1e-9)
     assert (tmp_path / "Self/latest_net_D_S.pth").exists()
     assert "latest_net_D_S.pth: not there; D_S starts anew" in caplog.text
+
+
+def named_in(caplog) -> str:
+    return "\n".join(entry.getMessage() for entry in caplog.records if "trained on" in entry.getMessage())
+
+
+def test_without_a_name_the_extractor_of_the_data_set_is_taken_and_never_a_shipped_one(dataroot, tmp_path, caplog):  # noqa: F811
+    caplog.set_level(logging.INFO)
+    with pytest.raises(InputError) as error:
+        run(dataroot, tmp_path, "x")
+    place = dataroot / "shape_extractor"
+    words = (
+        f"{place}/extractor.pth: no such file",
+        f"ct_segmentation.train --dataroot {dataroot}",
+        "--shape_extractor",
+        "--lambda_shape 0",
+    )
+    assert all(word in str(error.value) for word in words) and not (tmp_path / "x").exists()
+    sources = [case.source_sha256 for case in read_manifest(dataroot).select("train", "B")]
+    training = {"dataset": "mine", "ct": 5, "patients": 4, "slices": 60, "sources": [sources[0], "other"]}
+    known = extractor()
+    known.settings = replace(known.settings, training=training)
+    save_extractor(known, place / "extractor.pth")
+    run(dataroot, tmp_path, "x")
+    assert f"shape extractor: {place}, trained on 5 CT of 4 patients (mine)" in named_in(caplog)
+    assert "warning" not in named_in(caplog)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (None, "does not say what it was trained on; it must know the anatomy of"),
+        (
+            {"dataset": "limbs", "ct": 13, "patients": 13},
+            "was trained on 13 CT of 13 patients (limbs), none of them in",
+        ),
+        ({"dataset": "hip", "ct": 2, "patients": 2, "sources": ["a"]}, "2 CT of 2 patients (hip), none of them in"),
+    ],
+)
+def test_an_extractor_of_other_patients_is_warned_of(dataroot, tmp_path, caplog, training, said):  # noqa: F811
+    known = extractor()
+    known.settings = replace(known.settings, training=training)
+    save_extractor(known, tmp_path / "extractor.pth")
+    run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "extractor.pth"))
+    assert f"warning: {tmp_path / 'extractor.pth'}: " in named_in(caplog) and said in named_in(caplog)
+
+
+def test_a_run_that_goes_on_with_another_extractor_says_so(dataroot, tmp_path, caplog):  # noqa: F811
+    a, b = extractor(), extractor()
+    b.net.outc.conv.bias.data += 0.1
+    for name, net in (("a", a), ("b", b)):
+        save_extractor(net, tmp_path / f"{name}.pth")
+    run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "a.pth"))
+    run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "a.pth"), "--continue_train")
+    assert "shape extractor: was" not in caplog.text
+    run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "b.pth"), "--continue_train")
+    assert "goes on with another option, so not as it would have: shape extractor: was " in caplog.text
 
 
 def test_a_missing_extractor_is_explained(dataroot, tmp_path):  # noqa: F811

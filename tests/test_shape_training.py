@@ -16,6 +16,7 @@ from ct_segmentation.training_data import split_by_patient
 from data.errors import InputError
 from data.intensity import IntensityMap
 from data.manifest import read_manifest
+from models.finite_losses import NonFiniteLossError
 from models.state_dicts import load_checkpoint
 from tests.shape_data import SIZE, write_prepared
 
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(trained):
     extractor = train.ShapeExtractor(load_extractor(trained / "run").settings)
     before = {name: value.clone() for name, value in extractor.named_parameters()}
     batch = [(torch.full((2, 1, 32, 32), float("nan")), torch.ones(2, 1, 32, 32))]
-    with pytest.raises(RuntimeError, match="the loss is nan"):
+    with pytest.raises(NonFiniteLossError, match=r"loss not finite: nan.*lower --lr in another --out"):
         train.train_epoch(extractor, torch.optim.SGD(extractor.parameters(), 1.0), batch)
     assert all(torch.equal(value, before[name]) for name, value in extractor.named_parameters())
 

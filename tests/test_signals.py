@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,17 +10,18 @@ import pytest
 import torch
 
 from scripts import kill_and_resume
-from tests.test_datasets import dataroot  # noqa: F401
+from tests.processes import Program
+from tests.test_datasets import dataroot, write_dataroot  # noqa: F401
 from tests.test_train import TINY, assert_same_weights, run
 from training.interruption import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = (
-    "--n_epochs 60 --n_epochs_decay 0 --print_freq 1 --save_epoch_freq 1000 --save_latest_freq 4 --use_dropout".split()
+    "--n_epochs 25 --n_epochs_decay 0 --print_freq 1 --save_epoch_freq 1000 --save_latest_freq 4 --use_dropout".split()
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """As the processes that are started: the order of sums is that of threads."""
     before = torch.get_num_threads()
@@ -31,38 +30,44 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def whole(one_thread, tmp_path_factory) -> Path:
+    """What an undisturbed training leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(write_dataroot(folder), folder, *LONG)
+
+
 def start(dataroot, checkpoints, *arguments):  # noqa: F811
     """Start `train.py`, and return it once it is training."""
     where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(checkpoints)]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *where, *TINY, *LONG, *arguments], cwd=ROOT, text=True, bufsize=1,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    seen = ""
-    while "iteration 2" not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    return process
+    program = Program("train.py", *where, *TINY, *LONG, *arguments, together=True)
+    program.wait_for("iteration 2")
+    return program
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True)]
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True), (signal.SIGHUP, True)],
 )
-def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(dataroot, tmp_path, number, whole_group):  # noqa: F811
+def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
+    dataroot,  # noqa: F811
+    tmp_path,
+    whole,
+    number,
+    whole_group,
+):
     """To the trainer alone, and, as a terminal and Slurm do, to its whole group; slices are loaded in threads."""
     process = start(dataroot, tmp_path / "ck", "--num_threads", "2")
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 128 + number, output
+    assert process.wait() == 128 + number, process.stdout
+    output = process.stdout
     name = signal.Signals(number).name
     found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; go on by --continue_train", output)
     assert found and int(found[1]) < 20, output
     assert "Traceback" not in output
     resumed = run(dataroot, tmp_path / "ck", *LONG, "--continue_train")
-    assert_same_weights(resumed, run(dataroot, tmp_path, *LONG, name="whole"))
+    assert_same_weights(resumed, whole)
 
 
 def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on(monkeypatch):
@@ -74,6 +79,28 @@ def test_a_second_ctrl_c_ends_at_once_but_not_what_a_launcher_passes_on(monkeypa
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
+def test_what_was_ignored_from_the_start_stays_so(number):
+    """As nohup has it."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), number)
+            assert not interruption.received
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_kept_and_its_handler_given_back(number):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), number)
+        assert interruption.received == number
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.slow

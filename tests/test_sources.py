@@ -1,5 +1,6 @@
 """Finding volumes and naming cases and patients."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,53 @@ def test_the_series_that_is_named_is_found_in_its_folder(tmp_path):
     assert chosen("1.2.3.3333", "1.2.3.1111") == ["1.2.3.1111", "1.2.3.3333"]
     with pytest.raises(InputError, match="names 2 series of this folder"):
         chosen("1.2.3.1111", "1.2.3.2222")
+
+
+BESIDE = ["body.nii.gz", "seg.nrrd", "converted.mha"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_volume_file_beside_dicom_slices_is_not_taken_for_the_series(tmp_path, caplog, name):
+    folder = tmp_path / "p1/MR"
+    write_series(folder)
+    (file,) = touch(folder, name)
+    for pattern in ("p1/MR", "p[1]/MR", "*/*", "p1/**"):
+        assert find_volumes(str(tmp_path / pattern)) == [folder], pattern
+        assert f"{folder}: the DICOM series is taken; {name} beside it is passed over" in caplog.text
+        caplog.clear()
+    assert find_volumes(str(tmp_path / f"*/MR/*{file.suffix}")) == [file]  # named itself, it is meant
+    for slices in folder.glob("*.dcm"):  # a series whose copy failed is no reason to take the mask
+        slices.write_bytes(b"")
+    assert find_volumes(str(folder)) == [folder]
+
+
+def test_dicom_that_is_no_image_leaves_volumes_beside_it(tmp_path):
+    write_series(tmp_path / "p", change=without_image)
+    (file,) = touch(tmp_path / "p", "mr.nii.gz")
+    assert find_volumes(str(tmp_path / "p")) == [file]
+
+
+def without_image(k, header):
+    """Make an RT structure set of a slice."""
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
+    for tag in ("Rows", "Columns", "PixelData"):
+        delattr(header, tag)
+
+
+@pytest.mark.parametrize("pattern", ["p1/MR/*.dcm", "p1/MR/*", "p*/MR/*.dcm"])
+def test_slices_without_their_folder_are_refused(tmp_path, pattern):
+    write_series(tmp_path / "p1/MR")
+    touch(tmp_path, "p1/MR/mask.nii.gz")
+    parent = Path(pattern).parent
+    with pytest.raises(
+        InputError, match=f"names DICOM slices .*name the folder that holds them, .*/{re.escape(str(parent))}$"
+    ):
+        find_volumes(str(tmp_path / pattern))
+
+
+def test_hidden_files_of_a_folder_are_no_volumes(tmp_path):
+    """MacOS leaves `._NAME` beside every file that it copies to another disk."""
+    for name in ("p1.nii.gz", "._p1.nii.gz", ".p2.mha", "._p1.mhd"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
+        assert find_volumes(str(pattern)) == [tmp_path / "p1.nii.gz"]

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import stat
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from models import state_dicts
@@ -64,7 +66,7 @@ def test_published_file_with_stale_statistics_loads(zipped, tmp_path):
     path = tmp_path / "latest_net_D_A.pth"
     torch.save(stale, path, _use_new_zipfile_serialization=zipped)
     assert len(stale) == len(net.state_dict()) + 9
-    load_network_weights(other, path)
+    load_network_weights(other, path, taken_over=not zipped)
     assert same(net.state_dict(), other.state_dict())
 
 
@@ -80,9 +82,19 @@ def test_batch_norm_statistics_are_kept_and_needed():
 
 
 def test_wrapped_networks_load_and_only_whole_prefixes_are_stripped():
-    net, other = small(), small()
-    load_network_weights(other, nn.DataParallel(net).state_dict())
-    assert same(net.state_dict(), other.state_dict())
+    net = small()
+    for wrapped in (
+        nn.DataParallel(net),
+        torch.compile(net),
+        torch.compile(nn.DataParallel(net)),
+        nn.DataParallel(torch.compile(net)),
+        AveragedModel(net),
+        AveragedModel(torch.compile(net)),
+    ):
+        assert not wrapped.state_dict().keys() & net.state_dict().keys()
+        other = small()
+        load_network_weights(other, wrapped.state_dict())
+        assert same(net.state_dict(), other.state_dict())
     mixed = dict(net.state_dict())
     mixed["module.model.0.weight"] = mixed.pop("model.0.weight")
     with pytest.raises(InputError, match=r"missing: model\.0\.weight; unexpected: module\.model\.0\.weight"):
@@ -155,7 +167,7 @@ def test_code_in_a_file_is_refused_and_not_run(form, tmp_path):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(InputError, match=r"hostile\.pth: cannot be read: .*mkdir") as caught:
-        load_network_weights(small(), path)
+        load_network_weights(small(), path, taken_over=True)
     assert "weights_only" not in str(caught.value)
     assert not ran.exists()
     # The file does bite whoever loads it without protection.
@@ -171,11 +183,97 @@ def test_code_in_a_file_is_refused_and_not_run(form, tmp_path):
 def test_truncated_file_is_refused(share, zipped, tmp_path):
     path = tmp_path / "net.pth"
     torch.save(small().state_dict(), path, _use_new_zipfile_serialization=zipped)
-    load_network_weights(small(), path)
+    load_network_weights(small(), path, taken_over=True)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=r"net\.pth: cannot be read"):
+        load_network_weights(small(), path, taken_over=True)
+
+
+def flip(data: bytearray, rng: random.Random) -> None:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def blank(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    data[start : start + 32] = bytes(len(data[start : start + 32]))
+
+
+def swap(data: bytearray, rng: random.Random) -> None:
+    a, b = (rng.randrange(len(data) - 16) for _ in "ab")
+    data[a : a + 16], data[b : b + 16] = data[b : b + 16], data[a : a + 16]
+
+
+@pytest.mark.parametrize("damage", [flip, blank, swap])
+def test_damage_anywhere_in_a_file_is_refused_or_changes_nothing(damage, tmp_path):
+    """What may change without being noticed is filling between the parts of the file."""
+    content = {"weight": torch.arange(512.0).reshape(2, 256), "step": torch.tensor(3), "epoch": 5}
+    path = tmp_path / "net.pth"
+    torch.save(content, path)
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        damage(data, rng)
+        path.write_bytes(data)
+        try:
+            found = load_checkpoint(path)
+        except InputError as error:
+            assert "net.pth: cannot be read" in str(error)
+            refused += 1
+        else:
+            assert found.keys() == content.keys() and found["epoch"] == 5
+            assert torch.equal(found["weight"], content["weight"]) and torch.equal(found["step"], content["step"])
+    assert refused > 75  # the numbers alone are more than half of the file
+
+
+def test_a_damaged_number_is_named_by_its_part(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({"weight": torch.full((64,), 1.5)}, path)
+    whole = path.read_bytes()
+    assert whole.count(np.float32(1.5).tobytes() * 64) == 1
+    path.write_bytes(
+        whole.replace(np.float32(1.5).tobytes() * 64, np.float32(1.75).tobytes() + np.float32(1.5).tobytes() * 63)
+    )
+    assert torch.load(path, weights_only=True)["weight"][0] == 1.75  # torch by itself does not notice
+    with pytest.raises(
+        InputError, match=r"net\.pth: cannot be read: it is damaged: its part net/data/0 has another check"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_file_without_checksums_is_taken_over_with_a_warning_and_never_used_as_it_is(tmp_path, caplog):
+    path, net = tmp_path / "old.pth", small()
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"old\.pth: .*before 1\.6, which has no checksums.*scripts\.import_weights"):
         load_network_weights(small(), path)
+    other = small()
+    load_network_weights(other, path, taken_over=True)
+    assert same(net.state_dict(), other.state_dict())
+    assert "old.pth: is in the format of torch before 1.6, which has no checksums" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    net, state = small(), dict(small().state_dict())
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    state["model.2.bias"] = torch.full_like(state["model.2.bias"], 0)
+    state["model.2.bias"][1] = value
+    with pytest.raises(InputError, match=r"not finite .*: model\.2\.bias; .* in any precision") as caught:
+        load_network_weights(net, state)
+    assert "fp32" not in str(caught.value) and same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize("colour", ["in", "out", "both"])
+def test_weights_of_a_colour_network_are_named_as_such(colour):
+    net = build_generator("resnet_6blocks", ngf=2)
+    state = dict(net.state_dict())
+    first, last = "model.1.weight", [key for key in state if key.endswith("weight")][-1]
+    if colour != "out":
+        state[first] = state[first].repeat(1, 3, 1, 1)
+    if colour != "in":
+        state[last] = state[last].repeat(3, 1, 1, 1)
+    with pytest.raises(InputError, match=r"network for colour images, 3 channels, and slices have 1.*--input_nc 1"):
+        load_network_weights(net, state)
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,12 @@ def test_defaults_are_the_published_settings():
         (["--netG", "resnet_7blocks"], "invalid choice"),
         (["--lr_policy", "exotic"], "invalid choice"),
         (["--batch_size", "0"], "whole number of 1 or more"),
+        (["--seed", str(2**80)], "whole number of 0 or more, to 2147483647"),
+        (["--seed", str(2**31)], "whole number of 0 or more, to 2147483647"),
+        (["--seed", "-1"], "whole number of 0 or more"),
+        (["--seed", "1.5"], "whole number of 0 or more"),
+        (["--pool_size", "9" * 5000], "whole number of 0 or more"),
+        (["--n_epochs", str(10**30)], "whole number of 0 or more"),
         (["--lr", "nan"], "number above 0"),
         (["--lambda_A", "-1"], "number of 0 or more"),
         (["--name", "a/b"], "without slashes"),
@@ -365,7 +371,9 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", name="broken")
     previous.write_bytes(b"PK")
     latest.write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"previous_state.pth: cannot be read"):
+    with pytest.raises(
+        InputError, match=r"latest_state.pth: .*; and the state before it: .*previous_state.pth: cannot be read"
+    ):
         run(dataroot, tmp_path, "--continue_train", name="broken")
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 import train
 from data.intensity import IntensityMap
 from tests.browser import open_browser, visit
+from tests.processes import Program
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import SHORT, TINY
 from visualization import visdom_display, visdom_server
@@ -212,11 +213,11 @@ def test_the_server_ends_with_its_parent(tmp_path):
     """Also where the training is killed and can stop nothing."""
     port = free_port()
     program = (
-        "import sys, time; from pathlib import Path; from visualization.visdom_server import LocalServer\n"
+        "import time; from pathlib import Path; from visualization.visdom_server import LocalServer\n"
         f"LocalServer({port}, Path({str(tmp_path)!r})).start(); print('up', flush=True); time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "up\n"
+    parent = Program("-c", program)
+    parent.wait_for("up\n")
     assert is_listening(port)
     parent.kill()
     parent.wait()

@@ -8,8 +8,8 @@ from typing import Self
 
 log = logging.getLogger(__name__)
 
-# Ctrl-C, `kill` and the end of a Slurm job, and Slurm's warning before it (`--signal=USR1@120`).
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# Ctrl-C, `kill` and the end of a Slurm job, Slurm's warning before it (`--signal=USR1@120`), a terminal that closes.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 # A launcher passes on what the terminal has sent already; a person takes longer to ask again.
 _SAME_REQUEST_S = 1.0
 
@@ -24,7 +24,10 @@ class Interruption:
 
     def __enter__(self) -> Self:
         """Begin to listen."""
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # What `nohup` has the process ignore stays ignored. Not so Ctrl-C, which shells have the background jobs of a
+        # script ignore: whoever sends one that signal means it.
+        kept = [number for number in SIGNALS if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if number not in kept}
         return self
 
     def __exit__(self, *error: object) -> None:

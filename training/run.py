@@ -5,15 +5,17 @@ import os
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ct_segmentation.extractor import ShapeExtractor, load_extractor
+from ct_segmentation.extractor import FILE_NAME, ShapeExtractor, extractor_file, load_extractor
 from data.errors import InputError, is_out_of_memory
+from data.manifest import MANIFEST_NAME, hash_files, read_manifest
 from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
 from models import experiment
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
@@ -23,7 +25,7 @@ from models.memory import asked_and_free
 from models.precision import choose_precision
 from models.schedules import LearningRate
 from training.interruption import Interruption, exit_code
-from training.team import Team, restarts
+from training.team import Team, job, restarts
 from visualization.training_log import TrainingLog, open_training_log
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class TrainingRun:
         self.dataset = team.share(
             lambda: open_unaligned(
                 opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed,
-                simulate_mr=opt.warm_start == "simulated_mr",
+                simulate_mr=opt.warm_start == "simulated_mr", one_size=opt.batch_size > 1 or opt.pool_size > 0,
             )
         )  # fmt: skip
         extractor = open_extractor(opt, self.device, self.dataset.spacing_mm) if settings.uses_shape else None
@@ -71,6 +73,10 @@ class TrainingRun:
         self.epochs = opt.n_epochs_warm + opt.n_epochs + opt.n_epochs_decay
         slices = f"{len(self.dataset.a)}, {len(self.dataset.b)}"
         together = {"slices of A and B": slices, "processes": str(team.size)}
+        if self.device.type == "cpu":  # the order of sums is that of threads
+            together["threads"] = str(torch.get_num_threads())
+        if extractor:
+            together["shape extractor"] = hash_files([extractor_file(self.opt.shape_extractor)])
         self.record = experiment.options_record(vars(opt)) | together
 
     def train(self) -> int:
@@ -175,7 +181,8 @@ class TrainingRun:
         processes = self.team.gather(self._state_of_this_process())
         if self.team.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
-            experiment.save_state(self.folder, {**parts, "processes": processes, "options": self.record})
+            origin = {"options": self.record, "job": job()}
+            experiment.save_state(self.folder, {**parts, "processes": processes, **origin})
         self._save_weights("latest")
         self._saved_at = time.monotonic()
 
@@ -183,9 +190,16 @@ class TrainingRun:
         return {"pools": self.model.pools_state(), "random": experiment.random_state(self.device)}
 
     def _continues(self) -> bool:
-        """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted it."""
-        restarted = self.team.greatest(restarts())[0] > 0 and self.team.share(lambda: experiment.has_state(self.folder))
-        return self.opt.continue_train or restarted
+        """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted what it began."""
+        return self.opt.continue_train or (
+            self.team.greatest(restarts())[0] > 0 and self.team.share(self._is_of_this_job)
+        )
+
+    def _is_of_this_job(self) -> bool:
+        """Tell whether this very start of torchrun saved the state in the folder; another's is not written over."""
+        if job() is None or not experiment.has_state(self.folder):
+            return False
+        return experiment.load_state(self.folder).get("job") == job()
 
     def _begin(self) -> Position:
         """Make the folder of a new run, with fresh weights or those of `--init_from`."""
@@ -208,10 +222,13 @@ class TrainingRun:
     def _go_on(self) -> Position:
         """Restore the last saved state; processes that it knows nothing of start with empty pools."""
 
+        def take_over(state: dict[str, Any]) -> None:
+            experiment.check_options(self.folder, state["options"], self.record)
+            self._restore(state)
+
         def load() -> dict[str, Any]:
             experiment.clear_scratch(self.folder)
-            state = experiment.load_state(self.folder)
-            experiment.check_options(self.folder, state["options"], self.record)
+            state = experiment.load_state(self.folder, take_over)
             here = describe_run(self.opt, self.dataset, self.model.netG_A.multiple)
             try:
                 started = read_inference_settings(self.folder)
@@ -222,15 +239,19 @@ class TrainingRun:
                 check_continued(self.folder, started, here)
             return state
 
-        state = self.team.share(load)
+        at = self._restore(self.team.share(load))
+        self._save_weights("latest")  # a run killed while it saved may have left them behind its state
+        return at
+
+    def _restore(self, state: dict[str, Any]) -> Position:
+        """Set model, schedule and randomness to a saved state; return where it was saved."""
         self.model.load_state_dict(state["model"])
         self.rate.load_state_dict(state["rate"])
         if self.team.rank < len(state["processes"]):
             own = state["processes"][self.team.rank]
             self.model.load_pools_state(own["pools"])
             experiment.restore_random_state(own["random"], self.device)
-        self._save_weights("latest")  # a run killed while it saved may have left them behind its state
-        return Position(**state["position"])
+        return experiment.saved_position(state)
 
 
 @contextmanager
@@ -261,15 +282,45 @@ def set_up_torch(device: torch.device, deterministic: bool) -> None:
 
 
 def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | None) -> ShapeExtractor:
-    """Return the frozen shape extractor, for CT of this pixel spacing under this run's intensity map."""
-    if not opt.shape_extractor.exists():
+    """Return the frozen shape extractor, for CT of this pixel spacing under this run's intensity map.
+
+    What it was trained on is said; where that is none of the CT of this data set, in a warning.
+    """
+    path = opt.shape_extractor
+    file = path if path.is_file() else path / FILE_NAME
+    if not file.exists():
         raise InputError(
-            f"--shape_extractor {opt.shape_extractor}: no such file or folder; train one with python -m "
-            f"ct_segmentation.train --dataroot {opt.dataroot} --out {opt.shape_extractor}, or train without the shape "
-            "constraint: --lambda_shape 0 --lambda_shape_gan 0"
+            f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
+            f"train one by python -m ct_segmentation.train --dataroot {opt.dataroot} (it takes a prepared data set), "
+            "name one of the same anatomy by --shape_extractor, or train without the constraint: --lambda_shape 0 "
+            "--lambda_shape_gan 0"
         )
-    extractor = load_extractor(opt.shape_extractor, device, opt.ct_map)
+    extractor = load_extractor(path, device, opt.ct_map)
     learnt_mm = extractor.settings.spacing_mm
     if spacing_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
         log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
+    training = extractor.settings.training
+    if training is None:
+        log.warning(
+            "warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, opt.dataroot
+        )
+        return extractor
+    known = f"{training.get('ct')} CT of {training.get('patients')} patients ({training.get('dataset')})"
+    if _knows_ct_of(opt.dataroot, training):
+        log.info("shape extractor: %s, trained on %s", path, known)
+    else:
+        log.warning(
+            "warning: %s: was trained on %s, none of them in %s; it must know the anatomy there",
+            path,
+            known,
+            opt.dataroot,
+        )
     return extractor
+
+
+def _knows_ct_of(dataroot: Path, training: Mapping[str, Any]) -> bool:
+    """Tell whether an extractor was trained on some CT that a prepared data set trains on too."""
+    if not (dataroot / MANIFEST_NAME).exists():
+        return False
+    here = {case.source_sha256 for case in read_manifest(dataroot).select("train", "B")}
+    return not here.isdisjoint(training.get("sources") or ())

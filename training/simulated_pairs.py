@@ -21,6 +21,7 @@ from data.simulation_set import SimulationSet
 from data.slab_stock import Crop, SlabStock
 from models.finite_losses import NonFiniteLossError
 from models.networks import build_generator, initialise
+from models.state_dicts import load_optimiser
 
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
@@ -162,7 +163,7 @@ class SimulatedPairsTraining:
         self.steps = state["steps"]
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
 

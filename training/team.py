@@ -1,12 +1,14 @@
 """The processes that share a work: one, or those that torchrun started on one machine or several."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -115,6 +117,19 @@ class DistributedTeam(Team):
 def restarts() -> int:
     """Return how often torchrun has started the processes anew, after one of them had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def job() -> str | None:
+    """Return what tells this start of torchrun from all others, the same after a restart; None without torchrun.
+
+    Its run id alone does not: it may be chosen, or left out. Added is torchrun's process on this machine, by its number
+    and by how long the machine had been up when it started: numbers return, in containers at once.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    launcher = psutil.Process(os.getppid())
+    up_s = launcher.create_time() - psutil.boot_time()
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {launcher.pid} {up_s:.2f}"
 
 
 @contextmanager

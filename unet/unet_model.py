@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from models.state_dicts import load_checkpoint, load_network_weights
+from models.state_dicts import load_checkpoint, load_network_weights, unwrapped
 
 # Builds the norm layer of a number of features.
 Norm = Callable[[int], nn.Module]
@@ -155,15 +155,14 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
         InputError: the file cannot be read or holds other things than a network's named tensors.
     """
     from_file = isinstance(source, str | Path)
-    state = load_checkpoint(source) if from_file else dict(source)
+    state = load_checkpoint(source, taken_over=True) if from_file else dict(source)
     # The later training script kept the label values of its masks beside the weights.
     state.pop("mask_values", None)
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         where = source if from_file else "state dict"
         raise InputError(f"{where}: holds other things than named tensors; expected the weights of one U-Net")
     named = {}
-    for key, value in state.items():
-        name = key.removeprefix("module.")
+    for name, value in unwrapped(state).items():
         for later, ours in LATER_NAMES:
             name = name.replace(later, ours)
         named[name] = value

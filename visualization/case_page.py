@@ -22,6 +22,8 @@ from visualization.planes import PLANES, Plane
 from visualization.svg_charts import histogram_chart, joint_histogram_chart
 from visualization.windows import CT_WINDOWS, mr_display_range
 
+# Volumes that a page may show; each has its file below data/.
+VOLUME_IDS = ("mr", "ct", "reference")
 PREVIEW_NAME = "preview.png"
 _WINDOW_BUTTONS = {
     "Soft tissue": CT_WINDOWS["soft_tissue"],
@@ -102,8 +104,8 @@ def write_case_page(
 
 def _write_volumes(folder: Path, shown: list[ShownVolume], region: Region) -> None:
     """Write the volumes into `folder`, and remove those that an earlier page left there beside them."""
-    for path in set(folder.glob("*.js")) - {folder / f"{volume.id}.js" for volume in shown}:
-        _remove(path)
+    for identity in set(VOLUME_IDS) - {volume.id for volume in shown}:
+        _remove(folder / f"{identity}.js")
     for volume in shown:
         with whole_file(folder / f"{volume.id}.js") as scratch:
             scratch.write_text(call("volume", volume.id, pack(volume, region)), encoding="utf-8")
@@ -119,7 +121,7 @@ def _remove(path: Path) -> None:
 def _body_of(ct: Volume) -> np.ndarray:
     """Return the body of a CT; everywhere, where none is found."""
     try:
-        return ct_body_mask(ct)
+        return ct_body_mask(ct, synthetic=True)
     except InputError:
         return np.ones(ct.array.shape, bool)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import run_command
+from tests import processes
 from tests.cohort_data import NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,8 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 USER_ERROR = 2
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run `python *arguments` as a user does, with further environment variables; output is captured as text."""
+def run(*arguments: str | Path) -> processes.Program:
+    """Run `python *arguments` as a user does, in a process of its own."""
+    return processes.run(*arguments)
+
+
+def run_in(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run it with variables that Python reads as it starts; output is captured as text."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True, text=True, timeout=300, check=False,
@@ -80,7 +86,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def assert_one_clear_error(result: subprocess.CompletedProcess, *words: str) -> None:
+def assert_one_clear_error(result: subprocess.CompletedProcess | processes.Program, *words: str) -> None:
     """Check that a command ended with 2 and one line that holds all words, and no traceback."""
     assert result.returncode == USER_ERROR, result.stderr
     assert "Traceback" not in result.stderr

@@ -62,6 +62,37 @@ def not_finite(site):
     save_network_weights(net, weights(site))
 
 
+def damaged(change):
+    """Change the bytes of the greatest weights, which torch by itself would read as other numbers."""
+
+    def apply(site):
+        data, values = bytearray(weights(site).read_bytes()), torch.load(weights(site), weights_only=True).values()
+        greatest = max(values, key=torch.Tensor.numel).numpy().tobytes()
+        at = data.find(greatest)
+        assert at > 0 and len(greatest) > 64
+        change(data, at)
+        weights(site).write_bytes(data)
+        torch.load(weights(site), weights_only=True)
+
+    return apply
+
+
+def flip(data, at):
+    data[at + 2] ^= 64
+
+
+def blank(data, at):
+    data[at : at + 48] = bytes(48)
+
+
+def exchange(data, at):
+    data[at : at + 16], data[at + 16 : at + 32] = data[at + 16 : at + 32], data[at : at + 16]
+
+
+def write_text(text):
+    return lambda site: (site / "checkpoints" / NAME / FILE_NAME).write_text(text)
+
+
 def no_weights(site):
     weights(site).unlink()
 
@@ -83,10 +114,22 @@ FAULTS = {
     "truncated": (truncate, "latest_net_G_A.pth: cannot be read"),
     "pickle with code": (trap_by_pickle, "latest_net_G_A.pth: cannot be read"),
     "torch file with code": (trap_by_torch, "latest_net_G_A.pth: cannot be read"),
+    "a flipped bit": (damaged(flip), "latest_net_G_A.pth: cannot be read: it is damaged: its part"),
+    "a blank block": (damaged(blank), "latest_net_G_A.pth: cannot be read: it is damaged: its part"),
+    "exchanged blocks": (damaged(exchange), "latest_net_G_A.pth: cannot be read: it is damaged: its part"),
     "other width": (other_width, "does not fit ResnetGenerator: of another shape"),
     "other network": (other_network, "does not fit ResnetGenerator: missing"),
     "weights missing": (no_weights, "latest_net_G_A.pth: no such file"),
     "settings truncated": (truncate_text, "inference.json: damaged"),
+    "settings nested without end": (write_text('{"ct": ' * 100_000), "inference.json: damaged"),
+    "settings of a list": (write_text("[]"), "inference.json: damaged, holds a list"),
+    "settings empty": (write_text(""), "inference.json: damaged"),
+    "width of True": (set_to(ngf=True), "damaged (ValueError('ngf cannot be'))"),
+    "size of True": (set_to(size=True), "damaged (ValueError('size cannot be'))"),
+    "width of a fraction": (set_to(ngf=2.0), "damaged (ValueError('ngf cannot be'))"),
+    "window the wrong way round": (set_to(mr_window=[400, 0]), "mr_window cannot be"),
+    "training of a list": (set_to(training=[1]), "inference.json: damaged"),
+    "training without figures": (set_to(training={"mr_high": 1}), "inference.json: damaged"),
     "settings of another version": (set_to(format_version=99), "format version 99, expected 1"),
     "size of text": (set_to(size="large"), "damaged (ValueError('size cannot be'))"),
     "size of all memory": (set_to(size=3_000_000), "damaged (ValueError('size cannot be'))"),
@@ -113,7 +156,9 @@ def test_the_trap_is_one(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("fault", ["truncated", "torch file with code", "other width", "size of all memory"])
+@pytest.mark.parametrize(
+    "fault", ["truncated", "a flipped bit", "torch file with code", "other width", "size of all memory"]
+)
 def test_a_cohort_stops_before_anything_is_touched(site, fault):
     write_patients(site / "in", 1)
     assert test_pipeline.main(pipeline(site, site / "in", "--no_html")) == 0

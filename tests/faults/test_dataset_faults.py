@@ -69,6 +69,8 @@ FAULTS = {
     "missing": (rename_folder, "set/trainA: no such folder; expected a prepared data set"),
     "empty domain": (edit(remove_domain), "domain B (CT) has no slice to train on"),
     "another version": (edit(lambda data: data.update(format_version=7)), "format version 7, expected 1"),
+    "nested without end": (lambda root: (root / "manifest.json").write_text("[" * 100_000), "cannot be read as JSON"),
+    "a list": (lambda root: (root / "manifest.json").write_text("[]"), "manifest.json: damaged, holds a list"),
     "no JSON": (lambda root: (root / "manifest.json").write_text("{]"), "cannot be read as JSON"),
     "patient in train and test": (edit(leak), "the same patient stands in train and test"),
     "field removed": (edit(lambda data: data["cases"][0].pop("slices")), "slices 0 of the case 'caseA'"),

@@ -136,7 +136,7 @@ def mix_orientations(folder: Path) -> None:
 
 
 FAULTS = {
-    "two series": (two_series, "2 DICOM series; choose one with --series_uid"),
+    "two series": (two_series, "2 DICOM series; expected one: put it into a folder of its own"),
     "missing slice": (lose_a_slice, "missing or unevenly spaced slices"),
     "mixed orientations": (mix_orientations, "slices of different orientation in one series"),
     "no pixel data": (

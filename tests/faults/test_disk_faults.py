@@ -1,8 +1,6 @@
 """Disks that are full or may not be written, for real: a file system of 1 MB in memory, and a limit on file sizes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from data.errors import InputError
 from data.volume import Volume, read_volume, write_volume
 from models.state_dicts import load_checkpoint, save_atomically
 from tests.cohort_data import NAME, patient_mr, write_model, write_patients
-from tests.faults.commands import ROOT, adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot
+from tests.faults.commands import adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot
 from visualization.case_page import write_case_page
 
 MIB = 1 << 20
@@ -76,6 +74,28 @@ def test_a_cohort_on_a_disk_that_fills_up(small_disk, tmp_path):
     assert [case["status"] for case in summary["cases"]] == ["done"] * 3
 
 
+def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_is(tmp_path, monkeypatch, caplog):
+    write_model(tmp_path)
+    write_patients(tmp_path / "in", 1)
+    arguments = pipeline(tmp_path, tmp_path / "in")
+    page = tmp_path / "out" / NAME / "pages/p0__mr/index.html"
+
+    def full(*_, **__):
+        raise InputError("cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cohort.conversion.write_case_page", full)
+        patched.setattr("cohort.summary.write_json", full)
+        assert test_pipeline.main(arguments) == 1  # not 2: a volume was written
+    assert "failed: no summary: cannot be written: No space left on device" in caplog.text
+    assert (tmp_path / "out" / NAME / "p0__mr.nii.gz").exists() and not page.exists()
+    assert test_pipeline.main(arguments) == 0
+    assert page.exists() and (tmp_path / "out" / NAME / "summary.json").exists()
+    made = page.stat().st_mtime_ns
+    assert test_pipeline.main(arguments) == 0
+    assert page.stat().st_mtime_ns == made
+
+
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -91,9 +111,7 @@ def test_a_volume_beyond_the_limit_of_file_sizes(site):
     rough = mr.array + np.random.default_rng(1).normal(0, 60, mr.array.shape)
     write_volume(mr.with_array(np.abs(rough).astype(np.float32)), site / "good.nii.gz")
     before = snapshot(site)
-    result = subprocess.run(
-        [sys.executable, "-c", LIMITED, *adapt(site, site / "good.nii.gz")], cwd=ROOT, capture_output=True, text=True
-    )
+    result = run("-c", LIMITED, *adapt(site, site / "good.nii.gz"))
     assert_one_clear_error(result, "good.nii.gz: cannot be written", "File too large")
     assert snapshot(site) == before
 

@@ -14,7 +14,7 @@ from data.sources import find_paths, find_volumes
 from data.volume import read_volume, same_grid, write_volume
 from scripts import prepare_dataset
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_patients
-from tests.faults.commands import adapt, assert_one_clear_error, pipeline, prepare, run, snapshot
+from tests.faults.commands import adapt, assert_one_clear_error, pipeline, prepare, run, run_in, snapshot
 from tests.test_preparation import ct_volume
 
 NAMES = [
@@ -111,7 +111,7 @@ def test_locale_and_zone_change_no_voxel_and_no_number(site, environment):
     path = write_volume(patient_mr(), site / "Zoë mr.nii.gz")
     expected = (site / "out" / NAME / "good.nii.gz").read_bytes()
     output = site / "results/ct.nii.gz"
-    result = run("test_adapt.py", *adapt(site, path, "--output", output), **environment)
+    result = run_in(environment, "test_adapt.py", *adapt(site, path, "--output", output))
     assert result.returncode == 0, result.stderr
     assert output.read_bytes() == expected
     report = (site / "results/ct.json").read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ def test_a_name_that_the_locale_cannot_say_is_one_clear_error(site):
     """Python's own way out of the C locale switched off: file names are ASCII then."""
     path = write_volume(patient_mr(), site / "Zoë mr.nii.gz")
     strict = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert_one_clear_error(run("test_adapt.py", *adapt(site, path), **strict), "the name is not UTF-8 text")
+    assert_one_clear_error(run_in(strict, "test_adapt.py", *adapt(site, path)), "the name is not UTF-8 text")
 
 
 def test_a_clock_that_goes_back_makes_nothing_again(site):
@@ -148,7 +148,7 @@ def test_metaimage_and_nrrd_numbers_keep_their_points(tmp_path):
         "[write_volume(volume, Path(sys.argv[2]) / f'a{s}') for s in ('.nii.gz', '.nii', '.mha', '.nrrd')]"
     )
     write_volume(ct_volume(), tmp_path / "ct.nii.gz")
-    result = run("-c", code, tmp_path / "ct.nii.gz", tmp_path, LC_ALL="de_DE.UTF-8")
+    result = run_in({"LC_ALL": "de_DE.UTF-8"}, "-c", code, tmp_path / "ct.nii.gz", tmp_path)
     assert result.returncode == 0, result.stderr
     for suffix in (".nii.gz", ".nii", ".mha", ".nrrd"):
         assert same_grid(read_volume(tmp_path / f"a{suffix}"), ct_volume())

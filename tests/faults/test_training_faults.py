@@ -2,11 +2,8 @@
 
 import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +19,9 @@ from data.manifest import read_manifest
 from models import experiment
 from models.cycle_gan_model import CycleGANModel
 from scripts.fuzz_samples import SLICES, write_data_set
-from tests.faults.commands import ROOT, assert_one_clear_error, assert_refused, fill, mount, remount, snapshot
+from tests.faults.commands import assert_one_clear_error, assert_refused, fill, mount, remount, run, snapshot
+from tests.processes import Program
+from tests.test_distributed_training import finished as finished_job
 from tests.test_distributed_training import torchrun
 from tests.test_train import assert_same_weights
 
@@ -158,10 +157,7 @@ run_command(lambda: train.main(sys.argv[1:]))
 
 def test_memory_that_the_system_grants_ends(root, finished):
     """4096 slices in a step need some hundred MB beyond the 64 that are left, in pieces that any machine has."""
-    result = subprocess.run(
-        [sys.executable, "-c", LIMITED, *training(root)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    result = run("-c", LIMITED, *training(root))
     assert_one_clear_error(result, "cpu: out of memory (", "--batch_size")
     assert state_position(root / "checkpoints/run") == (1, 2)
     goes_on(root, finished)
@@ -301,10 +297,7 @@ train.main(sys.argv[1:])
 
 
 def test_a_killed_training_keeps_nobody_out(root, finished, capsys):
-    child = subprocess.Popen(
-        [sys.executable, "-c", HALTED, *training(root)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    child = Program("-c", HALTED, *training(root))
     state = root / "checkpoints/run/latest_state.pth"
     while not state.exists():
         assert child.poll() is None
@@ -319,9 +312,8 @@ def test_a_killed_training_keeps_nobody_out(root, finished, capsys):
 def test_all_processes_of_a_second_training_end(root):
     """The first process alone asks for the lock, and says why."""
     with experiment.lock(root / "checkpoints/run"):
-        job = torchrun("train.py", *training(root))
-        output = job.communicate(timeout=200)[0]
-    assert job.returncode != 0 and output.count("error: ") == 1 and "another training writes into it" in output
+        code, output = finished_job(torchrun("train.py", *training(root)))
+    assert code != 0 and output.count("error: ") == 1 and "another training writes into it" in output
     assert not (root / "checkpoints/run").exists()
 
 

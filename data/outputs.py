@@ -1,0 +1,55 @@
+"""What a command may write over: only what it made itself, unless --overwrite is given."""
+
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from data.errors import InputError
+from data.manifest import source_files
+from data.volume import volume_stem, volume_suffix
+
+
+def volume_targets(path: Path) -> list[Path]:
+    """Return the files that `write_volume` makes for a path: a .mhd has its voxels in a .raw beside it."""
+    if volume_suffix(path) != ".mhd":
+        return [path]
+    return [path, path.with_name(f"{volume_stem(path)}.raw")]
+
+
+def check_free(
+    targets: Iterable[Path],
+    option: str,
+    inputs: Iterable[Path] = (),
+    made: Collection[Path] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Refuse to write over what is there. Call it before the work and, where that takes long, again before writing.
+
+    Args:
+        targets: files and folders that are to be written.
+        option: the option that says where they go, for the message.
+        inputs: volumes and other files that the command reads; their files are never written over.
+        made: targets that a former run of the same command made for the same input; they may be renewed. None where
+            the command keeps no account of that.
+        overwrite: whether other files may be replaced.
+
+    Raises:
+        InputError: a target is an input, or is there already and may not be replaced.
+    """
+    read = {identity for path in inputs for file in source_files(path) if (identity := _identity(file))}
+    for target in targets:
+        if _identity(target) in read:
+            raise InputError(f"{target}: is one of the inputs; choose another {option}")
+        if overwrite or not os.path.lexists(target) or target in (made or ()):
+            continue
+        whose = "" if made is None else ", and was not made by this command from this input"
+        raise InputError(f"{target}: exists already{whose}; choose another {option}, or replace it by --overwrite")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, whatever it is called; None where there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

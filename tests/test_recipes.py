@@ -1,0 +1,33 @@
+"""The shell scripts: each answers --help, and starts nothing then."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["datasets/x", "--flip", "--help"]])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_how_a_script_is_called_and_starts_nothing(tmp_path, script, words):
+    """Whatever a script would start is replaced by a command that leaves a trace."""
+    for name in ("python", "srun", "npm", "sbatch", "scontrol", "realpath"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHON": str(tmp_path / "python"), "PATH": path}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    head = (ROOT / "scripts" / script).read_text().splitlines()[1].removeprefix("# ")
+    assert done.stdout.splitlines()[0] == head and "set -e" not in done.stdout and "SBATCH" not in done.stdout
+    assert not (tmp_path / "started").exists()
+
+
+def test_there_are_scripts():
+    assert {"train_recommended.sh", "train_self_lcc.sh", "reproduce_sts.sh", "slurm_train.sbatch"} <= set(SCRIPTS)
