@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
+FILL_SMOOTH_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,18 @@ def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
     return plan.source.with_array(hu)
 
 
-def fill_air(hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Return a CT in which what is below -200 HU inside a body mask has the value of the body's nearest other voxel.
+def fill_air(
+    hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float], smooth_mm: float = FILL_SMOOTH_MM
+) -> np.ndarray:
+    """Return a CT in which what is below -200 HU inside a body mask is tissue: that of the body's nearest other voxel.
+
+    The filled voxels are smoothed, since the nearest values alone would leave a saw-toothed skin; no other changes.
 
     Args:
-        hu: CT in HU, (z, y, x).
+        hu: CT in HU, int16 (z, y, x).
         body: its mask, bool (z, y, x). All below -200 HU: the CT is returned as it is.
         spacing: of the voxels along (x, y, z), in mm.
+        smooth_mm: standard deviation of the Gaussian; 0 leaves the nearest values.
     """
     tissue = body & (hu >= SOLID_HU)
     air = body & ~tissue
@@ -189,6 +195,11 @@ def fill_air(hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, floa
     )
     filled = hu.copy()
     filled[box][air[box]] = hu[box][tuple(indices[air[box]] for indices in nearest)]
+    if smooth_mm:
+        sigma = [smooth_mm / mm for mm in spacing[::-1]]
+        inside = body[box].astype(np.float32)
+        mean = ndimage.gaussian_filter(filled[box] * inside, sigma)[air[box]]
+        filled[box][air[box]] = np.rint(mean / ndimage.gaussian_filter(inside, sigma)[air[box]])
     return filled
 
 

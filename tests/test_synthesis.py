@@ -138,13 +138,29 @@ def test_air_in_a_solid_body_becomes_the_nearest_tissue_of_it_in_mm(slice_mm, at
     hu[0, 1, 2] = 900  # nearer still to index 2, and not of the body
     body = np.zeros(hu.shape, bool)
     body[1, 1, 1:] = body[2, 1, 1] = True
-    filled = fill_air(hu, body, (3.0, 3.0, slice_mm))
+    filled = fill_air(hu, body, (3.0, 3.0, slice_mm), smooth_mm=0)
     expected = hu.copy()
     expected[1, 1, 1:3] = [at_1, -200]
     np.testing.assert_array_equal(filled, expected)
     assert hu[1, 1, 1] == -1000  # what was given is kept
     air = np.full_like(hu, AIR_HU)
     np.testing.assert_array_equal(fill_air(air, body, (1.0, 1.0, 1.0)), air)
+
+
+def test_filled_air_is_smooth_and_tissue_stays():
+    hu = np.full((5, 20, 20), 40, np.int16)
+    hu[:, :, 10:] = 240
+    hu[:, 6:14, 6:14] = AIR_HU
+    body = np.ones(hu.shape, bool)
+    nearest, smooth = (fill_air(hu, body, (1.0, 1.0, 3.0), smooth_mm=mm) for mm in (0, 2))
+    air = hu == AIR_HU
+    np.testing.assert_array_equal(smooth[~air], hu[~air])
+    assert np.abs(np.diff(nearest[2, 10])).max() == 200
+    row = smooth[2, 10, 6:14]
+    assert (np.diff(row) > 0).all() and np.diff(row).max() < 50
+    assert row[0] + row[-1] == pytest.approx(280, abs=2)  # symmetrical about the step
+    uniform = np.where(air, AIR_HU, 55).astype(np.int16)
+    np.testing.assert_array_equal(fill_air(uniform, body, (1.0, 1.0, 3.0)), np.full_like(hu, 55))
 
 
 def permute(volume: Volume) -> Volume:
