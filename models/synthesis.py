@@ -15,6 +15,7 @@ from scipy import ndimage
 from data.body_mask import check_ct, check_mr, ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
+from data.mr_scale import correct_bias, fat_level
 from data.slice_frame import SliceFrame
 from data.volume import Volume
 from models.experiment import weights_path
@@ -40,7 +41,7 @@ class VolumePlan:
     """How one volume goes through the network, and how what comes out becomes a volume.
 
     Attributes:
-        source: the volume; body: its body mask, bool (z, y, x).
+        source: the volume, an MR corrected for its bias field where the model asks for it; body: its body mask, bool (z, y, x).
         frame: its slices. with_body: which of the N slices hold body, bool (N,); only those go through the network.
         source_map, target_map: intensities to [-1, 1].
         to_ct: whether CT comes out; else MR.
@@ -141,6 +142,8 @@ def prepare_volume(
     (check_mr if to_ct else check_ct)(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
+    if to_ct and settings.bias_correction:
+        source = correct_bias(source, body)
     source_map, target_map = intensity_maps(settings, source, body)
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
@@ -196,4 +199,5 @@ def intensity_maps(settings: InferenceSettings, source: Volume, body: np.ndarray
         if settings.typical_mr is None:
             raise InputError("the model makes MR, but was trained on images: no MR units are known")
         return settings.ct, settings.typical_mr
-    return mr_window(settings.mr_window, mr_percentiles(source.array, body)), settings.ct
+    fat = fat_level(source.array, body) if settings.mr_window == "tissue" else None
+    return mr_window(settings.mr_window, mr_percentiles(source.array, body), fat), settings.ct
