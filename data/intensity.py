@@ -13,8 +13,12 @@ from data.errors import InputError
 AIR_HU = -1000.0
 # The window of the published work.
 CT_WINDOW_HU = (-1000.0, 1400.0)
+# By `tissue` an MR window runs from 0 to so many times the level of fat: that of 0 to 1200 where fat lies at 950.
+TISSUE_REACH = 1200 / 950
 # An MR window per volume runs between these percentiles of its voxels inside the body.
 MR_PERCENTILES = (0.5, 99.5)
+# How `--mr_window` takes a window from the volume itself.
+MR_RULES = ("percentile", "tissue")
 # Named curves for --ct_transfer: (HU, network value) knots. `soft_tissue` gives fat to muscle 1/6 of the range.
 CT_TRANSFERS = {"soft_tissue": ((-1000.0, -1.0), (-250.0, -0.6), (250.0, 0.5), (1400.0, 1.0))}
 
@@ -96,8 +100,18 @@ def mr_percentiles(mr: np.ndarray, body: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mr_window(rule: str | tuple[float, float], percentiles: tuple[float, float]) -> IntensityMap:
-    """Return one MR volume's window: from its own `percentiles` where `rule` is 'percentile', else the fixed `rule`."""
+def mr_window(
+    rule: str | tuple[float, float], percentiles: tuple[float, float], fat_level: float | None = None
+) -> IntensityMap:
+    """Return one MR volume's window.
+
+    Args:
+        rule: one of `MR_RULES`, from the volume itself, or the fixed (low, high).
+        percentiles: `mr_percentiles` of the volume, for 'percentile'.
+        fat_level: `data.mr_scale.fat_level` of the volume, for 'tissue': the window is 0 to 1200/950 of it.
+    """
+    if rule == "tissue":
+        return IntensityMap.window(0.0, TISSUE_REACH * fat_level)
     low, high = percentiles if rule == "percentile" else rule
     if not low < high:
         raise InputError(f"MR window {low} .. {high}: the MR is constant inside the body, or the window is reversed")

@@ -35,6 +35,8 @@ class Case:
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
+        fat_level: MR only: `data.mr_scale.fat_level` inside the body; None in data sets of before it was recorded.
+        bias_corrected: whether the slices, and all that is recorded of the MR, are of `data.mr_scale.correct_bias`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
             (`data.training_statistics.slice_spread`). None in data sets that were prepared before these were recorded.
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
@@ -65,6 +67,8 @@ class Case:
     hu_histogram: tuple[int, ...] | None = None
     hu_slice_spread: tuple[float, float] | None = None
     method: int = 0
+    fat_level: float | None = None
+    bias_corrected: bool = False
 
     @property
     def image_file(self) -> str:
@@ -104,6 +108,11 @@ class Manifest:
     def select(self, split: str, domain: str) -> list[Case]:
         """Return the cases of one split and domain, by name."""
         return sorted((c for c in self.cases if (c.split, c.domain) == (split, domain)), key=lambda case: case.name)
+
+    @property
+    def bias_corrected(self) -> bool:
+        """Whether the MR was corrected for its bias field; preparation does all MR of a data set alike."""
+        return any(case.bias_corrected for case in self.cases)
 
     def write(self, root: Path) -> Path:
         """Write `manifest.json` below `root`, atomically."""
@@ -162,6 +171,8 @@ def case_problems(case: Case) -> list[str]:
         "source_sha256": isinstance(case.source_sha256, str),
         "percentiles": (case.domain == "B" and pair is None)
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
+        "fat_level": case.fat_level is None or (_is_number(case.fat_level) and case.fat_level > 0),
+        "bias_corrected": isinstance(case.bias_corrected, bool),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
         "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
         "mr_median": case.mr_median is None or _is_number(case.mr_median),

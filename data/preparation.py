@@ -41,6 +41,7 @@ from data.manifest import (
     write_json,
 )
 from data.modality import check_ct, check_mr
+from data.mr_scale import correct_bias, fat_level
 from data.outputs import check_free
 from data.slice_frame import SliceFrame
 from data.sources import Source
@@ -61,13 +62,22 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Job:
-    """One volume to prepare into `root`, and what was recorded of it before (None: nothing that still holds)."""
+    """One volume to prepare into `root`, and what was recorded of it before (None: nothing that still holds).
+
+    `bias_correction`: whether an MR is corrected for its bias field.
+    """
 
     root: Path
     source: Source
     split: str
     domain: str
     known: Case | None = None
+    bias_correction: bool = False
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether this volume is corrected: CT has no bias field."""
+        return self.bias_correction and self.domain == "A"
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ def prepare_dataset(
     slice_mm: float | None = None,
     workers: int = 1,
     overwrite: bool = False,
+    bias_correction: bool = False,
 ) -> tuple[Manifest, list[Failure]]:
     """Prepare volumes into `root` and write its manifest; return it and the volumes that failed.
 
@@ -100,6 +111,7 @@ def prepare_dataset(
         slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
         workers: processes.
         overwrite: whether files in `root` that no preparation made may be replaced.
+        bias_correction: correct the MR for its bias field.
 
     Raises:
         InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
@@ -107,7 +119,7 @@ def prepare_dataset(
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
-    jobs = [_job(root, source, *group) for group, sources in groups.items() for source in sources]
+    jobs = [_job(root, source, *group, bias_correction) for group, sources in groups.items() for source in sources]
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
     if not overwrite:
         _refuse_to_replace(root, jobs)
@@ -212,6 +224,8 @@ def analyse(job: Job) -> Case:
         body_digest = job.known.body_sha256 if job.known else None
     else:
         body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
+    if job.corrects_bias:
+        volume = correct_bias(volume, body)
     frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
     case = Case(
         name=source.name,
@@ -225,6 +239,8 @@ def analyse(job: Job) -> Case:
         in_plane_mm=frame.in_plane_mm,
         percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
         mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
+        fat_level=fat_level(volume.array, body) if job.domain == "A" else None,
+        bias_corrected=job.corrects_bias,
         series_uid=source.series_uid,
         body_sha256=body_digest,
         method=METHOD_VERSION,
@@ -257,8 +273,10 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
-    recorded = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient, known.method)
-    return recorded == (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION)
+    of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
+    recorded = (*of_source, known.method, known.bias_corrected)
+    current = (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
+    return recorded == current
 
 
 def _write_body(job: Job, body: Volume) -> str:
@@ -313,6 +331,8 @@ class _SliceWriter:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
         volume = read_volume(job.source.path, job.source.series_uid, again=True)
         body = read_volume(_body_path(job), again=True).array > 0
+        if case.bias_corrected:
+            volume = correct_bias(volume, body)
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
@@ -362,8 +382,8 @@ def _body_slices(masks: np.ndarray) -> tuple[int, int]:
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
 
 
-def _job(root: Path, source: Source, split: str, domain: str) -> Job:
-    job = Job(root, source, split, domain)
+def _job(root: Path, source: Source, split: str, domain: str, bias_correction: bool) -> Job:
+    job = Job(root, source, split, domain, bias_correction=bias_correction)
     try:
         known = Case.from_dict(read_json(_record_path(job)))
         fine = not case_problems(known)

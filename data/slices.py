@@ -141,17 +141,21 @@ def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_m
 
 
 def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    if mr_rule == "tissue" and case.fat_level is None:
+        raise InputError(
+            f"{case.name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
+            "run python -m scripts.prepare_dataset again with the same options, or use --mr_window percentile or LO HI"
+        )
     try:
-        return mr_window(mr_rule, case.percentiles)
+        return mr_window(mr_rule, case.percentiles, case.fat_level)
     except InputError as error:
         raise InputError(f"{case.name}: {error}") from error
 
 
 def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:
-    """Return the units of a synthetic MR: the fixed window, or that between the medians of the MR's percentiles."""
-    percentiles = np.array([case.percentiles for case in manifest.select("train", "A")])
-    low, high = np.median(percentiles, axis=0).tolist()
-    return mr_window(mr_rule, (low, high))
+    """Return the units of a synthetic MR: the window between the medians of the ends of the training MR's windows."""
+    ends = [_window(case, mr_rule).range for case in manifest.select("train", "A")]
+    return IntensityMap.window(*np.median(ends, axis=0).tolist())
 
 
 class ImageFolderSlices:

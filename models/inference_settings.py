@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from data.errors import InputError
-from data.intensity import IntensityMap
+from data.intensity import MR_RULES, IntensityMap
 from data.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
 from data.slices import typical_mr_window
 from data.training_statistics import TrainingStatistics, training_statistics
@@ -35,7 +35,8 @@ class InferenceSettings:
         netG, ngf, norm, use_dropout, upsample: architecture of the generator.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
         size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
-        mr_window: 'percentile' (each volume's own) or fixed (low, high) in MR units.
+        mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units.
+        bias_correction: whether MR is corrected for its bias field first, as the training set's was.
         typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
         ct: CT map, in HU.
         versions: packages that trained the model.
@@ -64,6 +65,7 @@ class InferenceSettings:
     mirrored: bool = False
     solid_body: bool = False
     slab: int = 1
+    bias_correction: bool = False
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -114,10 +116,10 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
-        "mr_window": window == "percentile" or pair,
+        "mr_window": window in MR_RULES or pair,
         "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
-        "use_dropout, mirrored and solid_body": all(
-            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body)
+        "use_dropout, mirrored, solid_body and bias_correction": all(
+            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body, s.bias_correction)
         ),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
@@ -141,15 +143,15 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
         manifest = read_manifest(opt.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, opt.mr_window)
-        training = training_statistics(manifest)
+        training, bias_correction = training_statistics(manifest), manifest.bias_corrected
     else:
-        if opt.mr_window == "percentile" or opt.ct_transfer:
+        if isinstance(opt.mr_window, str) or opt.ct_transfer:
             raise InputError(
                 f"{opt.dataroot}: images do not say what their gray values are; say the windows that they were written "
                 "with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
-        training = None
+        training, bias_correction = None, False
     if opt.preprocess == "resize_and_crop":
         spacing_mm = spacing_mm and spacing_mm * size / opt.load_size
         size = opt.load_size
@@ -168,6 +170,7 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
         ct=opt.ct_map,
         versions=package_versions(),
         training=training,
+        bias_correction=bias_correction,
     )
 
 
@@ -196,7 +199,7 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     """
     if differing := _differing(old, new, _NETWORK):
         raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
-    for text in _differing(old, new, ("spacing_mm", "mr_window")):
+    for text in _differing(old, new, ("spacing_mm", "mr_window", "bias_correction")):
         log.warning("warning: --init_from %s: %s", name, text)
 
 
@@ -206,7 +209,7 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
     """
-    if differing := _differing(old, new, (*_NETWORK, "size", "spacing_mm", "slice_mm", "mr_window")):
+    if differing := _differing(old, new, (*_NETWORK, "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")):
         raise InputError(
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
             "a new run from its weights by --init_from"

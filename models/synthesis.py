@@ -16,6 +16,7 @@ from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
 from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.modality import check_ct, check_mr, in_hu
+from data.mr_scale import correct_bias, fat_level
 from data.slice_frame import SliceFrame
 from data.volume import Volume
 from models.experiment import weights_path
@@ -42,7 +43,8 @@ class VolumePlan:
     """How one volume goes through the network, and how what comes out becomes a volume.
 
     Attributes:
-        source: the volume; body: its body mask, bool (z, y, x).
+        source: the volume, an MR corrected for its bias field where the model asks for it.
+        body: its body mask, bool (z, y, x).
         frame: its slices. with_body: which of the N slices hold body, bool (N,); only those go through the network.
         source_map, target_map: intensities to [-1, 1].
         to_ct: whether CT comes out; else MR.
@@ -144,6 +146,8 @@ def prepare_volume(
     source = source if to_ct else in_hu(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
+    if to_ct and settings.bias_correction:
+        source = correct_bias(source, body)
     source_map, target_map = intensity_maps(settings, source, body)
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
@@ -209,4 +213,5 @@ def intensity_maps(settings: InferenceSettings, source: Volume, body: np.ndarray
         if settings.typical_mr is None:
             raise InputError("the model makes MR, but was trained on images: no MR units are known")
         return settings.ct, settings.typical_mr
-    return mr_window(settings.mr_window, mr_percentiles(source.array, body)), settings.ct
+    fat = fat_level(source.array, body) if settings.mr_window == "tissue" else None
+    return mr_window(settings.mr_window, mr_percentiles(source.array, body), fat), settings.ct

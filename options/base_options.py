@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
-from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, IntensityMap, parse_ct_transfer
+from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, MR_RULES, IntensityMap, parse_ct_transfer
 from models.precision import PRECISIONS
 
 # More than any count or size can be that a computer takes.
@@ -130,8 +130,10 @@ def parse_numbers(parser: argparse.ArgumentParser, arguments: list[str] | None) 
 
 
 def mr_window_rule(parser: argparse.ArgumentParser, words: list[str]) -> str | tuple[float, float]:
-    """Return the value of `--mr_window`: 'percentile' or (low, high)."""
-    return "percentile" if words == ["percentile"] else window(parser, "--mr_window", words, "percentile or LO HI")
+    """Return the value of `--mr_window`: one of `MR_RULES` or (low, high)."""
+    if len(words) == 1 and words[0] in MR_RULES:
+        return words[0]
+    return window(parser, "--mr_window", words, f"{', '.join(MR_RULES)} or LO HI")
 
 
 def window(

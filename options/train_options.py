@@ -68,8 +68,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--rotate", type=nonnegative_float, default=0.0, help="turn at random by up to so many degrees")
     data.add_argument("--zoom", type=nonnegative_float, default=0.0, help="scale at random by up to this share")
     data.add_argument(
-        "--mr_window", nargs="+", default=["percentile"], metavar="W", help="percentile (each volume's own) or LO HI"
-    )
+        "--mr_window", nargs="+", default=["percentile"], metavar="W",
+        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI",
+    )  # fmt: skip
     add_ct_map(data)
 
 
@@ -251,8 +252,9 @@ def port_number(text: str) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards.
 
-    `mr_window` is 'percentile' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or `--ct_transfer`,
-    `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a `DisplayWindow`.
+    `mr_window` is 'percentile', 'tissue' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or
+    `--ct_transfer`, `augmentation` that of `--preprocess` and what belongs to it, `display_window` a
+    `DisplayWindow`.
     """
     parser = train_parser()
     options = finish(parser, arguments)

@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--upsample", choices=UPSAMPLINGS, default="transposed", help="upsampling layer")
     parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
-    parser.add_argument("--mr_window", nargs="+", default=["0", "400"], metavar="W", help="percentile or LO HI")
+    parser.add_argument("--mr_window", nargs="+", default=["0", "400"], metavar="W", help="percentile, tissue or LO HI")
     parser.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), default=CT_WINDOW_HU, help="HU at -1 and 1")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
     options = parse_numbers(parser, arguments)

@@ -36,6 +36,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--slice_mm", type=_millimetres, help="resample to this slice spacing (default: keep the acquired slices)"
     )
     parser.add_argument(
+        "--bias_correction", action="store_true", help="take the shading of the coils out of the MR, here and in use"
+    )
+    parser.add_argument(
         "--series_uid",
         nargs="+",
         action="extend",
@@ -96,14 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         raise InputError(f"--series_uid {' '.join(sorted(unknown))}: in none of the DICOM folders")
     manifest, failures = prepare_dataset(
-        options.out,
-        groups,
-        options.size,
-        options.spacing_mm,
-        options.slice_mm,
-        options.workers,
-        options.overwrite,
-    )
+        options.out, groups, options.size, options.spacing_mm, options.slice_mm, options.workers, options.overwrite,
+        options.bias_correction,
+    )  # fmt: skip
     for case in manifest.cases:
         if case.lost_voxels:
             log.warning("warning: %s", lost_body_message(case, manifest.size, manifest.spacing_mm))

@@ -73,8 +73,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="mirror slabs: x left to right, y front to back; xy for limbs, x for bodies")  # fmt: skip
     add("--field_of_view", type=share, default=DEFAULTS.field_of_view, help="twice the probability that a side is cut")
     add("--bias", type=nonnegative_float, default=DEFAULTS.bias, help="greatest spread of the simulated bias field")
-    add("--mr_window", nargs="+", default=["percentile"], metavar="WORD",
-        help="how MR is windowed in use: percentile, or two numbers LO HI")  # fmt: skip
+    add("--mr_window", nargs="+", default=["tissue"], metavar="WORD",
+        help="how MR is windowed in use: tissue (by where its fat lies), percentile, or two numbers LO HI")  # fmt: skip
     add("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     add("--precision", choices=("fp32", "bf16"), default=DEFAULTS.precision, help="bf16: for GPUs that have it")
     add("--workers", type=positive_int, default=2, help="processes that prepare the CT, once a data set")
