@@ -252,8 +252,8 @@ def port_number(text: str) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards.
 
-    `mr_window` is 'percentile', 'tissue' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or `--ct_transfer`,
-    `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a `DisplayWindow`.
+    `mr_window` is 'percentile', 'tissue' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or
+    `--ct_transfer`, `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a `DisplayWindow`.
     """
     parser = train_parser()
     options = finish(parser, arguments)
