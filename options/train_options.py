@@ -253,7 +253,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards.
 
     `mr_window` is 'percentile', 'tissue' or (low, high), `ct_map` the `IntensityMap` of `--ct_window` or
-    `--ct_transfer`, `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a `DisplayWindow`.
+    `--ct_transfer`, `augmentation` that of `--preprocess` and what belongs to it, and `display_window` a
+    `DisplayWindow`.
     """
     parser = train_parser()
     options = finish(parser, arguments)
