@@ -202,7 +202,8 @@ def _describe(options: argparse.Namespace, ct: SimulationSet, ct_map: IntensityM
     manifest = read_manifest(options.dataroot)
     return InferenceSettings(
         netG="unet", ngf=options.ngf, norm="batch", use_dropout=False, upsample="resize", direction="AtoB",
-        size=ct.size, spacing_mm=ct.pixel_mm, slice_mm=manifest.slice_mm, mr_window=options.mr_window,
+        size=ct.size, spacing_mm=ct.pixel_mm, slice_mm=ct.slice_mm if options.slab > 1 else manifest.slice_mm,
+        mr_window=options.mr_window,
         typical_mr=None, ct=ct_map, versions=package_versions(), training=training_statistics(manifest),
         slab=options.slab,
     )  # fmt: skip

@@ -230,8 +230,9 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     settings = json.loads((tmp_path / "whole/inference.json").read_text())
     assert (settings["slab"], settings["mr_window"], settings["spacing_mm"]) == (3, [0.0, 600.0], 2.0)
     synthesiser = load_synthesiser(tmp_path / "whole", "latest", CPU)
-    mr = np.where(disc(12, slices=5)["hu"] > -500, 500, 0).astype(np.int16)
-    ct = synthesize_volume(Volume(mr, (2.0, 2.0, 3.0)), synthesiser, body=mr > 0)
+    body = disc(12, slices=5)["hu"] > -500
+    mr = np.where(body, np.random.default_rng(0).integers(300, 600, body.shape), 0).astype(np.int16)
+    ct = synthesize_volume(Volume(mr, (2.0, 2.0, 3.0)), synthesiser, body=body)
     assert ct.array.shape == mr.shape
     assert ct.array.dtype == np.int16
 
