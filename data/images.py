@@ -89,7 +89,11 @@ def image_shape(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         columns, rows = image.size
-        return (columns, rows) if image.getexif().get(_ORIENTATION) in _SWAPPED else (rows, columns)
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _SWAPPED  # of a PNG it may stand behind the pixels
+        except _UNREADABLE as error:
+            raise InputError(f"{path}: damaged: {error}; save the image again") from error
+        return (columns, rows) if turned else (rows, columns)
 
 
 def read_gray(path: Path) -> GrayImage:

@@ -10,20 +10,11 @@ case's arrays are, its record forgets its frame.
 
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
@@ -47,6 +38,7 @@ from data.slice_frame import SliceFrame
 from data.sources import Source
 from data.training_statistics import MIN_BODY_SHARE, slice_spread
 from data.volume import Volume, read_volume, write_volume
+from data.volume_jobs import Failure, run_jobs
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +70,6 @@ class Job:
     def corrects_bias(self) -> bool:
         """Whether this volume is corrected: CT has no bias field."""
         return self.bias_correction and self.domain == "A"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A volume that could not be prepared, and why."""
-
-    source: Source
-    reason: str
-
-
-Outcome = tuple[list[Case], list[Failure]]
 
 
 def prepare_dataset(
@@ -123,7 +104,7 @@ def prepare_dataset(
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
     if not overwrite:
         _refuse_to_replace(root, jobs)
-    analysed, failures = _run(analyse, jobs, workers, "finding bodies")
+    analysed, failures = run_jobs(analyse, jobs, workers, "finding bodies")
     check_splits(analysed)
     _check_trainable(root, analysed, failures)
     spacing_mm = spacing_mm or choose_spacing(analysed, size)
@@ -135,7 +116,7 @@ def prepare_dataset(
     writer = _SliceWriter(size, spacing_mm, slice_mm)
     if not all(writer.is_done(job) for job in jobs):
         _remove(root / MANIFEST_NAME)
-    cases, failed = _run(writer, jobs, workers, "writing slices")
+    cases, failed = run_jobs(writer, jobs, workers, "writing slices")
     failures += failed
     _check_trainable(root, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
@@ -410,57 +391,3 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be replaced: {error}") from error
-
-
-def _run(work: Callable[[Job], Case], jobs: list[Job], workers: int, title: str) -> Outcome:
-    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
-
-    When a process dies, all that were at work or waited are done again, each in a process of its own: one that ends
-    its process then is known by name, and what was a want of memory has all of it.
-    """
-    done, failures, lost = [], [], []
-    with _processes(workers) as pool:
-        calls = {_submit(pool, work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
-        ready = as_completed(calls) if pool else calls
-        for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
-            try:
-                done.append(call.result() if pool else call())
-            except InputError as error:
-                failures.append(Failure(calls[call].source, str(error)))
-            except BrokenProcessPool:
-                lost.append(calls[call])
-    if lost:
-        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
-    for job in lost:
-        try:
-            with _processes(workers) as pool:
-                done.append(pool.submit(work, job).result())
-        except InputError as error:
-            failures.append(Failure(job.source, str(error)))
-        except BrokenProcessPool:
-            reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
-            failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
-    return done, failures
-
-
-def _submit(pool: Executor, work: Callable[[Job], Case], job: Job) -> Future:
-    """Return a call to the pool, also to one that is broken by now."""
-    try:
-        return pool.submit(work, job)
-    except BrokenProcessPool as error:
-        call = Future()
-        call.set_exception(error)
-        return call
-
-
-def _processes(workers: int) -> AbstractContextManager[Executor | None]:
-    """Return a pool of processes, or None for one worker: this process. Spawned: forking ITK's threads can deadlock."""
-    if workers == 1:
-        return nullcontext()
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
-
-
-def _one_thread() -> None:
-    # One thread a process: the processes are the parallelism, and BLAS threads that wait in a spin would starve them.
-    threadpool_limits(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

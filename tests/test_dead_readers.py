@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data import dicom, preparation, reader_process
+from data import dicom, reader_process
 from data.errors import InputError
 from data.preparation import Job
 from data.sources import Source
 from data.volume import read_volume
+from data.volume_jobs import run_jobs
 from tests.test_volume import write_series
 
 
@@ -70,7 +71,7 @@ def end_on_bad(job: Job) -> str:
 def test_a_volume_that_ends_its_process_is_named_and_costs_no_other(tmp_path):
     names = ["a", "bad", "refused", "b"]
     jobs = [Job(tmp_path, Source(name, name, tmp_path / f"{name}.nii"), "train", "A") for name in names]
-    done, failures = preparation._run(end_on_bad, jobs, workers=2, title="reading")
+    done, failures = run_jobs(end_on_bad, jobs, workers=2, title="reading")
     assert sorted(done) == ["a", "b"]
     reasons = {failure.source.name: failure.reason for failure in failures}
     assert reasons.pop("refused") == "refused"

@@ -149,6 +149,18 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
         (tmp_path / f"{name}.png").rename(tmp_path / f"{name}.done")
 
 
+def test_a_png_with_torn_pixels_is_refused_from_its_header_on(tmp_path):
+    """Its EXIF data may stand behind the pixels, so that they are read for its size."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(data)
+    for read in (image_shape, read_gray):
+        with pytest.raises(InputError, match=r"a\.png: damaged"):
+            read(path)
+
+
 def gray_file(path, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)

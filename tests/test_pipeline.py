@@ -17,7 +17,7 @@ import test_pipeline
 from cohort import conversion, pipeline, summary
 from cohort.results import Results
 from data.errors import InputError
-from data.training_statistics import TrainingStatistics
+from data.training_statistics import HU_EDGES, TrainingStatistics
 from data.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -166,7 +166,8 @@ def test_only_what_is_missing_or_changed_is_done_again(site):
 
 def test_training_statistics_and_versions_do_not_make_results_outdated(site):
     _, first = run(site)
-    training = TrainingStatistics((3, 4), (2.0, 3.0), (9.0, 9.0), (0.5, 0.5), (2.0, 2.0), (4.0, 4.0))
+    histogram = (3,) * (len(HU_EDGES) - 1)
+    training = TrainingStatistics(histogram, (2.0, 3.0), (9.0, 9.0), (0.5, 0.5), (2.0, 2.0), (4.0, 4.0))
     write_model(site, settings=replace(SETTINGS, versions={"torch": "other"}, training=training))
     _, second = run(site)
     assert attempts(first) == attempts(second)

@@ -303,7 +303,7 @@ def test_on_a_cpu_no_voxel_depends_on_threads_or_batches(tmp_path, precision):
 def test_an_output_that_is_not_finite_is_an_error(tmp_path):
     net = Counting()
     net.layer = torch.nn.Threshold(0.0, float("nan"))
-    with pytest.raises(InputError, match="not finite in fp32"):
+    with pytest.raises(InputError, match=r"not finite \(NaN or infinite\) in fp32; take other weights"):
         counting_synthesiser(tmp_path, net).model.translate(np.zeros((1, 32, 32), np.float32), 1)
 
 
@@ -387,7 +387,7 @@ def test_missing_and_damaged_models_are_named(tmp_path):
         read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="use_dropout, mirrored and solid_body cannot be"):
+        with pytest.raises(InputError, match="use_dropout, mirrored, solid_body and bias_correction cannot be"):
             read_inference_settings(tmp_path / "good")
 
 
