@@ -78,13 +78,10 @@ def measure_training(opt: Namespace) -> dict:
     return compare_steps(opt) | {"peak_memory_mib": _memory(opt)}
 
 
-def plain_flop(model: CycleGANModel, opt: Namespace) -> float:
-    """Return the floating-point operations of a model's step done plainly, for one slice of each domain.
-
-    They are counted from shapes alone, on torch's meta device: that takes no time of the device's.
-    """
-    one = Namespace(**vars(opt) | {"batch_size": 1})
-    reference = ReferenceStep(model, torch.device("meta"))
+def plain_flop(opt: Namespace) -> float:
+    """Return the floating-point operations of the plain step for one slice of each domain."""
+    one = Namespace(**vars(opt) | {"batch_size": 1, "compile": False})
+    reference = ReferenceStep(build_model(one))
     with FlopCounterMode(display=False) as counter:
         reference.step(random_batch(one))
     return counter.get_total_flops()
@@ -93,7 +90,7 @@ def plain_flop(model: CycleGANModel, opt: Namespace) -> float:
 def measure_own_step(opt: Namespace) -> dict:
     """Return how fast the model's step is by itself, taking turns with matrix products."""
     batch, model = random_batch(opt), build_model(opt)
-    precision, flop = model.settings.precision, plain_flop(model, opt) * opt.batch_size * opt.steps
+    precision, flop = model.settings.precision, plain_flop(opt) * opt.batch_size * opt.steps
     product = MatrixProducts(precision, opt.device)
 
     def steps() -> None:

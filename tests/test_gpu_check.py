@@ -10,13 +10,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import correctness
 from benchmarks.correctness import Check, StepProblem, SynthesisProblem, check_repeats, relative_error
-from benchmarks.networks import build_model, plain_flop, random_batch
-from benchmarks.reference import ReferenceStep
-from benchmarks.waits import profile_step, waiting_places
+from benchmarks.waits import waiting_places
 from models.cycle_gan_model import CycleGANModel
 from models.test_model import TestModel
 from scripts import gpu_check
@@ -221,36 +218,6 @@ def test_larger_batches_are_timed(tmp_path):
     checks = Checks(CPU, tmp_path, True, later())
     assert (checks.full.batch_size, checks.larger.batch_size) == (1, 8)
     assert Checks(CPU, tmp_path, False, later()).larger.size == 256
-
-
-def test_operations_are_counted_without_computing(tmp_path):
-    """As many as in the plain step of one slice that is computed, whatever the batch."""
-    checks = Checks(CPU, tmp_path, True, later())
-    model = build_model(checks.larger)
-    step = ReferenceStep(model).step
-    with FlopCounterMode(display=False) as counter:
-        step(random_batch(checks.full))
-    assert plain_flop(model, checks.larger) == counter.get_total_flops() > 0
-
-
-def test_a_profile_is_of_one_step(tmp_path):
-    checks = Checks(CPU, tmp_path, True, later())
-    found = profile_step(checks.full)
-    counts = {row["name"]: row["a_step"] for row in found["operations"]}
-    assert counts["aten::convolution_backward"] == convolutions_backward(checks.full)
-    assert found["ms_a_step"] > 0
-    assert found["kernels_a_step"] == 0
-
-
-def convolutions_backward(opt):
-    """Return how many convolutions of a step gradients pass through, counted by hooks."""
-    model, passed = build_model(opt), []
-    for net in model._all_networks():
-        for module in net.modules():
-            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-                module.register_forward_hook(lambda _, __, out: out.register_hook(lambda _: passed.append(1)) and None)
-    model.step(random_batch(opt))
-    return len(passed)
 
 
 def test_compiling_comes_before_what_is_least_needed(tmp_path):
