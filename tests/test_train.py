@@ -306,7 +306,7 @@ def test_defaults_are_the_published_settings():
         (["--device", "cuda:99"], "CUDA devices"),
         (["--gpu_ids", "x"], "expected a number"),
         (["--mr_window", "400", "0"], "LO below HI"),
-        (["--mr_window", "wide"], "percentile or LO HI"),
+        (["--mr_window", "wide"], "percentile, tissue or LO HI"),
         (["--ct_window", "-1000", "1400", "--ct_transfer", "soft_tissue"], "expected one of them"),
         (["--ct_transfer", "spread"], "expected a name"),
         (["--n_epochs", "0", "--n_epochs_decay", "0"], "at least one epoch"),
