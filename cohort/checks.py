@@ -22,7 +22,7 @@ MIN_BODY_DICE = 0.9
 MAX_END_SHARE = 0.05
 # Slices beyond the training set's limit: in every training patient 5 % may be, by the limit's definition.
 MAX_ODD_SLICES = 0.05
-# Share of body voxels that lie outside a fixed MR window; a percentile window leaves out 1 %.
+# Share of body voxels that lie outside the MR window, fixed or set by fat; a percentile window leaves out 1 %.
 MAX_CLIPPED_SHARE = 0.05
 # MR intensities and spacings may leave the training set's range by this factor, medians by this much.
 INTENSITY_FACTOR = 2.0
@@ -144,7 +144,7 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
     if training is None:
         return
     reach = training.mr_high
-    if not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:
+    if not plan.own_scale and not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:
         findings.warnings.append(
             f"MR intensities reach {high:.4g} in the body; those of the training set {_range(reach)}: another scanner, "
             "sequence or scaling"

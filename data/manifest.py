@@ -35,7 +35,7 @@ class Case:
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
-        fat_level: MR only: `data.mr_scale.fat_level` inside the body; None in data sets of before it was recorded.
+        fat_level: MR only: `data.mr_scale.fat_level` inside the body; None in data sets of earlier versions.
         bias_corrected: whether the slices, and all that is recorded of the MR, are of `data.mr_scale.correct_bias`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
             (`data.training_statistics.slice_spread`). None in data sets that were prepared before these were recorded.

@@ -29,7 +29,7 @@ MODE_REACH = 0.27
 ONE_MODE_LEVEL = 0.95
 # N4 sees blocks of about this size: bias fields are smooth over centimetres.
 N4_MM = 4.5
-N4_ITERATIONS = (40, 40)
+N4_ITERATIONS = (30, 30)
 # The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
 N4_MESH = (1, 1, 1)
 

@@ -254,6 +254,8 @@ def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
+    if job.domain == "A" and known.fat_level is None:  # of a version that did not record it
+        return False
     of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
     recorded = (*of_source, known.method, known.bias_corrected)
     current = (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)

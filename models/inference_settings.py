@@ -118,8 +118,9 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "direction": s.direction in ("AtoB", "BtoA"),
         "mr_window": window in MR_RULES or pair,
         "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
-        "use_dropout, mirrored, solid_body and bias_correction": all(
-            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body, s.bias_correction)
+        "bias_correction": isinstance(s.bias_correction, bool),
+        "use_dropout, mirrored and solid_body": all(
+            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body)
         ),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }

@@ -50,6 +50,7 @@ class VolumePlan:
         to_ct: whether CT comes out; else MR.
         solid_body: whether there is no air in the body.
         lost_voxels: body voxels outside the frame.
+        own_scale: whether the MR's window is set by its own fat, so that its scanner's scaling does not matter.
     """
 
     source: Volume
@@ -61,6 +62,7 @@ class VolumePlan:
     to_ct: bool
     solid_body: bool
     lost_voxels: int
+    own_scale: bool = False
 
     def describe_loss(self) -> str | None:
         """Return in words what part of the body lies outside the frame; None where all is inside."""
@@ -154,7 +156,8 @@ def prepare_volume(
     used = frame.slices_with(body)
     if settings.slab > 1:  # a slab's slices are neighbours
         used[used.argmax() : len(used) - used[::-1].argmax()] = True
-    plan = VolumePlan(source, body, frame, used, source_map, target_map, to_ct, settings.solid_body, lost)
+    own_scale = settings.mr_window == "tissue"
+    plan = VolumePlan(source, body, frame, used, source_map, target_map, to_ct, settings.solid_body, lost, own_scale)
     clean = source if to_ct else remove_couch(source, body)
     slices = frame.prepare(clean, fill=float(source.array.min()))
     return source_map.to_network(slices[plan.with_body]), plan

@@ -1,0 +1,208 @@
+"""MR on one scale: where fat lies, by closed forms; the bias field; the window in training and in use."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data import mr_scale
+from data.errors import InputError
+from data.intensity import IntensityMap, mr_window
+from data.manifest import read_manifest
+from data.mr_scale import correct_bias, fat_level
+from data.slices import prepared_windows, typical_mr_window
+from data.volume import Volume
+from models.synthesis import prepare_volume
+from options import train_options
+from scripts import prepare_dataset
+from tests.test_cohort import MR_SETTINGS, TRAINING, converted, patient_mr
+from tests.test_preparation import FAT_MR, MUSCLE_MR, cylinder, mr_volume, prepare, raw  # noqa: F401
+
+CT_MAP = IntensityMap.window(-1000, 1400)
+
+
+def tissues(fat=900.0, muscle=300.0, fat_share=0.3, spread=0.1, voxels=40_000) -> np.ndarray:
+    """Return voxels of muscle and fat, each log-normal about its level, shape (N,)."""
+    levels = np.repeat([fat, muscle], [round(fat_share * voxels), voxels - round(fat_share * voxels)])
+    return levels * np.exp(np.random.default_rng(0).normal(0, spread, voxels))
+
+
+def level(values: np.ndarray) -> float:
+    return fat_level(values, np.ones(values.shape, bool))
+
+
+@pytest.mark.parametrize("ratio", [1.8, 2.5, 3.0, 4.0, 5.5])
+@pytest.mark.parametrize("share", [0.08, 0.3, 0.6, 0.92])
+def test_the_upper_of_two_modes_is_fat(ratio, share):
+    assert level(tissues(muscle=900 / ratio, fat_share=share)) == pytest.approx(900, rel=0.02)
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0, 1e-6, 1 / 7, 12345.678])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5])
+def test_the_level_scales_with_the_mr_to_rounding(factor, share):
+    values = tissues(fat_share=share)
+    assert level(factor * values) == pytest.approx(factor * level(values), rel=1e-9)
+    single = values.astype(np.float32)
+    assert level(np.float32(factor) * single) == pytest.approx(factor * level(single), rel=1e-5)
+
+
+def test_whole_numbers_of_a_low_scale_are_as_good():
+    assert level(np.rint(tissues() / 30)) * 30 == pytest.approx(900, rel=0.03)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_zeros_noise_and_bright_spots_do_not_move_the_level(share):
+    """Half of a generous mask is background, zero or noise; one voxel in 500 is a vessel."""
+    values = tissues(fat_share=share)
+    rng = np.random.default_rng(1)
+    empty, noise = np.zeros(values.size), rng.rayleigh(12, values.size)
+    spots = np.full(values.size // 500, 20_000.0)
+    for background in (empty, noise):
+        assert level(np.concatenate([values, background, spots])) == pytest.approx(900, rel=0.03)
+
+
+def test_a_crop_has_the_level_of_the_whole():
+    """The crop holds a quarter of the limb and less fat."""
+    limb = mr_volume()
+    body = cylinder(40.0) < 1
+    crop = np.s_[1:4, 25:, 18:45]
+    whole = fat_level(limb.array, body)
+    assert whole == pytest.approx(FAT_MR, rel=0.02)
+    assert fat_level(limb.array[crop], body[crop]) == pytest.approx(whole, rel=0.01)
+
+
+def test_one_mode_takes_the_upper_percentile():
+    """Muscle alone, or with fat too rare to tell from vessels, or fat alone, or two tissues too near to be a pair."""
+    for values in (tissues(fat_share=0), tissues(fat_share=0.01), tissues(fat_share=1), tissues(muscle=700)):
+        assert level(values) == pytest.approx(0.95 * np.percentile(values, 95), rel=1e-12)
+
+
+def test_no_voxel_above_zero_is_an_error():
+    empty = np.zeros((4, 4, 4), np.float32)
+    with pytest.raises(InputError, match="no voxel of the MR is above 0"):
+        level(empty)
+    with pytest.raises(InputError, match="no voxel of the MR is above 0"):
+        correct_bias(Volume(empty), np.ones(empty.shape, bool))
+
+
+def limb(amplitude: float) -> tuple[Volume, np.ndarray, np.ndarray]:
+    """Return a limb of 140 mm under a smooth field of 1 +- `amplitude`, its body, and the field."""
+    shape = (12, 56, 56)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = np.hypot(x, y * 1.1)
+    body = radius < 0.9
+    bone = np.hypot(x - 0.1, y) < 0.15
+    clean = np.where(body, np.where(radius > 0.7, 950.0, np.where(bone, 850.0, 320.0)), 0.0)
+    field = 1 + amplitude * np.sin(np.pi / 2 * (0.7 * x + 0.4 * y - 0.3 * z))
+    noise = np.random.default_rng(0).normal(0, 15, (2, *shape))
+    array = np.hypot(clean * field + noise[0], noise[1]).astype(np.float32)
+    return Volume(array, (2.5, 2.5, 5.0), (3.0, -9.0, 40.0)), body, field
+
+
+def test_a_smooth_bias_field_is_taken_out():
+    mr, body, field = limb(0.4)
+    corrected = correct_bias(mr, body)
+    assert corrected.array.dtype == np.float32 and corrected.origin == mr.origin
+    removed = np.log(mr.array[body] / corrected.array[body])
+    assert removed.mean() == pytest.approx(0, abs=1e-4)  # the scale stays
+    before = np.log(field[body])
+    left = before - removed
+    assert before.std() > 0.2
+    assert left.std() < 0.06
+    again = correct_bias(mr.with_array(3 * mr.array), body)
+    np.testing.assert_allclose(again.array, 3 * corrected.array, rtol=1e-3)
+
+
+def test_without_a_field_little_changes():
+    mr, body, _ = limb(0.0)
+    assert np.log(mr.array[body] / correct_bias(mr, body).array[body]).std() < 0.03
+
+
+def test_the_tissue_window_reaches_1200_where_fat_lies_at_950():
+    assert mr_window("tissue", (3.0, 7.0), 950.0).range == pytest.approx((0, 1200))
+
+
+def same_truth(_) -> np.ndarray:
+    mr = patient_mr().array
+    return np.where(mr > 600, -100, np.where(mr > 150, 50, -1000)).astype(np.float32)
+
+
+def test_a_scaled_mr_goes_through_the_network_as_it_is():
+    """The slices do not depend on the scanner's scale, and no check cries out about it."""
+    settings = replace(MR_SETTINGS, mr_window="tissue")
+    slices, plan = prepare_volume(patient_mr(), settings)
+    assert plan.source_map.range == pytest.approx((0, 1200 / 950 * FAT_MR), rel=0.02)
+    for scale in (0.3, 3.0):
+        mr = patient_mr().with_array(np.float32(scale) * patient_mr().array)
+        np.testing.assert_allclose(prepare_volume(mr, settings)[0], slices, atol=1e-5)
+        same = converted(same_truth, mr=mr, settings=settings, training=TRAINING)
+        assert "scaling" not in "; ".join(same.warnings)
+
+
+def test_a_model_with_bias_correction_sees_the_corrected_mr():
+    mr, body, _ = limb(0.4)
+    settings = replace(MR_SETTINGS, size=96, mr_window=(0.0, 1200.0), bias_correction=True)
+    slices, _ = prepare_volume(mr, settings, body)
+    expected, _ = prepare_volume(correct_bias(mr, body), replace(settings, bias_correction=False), body)
+    np.testing.assert_array_equal(slices, expected)
+    plain, _ = prepare_volume(mr, replace(settings, bias_correction=False), body)
+    assert np.abs(slices - plain).max() > 0.1
+
+
+def test_preparation_records_fat_and_its_windows_follow(raw):  # noqa: F811
+    _, manifest = prepare(raw)
+    cases = manifest.select("train", "A")
+    for k, case in enumerate(cases):
+        assert case.fat_level == pytest.approx(FAT_MR * (1 + k), rel=0.02)
+        assert prepared_windows([case], "tissue", CT_MAP)[0].range == (0, 1200 / 950 * case.fat_level)
+    typical = np.mean([case.fat_level for case in cases])
+    assert typical_mr_window(manifest, "tissue").range == pytest.approx((0, 1200 / 950 * typical))
+    assert not manifest.bias_corrected
+    assert all(case.fat_level is None for case in manifest.select("train", "B"))
+
+
+def test_a_data_set_prepared_without_the_level_says_the_way_out(raw):  # noqa: F811
+    _, manifest = prepare(raw)
+    for path in [raw / "set/manifest.json", *(raw / "set/trainA").glob("*.json")]:
+        data = json.loads(path.read_text())
+        for case in data.get("cases", [data]):
+            del case["fat_level"]
+            del case["bias_corrected"]
+        path.write_text(json.dumps(data))
+    old = read_manifest(raw / "set")
+    assert prepared_windows(old.select("train", "A"), "percentile", CT_MAP)
+    with pytest.raises(InputError, match=r"p0: prepared by a version .* run python -m scripts.prepare_dataset again"):
+        prepared_windows(old.select("train", "A"), "tissue", CT_MAP)
+    with pytest.raises(InputError, match="did not record where fat lies"):
+        typical_mr_window(old, "tissue")
+    assert prepare(raw)[1] == manifest  # the way out
+
+
+def test_bias_correction_is_recorded_and_a_changed_mind_is_done_again(raw):  # noqa: F811
+    def mr_slices():
+        return [np.load(file) for file in sorted((raw / "set/trainA").glob("*.npy"))]
+
+    prepare(raw)
+    plain, ct = mr_slices(), (raw / "set/trainB/q0.npy").stat().st_mtime_ns
+    _, manifest = prepare(raw, "--bias_correction")
+    assert manifest.bias_corrected and all(case.bias_corrected for case in manifest.select("train", "A"))
+    body = cylinder(40.0) < 1
+    for before, after in zip(plain, mr_slices(), strict=True):
+        assert not np.array_equal(before, after)
+        inside = np.s_[:, 2:62, 2:62]
+        np.testing.assert_allclose(np.median(after[inside][body]), np.median(before[inside][body]), rtol=0.1)
+    assert (raw / "set/trainB/q0.npy").stat().st_mtime_ns == ct  # CT has no bias field
+    assert not prepare(raw)[1].bias_corrected
+    for before, after in zip(plain, mr_slices(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_option():
+    words = ["--dataroot", "d", "--name", "n", "--mr_window"]
+    assert train_options.parse([*words, "tissue"]).mr_window == "tissue"
+    assert not prepare_dataset.parse("--mr a --ct b --out c".split()).bias_correction
+
+
+def test_the_pair_of_modes_is_as_far_apart_as_fat_and_muscle():
+    assert mr_scale.FAT_TO_MUSCLE[0] < FAT_MR / MUSCLE_MR < mr_scale.FAT_TO_MUSCLE[1]
