@@ -4,7 +4,8 @@ What rounding may do depends on the arithmetic alone. Its unit roundoff u is 2^-
 float16, 2^-8 in bfloat16; sums are taken in float32, and those of many terms, or Winograd's and Fourier's ways to
 convolve, cost a few bits: e = u + 2^-19. Losses and images are off by a multiple of e, gradients by a multiple of
 sqrt(e): a share of about e of all ReLUs and absolute differences changes its side, and each puts one entry of the
-gradient wholly wrong. The multiples below are two to four times what correct arithmetic gave. What float32 may is far
+gradient wholly wrong. The multiples below leave room over what correct arithmetic gave, least for gradients in
+bfloat16 and float16: 1.3 to 2.3 times a CPU's error, 2.4 times an H200's (docs/performance.md). What float32 may is far
 less than what TF32 gives, so that TF32 where float32 was asked for is noticed.
 """
 

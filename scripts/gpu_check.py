@@ -46,7 +46,7 @@ COMMON = {
     "compile": False,
     "precision": "auto",
     "upsample": "transposed",
-    "steps": 10,
+    "steps": 5,
     "turns": 3,
     "num_threads": [0, 4],
 }
@@ -148,9 +148,9 @@ class Checks:
             "synthesis": partial(measure_synthesis, self.full),
             "waits": self.waits,
             "memory": self.memory,
+            **{name: partial(self._in_process, name) for name in self.compiling()},
             "kernels": self.kernels,
             "loader": partial(measure_loader, self.full),
-            **{name: partial(self._in_process, name) for name in self.compiling()},
         }
 
     def compiling(self) -> dict[str, Callable[[], dict]]:

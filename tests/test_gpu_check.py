@@ -218,3 +218,8 @@ def test_larger_batches_are_timed(tmp_path):
     checks = Checks(CPU, tmp_path, True, later())
     assert (checks.full.batch_size, checks.larger.batch_size) == (1, 8)
     assert Checks(CPU, tmp_path, False, later()).larger.size == 256
+
+
+def test_compiling_comes_before_what_is_least_needed(tmp_path):
+    names = list(Checks(CPU, tmp_path, True, later()).sections())
+    assert names[-4:] == ["correct, compiled", "training, compiled", "kernels", "loader"]

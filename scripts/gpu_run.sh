@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Use a GPU for a fixed time: check it, then train on several prepared data sets at once for the rest.
+#   bash scripts/gpu_run.sh DATASET... OUT
+# First scripts.gpu_check, which writes OUT/gpu_check.json; then for every data set, all at the same time,
+# scripts.train_simulated, which keeps OUT/checkpoints/NAME (NAME: the name of the data set's folder). Logs are
+# OUT/gpu_check.log and OUT/train_NAME.log. What fails does not stop the others; the exit code is 1 then.
+# Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; one that has had its time ends at once.
+# SECONDS_TOTAL: for everything, about (540). CHECK_SECONDS: of these for the check (a third). DEVICE: cuda:0.
+# PYTHON: .venv/bin/python. OMP_NUM_THREADS: of each training (the cores, shared out among the trainings).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
+usage="usage: bash scripts/gpu_run.sh DATASET... OUT"
+refuse() {
+    echo "error: $*; $usage" >&2
+    exit 2
+}
+
+[ $# -ge 2 ] || refuse "$# folders given; expected at least one prepared data set, and the folder for results"
+out=${*: -1}
+[ ! -e "$out/manifest.json" ] || refuse "$out is a prepared data set; expected the folder for results at the end"
+total=${SECONDS_TOTAL:-540}
+[[ $total =~ ^[1-9][0-9]*$ ]] || refuse "SECONDS_TOTAL=$total; expected a whole number of seconds"
+check=${CHECK_SECONDS:-$((total / 3 > 0 ? total / 3 : 1))}
+[[ $check =~ ^[1-9][0-9]*$ ]] || refuse "CHECK_SECONDS=$check; expected a whole number of seconds"
+datasets=() names=()
+for dataset in "${@:1:$#-1}"; do
+    [ -e "$dataset/manifest.json" ] || refuse "$dataset has no manifest.json; expected what scripts.prepare_dataset makes"
+    dataset=$(realpath "$dataset")
+    name=$(basename "$dataset")
+    for other in ${names[@]+"${names[@]}"}; do
+        [ "$other" != "$name" ] || refuse "two data sets are called $name, and would train in one folder; rename one"
+    done
+    datasets+=("$dataset") names+=("$name")
+done
+mkdir -p "$out"
+out=$(realpath "$out")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-.venv/bin/python} device=${DEVICE:-cuda:0} models=$out/checkpoints
+
+jobs=() stopped=false
+trap 'stopped=true; kill -TERM ${jobs[@]+"${jobs[@]}"} 2>/dev/null || true' INT TERM HUP
+failed=()
+finish() { # job, what it is, its log
+    local status=0
+    wait "$1" || status=$?
+    while kill -0 "$1" 2>/dev/null; do # a signal ends `wait`, not the job
+        status=0
+        wait "$1" || status=$?
+    done
+    if [ "$status" != 0 ]; then
+        failed+=("$2")
+        echo "$2: failed with exit code $status; the end of $3:"
+        tail -n 5 "$3"
+    else
+        echo "$2: done; $3"
+    fi
+}
+
+"$python" -m scripts.gpu_check --out "$out" --seconds "$check" --device "$device" >"$out/gpu_check.log" 2>&1 &
+jobs=($!)
+finish "$!" "check of the GPU" "$out/gpu_check.log"
+
+rest=$((total - SECONDS)) jobs=()
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / ${#names[@]} > 0 ? cores / ${#names[@]} : 1))}"
+for k in "${!names[@]}"; do
+    name=${names[$k]}
+    if "$stopped" || [ "$rest" -le 0 ]; then
+        failed+=("training $name")
+        if "$stopped"; then why="stopped by a signal"; else why="no time is left; raise SECONDS_TOTAL"; fi
+        echo "training $name: not begun: $why"
+        continue
+    fi
+    options=(--dataroot "${datasets[$k]}" --name "$name" --seconds "$rest" --checkpoints_dir "$models" --device "$device")
+    if [ -e "$models/$name/latest_state.pth" ] || [ -e "$models/$name/previous_state.pth" ]; then
+        options+=(--continue_train)
+    fi
+    "$python" -m scripts.train_simulated "${options[@]}" >"$out/train_$name.log" 2>&1 &
+    jobs+=($!)
+done
+for k in "${!jobs[@]}"; do
+    finish "${jobs[$k]}" "training ${names[$k]}" "$out/train_${names[$k]}.log"
+done
+[ ${#failed[@]} = 0 ]
