@@ -11,10 +11,10 @@ raw=datasets/phantom_raw data=datasets/phantom
 "$python" -m scripts.make_phantom --out "$raw" --patients 6 --test_patients 2 --seed 1 --workers 2
 "$python" -m scripts.prepare_dataset --mr "$raw/train/mr/*.nii.gz" --ct "$raw/train/ct/*.nii.gz" --out "$data" --size 128
 
-# The recommended recipe, a few minutes of it; started again, it goes on or ends at once.
+# The recommended recipe, a few minutes of it; started again, it resumes or ends at once.
 name=recommended_$(basename "$data")
-EPOCHS=2 PYTHON=$python bash scripts/train_recommended.sh "$data" --max_dataset_size 480 --ema 0.98 \
-    --print_freq 40 --num_threads 1
+PYTHON=$python bash scripts/train_recommended.sh "$data" --steps 600 --batch_size 4 --ngf 16 --slab 3 --crop_size 96 \
+    --flip x --rotate 10 --field_of_view 0 --lr 2e-3 --ema 0.99
 
 patient=$(find "$raw/test" -mindepth 1 -maxdepth 1 -type d | sort | head -n 1)
 for model in "$name" phantom; do # phantom: shipped, trained longer on other generated patients
@@ -25,7 +25,7 @@ cat <<END
 
 generated patients   $raw
 prepared slices      $data
-model                checkpoints/$name  (losses and pictures: web/index.html)
+model                checkpoints/$name  
 synthetic CT         results/demo/$name  (volume in HU on the MR's grid, picture, scores, a page to look through it)
                      results/demo/phantom  (the same by a shipped model)
 

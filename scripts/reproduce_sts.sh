@@ -4,9 +4,9 @@
 #   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or what
 # scripts.prepare_sts makes of it (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
-# DEVICE: auto. EPOCHS: of the recommended model's first stage (24). EXTRACTOR_EPOCHS: 4.
+# DEVICE: auto. STEPS: of the recommended model (6000). EXTRACTOR_EPOCHS: 4.
 # A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
-#   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
+#   DEVICE=cpu STEPS=2 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
@@ -46,8 +46,7 @@ arm() { # script, name, options; a run that is done ends at once
 arm train_pure_cyclegan pure_cyclegan --n_epochs 1 --n_epochs_decay 1
 arm train_cycle_lcc cycle_Lcc --n_epochs 1 --n_epochs_decay 1
 arm train_self_lcc Self+Lcc_finetune --n_epochs 0 --n_epochs_decay 1 --shape_extractor "$models/shape_extractor"
-bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --mr_window 0 1200 --flip --seed 0 \
-    "${device[@]}" ${further[@]+"${further[@]}"}
+bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --steps "${STEPS:-6000}" "${device[@]}"
 
 is_newer() { # file, others: whether it is there and newer than all of them
     local file=$1 other
@@ -56,7 +55,7 @@ is_newer() { # file, others: whether it is there and newer than all of them
 if ! is_newer "$models/recommended/latest_net_G_A.pth" "$models/recommended_native/latest_net_G_A.pth"; then
     rm -rf "$models/recommended" "$models/.recommended"
     "$python" -m scripts.export_model --name recommended_native --checkpoints_dir "$models" --out "$models/.recommended" \
-        --mirrored --solid_body
+        --solid_body
     mv "$models/.recommended" "$models/recommended"
 fi
 

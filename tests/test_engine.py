@@ -20,6 +20,7 @@ from models.precision import choose_precision
 from models.schedules import LearningRate
 from options import train_options
 from options.train_options import SaveRhythm, save_rhythm
+from scripts import train_simulated
 from tests.test_cycle_gan_model import CPU, TINY, batch, weights
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import SHORT, assert_same_weights, run
@@ -213,56 +214,36 @@ sys.exit(int(os.environ.get("DIES", 0)))
             env=os.environ | {"PYTHON": str(python)} | environment, capture_output=True, text=True,
         )  # fmt: skip
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-        assert all(call[0] == "train.py" for call in calls)
-        return process, [train_options.parse(call[1:]) for call in calls]
+        assert all(call[:2] == ["-m", "scripts.train_simulated"] for call in calls)
+        return process, [train_simulated.parse_arguments(call[2:]) for call in calls]
 
     (tmp_path / "limbs").mkdir()
     return start
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_the_recipe_trains_two_stages_and_passes_options_on(recipe, tmp_path, joint):
-    more = ["--max_dataset_size", "7", "--mr_window", "0", "1200", "--display_env=a b", "--display_id", "1"]
+def test_the_recipe_passes_options_on_and_resumes_what_has_a_state(recipe, tmp_path, joint):
     models = tmp_path / "my models"
+    more = ["--mr_window", "0", "1200", "--steps", "7"]
     more += [f"--checkpoints_dir={models}"] if joint else ["--checkpoints_dir", str(models)]
-    more += ["--flip"]
-    process, stages = recipe(*more, EPOCHS="5")
+    process, (run,) = recipe(*more, "--flip", "x")
     assert process.returncode == 0, process.stderr
-    assert [(s.name, s.n_epochs_warm, s.warm_lr, s.init_from, s.continue_train) for s in stages] == [
-        ("recommended_start_limbs", 5, 7e-4, None, False),
-        ("recommended_limbs", 3, 2.5e-4, "recommended_start_limbs", False),
-    ]
-    for stage in stages:
-        assert (stage.dataroot, stage.checkpoints_dir) == (tmp_path / "limbs", models)
-        assert (stage.max_dataset_size, stage.mr_window, stage.display_env) == (7, (0.0, 1200.0), "a b")
-    # The first stage has a state, its latest one or the one before it; half a state is none.
-    for name, goes_on in (("latest", True), ("previous", True), ("next_latest", False)):
-        state = models / f"recommended_start_limbs/{name}_state.pth"
+    assert (run.name, run.dataroot, run.checkpoints_dir) == ("recommended_limbs", tmp_path / "limbs", models)
+    assert (run.steps, run.mr_window, run.flip, run.continue_train) == (7, (0.0, 1200.0), "x", False)
+    # Its latest state or the one before it; half a state is none.
+    for name, resumes in (("latest", True), ("previous", True), ("next_latest", False)):
+        state = models / f"recommended_limbs/{name}_state.pth"
         state.parent.mkdir(parents=True, exist_ok=True)
         state.touch()
-        _, stages = recipe(*more)
-        assert [(s.continue_train, s.init_from) for s in stages] == [
-            (goes_on, None), (False, "recommended_start_limbs"),
-        ]  # fmt: skip
+        assert recipe(*more)[1][0].continue_train == resumes
         state.unlink()
-    state = models / "recommended_limbs/latest_state.pth"
-    state.parent.mkdir()
-    state.touch()
-    _, stages = recipe(*more)
-    assert [(s.continue_train, s.init_from, s.n_epochs_warm) for s in stages] == [(False, None, 24), (True, None, 12)]
-    process, stages = recipe(*more, DIES="143")  # the second stage waits for the first
-    assert (process.returncode, len(stages)) == (143, 1)
+    assert recipe(*more, DIES="143")[0].returncode == 143
 
 
-@pytest.mark.parametrize("option", ["--name", "--n_epochs_warm", "--warm_lr", "--init_from", "--dataroot"])
+@pytest.mark.parametrize("option", ["--name", "--dataroot", "--continue_train"])
 @pytest.mark.parametrize("form", ["{} 3", "{}=3"])
 def test_the_recipe_refuses_what_it_sets_itself(recipe, option, form):
-    process, stages = recipe("--flip", *form.format(option).split(), "--seed", "1")
-    assert (process.returncode, stages) == (2, [])
+    process, runs = recipe("--flip", "x", *form.format(option).split(), "--seed", "1")
+    assert (process.returncode, runs) == (2, [])
     (line,) = process.stderr.splitlines()
-    assert line.startswith(f"error: scripts/train_recommended.sh: {option}: the recipe sets it") and "EPOCHS" in line
-
-
-def test_the_recipe_goes_on_by_itself_alone(recipe):
-    process, stages = recipe("--continue_train")
-    assert (process.returncode, stages) == (2, []) and "--continue_train: the recipe sets it" in process.stderr
+    assert line.startswith(f"error: scripts/train_recommended.sh: {option}: the recipe sets it")
