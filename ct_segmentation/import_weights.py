@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         input_range=(opt.input_range[0], opt.input_range[1]),
         wide_up=found["wide_up"],
         versions=software_versions(),
-        training={"dataset": f"elsewhere, weights {opt.weights.name}"},
+        training={"dataset": f"data elsewhere (weights {opt.weights.name})"},
     )
     extractor = ShapeExtractor(settings)
     extractor.net = net

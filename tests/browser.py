@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+# On a busy machine a page takes a minute; a test that finds nothing fails after this.
+_SECONDS = 240
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -19,7 +21,9 @@ def open_browser() -> Iterator:
         pytest.skip("no Chromium: install it (Debian and Ubuntu: apt-get install chromium)")
     with playwright.sync_playwright() as play:
         # Tests run as root in containers, where Chromium's own sandbox cannot.
-        chromium = play.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        chromium = play.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"], timeout=1000 * _SECONDS
+        )
         yield chromium
         chromium.close()
 
@@ -28,6 +32,7 @@ def open_browser() -> Iterator:
 def visit(browser, address: str, allowed: tuple[str, ...] = ("file:", "data:"), **options) -> Iterator:
     """Yield a page at an address; at the end it has met no error and asked for nothing that is not `allowed`."""
     context = browser.new_context(**options)
+    context.set_default_timeout(1000 * _SECONDS)
     context.route("**/favicon*", lambda route: route.fulfill(status=204))  # a browser's own wish
     page = context.new_page()
     problems: list[str] = []
@@ -42,7 +47,7 @@ def visit(browser, address: str, allowed: tuple[str, ...] = ("file:", "data:"), 
     assert not problems, problems
 
 
-def wait_until(page, expression: str, seconds: float = 30) -> None:
+def wait_until(page, expression: str, seconds: float = _SECONDS) -> None:
     """Wait until a JavaScript expression is true. Playwright's own way needs `eval`, which our pages forbid."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):

@@ -164,7 +164,7 @@ def test_unusable_inputs_are_refused(model, tmp_path):
     (tmp_path / "empty").mkdir()
     for source, target, message in (
         ("ct.nii.gz", "mask.png", "expected a volume's name"),
-        ("ct.nii.gz", "ct.nii.gz", "is the input"),
+        ("ct.nii.gz", "ct.nii.gz", "is one of the inputs"),
         ("flat.npy", "mask.npy", r"expected slices \(N, H, W\)"),
         ("slices.npy", "mask.nii.gz", r"ending in \.npy"),
         ("missing.npy", "mask.npy", "cannot be read"),
@@ -238,7 +238,8 @@ def test_import_of_published_weights(tmp_path):
     words = (*words, "--input_range", 0, 1, "--ct_window", -1000, 1000)
     run(import_weights, *words)
     loaded = load_extractor(tmp_path / "run")
-    assert replace(loaded.settings, versions=None) == published.settings
+    assert replace(loaded.settings, versions=None, training=None) == published.settings
+    assert loaded.settings.training == {"dataset": "data elsewhere (weights unet.pth)"}
     ct, _ = draw_ct(5)
     np.testing.assert_array_equal(predict.segment_slices(loaded, ct), (ct > -500).astype(np.uint8))
     with pytest.raises(InputError, match="exists already"):

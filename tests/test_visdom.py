@@ -316,7 +316,7 @@ def test_the_dashboard_shows_curves_and_pictures(server, tmp_path):
         training_log.write_pictures(1, 10, VISUALS)
     address = f"http://127.0.0.1:{server.port}"
     with open_browser() as browser, visit(browser, f"{address}/env/seen", (address, "ws:", "data:", "blob:")) as page:
-        page.wait_for_selector(".js-plotly-plot .scatterlayer .trace", timeout=60_000)
+        page.wait_for_selector(".js-plotly-plot .scatterlayer .trace")
         page.wait_for_selector("img[src^='data:image/png']")
         assert page.locator(".js-plotly-plot").count() == 2
         assert page.locator(".scatterlayer .trace").count() == 3

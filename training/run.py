@@ -305,7 +305,9 @@ def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | Non
             "warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, opt.dataroot
         )
         return extractor
-    known = f"{training.get('ct')} CT of {training.get('patients')} patients ({training.get('dataset')})"
+    known = str(training.get("dataset"))
+    if "patients" in training:  # of weights that were taken over nobody knows
+        known = f"{training.get('ct')} CT of {training['patients']} patients ({known})"
     if _knows_ct_of(opt.dataroot, training):
         log.info("shape extractor: %s, trained on %s", path, known)
     else:
