@@ -88,7 +88,7 @@ def _identity(dataroot: Path, case: Case) -> str:
 
 def _is_current(dataroot: Path, case: Case) -> bool:
     try:
-        with np.load(_path(dataroot, case)) as kept:
+        with np.load(_path(dataroot, case), allow_pickle=False) as kept:
             return str(kept["identity"]) == _identity(dataroot, case)
     except _DAMAGE:
         return False
@@ -97,8 +97,8 @@ def _is_current(dataroot: Path, case: Case) -> bool:
 def _compute(job: tuple[Path, Case, float, float]) -> None:
     dataroot, case, pixel_mm, slice_mm = job
     first, last = case.body_slices
-    ct = np.load(dataroot / case.image_file, mmap_mode="r")[first:last].astype(np.float32)
-    body = np.load(dataroot / case.mask_file, mmap_mode="r")[first:last] > 0
+    ct = np.load(dataroot / case.image_file, mmap_mode="r", allow_pickle=False)[first:last].astype(np.float32)
+    body = np.load(dataroot / case.mask_file, mmap_mode="r", allow_pickle=False)[first:last] > 0
     volume = simulation_volume(ct, body, pixel_mm, slice_mm)
     with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))
@@ -106,7 +106,7 @@ def _compute(job: tuple[Path, Case, float, float]) -> None:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as kept:
+        with np.load(path, allow_pickle=False) as kept:
             return {"hu": kept["hu"], "depth": kept["depth"]}
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged ({error}); delete it, then it is made again") from error

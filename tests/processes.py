@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,7 @@ def kill_all() -> None:
 
 def _run(arguments: list[str], variables: dict[str, str], files: list[Path]) -> None:
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(variables)

@@ -213,8 +213,8 @@ def test_mr_and_ct_swapped_in_a_data_set(raw):
     assert snapshot(raw) == before
 
 
-@pytest.mark.parametrize("swapped", ["mr", "ct"])
-def test_one_swapped_volume_is_named_and_left_out_even_with_its_mask(raw, swapped, caplog):
+@pytest.mark.parametrize(("swapped", "words"), [("mr", "no MR"), ("ct", "no CT in HU")])
+def test_one_swapped_volume_is_named_and_left_out_even_with_its_mask(raw, swapped, words, caplog):
     prepare_dataset.main(prepare(raw))
     before = snapshot(raw / "set")
     wrong = ct_volume() if swapped == "mr" else patient_mr()
@@ -224,6 +224,6 @@ def test_one_swapped_volume_is_named_and_left_out_even_with_its_mask(raw, swappe
         inside = volume.with_array((volume.array > 40).astype(np.uint8))
         write_volume(inside, raw / "masks" / f"{path.name.partition('.')[0]}.nii.gz")
     assert prepare_dataset.main(prepare(raw, f"--{swapped}_mask", raw / "masks/*", "--spacing_mm", 2)) == 1
-    assert "wrong.nii.gz: no body found" in caplog.text and "not swapped" in caplog.text
+    assert f"wrong.nii.gz: {words}" in caplog.text and "not swapped" in caplog.text
     assert not list((raw / "set").rglob("wrong.npy"))
     assert {path for path in before} <= snapshot(raw / "set").keys()
