@@ -387,7 +387,7 @@ def test_missing_and_damaged_models_are_named(tmp_path):
         read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="use_dropout, mirrored, solid_body and bias_correction cannot be"):
+        with pytest.raises(InputError, match="use_dropout, mirrored and solid_body cannot be"):
             read_inference_settings(tmp_path / "good")
 
 
