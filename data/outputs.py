@@ -36,7 +36,7 @@ def check_free(
     Raises:
         InputError: a target is an input, or is there already and may not be replaced.
     """
-    read = {identity for path in inputs for file in source_files(path) if (identity := _identity(file))}
+    read = {identity for path in inputs for file in _files(path) if (identity := _identity(file))}
     for target in targets:
         if _identity(target) in read:
             raise InputError(f"{target}: is one of the inputs; choose another {option}")
@@ -44,6 +44,14 @@ def check_free(
             continue
         whose = "" if made is None else ", and was not made by this command from this input"
         raise InputError(f"{target}: exists already{whose}; choose another {option}, or replace it by --overwrite")
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a volume's files; of one that is damaged its own, and whoever reads it says what is wrong."""
+    try:
+        return source_files(path)
+    except InputError:
+        return [path]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -138,7 +138,10 @@ def test_command_on_one_file(tmp_path):
     np.testing.assert_array_equal(filled.array, block_with_hole(0))
     assert filled.array.dtype == np.uint8
     assert same_grid(filled, mask)
-    fill_hole.main(["--input", str(source), "--output", str(target), "--iterations", "1", "--radius", "1", "1", "1"])
+    once = ["--iterations", "1", "--radius", "1", "1", "1"]
+    with pytest.raises(InputError, match="exists already"):
+        fill_hole.main(["--input", str(source), "--output", str(target), *once])
+    fill_hole.main(["--input", str(source), "--output", str(target), *once, "--overwrite"])
     assert np.count_nonzero(read_volume(target).array != block_with_hole(0)) == 7
 
 
@@ -148,7 +151,8 @@ def test_command_never_replaces_its_input_unless_told(tmp_path):
     with pytest.raises(InputError, match=r"is the input.*--overwrite"):
         fill_hole.main(["--input", str(path), "--output", str(tmp_path / "." / "mask.nii.gz")])
     assert path.read_bytes() == before
-    assert fill_hole.main(["--input", str(tmp_path), "--output", str(tmp_path)]) == 1
+    with pytest.raises(InputError, match=r"is the input.*--overwrite"):
+        fill_hole.main(["--input", str(tmp_path), "--output", str(tmp_path)])
     assert path.read_bytes() == before
     assert fill_hole.main(["--input", str(tmp_path), "--output", str(tmp_path), "--overwrite"]) == 0
     np.testing.assert_array_equal(read_volume(path).array, block_with_hole(0))

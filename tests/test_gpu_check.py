@@ -193,11 +193,11 @@ def hang(name, device, work, tiny, sender):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("work", "status"), [(crash, "failed"), (hang, "not run")])
-def test_a_process_that_dies_or_hangs_is_reported(tmp_path, monkeypatch, work, status):
+@pytest.mark.parametrize(("work", "seconds", "status"), [(crash, 300, "failed"), (hang, 20, "not run")])
+def test_a_process_that_dies_or_hangs_is_reported(tmp_path, monkeypatch, work, seconds, status):
     monkeypatch.setattr(gpu_check, "_run_alone", work)
     monkeypatch.setattr(gpu_check, "LEAST_COMPILE_S", 1)
-    found = run_section(Checks(CPU, tmp_path, True, later(20)).sections()["training, compiled"], later())
+    found = run_section(Checks(CPU, tmp_path, True, later(seconds)).sections()["training, compiled"], later())
     assert found["status"] == status
 
 
