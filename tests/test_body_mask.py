@@ -304,7 +304,6 @@ def test_fingers_in_front_make_no_patient_prone():
     mask = ct_body_mask(ct)
     assert mask[couch].mean() < 0.04
     assert dice(mask, body | fingers) > 0.975
-    assert mask[fingers].mean() > 0.9
 
 
 @pytest.mark.parametrize("find", [mr_body_mask, ct_body_mask])
