@@ -17,7 +17,9 @@ from models.precision import DTYPES, choose_precision
 
 MIB = 2**20
 # Sides of the square matrices whose product is the peak; the best counts.
-PEAK_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+PEAK_SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
+# Without hardware for a precision a product takes longer than this, and the next larger one minutes.
+_SLOW_SECONDS = 1.0
 Seconds = dict[str, list[float]]
 
 
@@ -98,6 +100,8 @@ class MatrixProducts:
             for _ in range(repeats):
                 seconds = timed(lambda a=a, b=b: a @ b, self.device)
                 self.peak_flops = max(self.peak_flops, 2 * len(a) ** 3 / seconds)
+                if seconds > _SLOW_SECONDS:
+                    return
 
 
 def peak_memory_mib(work: Callable[..., object], device: torch.device, *arguments: object) -> float:

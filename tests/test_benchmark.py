@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import machine
 from benchmarks.data_sets import link_volumes, rate, simulate_data_set
 from benchmarks.machine import MatrixProducts, peak_memory_mib, share_of_peak, speed_ratio, take_turns
 from benchmarks.networks import compare, difference
@@ -168,6 +169,16 @@ def test_the_peak_is_kept():
     assert first > 0
     products.measure()
     assert products.peak_flops >= first
+
+
+def test_a_slow_product_is_neither_repeated_nor_enlarged(monkeypatch):
+    """As in bfloat16 on a CPU without it, where the larger ones take minutes."""
+    done = []
+    monkeypatch.setattr(machine, "timed", lambda work, device: done.append(work) or 1.5)
+    products = MatrixProducts("fp32", CPU, sides=[8, 16])
+    products.measure()
+    assert len(done) == 1
+    assert products.peak_flops == pytest.approx(2 * 8**3 / 1.5)
 
 
 def allocate(mib):
