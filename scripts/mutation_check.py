@@ -173,7 +173,7 @@ MUTATIONS = (
              "        bad = self.finite.watch(losses, total, batch)\n",
              "a loss is checked for NaN after the weights have moved",
              "tests/test_cycle_gan_model.py::test_a_non_finite_loss_stops_before_the_update"),
-    Mutation("models/cycle_gan_model.py", "self.module.state_dict().values(), model.state_dict().values()",
+    Mutation("models/averages.py", "self.module.state_dict().values(), model.state_dict().values()",
              "self.module.parameters(), model.parameters()",
              "averaged weights with batch-norm statistics that are not averaged",
              "tests/test_cycle_gan_model.py::test_the_average_of_the_generators_is_exponential"),

@@ -149,7 +149,7 @@ def _train(
         _report(training, sums, progress())
         state = {"training": training.state_dict(), "options": record, "spent": spent + time.monotonic() - begun}
         experiment.save_state(folder, state)
-        save_network_weights(training.average, experiment.weights_path(folder, "latest", "G_A"))
+        save_network_weights(training.average.module, experiment.weights_path(folder, "latest", "G_A"))
 
     while (done := progress()) < 1 and not interruption.received:
         for name, loss in training.step(done).items():

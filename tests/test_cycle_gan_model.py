@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.cycle_gan_model import CycleGANModel, CycleGANSettings, WarmedUpAverage
+from models.averages import WarmedUpAverage
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import NonFiniteLossError
 from models.losses import correlation_loss, gan_loss, local_correlation_loss
 from models.networks import build_generator

@@ -19,6 +19,7 @@ from data.pasted_limbs import paste_limbs
 from data.simulated_mr import Draws, SimulationSettings, field_of_view, simulate_mr
 from data.simulation_set import SimulationSet
 from data.slab_stock import Crop, SlabStock
+from models.averages import WarmedUpAverage
 from models.finite_losses import NonFiniteLossError
 from models.networks import build_generator, initialise
 from models.state_dicts import load_optimiser
@@ -77,14 +78,10 @@ class SimulatedPairsTraining:
         self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias))
         of_limbs = round(s.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [s.batch_size - of_limbs, of_limbs][: len(groups)]
-        self.net, self.average = (
-            build_generator("unet", s.slab, s.slab, s.ngf, norm="batch", upsample="resize") for _ in range(2)
-        )
+        self.net = build_generator("unet", s.slab, s.slab, s.ngf, norm="batch", upsample="resize")
         initialise(self.net, "kaiming", generator=torch.Generator().manual_seed(s.seed))
-        self.average.load_state_dict(self.net.state_dict())
-        self.average.eval().requires_grad_(False)
-        for net in (self.net, self.average):
-            net.to(device, memory_format=torch.channels_last)
+        self.net.to(device, memory_format=torch.channels_last)
+        self.average = WarmedUpAverage(self.net, s.ema)
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), s.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=device.type == "cuda"
         )
@@ -134,19 +131,12 @@ class SimulatedPairsTraining:
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0, foreach=True)
         self.optimiser.step()
-        self._update_average()
+        self.average.update_parameters(self.net)
         self.steps += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _draws(self, count: int) -> Draws:
         return Draws(count, self.generators["device"], self.generators["host"])
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        share = 1 - min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
-        old, new = list(self.average.state_dict().values()), list(self.net.state_dict().values())
-        floating = [k for k, value in enumerate(old) if value.is_floating_point()]
-        torch._foreach_lerp_([old[k] for k in floating], [new[k] for k in floating], share)
 
     def state_dict(self) -> dict:
         """Return everything from which the training goes on exactly."""
