@@ -64,7 +64,10 @@ class FiniteLosses:
             last.arrived.synchronize()
         if not last.finite:
             bad = {name: loss.item() for name, loss in last.losses.items() if not torch.isfinite(loss)}
+            where, look = "", ""
+            if last.origins:
+                where, look = f" on slices {', '.join(last.origins)}", "look at these slices, "
             raise NonFiniteLossError(
-                f"loss not finite: {bad} on slices {', '.join(last.origins)}; no weight was changed by it: look at "
-                "these slices, lower --lr, and go on from the last saved state by --continue_train"
+                f"loss not finite: {bad}{where}; no weight was changed by it: {look}lower --lr, and go on from the "
+                "last saved state by --continue_train"
             )

@@ -32,7 +32,7 @@ from options.base_options import (
     torch_device,
 )
 from training.interruption import Interruption, exit_code
-from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining, check_finite
+from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining
 
 log = logging.getLogger(__name__)
 
@@ -169,12 +169,11 @@ def _train(
 
 
 def _report(training: SimulatedPairsTraining, sums: dict, done: float) -> None:
-    """Print the mean losses since the last time and begin anew; a loss that is not finite ends the training here."""
+    """Print the mean losses since the last time and begin anew."""
     if not sums:
         return
     count = float(sums.pop("count", 0) or 1)
     means = {name: float(total) / count for name, total in sums.items()}
-    check_finite(means, training.steps)
     sums.clear()
     log.info("step %d (%.0f %%): %s", training.steps, 100 * done, ", ".join(f"{n} {v:.4f}" for n, v in means.items()))
 

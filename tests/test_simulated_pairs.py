@@ -274,14 +274,26 @@ def test_options_that_cannot_be_are_named(dataroot, tmp_path, capsys, options, m
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_state(dataroot, tmp_path, monkeypatch):
     run(dataroot, tmp_path, "--name", "x", "--steps", "2")
     before = (tmp_path / "x/latest_state.pth").read_bytes()
-    monkeypatch.setattr(
-        SimulatedPairsTraining, "step", lambda training, progress: {"hu": torch.tensor(float("nan"))} | _count(training)
-    )
-    with pytest.raises(InputError, match="loss hu is nan"):
+    draw = SimulatedPairsTraining.draw
+
+    def torn(training):
+        mr, hu = draw(training)
+        hu[0, 0, 0, 0] = float("nan")
+        return mr, hu
+
+    monkeypatch.setattr(SimulatedPairsTraining, "draw", torn)
+    with pytest.raises(InputError, match=r"loss not finite: .*'hu': nan.*; no weight was changed by it: lower --lr"):
         run(dataroot, tmp_path, "--name", "x", "--steps", "4", "--continue_train")
     assert (tmp_path / "x/latest_state.pth").read_bytes() == before
 
 
-def _count(training) -> dict:
-    training.steps += 1
-    return {}
+def test_no_weight_is_changed_by_a_loss_that_is_not_finite(monkeypatch):
+    training = SimulatedPairsTraining(TINY, simulation_set(), [], CT_MAP, CPU)
+    training.step(0.0)
+    before = {name: value.clone() for name, value in training.average.state_dict().items()}
+    weights = [parameter.clone() for parameter in training.net.parameters()]
+    monkeypatch.setattr("training.simulated_pairs.curve", lambda values, knots: values * float("nan"))
+    with pytest.raises(InputError, match="loss not finite"):
+        training.step(0.5)
+    assert all(torch.equal(old, new) for old, new in zip(weights, training.net.parameters(), strict=True))
+    assert all(torch.equal(value, training.average.state_dict()[name]) for name, value in before.items())

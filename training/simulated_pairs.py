@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from data.simulated_mr import Draws, SimulationSettings, field_of_view, simulate
 from data.simulation_set import SimulationSet
 from data.slab_stock import Crop, SlabStock
 from models.averages import WarmedUpAverage
-from models.finite_losses import NonFiniteLossError
+from models.finite_losses import FiniteLosses
 from models.networks import build_generator, initialise
 from models.state_dicts import load_optimiser
 
@@ -83,11 +82,12 @@ class SimulatedPairsTraining:
         self.net.to(device, memory_format=torch.channels_last)
         self.average = WarmedUpAverage(self.net, s.ema)
         self.optimiser = torch.optim.AdamW(
-            self.net.parameters(), s.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=device.type == "cuda"
+            self.net.parameters(), s.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
         )
         self.generators = {"device": torch.Generator(device), "host": torch.Generator()}
         for generator in self.generators.values():
             generator.manual_seed(s.seed)
+        self.finite = FiniteLosses()
         self.steps = 0
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -111,6 +111,9 @@ class SimulatedPairsTraining:
 
         Args:
             progress: share of the training that is done, in [0, 1): the learning rate follows it.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite, before any weight is changed by it; on a GPU at the next step.
         """
         with torch.no_grad():
             mr, hu = self.draw()
@@ -128,7 +131,9 @@ class SimulatedPairsTraining:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * rate
         self.optimiser.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        total = sum(losses.values())
+        self.optimiser.found_inf = self.finite.watch(losses, total, {})
+        total.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0, foreach=True)
         self.optimiser.step()
         self.average.update_parameters(self.net)
@@ -139,7 +144,12 @@ class SimulatedPairsTraining:
         return Draws(count, self.generators["device"], self.generators["host"])
 
     def state_dict(self) -> dict:
-        """Return everything from which the training goes on exactly."""
+        """Return everything from which the training goes on exactly.
+
+        Raises:
+            NonFiniteLossError: the last loss was not finite.
+        """
+        self.finite.settle()
         return {
             "steps": self.steps,
             "net": self.net.state_dict(),
@@ -156,13 +166,6 @@ class SimulatedPairsTraining:
         load_optimiser(self.optimiser, state["optimiser"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
-
-
-def check_finite(sums: dict[str, float], step: int) -> None:
-    """Raise `NonFiniteLossError` where a loss is not finite."""
-    for name, value in sums.items():
-        if not np.isfinite(value):
-            raise NonFiniteLossError(f"loss {name} is {value} at step {step}")
 
 
 def curve(values: Tensor, knots: tuple[tuple[float, float], ...]) -> Tensor:
