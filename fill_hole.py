@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from data.errors import InputError, run_command
 from data.files import whole_file
-from data.images import read_mask_image
+from data.loading.images import read_mask_image
 from data.outputs import check_free, volume_targets
-from data.sources import find_paths, is_regular_file
-from data.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
+from data.prepared.sources import find_paths, is_regular_file
+from data.volumes.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from data.body_mask import read_mask
 from data.errors import InputError, run_command
-from data.manifest import read_json
+from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
-from data.sources import name_cases
-from data.volume import Volume, read_volume, volume_stem, write_volume
+from data.prepared.manifest import read_json
+from data.prepared.sources import name_cases
+from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume

@@ -3,14 +3,14 @@
 from cohort.pipeline import convert_cohort
 from data.errors import run_command
 from options import pipeline_options
-from training.team import open_team
+from training.distributed import open_process_group
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert what is missing or changed; return 0, or 1 where a case failed."""
     opt = pipeline_options.parse(arguments)
-    with open_team() as team:
-        return convert_cohort(opt, team)
+    with open_process_group() as group:
+        return convert_cohort(opt, group)
 
 
 if __name__ == "__main__":

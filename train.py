@@ -10,8 +10,8 @@ import torch
 
 from data.errors import run_command
 from options import train_options
+from training.distributed import open_process_group
 from training.run import TrainingRun, memory_shortage_said
-from training.team import open_team
 
 # How long a process waits for another, which may be reading from a slow disk, before the training ends.
 PATIENCE = timedelta(minutes=30)
@@ -24,10 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     opt = train_options.parse(arguments)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(opt.device), open_team(backend, PATIENCE) as team:
-        if team.rank > 0:
+    with memory_shortage_said(opt.device), open_process_group(backend, PATIENCE) as group:
+        if group.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
-        return TrainingRun(opt, team).train()
+        return TrainingRun(opt, group).train()
 
 
 if __name__ == "__main__":

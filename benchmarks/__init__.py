@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` measures."""
+"""What `tools/benchmark.py` measures."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.networks import build_model, random_batch, write_random_model
 from benchmarks.reference import OPTIMISED, ReferenceStep
 from data.errors import InputError
-from data.phantom import PhantomSettings, make_patient
+from data.phantom.patients import PhantomSettings, make_patient
 from models.cycle_gan_model import CycleGANModel
 from models.inference_settings import InferenceSettings
 from models.networks import build_generator

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from benchmarks.machine import Seconds, take_turns
-from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor, save_extractor
-from data.augmentation import Augmentation
 from data.errors import InputError
-from data.intensity import CT_WINDOW_HU, IntensityMap
-from data.manifest import MANIFEST_NAME, Case, Manifest, read_manifest
-from data.phantom import PhantomSettings, write_dataset
-from data.preparation import software_versions
-from data.slice_frame import SliceFrame
-from data.training_statistics import HU_EDGES
-from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
-from data.volume import Volume
+from data.loading.augmentation import Augmentation
+from data.loading.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
+from data.phantom.patients import PhantomSettings, write_dataset
+from data.prepared.manifest import MANIFEST_NAME, Case, Manifest, read_manifest
+from data.prepared.preparation import software_versions
+from data.prepared.training_statistics import HU_EDGES
+from data.values.intensity import CT_WINDOW_HU, IntensityMap
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume
+from models.shape_extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from scripts import prepare_dataset
 
 # What a patient's generated volumes span, whatever their number of voxels.

@@ -20,12 +20,12 @@ from benchmarks.machine import (
     take_turns,
 )
 from benchmarks.reference import ReferenceStep
-from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor
-from data.intensity import CT_WINDOW_HU, IntensityMap
+from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import InferenceSettings, package_versions
 from models.networks import build_generator
 from models.precision import choose_precision
+from models.shape_extractor import ExtractorSettings, ShapeExtractor
 from models.state_dicts import save_network_weights
 from models.test_model import TestModel
 

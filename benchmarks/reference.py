@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ct_segmentation.extractor import label_channels
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.image_pool import ImagePool
 from models.losses import shape_with_edges
+from models.shape_extractor import label_channels
 
 # The generators' optimiser, the discriminators', and that of the shape discriminator.
 OPTIMISED = {"G": ("G_A", "G_B"), "D": ("D_A", "D_B"), "D_S": ("D_S",)}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
-from data.body_mask import ct_body_mask
 from data.errors import InputError
-from data.intensity import mr_percentiles
-from data.training_statistics import Range, TrainingStatistics, relative_median, slice_distances
-from data.volume import Volume, axial_order
+from data.masks.body_mask import ct_body_mask
+from data.prepared.training_statistics import Range, TrainingStatistics, relative_median, slice_distances
+from data.values.intensity import mr_percentiles
+from data.volumes.volume import Volume, axial_order
 from evaluation.metrics import BONE_ABOVE_HU, dice
 from models.synthesis import VolumePlan, restore_volume
 

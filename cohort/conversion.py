@@ -14,12 +14,12 @@ import numpy as np
 
 from cohort.checks import check_conversion, hu_statistics
 from cohort.inputs import CohortCase, exists, short_hash
-from cohort.results import Claim, Record, Results, now
-from data.body_mask import read_mask
+from cohort.results import CaseRecord, Claim, Results, now
 from data.errors import InputError
-from data.manifest import hash_files, hash_source
+from data.masks.body_mask import read_mask
 from data.outputs import check_free
-from data.volume import Volume, read_volume, write_volume
+from data.prepared.manifest import hash_files, hash_source
+from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
 from models.inference_settings import package_versions
@@ -54,7 +54,7 @@ class Outcome:
 
     case: CohortCase
     what: str
-    record: Record | None = None
+    record: CaseRecord | None = None
 
 
 def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
@@ -85,7 +85,7 @@ class Conversion:
         precision: str,
         batch_size: int | None,
         results: Results,
-        known: Mapping[str, Record],
+        known: Mapping[str, CaseRecord],
         pages: bool = True,
         overwrite: bool = False,
     ) -> None:
@@ -271,7 +271,7 @@ class Conversion:
                 "use another --results_dir"
             )
 
-    def _done_elsewhere(self, work: Work) -> Record | None:
+    def _done_elsewhere(self, work: Work) -> CaseRecord | None:
         """Return the record that another process has written of this very work since the run began."""
         record = self.results.read(work.case.name)
         if record is None or record == self.known.get(work.case.name) or record.key != work.key:
@@ -294,7 +294,7 @@ class Conversion:
             work.claim.release()
             outcomes.append(Outcome(work.case, "failed", record))
 
-    def _failure(self, work: Work, error: Exception) -> Record:
+    def _failure(self, work: Work, error: Exception) -> CaseRecord:
         expected = isinstance(error, InputError | OSError)
         reason = str(error) if expected else f"unexpected {type(error).__name__}: {error}"
         volume = self.results.volume_path(work.case.name)
@@ -305,8 +305,8 @@ class Conversion:
         details = "" if expected else "".join(traceback.format_exception(error))
         return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
 
-    def _record(self, work: Work, status: str) -> Record:
-        return Record(
+    def _record(self, work: Work, status: str) -> CaseRecord:
+        return CaseRecord(
             case=work.case.name,
             status=status,
             input=str(work.case.path.absolute()),

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pydicom
 
-from data.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.errors import InputError
 from data.files import check_regular
-from data.manifest import hash_files, hash_source
-from data.sources import find_paths, is_folder, is_volume
-from data.volume import volume_suffix
+from data.prepared.manifest import hash_files, hash_source
+from data.prepared.sources import find_paths, is_folder, is_volume
+from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
+from data.volumes.volume import volume_suffix
 
 MODALITY = "MR"
 LIST_COLUMNS = ("id", "path", "reference", "mask", "series_uid")

@@ -12,13 +12,13 @@ from cohort.conversion import Conversion, Outcome, result_key
 from cohort.inputs import Cohort, CohortCase, find_cohort, read_list, short_hash
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress, describe_seconds
-from cohort.results import Record, Results, now
+from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
-from models.experiment import weights_path
 from models.inference_settings import model_sha256
+from models.run_folder import weights_path
 from models.synthesis import load_synthesiser, read_settings
-from training.team import Team
+from training.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +34,27 @@ class Survey:
 
     cohort: Cohort
     todo: tuple[CohortCase, ...]
-    known: dict[str, Record]
+    known: dict[str, CaseRecord]
     model_sha256: str
 
 
-def convert_cohort(opt: Namespace, team: Team) -> int:
+def convert_cohort(opt: Namespace, group: ProcessGroup) -> int:
     """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 where a case failed.
 
     Args:
         opt: options of `test_pipeline.py`.
-        team: the processes that run this at the same time.
+        group: the processes that run this at the same time.
 
     Raises:
         InputError: nothing could be started: no model, no input, or results that cannot be written.
     """
     results = Results(opt.results_dir / opt.name)
-    survey = team.share(lambda: make_survey(opt, results))
+    survey = group.share(lambda: make_survey(opt, results))
     figures = None
     if survey.todo:
-        figures = _convert(opt, team, survey, results)
-    processes = [one for one in team.gather(figures) if one]
-    return team.share(lambda: _account(opt, survey, results, processes))
+        figures = _convert(opt, group, survey, results)
+    processes = [one for one in group.gather(figures) if one]
+    return group.share(lambda: _account(opt, survey, results, processes))
 
 
 def make_survey(opt: Namespace, results: Results) -> Survey:
@@ -110,7 +110,7 @@ def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
     return replace(case, name=case.lone_name) if record and record.key.get("series_uid") == case.series_uid else case
 
 
-def _refuse_other_patient(case: CohortCase, record: Record, key: dict) -> CohortCase:
+def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> CohortCase:
     """Return a case; where its result would replace that of another input, as one that cannot be converted."""
     path = str(case.path.absolute())
     if record.status != "done" or record.input == path or record.key.get("input_sha256") == key["input_sha256"]:
@@ -119,9 +119,9 @@ def _refuse_other_patient(case: CohortCase, record: Record, key: dict) -> Cohort
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 
-def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> dict:
+def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Results) -> dict:
     """Convert this process's part of what is to do; return figures of it."""
-    device = team.device(opt.device)
+    device = group.device(opt.device)
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
     conversion = Conversion(
@@ -129,13 +129,13 @@ def _convert(opt: Namespace, team: Team, survey: Survey, results: Results) -> di
         pages=not opt.no_html, overwrite=opt.overwrite,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
-    if team.rank == 0:
+    if group.rank == 0:
         log.info("%s on %s in %s", opt.name, device, synthesiser.model.precision)
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
     device_seconds = 0.0
     started = time.perf_counter()
-    with Progress(len(survey.todo), team) as progress:
-        for outcome in _outcomes(conversion, _dealt(survey.todo, team), workers):
+    with Progress(len(survey.todo), group) as progress:
+        for outcome in _outcomes(conversion, _dealt(survey.todo, group), workers):
             progress.report(outcome)
             counts[outcome.what] += 1
             if outcome.what != "elsewhere":
@@ -151,9 +151,9 @@ def own_cores() -> int:
     return max(1, allotted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _dealt(todo: tuple[CohortCase, ...], team: Team) -> Iterator[CohortCase]:
-    """Yield cases until the team has none left; each goes to the first process that has room for it."""
-    while (index := team.count("dealt")) < len(todo):
+def _dealt(todo: tuple[CohortCase, ...], group: ProcessGroup) -> Iterator[CohortCase]:
+    """Yield cases until the group has none left; each goes to the first process that has room for it."""
+    while (index := group.count("dealt")) < len(todo):
         yield todo[index]
 
 

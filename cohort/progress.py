@@ -8,7 +8,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cohort.conversion import Outcome
-from training.team import Team
+from training.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 class Progress:
     """Reports each case as it ends, with an estimate of the time that the others will take."""
 
-    def __init__(self, total: int, team: Team) -> None:
-        """Expect `total` cases, over all processes of the team."""
-        self._total, self._team = total, team
+    def __init__(self, total: int, group: ProcessGroup) -> None:
+        """Expect `total` cases, over all processes of the group."""
+        self._total, self._team = total, group
         self._started = time.perf_counter()
-        terminal = sys.stderr.isatty() and team.size == 1
+        terminal = sys.stderr.isatty() and group.size == 1
         self._bar = tqdm(total=total, unit="patient", smoothing=0, dynamic_ncols=True) if terminal else None
         self._redirect = logging_redirect_tqdm() if terminal else None
 

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import whole_file
-from data.manifest import hash_files, read_json, write_json
 from data.outputs import check_free
+from data.prepared.manifest import hash_files, read_json, write_json
 
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Record:
+class CaseRecord:
     """What came of one case; a failed one has a reason, and no output.
 
     Attributes:
@@ -122,16 +122,16 @@ class Results:
         """Return where a case's record goes."""
         return self.folder / "records" / f"{case}.json"
 
-    def read(self, case: str) -> Record | None:
+    def read(self, case: str) -> CaseRecord | None:
         """Return a case's record; None where there is none that this version understands."""
         return _read_record(self.record_path(case))
 
-    def read_all(self) -> list[Record]:
+    def read_all(self) -> list[CaseRecord]:
         """Return all records, by case."""
         records = (_read_record(path) for path in sorted((self.folder / "records").glob("[!.]*.json")))
         return [record for record in records if record is not None]
 
-    def write(self, record: Record) -> None:
+    def write(self, record: CaseRecord) -> None:
         """Write a case's record, in place of an earlier one."""
         write_json(self.record_path(record.case), {"format_version": FORMAT_VERSION, **asdict(record)})
 
@@ -139,7 +139,7 @@ class Results:
         """Remove a case's record."""
         self.record_path(case).unlink(missing_ok=True)
 
-    def is_current(self, record: Record | None, key: dict) -> bool:
+    def is_current(self, record: CaseRecord | None, key: dict) -> bool:
         """Tell whether a case is done, of just this, all of it, and its volume is the one that was written."""
         if record is None or record.status != "done" or record.key != key or record.unwritten:
             return False
@@ -200,19 +200,19 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: Path) -> CaseRecord | None:
     try:
         data = read_json(path)
         if data.pop("format_version") != FORMAT_VERSION:
             return None
-        record = Record(**data)
+        record = CaseRecord(**data)
     except (InputError, KeyError, TypeError, AttributeError):
         return None
     # Paths are made of the case's name: that of another file would lead elsewhere.
     return record if path.name == f"{record.case}.json" and _has_its_types(record) else None
 
 
-def _has_its_types(record: Record) -> bool:
+def _has_its_types(record: CaseRecord) -> bool:
     """Tell whether values have the types that what uses a record trusts."""
     texts = (record.status, record.input, record.attempt, record.finished, record.reason, record.details)
     lists = (record.warnings, record.unchecked, record.made, record.unwritten)

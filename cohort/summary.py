@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from cohort.inputs import exists
-from cohort.results import Record, Results, now
+from cohort.results import CaseRecord, Results, now
 from data.errors import InputError
-from data.manifest import read_json, write_json
+from data.prepared.manifest import read_json, write_json
 from evaluation.report import COLUMNS
 from visualization.cohort_page import CohortRow, write_cohort_page
 
@@ -25,7 +25,7 @@ CHECKS = (
 
 def write_summary(
     results: Results, current: Collection[str], model: dict, passed_over: Sequence[str], last_run: dict | None
-) -> list[Record]:
+) -> list[CaseRecord]:
     """Write both files from the records of all pipelines that worked on this folder; return those.
 
     Failures of other cases than the current are forgotten once their input is there no longer, or has been converted
@@ -69,7 +69,7 @@ def write_summary(
     return records
 
 
-def _write_page(results: Results, records: Sequence[Record], model: dict) -> None:
+def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) -> None:
     """Write the cohort's page; one that fails is a warning, since the summary is there."""
     rows = []
     for record in records:
@@ -84,7 +84,7 @@ def _write_page(results: Results, records: Sequence[Record], model: dict) -> Non
         log.warning("warning: no page of the cohort: %s", error)
 
 
-def format_csv(records: Iterable[Record]) -> str:
+def format_csv(records: Iterable[CaseRecord]) -> str:
     """Return the table of `summary.csv`."""
     rows = [_row(record) for record in records]
     text = io.StringIO(newline="")
@@ -94,7 +94,7 @@ def format_csv(records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
-def _row(record: Record) -> dict[str, object]:
+def _row(record: CaseRecord) -> dict[str, object]:
     row = {
         "case": record.case,
         "status": record.status,
@@ -123,4 +123,4 @@ def _earlier_run(results: Results) -> dict | None:
         return None
 
 
-_NO_RECORD = Record("", "", "", {}, "", "")
+_NO_RECORD = CaseRecord("", "", "", {}, "", "")

@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from ct_segmentation.extractor import CLASS_NAMES, load_extractor
 from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.volume import Volume, describe_grid, read_volume, same_grid
-from evaluation.cases import Source, find_cases
+from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
+from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import write_report
+from models.shape_extractor import CLASS_NAMES, load_extractor
 from options.base_options import parse_numbers, torch_device
 
 
@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     opt = parse(arguments)
     extractor = load_extractor(opt.model, opt.device) if opt.model else None
     kind = "input" if extractor else "pred"
-    predictions = Source(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
+    predictions = CaseVolumes(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
     names = extractor.settings.class_names if extractor else CLASS_NAMES
-    cases = find_cases(predictions, Source("--ref", opt.ref, opt.ref_pattern), names=opt.cases)
+    cases = find_cases(predictions, CaseVolumes("--ref", opt.ref, opt.ref_pattern), names=opt.cases)
     if opt.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref)]
         check_free([opt.json], "--json", inputs, overwrite=opt.overwrite)

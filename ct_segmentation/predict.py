@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ct_segmentation.extractor import ShapeExtractor, channel_labels, load_extractor
 from data.errors import InputError, run_command
 from data.files import whole_file
-from data.images import is_image_name
-from data.intensity import AIR_HU
+from data.loading.images import is_image_name
+from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
-from data.slice_frame import SliceFrame
-from data.slices import ImageFolderSlices
-from data.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
-from evaluation.cases import Source, find_volumes
+from data.values.intensity import AIR_HU
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
+from evaluation.cases import CaseVolumes, case_volumes
+from models.shape_extractor import ShapeExtractor, channel_labels, load_extractor
 from options.base_options import parse_numbers, positive_int, torch_device
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     if opt.input.is_dir() and _holds_images(opt.input):
         _segment_images(extractor, opt)
         return
-    found = find_volumes(Source("--input", opt.input))
+    found = case_volumes(CaseVolumes("--input", opt.input))
     if found is None and volume_suffix(opt.output) not in WRITABLE_SUFFIXES:
         raise InputError(f"--output {opt.output}: expected a volume's name, ending in {' '.join(WRITABLE_SUFFIXES)}")
     if found is None:

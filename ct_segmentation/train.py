@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ct_segmentation.extractor import (
+from ct_segmentation.predict import segment_slices
+from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
+from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
+from data.errors import InputError, is_out_of_memory, run_command
+from data.prepared.manifest import Case, read_manifest, write_json
+from models.finite_losses import NonFiniteLossError
+from models.networks import initialise
+from models.schedules import learning_rate_factor
+from models.shape_extractor import (
     FILE_NAME,
     FOLDER_NAME,
     ExtractorSettings,
@@ -24,14 +32,6 @@ from ct_segmentation.extractor import (
     save_extractor,
     software_versions,
 )
-from ct_segmentation.predict import segment_slices
-from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
-from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
-from data.errors import InputError, is_out_of_memory, run_command
-from data.manifest import Case, read_manifest, write_json
-from models.finite_losses import NonFiniteLossError
-from models.networks import initialise
-from models.schedules import learning_rate_factor
 from models.state_dicts import load_checkpoint, load_optimiser, save_atomically
 from options.base_options import (
     add_ct_map,

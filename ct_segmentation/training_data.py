@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from ct_segmentation.augmentation import augment
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.manifest import Case
-from data.slices import PreparedSlices
-from data.threads import one_thread
+from data.loading.slices import PreparedSlices
+from data.loading.threads import one_thread
+from data.prepared.manifest import Case
+from data.values.intensity import IntensityMap
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def count_classes(root: Path, cases: Sequence[Case]) -> int:
     return len(labels)
 
 
-class Draw(NamedTuple):
+class SliceDraw(NamedTuple):
     """What one training sample is: its place in the run, and which slice it takes."""
 
     epoch: int
@@ -110,14 +110,14 @@ class ShapeSlices(Dataset):
         """Return the number of slices."""
         return len(self.source)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: SliceDraw) -> tuple[Tensor, Tensor]:
         """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
         with one_thread():  # as in a loading process, so that no sum depends on whether there are any
             return augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
 
-    def epoch(self, epoch: int) -> list[Draw]:
+    def epoch(self, epoch: int) -> list[SliceDraw]:
         """Return an epoch's order, every slice once, from (seed, epoch) alone."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
-        return [Draw(epoch, position, int(index)) for position, index in enumerate(order)]
+        return [SliceDraw(epoch, position, int(index)) for position, index in enumerate(order)]

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from data.errors import InputError
-from data.intensity import AIR_HU
-from data.volume import Volume
+from data.values.intensity import AIR_HU
+from data.volumes.volume import Volume
 
 FAT_HU = -100
 MUSCLE_HU = 45

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.dicom import list_series
 from data.errors import InputError
-from data.modality import check_ct, in_hu
-from data.volume import (
+from data.values.modality import check_ct, in_hu
+from data.volumes.dicom import list_series
+from data.volumes.volume import (
     WRITABLE_SUFFIXES,
     Volume,
     describe_grid,
@@ -29,7 +29,7 @@ _LISTED = 8
 
 
 @dataclass(frozen=True)
-class Case:
+class ScoredCase:
     """The files of one case to score. `mr` and `mask` are optional."""
 
     name: str
@@ -40,7 +40,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Source:
+class CaseVolumes:
     """What one option names: a volume or a folder of cases, and the pattern of the latter."""
 
     option: str
@@ -65,7 +65,7 @@ def read_reference(path: Path, mr: Volume) -> Volume:
     return in_hu(reference)
 
 
-def find_volumes(source: Source) -> dict[str, Path] | None:
+def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
     """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
 
     Raises:
@@ -94,12 +94,12 @@ def find_volumes(source: Source) -> dict[str, Path] | None:
 
 
 def find_cases(
-    pred: Source,
-    ref: Source,
-    mr: Source | None = None,
-    mask: Source | None = None,
+    pred: CaseVolumes,
+    ref: CaseVolumes,
+    mr: CaseVolumes | None = None,
+    mask: CaseVolumes | None = None,
     names: list[str] | None = None,
-) -> list[Case]:
+) -> list[ScoredCase]:
     """Match volumes by case name. `pred` and `ref` hold the same cases; `mr` and `mask` hold at least these.
 
     Args:
@@ -114,12 +114,12 @@ def find_cases(
     """
     sources = {"pred": pred, "ref": ref, "mr": mr, "mask": mask}
     given = {key: source for key, source in sources.items() if source is not None}
-    found = {key: find_volumes(source) for key, source in given.items()}
+    found = {key: case_volumes(source) for key, source in given.items()}
     single = [given[key] for key, volumes in found.items() if volumes is None]
     if len(single) == len(found):
         if names:
             raise InputError(f"cases {' '.join(names)}: names choose from folders of cases, {pred.path} is one volume")
-        return [Case(volume_stem(pred.path), **{key: source.path for key, source in given.items()})]
+        return [ScoredCase(volume_stem(pred.path), **{key: source.path for key, source in given.items()})]
     if single:
         folders = [given[key] for key, volumes in found.items() if volumes is not None]
         raise InputError(
@@ -128,10 +128,10 @@ def find_cases(
         )
     wanted = sorted(set(names)) if names else sorted(found["pred"].keys() | found["ref"].keys())
     _check_complete(given, found, wanted)
-    return [Case(name, **{key: volumes[name] for key, volumes in found.items()}) for name in wanted]
+    return [ScoredCase(name, **{key: volumes[name] for key, volumes in found.items()}) for name in wanted]
 
 
-def _matches(source: Source) -> list[tuple[str, Path]]:
+def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
     """Return (case name, path) for all that matches the source's pattern, or its volume files without one."""
     if source.pattern is None:
         files = [file for file in sorted(source.path.iterdir()) if volume_suffix(file) in WRITABLE_SUFFIXES]
@@ -152,7 +152,7 @@ def _matches(source: Source) -> list[tuple[str, Path]]:
     return matches
 
 
-def _check_complete(given: dict[str, Source], found: dict[str, dict[str, Path]], wanted: list[str]) -> None:
+def _check_complete(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], wanted: list[str]) -> None:
     problems = []
     for key, source in given.items():
         missing = [name for name in wanted if name not in found[key]]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.body_mask import ct_body_mask
 from data.errors import InputError
-from data.manifest import write_json
-from data.modality import check_ct, in_hu
-from data.volume import Volume, describe_grid, read_volume, same_grid
+from data.masks.body_mask import ct_body_mask
+from data.prepared.manifest import write_json
+from data.values.modality import check_ct, in_hu
+from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation import metrics
-from evaluation.cases import Case
+from evaluation.cases import ScoredCase
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def describe_mask(with_mask: bool, with_mr: bool) -> str:
     return f"{where}, where MR > 0" if with_mr else where
 
 
-def score_cohort(cases: Iterable[Case]) -> dict:
+def score_cohort(cases: Iterable[ScoredCase]) -> dict:
     """Score cases one after the other.
 
     Returns:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ct_segmentation.extractor import ShapeExtractor, label_channels
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
 from models.image_pool import ImagePool
 from models.losses import correlation_loss, gan_loss, local_correlation_loss, shape_loss, shape_with_edges
 from models.networks import build_discriminator, build_generator, initialise
 from models.precision import DTYPES
+from models.shape_extractor import ShapeExtractor, label_channels
 from models.state_dicts import load_optimiser
 
 WARM_STARTS = ("none", "simulated_mr")

@@ -11,11 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from data.errors import InputError
-from data.intensity import MR_RULES, IntensityMap
-from data.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
-from data.slices import typical_mr_window
-from data.training_statistics import TrainingStatistics, training_statistics
-from data.unaligned_dataset import UnalignedDataset
+from data.loading.slices import typical_mr_window
+from data.loading.unaligned_dataset import UnalignedDataset
+from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
+from data.prepared.training_statistics import TrainingStatistics, training_statistics
+from data.values.intensity import MR_RULES, IntensityMap
 
 log = logging.getLogger(__name__)
 

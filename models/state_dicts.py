@@ -84,8 +84,8 @@ def _check_whole(path: Path, taken_over: bool) -> None:
         if not taken_over:
             raise InputError(
                 f"{path}: cannot be read: it is in the format of torch before 1.6, which has no checksums, so damage "
-                "would go unnoticed; take the weights over by python -m scripts.import_weights (a generator) or python "
-                "-m ct_segmentation.import_weights (a shape extractor)"
+                "would go unnoticed; take the weights over by python -m scripts.import_generator (a generator) or "
+                "python -m ct_segmentation.import_extractor (a shape extractor)"
             )
         log.warning(
             "warning: %s: is in the format of torch before 1.6, which has no checksums: damage cannot be noticed; "

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
-from data.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
-from data.modality import check_ct, check_mr, in_hu
-from data.mr_scale import correct_bias, fat_level
-from data.slice_frame import SliceFrame
-from data.volume import Volume
-from models.experiment import weights_path
+from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
+from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
+from data.values.modality import check_ct, check_mr, in_hu
+from data.values.mr_scale import correct_bias, fat_level
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
+from models.run_folder import weights_path
 from models.test_model import TestModel
 
 log = logging.getLogger(__name__)

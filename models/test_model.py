@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.errors import InputError, is_out_of_memory
-from data.single_dataset import SingleDataset, SlabMean
-from data.threads import one_thread
+from data.loading.single_dataset import SingleDataset, SlabMean
+from data.loading.threads import one_thread
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
 from models.networks import build_generator

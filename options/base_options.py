@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError
-from data.intensity import CT_TRANSFERS, CT_WINDOW_HU, MR_RULES, IntensityMap, parse_ct_transfer
+from data.values.intensity import CT_TRANSFERS, CT_WINDOW_HU, MR_RULES, IntensityMap, parse_ct_transfer
 from models.precision import PRECISIONS
 
 # More than any count or size can be that a computer takes.

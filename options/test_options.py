@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data.volume import WRITABLE_SUFFIXES, volume_suffix
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import base_parser, finish, positive_float, positive_int
 
 

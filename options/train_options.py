@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ct_segmentation.extractor import FOLDER_NAME
-from data.augmentation import PREPROCESS, Augmentation
+from data.loading.augmentation import PREPROCESS, Augmentation
 from models.cycle_gan_model import WARM_STARTS
 from models.losses import GAN_MODES, SHAPE_LOSSES
 from models.networks import DISCRIMINATORS, GENERATORS, INITIALISATIONS, NORMS, UPSAMPLINGS
 from models.schedules import POLICIES
+from models.shape_extractor import FOLDER_NAME
 from options.base_options import (
     add_ct_map,
     base_parser,

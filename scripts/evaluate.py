@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.errors import run_command
 from data.outputs import check_free
-from evaluation.cases import Source, find_cases
+from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
 
 _INPUTS = {
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse_arguments(arguments)
     sources = {
-        name: Source(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
+        name: CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
         for name in _INPUTS
         if getattr(options, name) is not None
     }

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from models.experiment import weights_path
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
+from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_atomically
 from options.base_options import epoch_name, experiment_name
 

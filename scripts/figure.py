@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.volume import read_volume
+from data.volumes.volume import read_volume
 from options.base_options import checked, parse_numbers, positive_float, positive_int
 from visualization.figures import (
     axial_slices,

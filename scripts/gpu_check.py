@@ -33,11 +33,11 @@ from benchmarks.machine import hardware
 from benchmarks.networks import compare_steps, measure_own_step, measure_synthesis
 from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
-from data.manifest import write_json
+from data.prepared.manifest import write_json
 from models.precision import choose_precision
 from options.base_options import positive_int, torch_device
+from training.distributed import ProcessGroup
 from training.run import set_up_torch
-from training.team import Team
 
 FILE_NAME = "gpu_check.json"
 # With less time left than this no compilation is begun.
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     # cuBLAS reads it once, at the first product of the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    opt.device = Team().device(opt.device)
+    opt.device = ProcessGroup().device(opt.device)
     set_up_torch(opt.device, deterministic=False)
     opt.out.mkdir(parents=True, exist_ok=True)
     report = {

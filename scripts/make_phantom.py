@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import run_command
-from data.phantom import PhantomSettings, write_dataset
+from data.phantom.patients import PhantomSettings, write_dataset
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

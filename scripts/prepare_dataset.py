@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.preparation import lost_body_message, prepare_dataset
-from data.sources import find_sources
+from data.prepared.preparation import lost_body_message, prepare_dataset
+from data.prepared.sources import find_sources
 
 log = logging.getLogger(__name__)
 

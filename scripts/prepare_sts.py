@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data.dicom import list_series
 from data.errors import InputError, run_command
-from data.intensity import AIR_HU
-from data.volume import Volume, read_volume, write_volume
+from data.values.intensity import AIR_HU
+from data.volumes.dicom import list_series
+from data.volumes.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 

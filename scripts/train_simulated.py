@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError, run_command
-from data.intensity import CT_TRANSFERS, IntensityMap
-from data.manifest import read_manifest, write_json
-from data.simulation_set import SimulationSet, open_simulation_set
-from data.training_statistics import training_statistics
-from models import experiment
+from data.prepared.manifest import read_manifest, write_json
+from data.prepared.training_statistics import training_statistics
+from data.simulation.simulation_set import SimulationSet, open_simulation_set
+from data.values.intensity import CT_TRANSFERS, IntensityMap
+from models import run_folder
 from models.inference_settings import InferenceSettings, package_versions
 from models.state_dicts import save_network_weights
 from options.base_options import (
@@ -107,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ct_map = IntensityMap(CT_TRANSFERS["soft_tissue"])
     training = SimulatedPairsTraining(settings, ct, limbs, ct_map, options.device)
     record = {key: str(value) for key, value in asdict(settings).items()} | {"volumes": " ".join(sorted(ct.volumes))}
-    with experiment.lock(folder), Interruption() as interruption:
+    with run_folder.lock(folder), Interruption() as interruption:
         spent = _resume(folder, training, record) if options.continue_train else 0.0
         if not options.continue_train:
-            experiment.check_new(folder)
+            run_folder.check_new(folder)
             _describe(options, ct, ct_map).write(folder)
             write_json(folder / "opt.json", {key: str(value) for key, value in vars(options).items()})
         log.info(
@@ -148,8 +148,8 @@ def _train(
     def save() -> None:
         _report(training, sums, progress())
         state = {"training": training.state_dict(), "options": record, "spent": spent + time.monotonic() - begun}
-        experiment.save_state(folder, state)
-        save_network_weights(training.average.module, experiment.weights_path(folder, "latest", "G_A"))
+        run_folder.save_state(folder, state)
+        save_network_weights(training.average.module, run_folder.weights_path(folder, "latest", "G_A"))
 
     while (done := progress()) < 1 and not interruption.received:
         for name, loss in training.step(done).items():
@@ -193,7 +193,7 @@ def _resume(folder: Path, training: SimulatedPairsTraining, record: dict[str, st
             )
         training.load_state_dict(state["training"])
 
-    return experiment.load_state(folder, take_over, _STATE_PARTS)["spent"]
+    return run_folder.load_state(folder, take_over, _STATE_PARTS)["spent"]
 
 
 def _describe(options: argparse.Namespace, ct: SimulationSet, ct_map: IntensityMap) -> InferenceSettings:

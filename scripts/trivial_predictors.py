@@ -9,12 +9,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.body_mask import mr_body_mask
 from data.errors import InputError, run_command
+from data.masks.body_mask import mr_body_mask
 from data.outputs import check_free
-from data.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
+from data.volumes.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
 from evaluation.baselines import PREDICTORS
-from evaluation.cases import Source, find_volumes
+from evaluation.cases import CaseVolumes, case_volumes
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: bad input; a case without its mask is named.
     """
     options = parse_arguments(arguments)
-    mrs = find_volumes(Source("--mr", options.mr, options.mr_pattern))
-    masks = None if options.mask is None else find_volumes(Source("--mask", options.mask, options.mask_pattern))
+    mrs = case_volumes(CaseVolumes("--mr", options.mr, options.mr_pattern))
+    masks = None if options.mask is None else case_volumes(CaseVolumes("--mask", options.mask, options.mask_pattern))
     if mrs is None:
         name = volume_stem(options.mr)
         mrs = {name: options.mr}

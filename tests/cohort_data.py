@@ -6,8 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from data.intensity import IntensityMap
-from data.volume import Volume, write_volume
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume, write_volume
 from models.inference_settings import InferenceSettings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights

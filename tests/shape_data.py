@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.manifest import Case, Manifest
-from data.slice_frame import SliceFrame
-from data.volume import Volume
+from data.prepared.manifest import Case, Manifest
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume
 
 SIZE, SPACING_MM = 32, 4.0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError, run_command
-from data.volume import Volume, read_volume, same_grid, write_volume
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from evaluation import baselines
 from scripts import trivial_predictors
 

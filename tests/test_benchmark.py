@@ -12,15 +12,15 @@ from benchmarks.data_sets import link_volumes, rate, simulate_data_set
 from benchmarks.machine import MatrixProducts, peak_memory_mib, share_of_peak, speed_ratio, take_turns
 from benchmarks.networks import compare, difference
 from benchmarks.reference import PlainPool, ReferenceStep, gradient_norms
-from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor
 from data.errors import InputError
-from data.intensity import CT_WINDOW_HU, IntensityMap
-from data.manifest import read_manifest
-from data.slices import PreparedSlices
+from data.loading.slices import PreparedSlices
+from data.prepared.manifest import read_manifest
+from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.image_pool import ImagePool
-from scripts import benchmark
+from models.shape_extractor import ExtractorSettings, ShapeExtractor
 from tests.shape_data import write_prepared
+from tools import benchmark
 
 CPU = torch.device("cpu")
 FULL = {"lambda_shape": 10.0, "lambda_shape_gan": 1.0}

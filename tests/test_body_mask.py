@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
 from data.errors import InputError
-from data.phantom import PhantomSettings, make_patient
-from data.phantom_labels import arm_mask, body_mask, couch_mask
-from data.volume import Volume, from_sitk, read_volume, write_volume
+from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.phantom.labels import arm_mask, body_mask, couch_mask
+from data.phantom.patients import PhantomSettings, make_patient
+from data.volumes.volume import Volume, from_sitk, read_volume, write_volume
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "sts"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no development data at {SHARED}")

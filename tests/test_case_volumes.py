@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from data.volume import Volume
+from data.volumes.volume import Volume
 from tests.test_pages import patient
 from visualization.case_volumes import HU_STEP, ShownVolume, pack, region_to_show
 from visualization.planes import PLANES, patient_order

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 import test_adapt
 import train
-from data.volume import read_volume, same_grid
+from data.volumes.volume import read_volume, same_grid
 from evaluation.metrics import mae
 from scripts import evaluate, make_phantom, prepare_dataset
 

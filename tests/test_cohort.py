@@ -14,11 +14,10 @@ from scipy.stats import wasserstein_distance
 from cohort.checks import check_conversion, hu_statistics
 from cohort.overlap import run_overlapped
 from cohort.progress import describe_seconds
-from cohort.results import Record, Results
+from cohort.results import CaseRecord, Results
 from cohort.summary import write_summary
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.training_statistics import (
+from data.prepared.training_statistics import (
     HU_EDGES,
     TrainingStatistics,
     hu_distance,
@@ -27,12 +26,13 @@ from data.training_statistics import (
     slice_spread,
     training_statistics,
 )
+from data.values.intensity import IntensityMap
 from models.inference_settings import read_inference_settings
 from models.synthesis import prepare_volume, restore_volume
 from tests.cohort_data import SETTINGS, patient_mr
 from tests.processes import Program
 from tests.test_preparation import FAT_MR, MUSCLE_MR, ct_volume, mr_volume, prepare, raw  # noqa: F401
-from training.team import Team
+from training.distributed import ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,8 +133,8 @@ claim = Results(Path({str(tmp_path)!r})).claim("p1"); print(claim is not None, f
     results.claim("p1").release()
 
 
-def record(case="p1", **changes) -> Record:
-    return replace(Record(case, "done", "/data/p1.nii", {"input_sha256": "1"}, "a", "2026"), **changes)
+def record(case="p1", **changes) -> CaseRecord:
+    return replace(CaseRecord(case, "done", "/data/p1.nii", {"input_sha256": "1"}, "a", "2026"), **changes)
 
 
 def test_records_survive_the_disk_and_damaged_ones_count_as_missing(tmp_path):
@@ -161,7 +161,7 @@ def test_current_is_what_was_written_of_the_same_key(tmp_path):
     results = Results(tmp_path)
     results.folder.mkdir(exist_ok=True)
     results.volume_path("p1").write_bytes(b"voxels")
-    from data.manifest import hash_files
+    from data.prepared.manifest import hash_files
 
     good = record(output_sha256=hash_files([results.volume_path("p1")]))
     assert results.is_current(good, {"input_sha256": "1"})
@@ -194,9 +194,9 @@ def test_the_summary_joins_pipelines_and_forgets_what_is_settled(tmp_path):
 
 
 def test_one_process_is_a_team():
-    team = Team()
-    assert [team.count("a"), team.count("a"), team.count("b")] == [0, 1, 0]
-    assert team.share(lambda: 5) == 5 and team.gather("x") == ["x"]
+    group = ProcessGroup()
+    assert [group.count("a"), group.count("a"), group.count("b")] == [0, 1, 0]
+    assert group.share(lambda: 5) == 5 and group.gather("x") == ["x"]
 
 
 def test_durations_are_said_as_people_say_them():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import test_pipeline
 from cohort.inputs import CohortCase, case_name, find_cohort, read_list, short_hash
 from data.errors import InputError
-from data.volume import write_volume
+from data.volumes.volume import write_volume
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_model
 from tests.test_volume import write_series
 

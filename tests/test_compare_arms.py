@@ -7,8 +7,8 @@ import pytest
 
 import train
 from data.errors import InputError
-from data.phantom_labels import ARM_LABELS, Tissue
-from data.volume import Volume, read_volume
+from data.phantom.labels import ARM_LABELS, Tissue
+from data.volumes.volume import Volume, read_volume
 from scripts import compare_arms, make_phantom, prepare_dataset
 from tests.test_chain import NETWORKS, SCHEDULE, SMALL
 

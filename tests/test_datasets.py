@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.augmentation import Augmentation
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.manifest import Case, Manifest, read_manifest
-from data.single_dataset import SingleDataset
-from data.slices import ImageFolderSlices, PreparedSlices, Slice
-from data.unaligned_dataset import Draw, UnalignedSampler, collate, load_batches, open_unaligned
+from data.loading.augmentation import Augmentation
+from data.loading.single_dataset import SingleDataset
+from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice
+from data.loading.unaligned_dataset import Draw, UnalignedSampler, collate, load_batches, open_unaligned
+from data.prepared.manifest import Case, Manifest, read_manifest
+from data.values.intensity import IntensityMap
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 SIZE = 16

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data import dicom, reader_process
 from data.errors import InputError
-from data.preparation import Job
-from data.sources import Source
-from data.volume import read_volume
-from data.volume_jobs import run_jobs
+from data.prepared.preparation import Job
+from data.prepared.sources import Source
+from data.prepared.volume_jobs import run_jobs
+from data.volumes import dicom, reader_process
+from data.volumes.volume import read_volume
 from tests.test_volume import write_series
 
 

@@ -11,7 +11,7 @@ from pydicom.uid import (
 )
 
 from data.errors import InputError
-from data.volume import read_volume
+from data.volumes.volume import read_volume
 from tests.test_volume import SLICES, write_series
 
 

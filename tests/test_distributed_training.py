@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data.unaligned_dataset import UnalignedSampler
+from data.loading.unaligned_dataset import UnalignedSampler
 from tests.distributed_step import take_step
 from tests.processes import TORCHRUN, Program
 from tests.test_datasets import dataroot, open_plain  # noqa: F401
 from tests.test_train import SHORT, TINY, assert_same_weights, final_weights, run
-from training.team import DistributedTeam, Team
+from training.distributed import DistributedProcessGroup, ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +62,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, 
     outcomes = [finished(job) for job in jobs]
     assert [code for code, _ in outcomes] == [0] * agents, outcomes
     two = torch.load(tmp_path / "two.pth", weights_only=True)
-    one = take_step(Team())
+    one = take_step(ProcessGroup())
     assert two["losses"].keys() == one["losses"].keys() > {"shape", "gan_S", "D_S", "correlation_A"}
     for name, loss in one["losses"].items():
         torch.testing.assert_close(two["losses"][name], loss, rtol=1e-5, atol=1e-7)
@@ -155,11 +155,11 @@ def test_the_plateau_of_several_processes_goes_on_from_the_mean_of_their_losses(
 
 def test_means_over_processes_keep_their_type():
     """A group of one process, which has its own values for means."""
-    team = DistributedTeam(dist.HashStore(), 0, 1, "gloo")
+    group = DistributedProcessGroup(dist.HashStore(), 0, 1, "gloo")
     try:
         for kind in (torch.float32, torch.float64):
             values = {"G": torch.tensor(1 / 3, dtype=kind), "D_A": torch.tensor(1e-9, dtype=kind)}
-            means = team.average(values)
+            means = group.average(values)
             assert {name: (mean.dtype, float(mean)) for name, mean in means.items()} == {
                 name: (kind, float(value)) for name, value in values.items()
             }
@@ -235,13 +235,17 @@ def test_an_error_before_the_first_step_is_said_once_and_ends_all(tmp_path):
 
 
 def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):
-    team = DistributedTeam.__new__(DistributedTeam)
+    group = DistributedProcessGroup.__new__(DistributedProcessGroup)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert [str(Team().device(torch.device(name))) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+    assert [str(ProcessGroup().device(torch.device(name))) for name in ("cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]
     found = []
     for rank in range(3):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        found.append(str(team.device(torch.device("cuda"))))
+        found.append(str(group.device(torch.device("cuda"))))
     assert found == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [str(team.device(torch.device(name))) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]
+    assert [str(group.device(torch.device(name))) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import experiment
+from models import run_folder
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import FiniteLosses, NonFiniteLossError
 from models.precision import choose_precision
@@ -25,8 +25,8 @@ from tests.test_cycle_gan_model import CPU, TINY, batch, weights
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import SHORT, assert_same_weights, run
 from tests.test_train import TINY as TINY_OPTIONS
+from training.distributed import ProcessGroup
 from training.run import TrainingRun
-from training.team import Team
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,7 +111,7 @@ def test_other_rhythms_are_refused(text):
 
 def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch):  # noqa: F811
     """A clock that goes on by 20 seconds whenever it is asked: a state after every few steps, and the same weights."""
-    saved, save, now = [], experiment.save_state, [0.0]
+    saved, save, now = [], run_folder.save_state, [0.0]
 
     def count(folder, state):
         saved.append((state["position"]["epoch"], state["position"]["samples"]))
@@ -121,7 +121,7 @@ def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch
         now[0] += 20
         return now[0]
 
-    monkeypatch.setattr(experiment, "save_state", count)
+    monkeypatch.setattr(run_folder, "save_state", count)
     whole = run(dataroot, tmp_path, name="steps", *["--no_html"])  # noqa: B026
     saved.clear()
     monkeypatch.setattr(train_options.time, "monotonic", clock)
@@ -172,7 +172,7 @@ def test_an_epoch_s_loss_is_summed_in_the_device_s_best_type(dataroot, tmp_path,
     monkeypatch.setattr(CycleGANModel, "step", watched)
     monkeypatch.setattr(LearningRate, "end_epoch", lambda self, metric: metrics.append(metric))
     where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(tmp_path)]
-    training = TrainingRun(train_options.parse([*where, *TINY_OPTIONS, *SHORT, "--no_html"]), Team())
+    training = TrainingRun(train_options.parse([*where, *TINY_OPTIONS, *SHORT, "--no_html"]), ProcessGroup())
     training.device = torch.device(device)
     training.train()
     sums = [kind(0)] * 3
@@ -190,7 +190,7 @@ def test_a_state_after_an_epoch_s_last_step_keeps_its_whole_loss(dataroot, tmp_p
     assert expected != float(np.float32(expected))
     folder = tmp_path / "run"
     (folder / "previous_state.pth").replace(folder / "latest_state.pth")
-    assert experiment.load_state(folder)["position"] == {"epoch": 1, "samples": 6, "epoch_loss": expected}
+    assert run_folder.load_state(folder)["position"] == {"epoch": 1, "samples": 6, "epoch_loss": expected}
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "1", "--n_epochs_decay", "0")
     assert metrics == [expected, expected]
 

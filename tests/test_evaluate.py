@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from data.errors import InputError, run_command
-from data.volume import Volume, read_volume, write_volume
+from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation import metrics, report
-from evaluation.cases import Case, Source, find_cases, find_volumes
+from evaluation.cases import CaseVolumes, ScoredCase, case_volumes, find_cases
 from scripts import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -230,7 +230,7 @@ def test_case_names(tmp_path, pattern, file, name):
     for decoy in ("notes.txt", "x/y_CT_on_MR_grid.nii.gz", "x/mr.nii.gz", *hidden, file):
         (tmp_path / decoy).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / decoy).touch()
-    assert find_volumes(Source("--ref", tmp_path, pattern)) == {name: tmp_path / file}
+    assert case_volumes(CaseVolumes("--ref", tmp_path, pattern)) == {name: tmp_path / file}
 
 
 @pytest.mark.shared
@@ -238,12 +238,12 @@ def test_folder_with_dicom_is_one_volume(tmp_path):
     shared = ROOT.parent / "shared" / "data" / "sts" / "dicom" / "STS_024" / "CT"
     if not shared.is_dir():
         pytest.skip("development data is not beside the checkout")
-    assert find_volumes(Source("--ref", shared)) is None
+    assert case_volumes(CaseVolumes("--ref", shared)) is None
     (tmp_path / "p.nii").touch()
-    assert find_cases(Source("--pred", tmp_path / "p.nii"), Source("--ref", shared)) == [
-        Case("p", tmp_path / "p.nii", shared)
+    assert find_cases(CaseVolumes("--pred", tmp_path / "p.nii"), CaseVolumes("--ref", shared)) == [
+        ScoredCase("p", tmp_path / "p.nii", shared)
     ]
-    found = find_volumes(Source("--ref", shared.parents[1], "{case}/CT"))
+    found = case_volumes(CaseVolumes("--ref", shared.parents[1], "{case}/CT"))
     assert found["STS_024"] == shared
 
 
@@ -251,7 +251,7 @@ def test_folder_with_dicom_is_one_volume(tmp_path):
 def test_unusable_patterns_are_refused(tmp_path, pattern):
     (tmp_path / "a.mha").touch()
     with pytest.raises(InputError, match=r"--ref_pattern .*expected a path below"):
-        find_volumes(Source("--ref", tmp_path, pattern))
+        case_volumes(CaseVolumes("--ref", tmp_path, pattern))
 
 
 def test_matching_refuses_what_is_unclear(tmp_path):
@@ -259,14 +259,14 @@ def test_matching_refuses_what_is_unclear(tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / file).touch()
     with pytest.raises(InputError, match="case a is both"):
-        find_volumes(Source("--pred", tmp_path / "D"))
+        case_volumes(CaseVolumes("--pred", tmp_path / "D"))
     with pytest.raises(InputError, match=r"found nothing for file name ending in .*--ref_pattern"):
-        find_volumes(Source("--ref", tmp_path / "E"))
+        case_volumes(CaseVolumes("--ref", tmp_path / "E"))
     with pytest.raises(InputError, match="no such file or folder"):
-        find_volumes(Source("--ref", tmp_path / "F"))
+        case_volumes(CaseVolumes("--ref", tmp_path / "F"))
     with pytest.raises(InputError, match="is a file; a pattern needs a folder"):
-        find_volumes(Source("--ref", tmp_path / "a.nii.gz", "{case}.mha"))
-    one, many = Source("--pred", tmp_path / "a.nii.gz"), Source("--ref", tmp_path / "E", "{case}/ct.mha")
+        case_volumes(CaseVolumes("--ref", tmp_path / "a.nii.gz", "{case}.mha"))
+    one, many = CaseVolumes("--pred", tmp_path / "a.nii.gz"), CaseVolumes("--ref", tmp_path / "E", "{case}/ct.mha")
     with pytest.raises(InputError, match=r"a\.nii\.gz is one volume, --ref .* is a folder of cases"):
         find_cases(one, many)
     with pytest.raises(InputError, match="names choose from folders"):
@@ -277,9 +277,9 @@ def test_cases_missing_on_either_side_are_listed(cohort):
     (cohort / "P" / "b.nii.gz").unlink()
     (cohort / "D" / "c.2" / "c.2_CT.mha").unlink()
     (cohort / "D" / "a_1" / "a_1_mask.mha").unlink()
-    pred = Source("--pred", cohort / "P")
-    ref = Source("--ref", cohort / "D", "{case}/{case}_CT.mha")
-    mask = Source("--mask", cohort / "D", "{case}/{case}_mask.mha")
+    pred = CaseVolumes("--pred", cohort / "P")
+    ref = CaseVolumes("--ref", cohort / "D", "{case}/{case}_CT.mha")
+    mask = CaseVolumes("--mask", cohort / "D", "{case}/{case}_mask.mha")
     with pytest.raises(InputError) as error:
         find_cases(pred, ref, mask=mask)
     for part in ("P lacks 1 of 3 cases: b;", "D lacks 1 of 3 cases: c.2;", "D lacks 1 of 3 cases: a_1."):
@@ -292,9 +292,9 @@ def test_cases_missing_on_either_side_are_listed(cohort):
 
 def test_references_without_prediction_count_as_missing_and_spare_mrs_do_not(cohort):
     (cohort / "P" / "b.nii.gz").unlink()
-    pred = Source("--pred", cohort / "P")
-    ref = Source("--ref", cohort / "D", "{case}/{case}_CT.mha")
-    mr = Source("--mr", cohort / "D", "{case}/{case}_MR.mha")
+    pred = CaseVolumes("--pred", cohort / "P")
+    ref = CaseVolumes("--ref", cohort / "D", "{case}/{case}_CT.mha")
+    mr = CaseVolumes("--mr", cohort / "D", "{case}/{case}_MR.mha")
     with pytest.raises(InputError, match="P lacks 1 of 3 cases: b"):
         find_cases(pred, ref)
     (cohort / "D" / "b" / "b_CT.mha").unlink()
@@ -329,7 +329,7 @@ def test_rows_of_a_cohort_are_scores_of_cases(cohort):
         report.score_case(pred, ref, mask, mr),
     ]
     given = [(), ("mask",), ("mr",), ("mask", "mr")]
-    cases = [Case(str(names), **{name: paths[name] for name in ("pred", "ref", *names)}) for names in given]
+    cases = [ScoredCase(str(names), **{name: paths[name] for name in ("pred", "ref", *names)}) for names in given]
     rows = report.score_cohort(cases)["cases"]
     np.testing.assert_equal(rows, [{"case": str(n), **e} for n, e in zip(given, expected, strict=True)])
     assert len({score["mae"] for score in expected}) > 1

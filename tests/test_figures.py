@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data.errors import InputError
-from data.volume import Volume, write_volume
+from data.volumes.volume import Volume, write_volume
 from scripts import figure, plot_losses
 from visualization.figures import (
     axial_slices,
@@ -16,7 +16,7 @@ from visualization.figures import (
     save_figure,
     smoothed,
 )
-from visualization.records import Record
+from visualization.records import LossRecord
 from visualization.windows import DisplayWindow
 
 WINDOW = DisplayWindow(40, 400)
@@ -116,7 +116,7 @@ def test_titles_and_names_are_no_formulas(volumes, tmp_path, name):
     v = volumes
     columns = columns_of(v["mr"], [v["a"]], v["reference"], [name, name, name], WINDOW, 300)
     save_figure(draw_comparison(columns, planes_through(v["mr"], None)), tmp_path / "f.png", dpi=40)
-    records = [Record(1, i, 0.0, 1e-4, 0.1, 0.0, {name: 1.0}) for i in (1, 2)]
+    records = [LossRecord(1, i, 0.0, 1e-4, 0.1, 0.0, {name: 1.0}) for i in (1, 2)]
     drawn = draw_losses({name: records}, None, 0.0)
     save_figure(drawn, tmp_path / "l.svg")
     assert drawn.legends[0].get_texts()[0].get_text() == name
@@ -127,7 +127,7 @@ def make_run(folder, name, epochs, steps, scale):
     run = folder / name
     run.mkdir(parents=True)
     records = [
-        Record(e, i, 0.0, 1e-4, 0.1, 0.0, {"G": scale / (e + i / steps), "D_A": 0.5})
+        LossRecord(e, i, 0.0, 1e-4, 0.1, 0.0, {"G": scale / (e + i / steps), "D_A": 0.5})
         for e in range(1, epochs + 1)
         for i in range(2, steps + 1, 2)
     ]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fill_hole
 from data.errors import InputError
-from data.volume import Volume, read_volume, same_grid, write_volume
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from fill_hole import fill_holes
 
 GRID = {"spacing": (0.8, 0.9, 3.0), "origin": (-10.0, 5.0, 20.0), "direction": (0.0, 1, 0, -1, 0, 0, 0, 0, 1)}

@@ -9,14 +9,14 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 import fill_hole
-from data.augmentation import Augmentation
 from data.errors import InputError
-from data.images import image_shape, list_images, read_gray, read_mask_image
-from data.intensity import IntensityMap
-from data.slices import ImageFolderSlices
-from data.sources import find_volumes
-from data.unaligned_dataset import Draw, open_unaligned
-from data.volume import Volume, write_volume
+from data.loading.augmentation import Augmentation
+from data.loading.images import image_shape, list_images, read_gray, read_mask_image
+from data.loading.slices import ImageFolderSlices
+from data.loading.unaligned_dataset import Draw, open_unaligned
+from data.prepared.sources import find_volumes
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume, write_volume
 
 # A ramp as it is shown: 0 is black, 1 is white.
 SHOWN = np.add.outer(np.arange(8), np.arange(16)) / 22

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.intensity import (
+from data.values.intensity import (
     CT_TRANSFERS,
     CT_WINDOW_HU,
     IntensityMap,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.errors import InputError
-from data.modality import check_ct, check_mr, in_hu
-from data.preparation import _ct_slices
-from data.slice_frame import SliceFrame
-from data.volume import Volume
+from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
+from data.prepared.preparation import _ct_slices
+from data.values.modality import check_ct, check_mr, in_hu
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
 
@@ -128,7 +128,7 @@ def test_padding_shrinks_no_body_and_is_in_no_slice(padding, make):
 
 
 def test_a_reference_comes_with_its_padding_raised(tmp_path):
-    from data.volume import write_volume
+    from data.volumes.volume import write_volume
 
     ct = volume(padded(measured_ct(), -3024).astype(np.int16))
     read = read_reference(write_volume(ct, tmp_path / "ct.nii.gz"), ct)

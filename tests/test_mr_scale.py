@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import mr_scale
 from data.errors import InputError
-from data.intensity import IntensityMap, mr_window
-from data.manifest import read_manifest
-from data.mr_scale import correct_bias, fat_level
-from data.slices import prepared_windows, typical_mr_window
-from data.volume import Volume
+from data.loading.slices import prepared_windows, typical_mr_window
+from data.prepared.manifest import read_manifest
+from data.values import mr_scale
+from data.values.intensity import IntensityMap, mr_window
+from data.values.mr_scale import correct_bias, fat_level
+from data.volumes.volume import Volume
 from models.synthesis import prepare_volume
 from options import train_options
 from scripts import prepare_dataset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.volume import Volume, read_volume, write_volume
+from data.volumes.volume import Volume, read_volume, write_volume
 
 ARRAY = np.random.default_rng(0).integers(0, 900, (5, 8, 6)).astype(np.int16)
 SPACING = (0.98, 0.98, 3.27)

@@ -15,8 +15,8 @@ import torch
 
 import test_adapt
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.volume import Volume, write_volume
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume, write_volume
 from evaluation.report import COLUMNS
 from options import train_options
 from tests.browser import open_browser, visit, wait_until

@@ -8,19 +8,8 @@ from scipy import ndimage
 from scipy.special import gamma
 
 from data.errors import InputError
-from data.phantom import (
-    _SAME_AS,
-    CT_HU,
-    MR_SIGNAL,
-    Patient,
-    PhantomSettings,
-    _mr_image,
-    make_patient,
-    patient_files,
-    write_dataset,
-)
-from data.phantom_anatomy import draw_couch, random_couch
-from data.phantom_labels import (
+from data.phantom.anatomy import draw_couch, random_couch
+from data.phantom.labels import (
     ARM_LABELS,
     BODY_LABELS,
     BONE_LABELS,
@@ -31,8 +20,19 @@ from data.phantom_labels import (
     bone_mask,
     couch_mask,
 )
-from data.phantom_shapes import Canvas, SmoothField, Tube, capsule, ellipsoid, smooth_union
-from data.volume import Volume, read_volume, same_grid
+from data.phantom.patients import (
+    _SAME_AS,
+    CT_HU,
+    MR_SIGNAL,
+    Patient,
+    PhantomSettings,
+    _mr_image,
+    make_patient,
+    patient_files,
+    write_dataset,
+)
+from data.phantom.shapes import Canvas, SmoothField, Tube, capsule, ellipsoid, smooth_union
+from data.volumes.volume import Volume, read_volume, same_grid
 from scripts.make_phantom import main
 
 BODY = PhantomSettings(matrix=128, slices=40, spacing_mm=4.0, slice_mm=31.0)

@@ -17,8 +17,8 @@ import test_pipeline
 from cohort import conversion, pipeline, summary
 from cohort.results import Results
 from data.errors import InputError
-from data.training_statistics import HU_EDGES, TrainingStatistics
-from data.volume import read_volume, same_grid, write_volume
+from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
+from data.volumes.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import pipeline_options, test_options

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cohort.results import Results
-from data.volume import read_volume
+from data.volumes.volume import read_volume
 from tests.cohort_data import NAME, write_broken, write_model, write_patients
 from tests.processes import TORCHRUN, Program, run
 

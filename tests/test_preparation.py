@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data import preparation
 from data.errors import InputError
-from data.manifest import Manifest, read_manifest
-from data.slice_frame import SliceFrame
-from data.volume import Volume, from_sitk, read_volume, write_volume
+from data.prepared import preparation
+from data.prepared.manifest import Manifest, read_manifest
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume, from_sitk, read_volume, write_volume
 from scripts import prepare_dataset
 from tests.test_volume import write_series
 

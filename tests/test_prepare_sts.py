@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.volume import Volume, read_volume, same_grid, write_volume
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from scripts import prepare_sts
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "sts"

@@ -9,11 +9,11 @@ import pytest
 
 from cohort.inputs import find_cohort, read_list
 from data.errors import InputError
-from data.manifest import Manifest, read_manifest
-from data.phantom import PhantomSettings, make_patient
-from data.sources import find_sources
-from data.volume import read_volume, write_volume
-from evaluation.cases import Source, find_cases
+from data.phantom.patients import PhantomSettings, make_patient
+from data.prepared.manifest import Manifest, read_manifest
+from data.prepared.sources import find_sources
+from data.volumes.volume import read_volume, write_volume
+from evaluation.cases import CaseVolumes, find_cases
 from options import pipeline_options
 from scripts import evaluate, prepare_dataset, prepare_sts
 from tests.test_prepare_sts import write_source
@@ -199,7 +199,7 @@ def test_sts_folders(tmp_path, monkeypatch):
         write_volume(mr.with_array(np.full_like(mr.array, 40)), results / f"{case.name}.nii.gz")
     options = evaluate.parse_arguments(arguments("Soft-tissue sarcoma", "python -m scripts.evaluate"))
     found = [
-        Source(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
+        CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
         for name in ("pred", "ref", "mr")
     ]
     assert [case.name for case in find_cases(*found)] == [f"STS_{number:03d}" for number in prepare_sts.DEV]

@@ -1,4 +1,4 @@
-"""The commands on a trained shape extractor: predict, eval, import_weights."""
+"""The commands on a trained shape extractor: predict, eval, import_extractor."""
 
 import json
 from dataclasses import replace
@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from ct_segmentation import eval as score
-from ct_segmentation import import_weights, predict, train
-from ct_segmentation.extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, load_extractor, save_extractor
+from ct_segmentation import import_extractor, predict, train
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.volume import Volume, read_volume, same_grid, write_volume
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
+from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, load_extractor, save_extractor
 from models.state_dicts import save_network_weights
 from tests.shape_data import SIZE, SPACING_MM, as_volume, draw_ct
 from unet.unet_model import UNet
@@ -236,20 +236,20 @@ def test_import_of_published_weights(tmp_path):
     save_network_weights(published.net, tmp_path / "unet.pth")
     words = ("--weights", tmp_path / "unet.pth", "--out", tmp_path / "run", "--size", SIZE, "--spacing_mm", SPACING_MM)
     words = (*words, "--input_range", 0, 1, "--ct_window", -1000, 1000)
-    run(import_weights, *words)
+    run(import_extractor, *words)
     loaded = load_extractor(tmp_path / "run")
     assert replace(loaded.settings, versions=None, training=None) == published.settings
     assert loaded.settings.training == {"dataset": "data elsewhere (weights unet.pth)"}
     ct, _ = draw_ct(5)
     np.testing.assert_array_equal(predict.segment_slices(loaded, ct), (ct > -500).astype(np.uint8))
     with pytest.raises(InputError, match="exists already"):
-        run(import_weights, *words)
+        run(import_extractor, *words)
     save_network_weights(UNet(n_channels=3, width=2), tmp_path / "colour.pth")
     with pytest.raises(InputError, match="takes 3 channels"):
-        run(import_weights, "--weights", tmp_path / "colour.pth", "--out", tmp_path / "c", *words[4:])
+        run(import_extractor, "--weights", tmp_path / "colour.pth", "--out", tmp_path / "c", *words[4:])
 
 
-@pytest.mark.parametrize("command", [train, predict, score, import_weights])
+@pytest.mark.parametrize("command", [train, predict, score, import_extractor])
 def test_commands_explain_themselves(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         command.parse(["--help"])

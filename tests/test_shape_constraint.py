@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional as F
 
 import train
-from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from data.errors import InputError
-from data.intensity import IntensityMap, parse_ct_transfer
-from data.manifest import read_manifest
-from data.slices import PreparedSlices
+from data.loading.slices import PreparedSlices
+from data.prepared.manifest import read_manifest
+from data.values.intensity import IntensityMap, parse_ct_transfer
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.losses import SHAPE_LOSSES, gan_loss, shape_loss, shape_with_edges
+from models.shape_extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from tests.test_cycle_gan_model import CPU, TINY, batch, equal, weights
 from tests.test_datasets import dataroot  # noqa: F401
 from training import run as training_run

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ct_segmentation.extractor import (
+from ct_segmentation.predict import segment_slices, segment_volume
+from ct_segmentation.train import train_epoch
+from data.errors import InputError
+from data.values.intensity import CT_TRANSFERS, IntensityMap
+from data.volumes.volume import Volume
+from models.networks import initialise
+from models.shape_extractor import (
     FILE_NAME,
     ExtractorSettings,
     ShapeExtractor,
@@ -19,12 +25,6 @@ from ct_segmentation.extractor import (
     load_extractor,
     save_extractor,
 )
-from ct_segmentation.predict import segment_slices, segment_volume
-from ct_segmentation.train import train_epoch
-from data.errors import InputError
-from data.intensity import CT_TRANSFERS, IntensityMap
-from data.volume import Volume
-from models.networks import initialise
 from models.state_dicts import load_checkpoint, save_atomically, save_network_weights
 
 OWN_MAP = IntensityMap.window(-1000, 1400)
@@ -176,7 +176,7 @@ def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=f"{FILE_NAME}: no such file"):
         load_extractor(tmp_path)
     save_network_weights(make().net, tmp_path / "bare.pth")
-    with pytest.raises(InputError, match=r"bare weights.*ct_segmentation\.import_weights"):
+    with pytest.raises(InputError, match=r"bare weights.*ct_segmentation\.import_extractor"):
         load_extractor(tmp_path / "bare.pth")
     save_extractor(make(), tmp_path / FILE_NAME)
     good = load_checkpoint(tmp_path / FILE_NAME)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from ct_segmentation import train
-from ct_segmentation.extractor import FILE_NAME, ExtractorSettings, load_extractor
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from ct_segmentation.training_data import split_by_patient
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.manifest import read_manifest
+from data.prepared.manifest import read_manifest
+from data.values.intensity import IntensityMap
 from models.finite_losses import NonFiniteLossError
+from models.shape_extractor import FILE_NAME, ExtractorSettings, load_extractor
 from models.state_dicts import load_checkpoint
 from tests.shape_data import SIZE, write_prepared
 

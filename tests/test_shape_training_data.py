@@ -8,10 +8,10 @@ import torch
 
 from ct_segmentation import augmentation
 from ct_segmentation.augmentation import add_couch, degrade, move
-from ct_segmentation.training_data import Draw, ShapeSlices, count_classes, split_by_patient
+from ct_segmentation.training_data import ShapeSlices, SliceDraw, count_classes, split_by_patient
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.manifest import read_manifest
+from data.prepared.manifest import read_manifest
+from data.values.intensity import IntensityMap
 from tests.shape_data import SIZE, write_prepared
 
 CT_MAP = IntensityMap.window(-1000, 1400)
@@ -92,8 +92,8 @@ def test_every_slice_is_drawn_once_an_epoch_from_the_seed_alone(dataroot):
     assert draws == slices.epoch(1)
     assert [d.index for d in draws] != [d.index for d in slices.epoch(2)]
     assert [draw.position for draw in draws] == list(range(60))
-    first, again = slices[Draw(1, 7, 20)], slices[Draw(1, 7, 20)]
-    other = slices[Draw(2, 7, 20)]
+    first, again = slices[SliceDraw(1, 7, 20)], slices[SliceDraw(1, 7, 20)]
+    other = slices[SliceDraw(2, 7, 20)]
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.phantom import PhantomSettings, make_patient
-from data.volume import read_volume, same_grid
+from data.phantom.patients import PhantomSettings, make_patient
+from data.volumes.volume import read_volume, same_grid
 from evaluation.report import score_case
 from models.state_dicts import load_checkpoint
 from models.synthesis import load_synthesiser, synthesize_volume

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import kill_and_resume
 from tests.processes import Program
 from tests.test_datasets import dataroot, write_dataroot  # noqa: F401
 from tests.test_train import TINY, assert_same_weights, run
+from tools import kill_and_resume
 from training.interruption import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def test_a_signal_is_kept_and_its_handler_given_back(number):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path):
-    """The short version of `python -m scripts.kill_and_resume`, whose full output is in docs/performance.md."""
+    """The short version of `python -m tools.kill_and_resume`, whose full output is in docs/performance.md."""
     report = kill_and_resume.measure(kill_and_resume.parse_arguments(["--work", str(tmp_path), "--kills", "3"]))
     assert report["kills"] == 3 and report["identical"]
     assert report["compared"] == 4 * 2  # networks, at the latest and the last epoch

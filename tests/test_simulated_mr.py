@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from data.intensity import CT_TRANSFERS, IntensityMap
-from data.phantom import PhantomSettings, make_patient
-from data.phantom_labels import body_mask
-from data.simulated_mr import Draws, SimulatedPairs, SimulationSettings, blur, blur_through, field_of_view, simulate_mr
-from data.simulation_volume import bone_depth, denoised, simulation_volume, without_contrast_agent
+from data.phantom.labels import body_mask
+from data.phantom.patients import PhantomSettings, make_patient
+from data.simulation.simulated_mr import (
+    Draws,
+    SimulatedPairs,
+    SimulationSettings,
+    blur,
+    blur_through,
+    field_of_view,
+    simulate_mr,
+)
+from data.simulation.simulation_volume import bone_depth, denoised, simulation_volume, without_contrast_agent
+from data.values.intensity import CT_TRANSFERS, IntensityMap
 
 AIR, FAT, MUSCLE, COMPACT, MARROW = -1000.0, -100.0, 45.0, 1200.0, -40.0
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from data.errors import InputError
-from data.intensity import CT_TRANSFERS, IntensityMap
-from data.manifest import read_manifest
-from data.pasted_limbs import paste_limbs
-from data.preparation import prepare_dataset
-from data.simulated_mr import Draws
-from data.simulation_set import SimulationSet, open_simulation_set
-from data.slab_stock import Crop, SlabStock
-from data.sources import Source
-from data.volume import Volume, write_volume
+from data.prepared.manifest import read_manifest
+from data.prepared.preparation import prepare_dataset
+from data.prepared.sources import Source
+from data.simulation.pasted_limbs import paste_limbs
+from data.simulation.simulated_mr import Draws
+from data.simulation.simulation_set import SimulationSet, open_simulation_set
+from data.simulation.slab_stock import Crop, SlabStock
+from data.values.intensity import CT_TRANSFERS, IntensityMap
+from data.volumes.volume import Volume, write_volume
 from models.synthesis import load_synthesiser, synthesize_volume
 from scripts import train_simulated
 from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining, curve
@@ -181,7 +181,7 @@ def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     first = open_simulation_set(dataroot)
     assert sorted(first.volumes) == ["ct0", "ct1"]
     assert (first.slice_mm, first.pixel_mm, first.size) == (3.0, 2.0, 32)
-    monkeypatch.setattr("data.simulation_set.ProcessPoolExecutor", None)  # nothing is left to compute
+    monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", None)  # nothing is left to compute
     again = open_simulation_set(dataroot)
     np.testing.assert_array_equal(again.volumes["ct1"]["depth"], first.volumes["ct1"]["depth"])
     assert first.volumes["ct0"]["hu"].max() > 800
@@ -191,7 +191,7 @@ def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
     manifest = read_manifest(dataroot)
     case = manifest.select("train", "B")[0]
     case.frame["source_spacing"] = (2.0, 2.0, 5.0)
-    monkeypatch.setattr("data.simulation_set.read_manifest", lambda root: manifest)
+    monkeypatch.setattr("data.simulation.simulation_set.read_manifest", lambda root: manifest)
     with pytest.raises(InputError, match=r"ct1 lie 3 mm apart, those of ct0 5 mm.*--slice_mm"):
         open_simulation_set(dataroot)
 

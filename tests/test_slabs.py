@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from data.intensity import CT_TRANSFERS, IntensityMap
-from data.single_dataset import SingleDataset, SlabMean
+from data.loading.single_dataset import SingleDataset, SlabMean
+from data.values.intensity import CT_TRANSFERS, IntensityMap
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights

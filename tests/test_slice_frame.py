@@ -11,11 +11,11 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
-from data.intensity import AIR_HU
-from data.manifest import Case
-from data.preparation import choose_spacing, lost_body_message
-from data.slice_frame import SliceFrame
-from data.volume import Volume
+from data.prepared.manifest import Case
+from data.prepared.preparation import choose_spacing, lost_body_message
+from data.values.intensity import AIR_HU
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume
 
 SIGNED_PERMUTATIONS = [
     tuple(float(sign[r]) if perm[r] == c else 0.0 for r in range(3) for c in range(3))

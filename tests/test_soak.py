@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import soak
+from tools import soak
 
 
 @pytest.fixture

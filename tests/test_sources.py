@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.sources import find_sources, find_volumes, name_cases
+from data.prepared.sources import find_sources, find_volumes, name_cases
 from tests.test_volume import write_series
 
 

@@ -244,7 +244,7 @@ def test_a_damaged_number_is_named_by_its_part(tmp_path):
 def test_a_file_without_checksums_is_taken_over_with_a_warning_and_never_used_as_it_is(tmp_path, caplog):
     path, net = tmp_path / "old.pth", small()
     torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match=r"old\.pth: .*before 1\.6, which has no checksums.*scripts\.import_weights"):
+    with pytest.raises(InputError, match=r"old\.pth: .*before 1\.6, which has no checksums.*scripts\.import_generator"):
         load_network_weights(small(), path)
     other = small()
     load_network_weights(other, path, taken_over=True)

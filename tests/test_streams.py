@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from data.errors import InputError
-from data.manifest import hash_source
-from data.volume import read_volume, volume_files, write_volume
+from data.prepared.manifest import hash_source
+from data.volumes.volume import read_volume, volume_files, write_volume
 from tests.test_volume import example_volume
 
 VOLUME = example_volume(shape=(6, 20, 22))

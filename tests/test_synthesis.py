@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 import test_adapt
 from data.errors import InputError
-from data.intensity import AIR_HU, IntensityMap
-from data.volume import Volume, read_volume, same_grid, write_volume
+from data.values.intensity import AIR_HU, IntensityMap
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from models import test_model
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
@@ -22,7 +22,7 @@ from models.precision import choose_precision
 from models.state_dicts import save_network_weights
 from models.synthesis import Synthesiser, fill_air, load_synthesiser, synthesize_volume
 from models.test_model import TestModel, is_out_of_memory
-from scripts import import_weights
+from scripts import import_generator
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(
@@ -407,8 +407,8 @@ def test_published_weights_are_taken_over_and_used(tmp_path):
     arguments = ["--weights", str(tmp_path / "published.pth"), "--name", "published", *where, "--ngf", "4"]
     frame = ["--size", "32", "--spacing_mm", "2.0"]
     with pytest.raises(InputError, match="does not fit ResnetGenerator"):
-        import_weights.main([*arguments, *frame])
-    import_weights.main([*arguments, *frame, "--netG", "resnet_6blocks"])
+        import_generator.main([*arguments, *frame])
+    import_generator.main([*arguments, *frame, "--netG", "resnet_6blocks"])
     mr = ramp_mr()
     write_volume(mr, tmp_path / "mr.mha")
     write_volume(mr.with_array(np.ones(mr.array.shape, np.uint8)), tmp_path / "mask.mha")

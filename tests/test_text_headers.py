@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from data.errors import InputError
-from data.volume import Volume, from_sitk, read_volume, same_grid
+from data.volumes.volume import Volume, from_sitk, read_volume, same_grid
 from tests.test_volume import OBLIQUE
 
 VOXELS = np.arange(24, dtype="<i2")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.threads import one_thread
+from data.loading.threads import one_thread
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import TINY, assert_same_weights
 
@@ -100,7 +100,7 @@ def test_synthesis_leaves_the_threads_of_others_alone(tmp_path):
 COUNTS = """
 import torch
 from concurrent.futures import ThreadPoolExecutor
-from data.threads import one_thread
+from data.loading.threads import one_thread
 def inside(_):
     with one_thread():
         before = torch.get_num_threads()

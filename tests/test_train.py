@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import train
-from ct_segmentation.extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from data.errors import InputError
-from data.intensity import IntensityMap
-from models import experiment
+from data.values.intensity import IntensityMap
+from models import run_folder
 from models.cycle_gan_model import CycleGANModel
 from models.inference_settings import read_inference_settings
 from models.schedules import LearningRate
+from models.shape_extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from models.state_dicts import save_network_weights
 from options import train_options
 from tests.test_datasets import dataroot  # noqa: F401
@@ -379,14 +379,14 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
 
 def test_a_run_killed_between_its_first_state_and_its_weights_goes_on(dataroot, tmp_path, monkeypatch):  # noqa: F811
     whole = run(dataroot, tmp_path, name="whole")
-    save_weights = experiment.save_weights
+    save_weights = run_folder.save_weights
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "save_weights", killed)
+    monkeypatch.setattr(run_folder, "save_weights", killed)
     with pytest.raises(KeyboardInterrupt):
         run(dataroot, tmp_path, name="killed")
     assert not list((tmp_path / "killed").glob("*_net_*"))
-    monkeypatch.setattr(experiment, "save_weights", save_weights)
+    monkeypatch.setattr(run_folder, "save_weights", save_weights)
     assert_same_weights(whole, run(dataroot, tmp_path, "--continue_train", name="killed"))

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import train
-from data.intensity import IntensityMap
+from data.values.intensity import IntensityMap
 from tests.browser import open_browser, visit
 from tests.processes import Program
 from tests.test_datasets import dataroot  # noqa: F401

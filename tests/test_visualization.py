@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from data.errors import InputError
-from data.intensity import IntensityMap
-from data.volume import Volume
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume
 from visualization import console, training_page
 from visualization.console import Console
 from visualization.display import Picture, RunInfo
 from visualization.panels import CAPTION_PX, GAP_PX, VisualsStyle, preview, training_sheet
-from visualization.records import History, Record, parse_record, read_records
+from visualization.records import History, LossRecord, parse_record, read_records
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage, thin
 from visualization.windows import CT_WINDOWS, DisplayWindow, gray, mr_display_range, parse_display_window
@@ -26,8 +26,8 @@ CT_MAP = IntensityMap.window(-1000, 1400)
 TILE = 192
 
 
-def record(epoch, iteration, **losses) -> Record:
-    return Record(epoch, iteration, 100.0 * epoch + iteration, 2e-4, 0.5, 0.1, losses or {"G": float(iteration)})
+def record(epoch, iteration, **losses) -> LossRecord:
+    return LossRecord(epoch, iteration, 100.0 * epoch + iteration, 2e-4, 0.5, 0.1, losses or {"G": float(iteration)})
 
 
 def run_info(folder, steps=10, name="run", **options) -> RunInfo:

@@ -14,8 +14,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
-from data.manifest import hash_source, write_json
-from data.volume import Volume, from_sitk, read_volume, same_grid, volume_stem, volume_suffix, write_volume
+from data.prepared.manifest import hash_source, write_json
+from data.volumes.volume import Volume, from_sitk, read_volume, same_grid, volume_stem, volume_suffix, write_volume
 
 OBLIQUE = tuple(Rotation.from_euler("xyz", [0.1, -0.05, 0.2]).as_matrix().ravel())
 

@@ -13,44 +13,44 @@ from typing import Any
 
 import torch
 
-from ct_segmentation.extractor import FILE_NAME, ShapeExtractor, extractor_file, load_extractor
 from data.errors import InputError, is_out_of_memory
-from data.manifest import MANIFEST_NAME, hash_files, read_manifest
-from data.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
-from models import experiment
+from data.loading.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
+from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
+from models import run_folder
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
-from models.experiment import Position
 from models.inference_settings import check_compatible, check_continued, describe_run, read_inference_settings
 from models.memory import asked_and_free
 from models.precision import choose_precision
+from models.run_folder import Position
 from models.schedules import LearningRate
+from models.shape_extractor import FILE_NAME, ShapeExtractor, extractor_file, load_extractor
+from training.distributed import ProcessGroup, job, restarts
 from training.interruption import Interruption, exit_code
-from training.team import Team, job, restarts
 from visualization.training_log import TrainingLog, open_training_log
 
 log = logging.getLogger(__name__)
 
 
 class TrainingRun:
-    """A run with the options `opt` of `train.py`, shared by the processes of `team`, each with `--batch_size` slices.
+    """A run with the options `opt` of `train.py`, shared by the processes of `group`, each with `--batch_size` slices.
 
     The first process alone writes and shows.
     """
 
-    def __init__(self, opt: Namespace, team: Team) -> None:
+    def __init__(self, opt: Namespace, group: ProcessGroup) -> None:
         """Open the data set and build the model; nothing is written yet.
 
         Raises:
             InputError: data, extractor or options that cannot be used.
         """
-        self.opt, self.team = opt, team
+        self.opt, self.group = opt, group
         self.folder = opt.checkpoints_dir / opt.name
-        self.device = team.device(opt.device)
+        self.device = group.device(opt.device)
         opt.precision = choose_precision(opt.precision, self.device)
         set_up_torch(self.device, opt.deterministic)
-        torch.manual_seed(opt.seed + team.rank)  # of dropout; order and augmentation have their own
+        torch.manual_seed(opt.seed + group.rank)  # of dropout; order and augmentation have their own
         settings = CycleGANSettings(**{field.name: getattr(opt, field.name) for field in fields(CycleGANSettings)})
-        self.dataset = team.share(
+        self.dataset = group.share(
             lambda: open_unaligned(
                 opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed,
                 simulate_mr=opt.warm_start == "simulated_mr", one_size=opt.batch_size > 1 or opt.pool_size > 0,
@@ -58,10 +58,10 @@ class TrainingRun:
         )  # fmt: skip
         extractor = open_extractor(opt, self.device, self.dataset.spacing_mm) if settings.uses_shape else None
         self.sampler = UnalignedSampler(
-            self.dataset, opt.seed, opt.max_dataset_size, opt.batch_size, team.rank, team.size
+            self.dataset, opt.seed, opt.max_dataset_size, opt.batch_size, group.rank, group.size
         )
         self.model = CycleGANModel(
-            settings, self.device, extractor, self.dataset.a.mask_labels, team.rank, team.size, opt.compile
+            settings, self.device, extractor, self.dataset.a.mask_labels, group.rank, group.size, opt.compile
         )
         if extractor:
             n_classes = extractor.settings.n_classes
@@ -72,12 +72,12 @@ class TrainingRun:
         )  # fmt: skip
         self.epochs = opt.n_epochs_warm + opt.n_epochs + opt.n_epochs_decay
         slices = f"{len(self.dataset.a)}, {len(self.dataset.b)}"
-        together = {"slices of A and B": slices, "processes": str(team.size)}
+        together = {"slices of A and B": slices, "processes": str(group.size)}
         if self.device.type == "cpu":  # the order of sums is that of threads
             together["threads"] = str(torch.get_num_threads())
         if extractor:
             together["shape extractor"] = hash_files([extractor_file(self.opt.shape_extractor)])
-        self.record = experiment.options_record(vars(opt)) | together
+        self.record = run_folder.options_record(vars(opt)) | together
 
     def train(self) -> int:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
@@ -87,7 +87,7 @@ class TrainingRun:
                 folder, or a slice or loss is bad.
         """
         with ExitStack() as held:
-            self.team.share(lambda: held.enter_context(experiment.lock(self.folder)))
+            self.group.share(lambda: held.enter_context(run_folder.lock(self.folder)))
             return self._train_from(self._go_on() if self._continues() else self._begin())
 
     def _train_from(self, at: Position) -> int:
@@ -96,19 +96,19 @@ class TrainingRun:
         log.info(
             "%s: %d slices of A, %d of B, %d steps an epoch, on %s in %s%s", self.opt.name, len(self.dataset.a),
             len(self.dataset.b), steps, self.device, self.opt.precision,
-            f", with {self.team.size} processes" if self.team.size > 1 else "",
+            f", with {self.group.size} processes" if self.group.size > 1 else "",
         )  # fmt: skip
         start = (at.epoch, at.samples // self.sampler.together)
         with (
             Interruption() as interruption,
-            open_training_log(self.opt, self.epochs, steps, start, shown=self.team.rank == 0) as training_log,
+            open_training_log(self.opt, self.epochs, steps, start, shown=self.group.rank == 0) as training_log,
         ):
             self._saved_at = time.monotonic()
             received = 0
             while at.epoch <= self.epochs and not received:
                 at = self._train_epoch(at, training_log, interruption)
                 # One process may have heard alone what ends them all.
-                (received,) = self.team.greatest(interruption.received)
+                (received,) = self.group.greatest(interruption.received)
         if received and at.epoch <= self.epochs:
             return self._stopped(at, received)
         log.info("trained: %s", self.folder)
@@ -135,11 +135,11 @@ class TrainingRun:
             epoch_loss = epoch_loss + losses["G"].to(sum_type) / sampler.steps
             training_log.step(data_seconds)
             if iteration % opt.print_freq == 0 or iteration == last:
-                training_log.write_losses(epoch, iteration, self.team.average(losses), self.rate.current)
+                training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
             if iteration % opt.display_freq == 0 or iteration == last:
                 training_log.write_pictures(epoch, iteration, self.model.visuals)
             due = opt.save_latest_freq.due(iteration, self._saved_at)
-            received, due = self.team.greatest(interruption.received, due)
+            received, due = self.group.greatest(interruption.received, due)
             if received or due:
                 samples = min(at.samples + (iteration - first) * sampler.together, sampler.samples)
                 here = Position(epoch, samples, self._mean_loss(epoch_loss))
@@ -151,7 +151,7 @@ class TrainingRun:
         mean_loss = self._mean_loss(epoch_loss)
         if epoch % opt.save_epoch_freq == 0 or epoch == self.epochs:
             # Before the next epoch's state: a run killed between would not go back. Nor could it go on without any.
-            if not self.team.share(lambda: experiment.has_state(self.folder)):
+            if not self.group.share(lambda: run_folder.has_state(self.folder)):
                 self._save(Position(epoch, sampler.samples, mean_loss))
             self._save_weights(epoch)
         self.rate.end_epoch(mean_loss)
@@ -161,7 +161,7 @@ class TrainingRun:
 
     def _mean_loss(self, loss: torch.Tensor) -> float:
         """Return the mean over all processes; each may go on from it in place of its own, and the mean stays."""
-        return float(self.team.average({"G": loss})["G"])
+        return float(self.group.average({"G": loss})["G"])
 
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
@@ -172,63 +172,63 @@ class TrainingRun:
 
     def _save_weights(self, epoch: str | int) -> None:
         self.model.finite.settle()
-        if self.team.rank == 0:
-            experiment.save_weights(self.folder, self.model, epoch)
+        if self.group.rank == 0:
+            run_folder.save_weights(self.folder, self.model, epoch)
 
     def _save(self, at: Position) -> None:
         """Save the state of all processes, and after it the weights, which `_go_on` would write again."""
         self.model.finite.settle()
-        processes = self.team.gather(self._state_of_this_process())
-        if self.team.rank == 0:
+        processes = self.group.gather(self._state_of_this_process())
+        if self.group.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job()}
-            experiment.save_state(self.folder, {**parts, "processes": processes, **origin})
+            run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
         self._save_weights("latest")
         self._saved_at = time.monotonic()
 
     def _state_of_this_process(self) -> dict[str, Any]:
-        return {"pools": self.model.pools_state(), "random": experiment.random_state(self.device)}
+        return {"pools": self.model.pools_state(), "random": run_folder.random_state(self.device)}
 
     def _continues(self) -> bool:
         """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted what it began."""
         return self.opt.continue_train or (
-            self.team.greatest(restarts())[0] > 0 and self.team.share(self._is_of_this_job)
+            self.group.greatest(restarts())[0] > 0 and self.group.share(self._is_of_this_job)
         )
 
     def _is_of_this_job(self) -> bool:
         """Tell whether this very start of torchrun saved the state in the folder; another's is not written over."""
-        if job() is None or not experiment.has_state(self.folder):
+        if job() is None or not run_folder.has_state(self.folder):
             return False
-        return experiment.load_state(self.folder).get("job") == job()
+        return run_folder.load_state(self.folder).get("job") == job()
 
     def _begin(self) -> Position:
         """Make the folder of a new run, with fresh weights or those of `--init_from`."""
         opt, source = self.opt, self.opt.checkpoints_dir / (self.opt.init_from or "")
 
         def prepare() -> None:
-            experiment.check_new(self.folder)
-            experiment.clear_scratch(self.folder)
+            run_folder.check_new(self.folder)
+            run_folder.clear_scratch(self.folder)
             settings = describe_run(opt, self.dataset, self.model.netG_A.multiple)
             if opt.init_from:
                 check_compatible(opt.init_from, read_inference_settings(source), settings)
             settings.write(self.folder)
-            experiment.save_options(self.folder, vars(opt))
+            run_folder.save_options(self.folder, vars(opt))
 
-        self.team.share(prepare)
+        self.group.share(prepare)
         if opt.init_from:
-            experiment.load_weights(source, self.model, opt.epoch)
+            run_folder.load_weights(source, self.model, opt.epoch)
         return Position()
 
     def _go_on(self) -> Position:
         """Restore the last saved state; processes that it knows nothing of start with empty pools."""
 
         def take_over(state: dict[str, Any]) -> None:
-            experiment.check_options(self.folder, state["options"], self.record)
+            run_folder.check_options(self.folder, state["options"], self.record)
             self._restore(state)
 
         def load() -> dict[str, Any]:
-            experiment.clear_scratch(self.folder)
-            state = experiment.load_state(self.folder, take_over)
+            run_folder.clear_scratch(self.folder)
+            state = run_folder.load_state(self.folder, take_over)
             here = describe_run(self.opt, self.dataset, self.model.netG_A.multiple)
             try:
                 started = read_inference_settings(self.folder)
@@ -239,7 +239,7 @@ class TrainingRun:
                 check_continued(self.folder, started, here)
             return state
 
-        at = self._restore(self.team.share(load))
+        at = self._restore(self.group.share(load))
         self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return at
 
@@ -247,11 +247,11 @@ class TrainingRun:
         """Set model, schedule and randomness to a saved state; return where it was saved."""
         self.model.load_state_dict(state["model"])
         self.rate.load_state_dict(state["rate"])
-        if self.team.rank < len(state["processes"]):
-            own = state["processes"][self.team.rank]
+        if self.group.rank < len(state["processes"]):
+            own = state["processes"][self.group.rank]
             self.model.load_pools_state(own["pools"])
-            experiment.restore_random_state(own["random"], self.device)
-        return experiment.saved_position(state)
+            run_folder.restore_random_state(own["random"], self.device)
+        return run_folder.saved_position(state)
 
 
 @contextmanager

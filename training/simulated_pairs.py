@@ -2,8 +2,8 @@
 
     loss = |G(mr) - map(ct)|_1 + lambda_hu |map^-1(G(mr)) - ct|_1 / 1000 HU
 
-over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulated_mr.py`) and `map` takes HU to the
-network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
+over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulation/simulated_mr.py`) and `map` takes
+HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
 """
 
 import math
@@ -13,11 +13,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from data.intensity import AIR_HU, IntensityMap
-from data.pasted_limbs import paste_limbs
-from data.simulated_mr import Draws, SimulationSettings, field_of_view, simulate_mr
-from data.simulation_set import SimulationSet
-from data.slab_stock import Crop, SlabStock
+from data.simulation.pasted_limbs import paste_limbs
+from data.simulation.simulated_mr import Draws, SimulationSettings, field_of_view, simulate_mr
+from data.simulation.simulation_set import SimulationSet
+from data.simulation.slab_stock import Crop, SlabStock
+from data.values.intensity import AIR_HU, IntensityMap
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
 from models.networks import build_generator, initialise

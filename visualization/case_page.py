@@ -9,10 +9,10 @@ import numpy as np
 from dominate import tags
 from dominate.util import raw
 
-from data.body_mask import ct_body_mask
 from data.errors import InputError
 from data.files import whole_file
-from data.volume import Volume, same_grid
+from data.masks.body_mask import ct_body_mask
+from data.volumes.volume import Volume, same_grid
 from evaluation.report import COLUMNS
 from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS

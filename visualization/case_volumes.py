@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from isal import igzip
 
-from data.volume import Volume
+from data.volumes.volume import Volume
 from visualization.planes import PatientOrder, patient_order
 from visualization.windows import mr_display_range
 

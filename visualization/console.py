@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visualization.display import Picture
-from visualization.records import RECORDS_NAME, History, Record, drop_lines_after, drop_records_after
+from visualization.records import RECORDS_NAME, History, LossRecord, drop_lines_after, drop_records_after
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Console:
         self.folder = folder
         self._written = (0, 0)
         self._cut_due = False  # the files may hold something after `_written`
-        self._waiting: list[Record] = []
+        self._waiting: list[LossRecord] = []
         self._failing = False
         self._mute = False
 
@@ -42,7 +42,7 @@ class Console:
         self._cut_due = True
         self._write()
 
-    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+    def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
         """Write one record to both files and to the console."""
         self._waiting.append(record)
         self._write()
@@ -89,7 +89,7 @@ class Console:
             file.write("".join(f"{line}\n" for line in lines))
 
 
-def format_record(record: Record) -> str:
+def format_record(record: LossRecord) -> str:
     """Return the line of a record: place, seconds a step and of data, learning rate, and every loss."""
     losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
     return (

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from visualization.records import History, Record
+from visualization.records import History, LossRecord
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Display(Protocol):
         """Show a run from its beginning to `start` (epoch, iteration), or catch up after a failure."""
         ...
 
-    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+    def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
         """Show one more record, the last of `history`; `redraw`: earlier points of the history have changed too."""
         ...
 
@@ -70,7 +70,7 @@ class Guarded:
         """Show a run from its beginning to `start`."""
         self._try("losses", lambda: self.display.restore(self.history, start))
 
-    def show_losses(self, record: Record, redraw: bool) -> None:
+    def show_losses(self, record: LossRecord, redraw: bool) -> None:
         """Show one more record, which the history has already."""
         if self._failing:
             self.restore(record.position)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from data.errors import InputError
 from data.files import whole_file
-from data.volume import Volume, same_grid
+from data.volumes.volume import Volume, same_grid
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
-from visualization.records import Record
+from visualization.records import LossRecord
 from visualization.windows import DisplayWindow, mr_display_range
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def axial_slices(grid: Volume, slices: Sequence[int] | int) -> list[tuple[Plane,
     return [(PLANES[0], index) for index in slices]
 
 
-def draw_losses(runs: Mapping[str, Sequence[Record]], names: Sequence[str] | None, smooth: float) -> Figure:
+def draw_losses(runs: Mapping[str, Sequence[LossRecord]], names: Sequence[str] | None, smooth: float) -> Figure:
     """Return one chart for each loss with a curve for each run, over epochs.
 
     Args:
@@ -192,7 +192,7 @@ def draw_losses(runs: Mapping[str, Sequence[Record]], names: Sequence[str] | Non
     return figure
 
 
-def _steps_per_epoch(runs: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+def _steps_per_epoch(runs: Mapping[str, Sequence[LossRecord]]) -> dict[str, int]:
     """Return the steps of an epoch by run, from the records: the last step of each finished epoch has one."""
     steps = {name: max(record.iteration for record in records) for name, records in runs.items()}
     unsure = [name for name, records in runs.items() if len({record.epoch for record in records}) == 1]

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.files import whole_file
-from data.intensity import IntensityMap
-from data.volume import Volume
+from data.values.intensity import IntensityMap
+from data.volumes.volume import Volume
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
 from visualization.windows import CT_WINDOWS, DisplayWindow, gray, mr_display_range
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.volume import Volume, axial_order
+from data.volumes.volume import Volume, axial_order
 
 
 @dataclass(frozen=True)

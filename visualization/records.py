@@ -12,7 +12,7 @@ MAX_POINTS = 2000
 
 
 @dataclass(frozen=True)
-class Record:
+class LossRecord:
     """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting."""
 
     epoch: int
@@ -33,10 +33,10 @@ class Record:
         return json.dumps(vars(self))
 
 
-def parse_record(line: str) -> Record | None:
+def parse_record(line: str) -> LossRecord | None:
     """Return the record of a line; None for one that a crash or a full disk cut short, or that is no such record."""
     try:
-        record = Record(**json.loads(line))
+        record = LossRecord(**json.loads(line))
     except (ValueError, TypeError):
         return None
     measured = (record.time, record.lr, record.seconds_per_step, record.seconds_of_data)
@@ -45,7 +45,7 @@ def parse_record(line: str) -> Record | None:
     return record if all(type(value) in (int, float) for value in (*measured, *record.losses.values())) else None
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path) -> list[LossRecord]:
     """Return a run's records in the order of the file; an empty list where it has none yet."""
     path = folder / RECORDS_NAME
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -106,7 +106,7 @@ class History:
     names: list[str] = field(default_factory=list)  # of all losses, in the order in which they came up
     max_points: int = MAX_POINTS
 
-    def add(self, record: Record) -> bool:
+    def add(self, record: LossRecord) -> bool:
         """Add a record; return whether curves must be drawn anew: earlier points or the names of losses changed."""
         x = record.epoch - 1 + record.iteration / self.steps_per_epoch
         self.points.append(Point(x, record.lr, record.seconds_per_step, dict(record.losses), 1))

@@ -22,7 +22,7 @@ from models.inference_settings import package_versions
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
 from visualization.panels import VisualsStyle, training_sheet
-from visualization.records import History, Record, read_records
+from visualization.records import History, LossRecord, read_records
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
 
@@ -71,7 +71,7 @@ class TrainingLog:
             return
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()  # one wait for the device
         now, steps = time.perf_counter(), max(self._steps, 1)
-        record = Record(
+        record = LossRecord(
             epoch, iteration, round(time.time(), 3), lr, round((now - self._since) / steps, 4),
             round(self._data_seconds / steps, 4), dict(zip(losses, values, strict=True)),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from dominate import tags
 from data.files import whole_file
 from visualization.display import Picture, RunInfo
 from visualization.pages import add_script, call, new_document, pairs, write_document
-from visualization.records import History, Point, Record
+from visualization.records import History, LossRecord, Point
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TrainingPage:
         write_document(self._document(), self.folder / "index.html")
         log.info("page: %s", self.folder / "index.html")
 
-    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+    def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
         """Append a point to the curves; write them anew where earlier ones have changed."""
         if redraw:
             self._write_curves(history)

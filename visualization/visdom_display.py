@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from visualization.display import Picture, RunInfo
-from visualization.records import History, Point, Record
+from visualization.records import History, LossRecord, Point
 from visualization.visdom_server import LocalServer
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class VisdomDisplay:
         """Draw the curves anew."""
         self._show(history, redraw=True)
 
-    def show_losses(self, record: Record, history: History, redraw: bool) -> None:
+    def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
         """Add a point to the curves."""
         self._show(history, redraw)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import test_adapt
-from data.volume import write_volume
+from data.volumes.volume import write_volume
 from tests.cohort_data import patient_mr, write_model
 from tests.faults.commands import adapt, mount
 from tests.test_preparation import ct_volume, mr_volume

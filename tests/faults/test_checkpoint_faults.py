@@ -12,7 +12,7 @@ import torch
 import test_adapt
 import test_pipeline
 from data.errors import InputError
-from data.volume import read_volume, same_grid, write_volume
+from data.volumes.volume import read_volume, same_grid, write_volume
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights
@@ -181,7 +181,7 @@ def test_weights_that_are_taken_over_are_not_run_either(tmp_path):
     torch.save({"model.1.weight": Trap(tmp_path / "marker")}, tmp_path / "foreign.pth")
     parts = ["--weights", tmp_path / "foreign.pth", "--name", "x", "--checkpoints_dir", tmp_path / "checkpoints"]
     more = "--netG resnet_6blocks --ngf 2 --size 32 --spacing_mm 2 --mr_window 0 400".split()
-    result = run("-m", "scripts.import_weights", *parts, *more)
+    result = run("-m", "scripts.import_generator", *parts, *more)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert not (tmp_path / "marker").exists() and not (tmp_path / "checkpoints").exists()
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from cohort.inputs import find_cohort, read_list
-from cohort.results import FORMAT_VERSION, Record, Results
+from cohort.results import FORMAT_VERSION, CaseRecord, Results
 from cohort.summary import write_summary
 from data.errors import InputError
-from data.manifest import read_json, read_manifest
-from data.phantom import PhantomSettings, write_dataset
-from data.sources import find_volumes
+from data.phantom.patients import PhantomSettings, write_dataset
+from data.prepared.manifest import read_json, read_manifest
+from data.prepared.sources import find_volumes
 
 KEY = {"input_sha256": "1", "series_uid": None}
 MODEL = {"name": "n", "folder": "f", "epoch": "latest", "sha256": "0"}
@@ -33,8 +33,8 @@ TORN = {
 }
 
 
-def record(case: str = "p1", **more) -> Record:
-    return Record(case, "done", "/in/p1.nii.gz", KEY, "a", "2026-01-01T00:00:00+0000", **more)
+def record(case: str = "p1", **more) -> CaseRecord:
+    return CaseRecord(case, "done", "/in/p1.nii.gz", KEY, "a", "2026-01-01T00:00:00+0000", **more)
 
 
 def write_record(results: Results, name: str, text: str) -> Path:

@@ -8,10 +8,10 @@ import pytest
 
 import train
 from data.errors import InputError
-from data.manifest import read_manifest
+from data.prepared.manifest import read_manifest
 from scripts import prepare_dataset
-from scripts.fuzz_samples import write_data_set
 from tests.faults.commands import assert_one_clear_error, prepare, run, snapshot
+from tools.fuzz_samples import write_data_set
 
 
 def training(root: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 import test_pipeline
 from data.errors import InputError
-from data.volume import Volume, read_volume, write_volume
+from data.volumes.volume import Volume, read_volume, write_volume
 from models.state_dicts import load_checkpoint, save_atomically
 from tests.cohort_data import NAME, patient_mr, write_model, write_patients
 from tests.faults.commands import adapt, assert_one_clear_error, fill, mount, pipeline, run, snapshot

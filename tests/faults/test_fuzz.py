@@ -1,14 +1,14 @@
 """Damaged files: each reader reads them or refuses them by `InputError`, and its process lives and stays small.
 
-A few seconds here; `python -m scripts.fuzz --minutes M` goes on for as long as one likes.
+A few seconds here; `python -m tools.fuzz --minutes M` goes on for as long as one likes.
 """
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scripts import fuzz
-from scripts.fuzz import READERS, WORDS, Edit, mutated, open_reader, run_format
+from tools import fuzz
+from tools.fuzz import READERS, WORDS, Edit, mutated, open_reader, run_format
 
 places = st.one_of(st.floats(0, 1), st.floats(0, 0.1))
 edits = st.lists(
@@ -53,7 +53,7 @@ def test_what_a_reader_does_is_told(monkeypatch, tmp_path, code, outcome):
     """The reading process, with a reader whose misdeed is known."""
     script = tmp_path / "serve.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom data.errors import InputError\nfrom scripts import fuzz\n"
+        "import sys\nfrom pathlib import Path\nfrom data.errors import InputError\nfrom tools import fuzz\n"
         "def read(path):\n    if path.read_bytes() == b'x':\n        " + code.replace("; ", "\n        ") + "\n"
         "fuzz.READERS['png'] = (fuzz.READERS['png'][0], read)\nfuzz.serve('png', Path(sys.argv[-1]))\n"
     )

@@ -10,8 +10,8 @@ import pytest
 import test_adapt
 import test_pipeline
 from cohort.inputs import find_cohort
-from data.sources import find_paths, find_volumes
-from data.volume import read_volume, same_grid, write_volume
+from data.prepared.sources import find_paths, find_volumes
+from data.volumes.volume import read_volume, same_grid, write_volume
 from scripts import prepare_dataset
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_patients
 from tests.faults.commands import adapt, assert_one_clear_error, pipeline, prepare, run, run_in, snapshot
@@ -143,7 +143,7 @@ def test_metaimage_and_nrrd_numbers_keep_their_points(tmp_path):
         "import locale, sys\n"
         "try: locale.setlocale(locale.LC_ALL, '')\n"
         "except locale.Error: pass\n"
-        "from pathlib import Path\nfrom data.volume import read_volume, write_volume\n"
+        "from pathlib import Path\nfrom data.volumes.volume import read_volume, write_volume\n"
         "volume = read_volume(sys.argv[1])\n"
         "[write_volume(volume, Path(sys.argv[2]) / f'a{s}') for s in ('.nii.gz', '.nii', '.mha', '.nrrd')]"
     )

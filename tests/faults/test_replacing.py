@@ -12,12 +12,12 @@ from PIL import Image
 import fill_hole
 import test_adapt
 import test_pipeline
-from data import preparation
 from data.errors import InputError
-from data.manifest import read_manifest, write_json
 from data.outputs import check_free, volume_targets
-from data.volume import Volume, read_volume, write_volume
-from scripts import evaluate, export_model, figure, import_weights, plot_losses, prepare_dataset, trivial_predictors
+from data.prepared import preparation
+from data.prepared.manifest import read_manifest, write_json
+from data.volumes.volume import Volume, read_volume, write_volume
+from scripts import evaluate, export_model, figure, import_generator, plot_losses, prepare_dataset, trivial_predictors
 from tests.cohort_data import NAME, patient_mr, write_patients
 from tests.faults.commands import adapt, assert_refused, pipeline, prepare, snapshot
 from visualization.case_page import write_case_page
@@ -167,8 +167,8 @@ WRITERS = {
     "export_model": (
         export_model.main, "--name tiny --checkpoints_dir {site}/checkpoints --out {site}/x", "x/inference.json",
     ),
-    "import_weights": (
-        import_weights.main,
+    "import_generator": (
+        import_generator.main,
         "--weights {site}/checkpoints/tiny/latest_net_G_A.pth --checkpoints_dir {site} --name x --netG resnet_6blocks "
         "--ngf 2 --upsample resize --size 32 --spacing_mm 2",
         "x/latest_net_G_A.pth",
@@ -237,8 +237,8 @@ def test_another_method_prepares_anew(raw, monkeypatch):
     corrected = read_volume(body)
     corrected.array[0] = 0
     write_volume(corrected, body)
-    monkeypatch.setattr("data.preparation.METHOD_VERSION", 2)
-    monkeypatch.setattr("data.preparation._ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
+    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", 2)
+    monkeypatch.setattr("data.prepared.preparation._ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
     assert prepare_dataset.main(prepare(raw)) == 0
     manifest = read_manifest(raw / "set")
     assert {case.method for case in manifest.cases} == {2}

@@ -16,7 +16,7 @@ UNPICKLING = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloud
 NETWORK = {"socket", "requests", "urllib", "http", "ftplib", "smtplib", "httpx", "aiohttp", "websocket", "visdom"}
 # Only those speak to a visdom server, and only where it was asked for; `urlsplit` and `quote` reach for nothing.
 MAY_USE_NETWORK = {
-    "visualization/visdom_display.py", "visualization/visdom_server.py", "scripts/benchmark_visualization.py",
+    "visualization/visdom_display.py", "visualization/visdom_server.py", "tools/benchmark_visualization.py",
 }  # fmt: skip
 HARMLESS = {("urllib.parse", "urlsplit"), ("urllib.parse", "quote"), ("socket", "gethostname")}
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load", "torch.hub.load", "pd.read_pickle"}

@@ -22,7 +22,7 @@ from tests.faults.test_training_faults import (  # noqa: F401
     training,
 )
 from tests.shape_data import write_prepared
-from training import team
+from training import distributed
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def restart(monkeypatch, count: int, run_id: str = "none", started: float = 5000
     """Be started by torchrun, for the time `count` + 1."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
-    monkeypatch.setattr(team.psutil, "Process", lambda pid: Launcher(started))
-    monkeypatch.setattr(team.psutil, "boot_time", lambda: 1000.0)
+    monkeypatch.setattr(distributed.psutil, "Process", lambda pid: Launcher(started))
+    monkeypatch.setattr(distributed.psutil, "boot_time", lambda: 1000.0)
 
 
 @pytest.mark.parametrize("began", ["by hand", "another id", "another start", "latest is damaged"])
@@ -217,7 +217,7 @@ def test_a_restart_goes_on_with_what_its_job_began(root, finished, monkeypatch):
     restart(monkeypatch, 0)
     assert train.main(training(root, "--n_epochs", "1")) == 0
     restart(monkeypatch, 1, started=5030.0)
-    monkeypatch.setattr(team.psutil, "boot_time", lambda: 1030.0)
+    monkeypatch.setattr(distributed.psutil, "boot_time", lambda: 1030.0)
     assert train.main(training(root)) == 0
     assert state_position(root / "checkpoints/run") == (3, 0)
 
@@ -236,6 +236,6 @@ def test_a_restart_before_the_first_state_begins_again(root, finished, monkeypat
 
 def test_by_itself_a_process_belongs_to_no_job(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert team.job() is None
+    assert distributed.job() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert team.job() == team.job() and team.job().startswith("x ")
+    assert distributed.job() == distributed.job() and distributed.job().startswith("x ")

@@ -15,15 +15,15 @@ import torch
 
 import train
 from data.errors import InputError, run_command
-from data.manifest import read_manifest
-from models import experiment
+from data.prepared.manifest import read_manifest
+from models import run_folder
 from models.cycle_gan_model import CycleGANModel
-from scripts.fuzz_samples import SLICES, write_data_set
 from tests.faults.commands import assert_one_clear_error, assert_refused, fill, mount, remount, run, snapshot
 from tests.processes import Program
 from tests.test_distributed_training import finished as finished_job
 from tests.test_distributed_training import torchrun
 from tests.test_train import assert_same_weights
+from tools.fuzz_samples import SLICES, write_data_set
 
 NETWORKS = "--netG resnet_6blocks --netD pixel --ngf 2 --ndf 2 --pool_size 2 --lambda_shape 0 --lambda_shape_gan 0"
 # Four steps an epoch, two epochs; states after steps 2 and 4 and at the epoch's end.
@@ -86,7 +86,7 @@ def positions(folder: Path) -> list[tuple[int, int]]:
 
 
 def state_position(folder: Path) -> tuple[int, int]:
-    position = experiment.load_state(folder)["position"]
+    position = run_folder.load_state(folder)["position"]
     return position["epoch"], position["samples"]
 
 
@@ -185,17 +185,17 @@ def test_the_disk_fills_up_while_a_state_is_saved(root, finished, small_disk, ca
 
 def test_an_end_between_the_first_weights_of_an_epoch_and_the_next_state(root, finished, monkeypatch, capsys):
     """Without a state of that epoch, the weights that are there would keep the run from going on and from starting."""
-    save_state = experiment.save_state
+    save_state = run_folder.save_state
 
     def full(folder, state):
         if state["position"]["epoch"] == 2:
             raise InputError("no room")
         save_state(folder, state)
 
-    monkeypatch.setattr(experiment, "save_state", full)
+    monkeypatch.setattr(run_folder, "save_state", full)
     refused(capsys, training(root, "--save_latest_freq", "5000"), "no room")
     assert state_position(root / "checkpoints/run") == (1, 4)
-    monkeypatch.setattr(experiment, "save_state", save_state)
+    monkeypatch.setattr(run_folder, "save_state", save_state)
     goes_on(root, finished)
 
 
@@ -214,9 +214,9 @@ def test_a_link_to_a_run_is_locked_with_it(root):
     (root / "checkpoints/run").mkdir(parents=True)
     (root / "checkpoints/alias").symlink_to("run")
     with (
-        experiment.lock(root / "checkpoints/run"),
+        run_folder.lock(root / "checkpoints/run"),
         pytest.raises(InputError, match=r"alias: another training writes into it"),
-        experiment.lock(root / "checkpoints/alias"),
+        run_folder.lock(root / "checkpoints/alias"),
     ):
         pass
 
@@ -311,7 +311,7 @@ def test_a_killed_training_keeps_nobody_out(root, finished, capsys):
 @pytest.mark.slow
 def test_all_processes_of_a_second_training_end(root):
     """The first process alone asks for the lock, and says why."""
-    with experiment.lock(root / "checkpoints/run"):
+    with run_folder.lock(root / "checkpoints/run"):
         code, output = finished_job(torchrun("train.py", *training(root)))
     assert code != 0 and output.count("error: ") == 1 and "another training writes into it" in output
     assert not (root / "checkpoints/run").exists()
@@ -321,8 +321,8 @@ def test_a_file_system_without_locks_is_warned_of(root, monkeypatch, caplog):
     def none(file, operation):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(experiment.fcntl, "flock", none)
-    with experiment.lock(root / "run"):
+    monkeypatch.setattr(run_folder.fcntl, "flock", none)
+    with run_folder.lock(root / "run"):
         assert "run: no lock (" in caplog.text and "Function not implemented" in caplog.text
 
 
@@ -410,13 +410,13 @@ def test_a_run_goes_on_with_other_intensities_but_says_so(root, finished, caplog
 
 def test_a_clock_that_goes_back_moves_no_save(root, finished, monkeypatch):
     """The clock on the wall goes back by an hour whenever it is asked; the steady one goes on by 20 s."""
-    saved, save, steady, wall = [], experiment.save_state, itertools.count(0, 20), itertools.count(2e9, -3600)
+    saved, save, steady, wall = [], run_folder.save_state, itertools.count(0, 20), itertools.count(2e9, -3600)
 
     def note(folder, state):
         saved.append((state["position"]["epoch"], state["position"]["samples"]))
         save(folder, state)
 
-    monkeypatch.setattr(experiment, "save_state", note)
+    monkeypatch.setattr(run_folder, "save_state", note)
     monkeypatch.setattr(time, "monotonic", lambda: float(next(steady)))
     arguments = training(root, "--save_latest_freq", "1min")
     assert train.main([*arguments, "--name", "right"]) == 0

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import test_adapt
 import test_pipeline
 from data.errors import InputError
-from data.volume import read_volume, write_volume
+from data.volumes.volume import read_volume, write_volume
 from scripts import prepare_dataset
 from tests.cohort_data import NAME, patient_mr, write_patients
 from tests.faults.commands import adapt, assert_one_clear_error, pipeline, prepare, run, snapshot

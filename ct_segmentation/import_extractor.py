@@ -1,0 +1,74 @@
+"""Make an extractor's file of U-Net weights trained elsewhere.
+
+Weights do not say what they were trained on; the options do. The network's output is taken as one logit a class, the
+body first; its width and classes are found in the weights.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from data.errors import InputError, run_command
+from data.outputs import check_free
+from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
+from options.base_options import add_ct_map, ct_map, parse_numbers, positive_float, positive_int
+from unet.unet_model import unet_from_state
+
+log = logging.getLogger(__name__)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options, `ct_map` among them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ct_segmentation.import_extractor",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="state dict of a U-Net (inc, down1..4, up1..4, outc)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the extractor's folder")
+    parser.add_argument(
+        "--input_range", nargs=2, type=float, metavar=("LO", "HI"), required=True,
+        help="what the network takes for the ends of the CT window: 0 1 where images were divided by 255",
+    )  # fmt: skip
+    parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
+    parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
+    parser.add_argument("--overwrite", action="store_true", help="replace an extractor that is there already")
+    add_ct_map(parser)
+    options = parse_numbers(parser, arguments)
+    options.ct_map = ct_map(parser, options)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check that the weights fit, and write the extractor's folder.
+
+    Raises:
+        InputError: they do not, or the folder holds an extractor already.
+    """
+    opt = parse(arguments)
+    path = opt.out / FILE_NAME
+    check_free([path], "--out", [opt.weights], overwrite=opt.overwrite)
+    net, found = unet_from_state(opt.weights)
+    if found["n_channels"] != 1:
+        raise InputError(f"{opt.weights}: takes {found['n_channels']} channels; expected 1, a CT slice")
+    settings = ExtractorSettings(
+        width=found["width"],
+        n_classes=found["n_classes"],
+        ct=opt.ct_map,
+        size=opt.size,
+        spacing_mm=opt.spacing_mm,
+        input_range=(opt.input_range[0], opt.input_range[1]),
+        wide_up=found["wide_up"],
+        versions=software_versions(),
+        training={"dataset": f"data elsewhere (weights {opt.weights.name})"},
+    )
+    extractor = ShapeExtractor(settings)
+    extractor.net = net
+    save_extractor(extractor, path)
+    log.info("%s: width %d, %s", path, settings.width, " and ".join(settings.class_names))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""What training and use read: slices, images, augmentation, samples and their order."""

@@ -1,0 +1,86 @@
+"""Random transforms of training slices; a slice and its mask go through the very same one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.errors import InputError
+from data.loading.slices import Slice
+
+PREPROCESS = ("none", "crop", "body_crop", "resize_and_crop")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What to do to every slice.
+
+    Attributes:
+        preprocess: 'none' takes slices as prepared; 'crop' takes a random square of `crop_size`; 'resize_and_crop'
+            first resizes the slice to `load_size` x `load_size`; 'body_crop' takes a square about a random point of the
+            body, so that crops show body wherever it is.
+        flip: mirror left and right at random. It teaches that a body has no side: for limbs, not for whole bodies.
+        rotate_deg: turn about the slice's centre by a random angle up to this, either way; -1 (air) comes in.
+        zoom: enlarge or shrink at random by up to this share: 0.2 is a factor of 1 / 1.2 to 1.2.
+    """
+
+    preprocess: str = "none"
+    load_size: int = 286
+    crop_size: int = 256
+    flip: bool = False
+    rotate_deg: float = 0.0
+    zoom: float = 0.0
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether a slice must come with its mask."""
+        return self.preprocess == "body_crop"
+
+    def __post_init__(self) -> None:
+        """Refuse a crop larger than what it is taken from."""
+        if self.preprocess == "resize_and_crop" and self.crop_size > self.load_size:
+            raise InputError(f"--crop_size {self.crop_size} is larger than --load_size {self.load_size}")
+
+    def __call__(self, item: Slice, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return image float32 (1, h, w) in [-1, 1] and mask uint8 (1, h, w) or None, after one random transform."""
+        # Here, since torchvision takes as long to import as torch, and commands that train nothing need none of it.
+        from torchvision.transforms.v2 import functional as F
+
+        image = torch.from_numpy(np.ascontiguousarray(item.image))[None]
+        mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))[None]
+        if self.preprocess == "resize_and_crop":
+            size = [self.load_size, self.load_size]
+            image = F.resize(image, size, antialias=True)
+            mask = None if mask is None else F.resize(mask, size, F.InterpolationMode.NEAREST_EXACT)
+        if self.rotate_deg or self.zoom:
+            angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
+            scale = (1 + self.zoom) ** rng.uniform(-1, 1)
+            affine = {"angle": angle, "translate": [0, 0], "scale": scale, "shear": [0, 0]}
+            # Air is 0 meanwhile: beyond the edge comes what a fill would mix wrongly into the outermost pixels.
+            image = F.affine(image + 1, **affine, interpolation=F.InterpolationMode.BILINEAR) - 1
+            mask = None if mask is None else F.affine(mask, **affine)
+        if self.preprocess != "none":
+            height, width = image.shape[-2:]
+            if min(height, width) < self.crop_size:
+                raise InputError(
+                    f"{item.origin}: slice of {width} x {height} pixels, --crop_size {self.crop_size} is larger"
+                )
+            top, left = self._corner(mask, height, width, rng)
+            image, mask = (
+                None if x is None else F.crop(x, top, left, self.crop_size, self.crop_size) for x in (image, mask)
+            )
+        if self.flip and rng.random() < 0.5:
+            image, mask = (None if x is None else F.horizontal_flip(x) for x in (image, mask))
+        return image, mask
+
+    def _corner(self, mask: torch.Tensor | None, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Return the first row and column of the crop."""
+        body = np.flatnonzero(mask.numpy()) if self.preprocess == "body_crop" else ()
+        if not len(body):
+            return int(rng.integers(height - self.crop_size + 1)), int(rng.integers(width - self.crop_size + 1))
+        row, column = divmod(int(body[rng.integers(len(body))]), width)
+        half = self.crop_size // 2
+        return (
+            min(max(row - half, 0), height - self.crop_size),
+            min(max(column - half, 0), width - self.crop_size),
+        )

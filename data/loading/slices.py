@@ -1,0 +1,213 @@
+"""Training slices of one domain, ready for the networks: from a prepared data set or from a folder of images."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from data.errors import InputError
+from data.loading.images import image_shape, list_images, read_gray
+from data.prepared.manifest import Case, Manifest
+from data.values.intensity import IntensityMap, mr_window
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice: `image` float32 (H, W) in [-1, 1], `mask` uint8 (H, W) or None, and where it came from."""
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    origin: str
+
+
+class SliceSource(Protocol):
+    """The slices of one domain."""
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        ...
+
+    @property
+    def mask_labels(self) -> int:
+        """The labels that every mask of the domain tells apart: 1 (body) or more."""
+        ...
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return slice `index`."""
+        ...
+
+
+class PreparedSlices:
+    """The slices of a prepared data set that show body, by case and position.
+
+    Args:
+        root: the data set's folder.
+        cases: prepared volumes of one domain.
+        windows: for each case its map to [-1, 1].
+    """
+
+    def __init__(self, root: Path, cases: list[Case], windows: list[IntensityMap]) -> None:
+        """Count the slices and check the shapes of the arrays; no voxel is read."""
+        self.root, self.cases, self.windows = root, cases, windows
+        self._layouts: dict[str, _Layout] = {}
+        counts = [case.body_slices[1] - case.body_slices[0] for case in cases]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        for case in cases:
+            if not (root / case.image_file).exists():
+                raise InputError(
+                    f"{root / case.image_file}: no such file, but the manifest names it; prepare the data set again"
+                )
+            if case.frame:
+                self._check_shapes(case)
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def mask_labels(self) -> int:
+        """The labels that every case's mask tells apart."""
+        return min(case.labels for case in self.cases)
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return slice `index`, its mask if `with_mask`."""
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        case = self.cases[position]
+        first = int(self._ends[position - 1]) if position else 0
+        z = case.body_slices[0] + index - first
+        image = self.windows[position].to_network(self._plane(case.image_file, z))
+        mask = self._plane(case.mask_file, z) if with_mask else None
+        return Slice(image, mask, f"{case.name}:{z}")
+
+    def _check_shapes(self, case: Case) -> None:
+        """Refuse arrays that were made for another frame than the case's."""
+        expected = (case.slices, case.frame["size"], case.frame["size"])
+        for file in (case.image_file, case.mask_file):
+            shape = self._layout(file).shape
+            if shape != expected:
+                raise InputError(
+                    f"{self.root / file}: array of shape {shape}, the manifest says {expected}; prepare the data set "
+                    "again"
+                )
+
+    def _layout(self, file: str) -> "_Layout":
+        if file not in self._layouts:
+            self._layouts[file] = _read_layout(self.root / file)
+        return self._layouts[file]
+
+    def _plane(self, file: str, z: int) -> np.ndarray:
+        """Return slice `z` of an array; no file stays open, nor mapped, however many there are."""
+        layout, path = self._layout(file), f"{self.root}/{file}"
+        shape = layout.shape[1:]
+        pixels = math.prod(shape)
+        try:
+            plane = np.fromfile(path, layout.dtype, pixels, offset=layout.offset + z * pixels * layout.dtype.itemsize)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+        if plane.size < pixels:
+            raise InputError(f"{path}: ends before slice {z}; prepare the data set again")
+        return plane.reshape(shape)
+
+
+class _Layout(NamedTuple):
+    """Where the slices of an array lie in its file: the first at byte `offset`, each after the one before."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+
+def _read_layout(path: Path) -> _Layout:
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran_order, dtype = read_header[version](file)
+            offset, end = file.tell(), file.seek(0, os.SEEK_END)
+    except Exception as error:  # NumPy parses the header as Python source, and can fail in any way
+        raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+    if fortran_order or dtype.hasobject or end < offset + math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{path}: not a whole array of slices; prepare the data set again")
+    return _Layout(shape, dtype, offset)
+
+
+def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
+    """Return each case's map to [-1, 1]: an MR's by the rule of `--mr_window`, a CT's the one `ct_map`."""
+    return [_window(case, mr_rule) if case.domain == "A" else ct_map for case in cases]
+
+
+def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    if mr_rule == "tissue" and case.fat_level is None:
+        raise InputError(
+            f"{case.name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
+            "run python -m scripts.prepare_dataset again with the same options, or use --mr_window percentile or LO HI"
+        )
+    try:
+        return mr_window(mr_rule, case.percentiles, case.fat_level)
+    except InputError as error:
+        raise InputError(f"{case.name}: {error}") from error
+
+
+def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    """Return the units of a synthetic MR: the window between the medians of the ends of the training MR's windows."""
+    ends = [_window(case, mr_rule).range for case in manifest.select("train", "A")]
+    return IntensityMap.window(*np.median(ends, axis=0).tolist())
+
+
+class ImageFolderSlices:
+    """The images of a plain CycleGAN folder (`trainA/*.png`, 8 or 16 bit), full range to [-1, 1].
+
+    A mask is the file of the same name under `maskA` or `maskB`, or the one whose published name matches
+    (`mr_01.png` and `mrmask_01.png`); any non-zero pixel is body.
+    """
+
+    def __init__(self, folder: Path, mask_folder: Path, with_masks: bool) -> None:
+        """List the images; with `with_masks` find the mask of each.
+
+        Headers are read here, so that a file that is no image, or a mask of another size, stops a training before it
+        starts. `shapes` are those of all images, (H, W).
+        """
+        self.files = list_images(folder)
+        self.masks = [_mask_of(file, mask_folder) for file in self.files] if with_masks else None
+        shapes = {file: image_shape(file) for file in self.files}
+        self.shapes = frozenset(shapes.values())
+        for file, mask in zip(self.files, self.masks or (), strict=False):
+            _check_mask_shape(mask, image_shape(mask), shapes[file])
+
+    mask_labels = 1
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return image `index`, its mask if `with_mask`."""
+        image, full_range = _read_gray(self.files[index])
+        mask = None
+        if with_mask:
+            mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
+            _check_mask_shape(self.masks[index], mask.shape, image.shape)
+        return Slice(IntensityMap.window(0, full_range).to_network(image), mask, self.files[index].name)
+
+
+def _check_mask_shape(mask: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    if shape != image_shape:
+        raise InputError(f"{mask}: mask of shape {shape}, its image has {image_shape}")
+
+
+def _mask_of(file: Path, mask_folder: Path) -> Path:
+    published = re.sub(r"^(mr|ct)_", r"\1mask_", file.name)
+    for name in (file.name, published):
+        if (mask_folder / name).exists():
+            return mask_folder / name
+    raise InputError(f"{mask_folder}: no mask for {file.name}; expected {file.name} or {published}")
+
+
+def _read_gray(path: Path) -> tuple[np.ndarray, float]:
+    """Return an image's gray values (H, W) and the greatest that its file format holds."""
+    image = read_gray(path)
+    return image.pixels, image.full_range

@@ -1,0 +1,395 @@
+"""Preparing a data set: volumes on disk to slices on one grid, with masks and a manifest.
+
+Two passes over the volumes. The first finds each body, so that `auto` spacing can be chosen; its masks are kept under
+`bodies/`, on the volumes' own grids, where they can be looked at and corrected: a corrected one is kept and used. The
+second writes slices. A volume whose source and settings have not changed is not touched again.
+
+An interruption leaves no data set that looks whole: before the first array is written the manifest goes, and before a
+case's arrays are, its record forgets its frame.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import InputError
+from data.files import whole_file
+from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.outputs import check_free
+from data.prepared.manifest import (
+    MANIFEST_NAME,
+    Case,
+    Manifest,
+    case_problems,
+    check_names,
+    check_splits,
+    hash_source,
+    read_json,
+    write_json,
+)
+from data.prepared.sources import Source
+from data.prepared.training_statistics import MIN_BODY_SHARE, slice_spread
+from data.prepared.volume_jobs import Failure, run_jobs
+from data.values.intensity import AIR_HU, mr_percentiles
+from data.values.modality import check_ct, check_mr
+from data.values.mr_scale import correct_bias, fat_level
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume, read_volume, write_volume
+
+log = logging.getLogger(__name__)
+
+# To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
+METHOD_VERSION = 1
+# What the record of a case says while its files are written for the first time.
+BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
+# CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
+CT_STORED_HU = (-1024, 32767)
+# Relative excess of a product of spacings that is rounding, not a body too wide.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume to prepare into `root`, and what was recorded of it before (None: nothing that still holds).
+
+    `bias_correction`: whether an MR is corrected for its bias field.
+    """
+
+    root: Path
+    source: Source
+    split: str
+    domain: str
+    known: Case | None = None
+    bias_correction: bool = False
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether this volume is corrected: CT has no bias field."""
+        return self.bias_correction and self.domain == "A"
+
+
+def prepare_dataset(
+    root: Path,
+    groups: dict[tuple[str, str], list[Source]],
+    size: int,
+    spacing_mm: float | None,
+    slice_mm: float | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    bias_correction: bool = False,
+) -> tuple[Manifest, list[Failure]]:
+    """Prepare volumes into `root` and write its manifest; return it and the volumes that failed.
+
+    Args:
+        root: the data set's folder.
+        groups: sources by (split, domain), e.g. ('train', 'A').
+        size: pixels of a slice's side, even.
+        spacing_mm: pixel spacing; None picks the finest with which every body fits (`choose_spacing`).
+        slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
+        workers: processes.
+        overwrite: whether files in `root` that no preparation made may be replaced.
+        bias_correction: correct the MR for its bias field.
+
+    Raises:
+        InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
+            domain to train on.
+    """
+    if size < 2 or size % 2:
+        raise InputError(f"slices of {size} pixels; expected a positive even number")
+    jobs = [_job(root, source, *group, bias_correction) for group, sources in groups.items() for source in sources]
+    check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
+    if not overwrite:
+        _refuse_to_replace(root, jobs)
+    analysed, failures = run_jobs(analyse, jobs, workers, "finding bodies")
+    check_splits(analysed)
+    _check_trainable(root, analysed, failures)
+    spacing_mm = spacing_mm or choose_spacing(analysed, size)
+    jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
+    jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
+    for job in jobs:
+        if job.known.mask_source_sha256 and not job.source.mask:
+            log.info("%s: corrected by hand, kept and used", _body_path(job))
+    writer = _SliceWriter(size, spacing_mm, slice_mm)
+    if not all(writer.is_done(job) for job in jobs):
+        _remove(root / MANIFEST_NAME)
+    cases, failed = run_jobs(writer, jobs, workers, "writing slices")
+    failures += failed
+    _check_trainable(root, cases, failures)
+    cases.sort(key=lambda case: (case.split, case.domain, case.name))
+    manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
+    manifest.write(root)
+    return manifest, failures
+
+
+def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
+    """Refuse files of others where those of a case go: a case whose record is there is an earlier preparation's."""
+    own = [job for job in jobs if job.known or _is_begun(_record_path(job))]
+    if not own and not _is_manifest(root / MANIFEST_NAME):
+        check_free([root / MANIFEST_NAME], "--out")
+    for job in [job for job in jobs if job not in own]:
+        folders = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
+        supplied = job.source.mask and _is_body_file(job.source.mask, job)
+        check_free(files if supplied else [*files, _body_path(job)], "--out")
+
+
+def _is_begun(record: Path) -> bool:
+    try:
+        return read_json(record) == BEGUN
+    except InputError:
+        return False
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except InputError:
+        return False
+    return {"format_version", "cases", "spacing_mm"} <= found.keys()
+
+
+def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:
+    """Refuse a data set without a volume to train on in each domain."""
+    if {case.domain for case in cases if case.split == "train"} != {"A", "B"}:
+        reasons = "".join(f"\n  {failure.reason}" for failure in failures)
+        raise InputError(f"{root}: no volume left to train on in one of the domains; failed:{reasons or ' none'}")
+
+
+def choose_spacing(cases: list[Case], size: int) -> float:
+    """Return the finest pixel spacing (mm) with which every body fits `size` pixels, but none finer than acquired.
+
+    Volumes that all share one in-plane spacing keep it where their bodies fit: nothing is resampled then.
+    """
+    extent_mm = max(case.extent_mm for case in cases)
+    acquired = min(case.in_plane_mm for case in cases)
+    return acquired if extent_mm <= size * acquired * (1 + _ROUNDING) else _holding_mm(extent_mm, size)
+
+
+def _holding_mm(extent_mm: float, size: int) -> float:
+    """Return the finest spacing in steps of 0.01 mm with which `size` pixels hold a body."""
+    return math.ceil(extent_mm / size * 100 * (1 - _ROUNDING)) / 100
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of the packages that make a prepared data set."""
+    return {package: metadata.version(package) for package in ("numpy", "scipy", "SimpleITK", "pydicom")}
+
+
+def lost_body_message(case: Case, size: int, spacing_mm: float) -> str:
+    """Say how much of a case's body lies outside the frame and what would hold it."""
+    return (
+        f"{case.name}: {case.lost_voxels} body voxels lie outside the frame of {size} x {spacing_mm:g} mm; to keep "
+        f"them use --spacing_mm {_holding_mm(case.extent_mm, size):g} or "
+        f"--size {4 * math.ceil(case.extent_mm / spacing_mm / 4 * (1 - _ROUNDING))}"
+    )
+
+
+def analyse(job: Job) -> Case:
+    """Find one volume's body; write its mask on the volume's grid. A known, unchanged case comes back as it is.
+
+    The mask under `bodies/` is not written where the user corrected it or supplies that very file.
+    """
+    source = job.source
+    digest = hash_source(source.path)
+    mask_path = _supplied_mask(job)
+    mask_digest = hash_source(mask_path) if mask_path else None
+    if _is_current(job, digest, mask_digest):
+        return job.known
+    volume = read_volume(source.path, source.series_uid)
+    body = _find_body(job, volume, mask_path)
+    if mask_path and _is_body_file(mask_path, job):
+        body_digest = job.known.body_sha256 if job.known else None
+    else:
+        body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
+    if job.corrects_bias:
+        volume = correct_bias(volume, body)
+    frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
+    case = Case(
+        name=source.name,
+        patient=source.patient,
+        split=job.split,
+        domain=job.domain,
+        source=str(source.path),
+        source_sha256=digest,
+        mask_source_sha256=mask_digest,
+        extent_mm=frame.body_extent_mm(body),
+        in_plane_mm=frame.in_plane_mm,
+        percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
+        mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
+        fat_level=fat_level(volume.array, body) if job.domain == "A" else None,
+        bias_corrected=job.corrects_bias,
+        series_uid=source.series_uid,
+        body_sha256=body_digest,
+        method=METHOD_VERSION,
+    )
+    write_json(_record_path(job), case.to_dict())
+    return case
+
+
+def _find_body(job: Job, volume: Volume, mask_path: Path | None) -> np.ndarray:
+    """Return a volume's body, found or supplied. Raises `InputError` where it is not what it is given as."""
+    is_mr = job.domain == "A"
+    try:
+        (check_mr if is_mr else check_ct)(volume)
+        body = None if mask_path else (mr_body_mask if is_mr else ct_body_mask)(volume)
+    except InputError as error:
+        raise InputError(f"{job.source.path}: {error}") from error
+    if mask_path:
+        body = read_mask(mask_path, volume)
+    low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
+    if not low < high:
+        raise InputError(
+            f"{job.source.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
+            "volume, and its mask where one is supplied"
+        )
+    return body
+
+
+def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
+    """Tell whether what was recorded of a volume still holds."""
+    known, source = job.known, job.source
+    if known is None or not _body_path(job).exists():
+        return False
+    if job.domain == "A" and known.fat_level is None:  # of a version that did not record it
+        return False
+    of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
+    recorded = (*of_source, known.method, known.bias_corrected)
+    current = (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
+    return recorded == current
+
+
+def _write_body(job: Job, body: Volume) -> str:
+    """Write a body mask; return its hash."""
+    # Without its hash, a body that an interruption leaves is not taken for one corrected by hand.
+    write_json(_record_path(job), BEGUN)
+    write_volume(body, _body_path(job))
+    return hash_source(_body_path(job))
+
+
+def _supplied_mask(job: Job) -> Path | None:
+    """Return the mask that the user supplied, or the body mask under `bodies/` where it was corrected by hand."""
+    body_path = _body_path(job)
+    written = job.known.body_sha256 if job.known else None
+    corrected = written is not None and body_path.exists() and hash_source(body_path) != written
+    if job.source.mask is None:
+        return body_path if corrected else None
+    if corrected and not _is_body_file(job.source.mask, job):
+        raise InputError(
+            f"{body_path}: corrected by hand, but {job.source.mask} is supplied as the mask; leave out the mask option "
+            f"to use the corrected mask, or remove it"
+        )
+    return job.source.mask
+
+
+def _is_body_file(path: Path, job: Job) -> bool:
+    return path.resolve() == _body_path(job).resolve()
+
+
+@dataclass(frozen=True)
+class _SliceWriter:
+    """The second pass, for one frame setting; a class so that it travels to worker processes."""
+
+    size: int
+    spacing_mm: float
+    slice_mm: float | None
+
+    def is_done(self, job: Job) -> bool:
+        """Tell whether the slices and masks of an analysed volume are there, in this frame."""
+        case = job.known
+        made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
+        files = [job.root / case.image_file, job.root / case.mask_file]
+        recorded = case.domain == "A" or case.hu_histogram is not None
+        return recorded and made_for == (self.size, self.spacing_mm, self.slice_mm) and all(f.exists() for f in files)
+
+    def __call__(self, job: Job) -> Case:
+        """Write one analysed volume's slices and masks."""
+        case = job.known
+        if self.is_done(job):
+            return case
+        if case.frame:
+            write_json(_record_path(job), replace(case, frame={}).to_dict())
+        volume = read_volume(job.source.path, job.source.series_uid, again=True)
+        body = read_volume(_body_path(job), again=True).array > 0
+        if case.bias_corrected:
+            volume = correct_bias(volume, body)
+        frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
+        labels = _labels(_supplied_mask(job), body)
+        masks = frame.prepare_labels(volume.with_array(labels))
+        slices = _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame)
+        histogram, spread = slice_spread(slices, masks) if case.domain == "B" else (None, None)
+        _save_array(job.root / case.image_file, slices)
+        _save_array(job.root / case.mask_file, masks)
+        case = replace(
+            case,
+            slices=frame.slices,
+            body_slices=_body_slices(masks),
+            lost_voxels=frame.outside(body),
+            labels=int(labels.max()),
+            frame=frame.to_dict(),
+            hu_histogram=None if histogram is None else tuple(histogram.tolist()),
+            hu_slice_spread=spread,
+        )
+        write_json(_record_path(job), case.to_dict())
+        return case
+
+
+def _mr_slices(volume: Volume, frame: SliceFrame) -> np.ndarray:
+    return frame.prepare(volume, fill=float(volume.array.min()))
+
+
+def _ct_slices(volume: Volume, body: np.ndarray, frame: SliceFrame) -> np.ndarray:
+    slices = frame.prepare(remove_couch(volume, body), fill=AIR_HU)
+    return np.rint(slices).clip(*CT_STORED_HU).astype(np.int16)
+
+
+def _labels(mask_path: Path | None, body: np.ndarray) -> np.ndarray:
+    """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
+    if not mask_path:
+        return body.astype(np.uint8)
+    supplied = read_volume(mask_path, again=True).array
+    values = np.unique(supplied[supplied != 0])
+    if len(values) == 1:
+        return body.astype(np.uint8)
+    if not np.array_equal(values, np.arange(1, len(values) + 1)):
+        found = ", ".join(f"{value:g}" for value in values[:8])
+        raise InputError(f"{mask_path}: labels {found}; expected one value, or 1 (body), 2 (bone), 3, ...")
+    return supplied.astype(np.uint8)
+
+
+def _body_slices(masks: np.ndarray) -> tuple[int, int]:
+    used = np.flatnonzero(np.count_nonzero(masks, axis=(1, 2)) >= MIN_BODY_SHARE * masks[0].size)
+    return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+
+
+def _job(root: Path, source: Source, split: str, domain: str, bias_correction: bool) -> Job:
+    job = Job(root, source, split, domain, bias_correction=bias_correction)
+    try:
+        known = Case.from_dict(read_json(_record_path(job)))
+        fine = not case_problems(known)
+    except (InputError, TypeError, AttributeError):
+        fine = False
+    return replace(job, known=known) if fine else job
+
+
+def _record_path(job: Job) -> Path:
+    return job.root / f"{job.split}{job.domain}" / f"{job.source.name}.json"
+
+
+def _body_path(job: Job) -> Path:
+    return job.root / f"bodies/{job.split}{job.domain}/{job.source.name}.nii.gz"
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with whole_file(path) as scratch:
+        np.save(scratch, array)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be replaced: {error}") from error

@@ -1,0 +1,260 @@
+"""Finding the volumes that a glob names, and naming the cases and patients that they are."""
+
+import errno
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from data.errors import InputError
+from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume to prepare: case name, patient, file or DICOM folder, supplied body mask, series of the folder."""
+
+    name: str
+    patient: str
+    path: Path
+    mask: Path | None = None
+    series_uid: str | None = None
+
+
+def find_volumes(pattern: str) -> list[Path]:
+    """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
+
+    A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
+    its series, and volume files beside the slices (a mask, a converted copy) are passed over with a warning, unless
+    `pattern` names them and not the folder. Of other folders a wildcard takes only those that hold DICOM files
+    directly.
+
+    Raises:
+        InputError: nothing matches, or DICOM slices do without their folder.
+    """
+    matches = sorted(find_paths(pattern))
+    series = {match for match in matches if match.is_dir() and holds_slices(match)}
+    volumes = []
+    for match in matches:
+        inside = _volumes_in(match) if match.is_dir() else []
+        if match in series:
+            volumes.append(match)
+            if inside:
+                names = ", ".join(file.name for file in inside)
+                log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
+        elif inside:
+            volumes += inside
+        elif match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match)):
+            volumes.append(match)
+        elif match.is_file() and match.parent not in series:
+            if volume_suffix(match) in ("", ".dcm") and is_slice(match):
+                folder = str(Path(pattern).parent)
+                raise InputError(
+                    f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
+                )
+            if is_volume(match):
+                volumes.append(match)
+    if not volumes:
+        raise InputError(
+            f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
+            + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
+        )
+    return list(dict.fromkeys(volumes))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return a folder's volume files; hidden ones, such as macOS's `._mr.nii.gz`, are none."""
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
+
+
+def find_paths(pattern: str) -> list[Path]:
+    """Return what `glob.glob` with `**` does, but follow no symbolic link into a folder that it lies in.
+
+    Round such a loop there are paths without end; glob takes all of up to 40 links, which with two loops are 2^40.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(match) for match in glob.glob(pattern)]
+    split = parts.index("**")
+    found = []
+    below = Path(*(parts[split + 1 :] or "*"))
+    for base in glob.glob(str(Path(*parts[:split]))):
+        for folder in _folders_below(Path(base)):
+            found += [folder] if parts[-1] == "**" else []
+            if "**" in below.parts:
+                inside = find_paths(str(Path(glob.escape(str(folder)), below)))
+            else:
+                inside = [folder / match for match in glob.glob(str(below), root_dir=folder)]
+            found += [path for path in inside if parts[-1] != "**" or is_regular_file(path)]
+    return list(dict.fromkeys(found))
+
+
+def _folders_below(top: Path) -> Iterator[Path]:
+    """Yield a folder and those below it that are not hidden, in order, each before what it holds.
+
+    One that cannot be looked into is yielded too: whoever reads it says why.
+    """
+    # Each with what identifies the folders that it lies in.
+    waiting: list[tuple[Path, frozenset]] = [(top, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = folder.stat()
+            identity = (status.st_dev, status.st_ino)
+            if not is_folder(folder) or identity in above:
+                continue
+            inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and is_folder(path))
+        except OSError:
+            inside = []
+        if is_folder(folder):
+            yield folder
+        waiting += [(path, above | {identity}) for path in reversed(inside)]
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder. One that is too deep to be looked at counts as one, so that it is reported."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+
+
+def is_regular_file(path: Path) -> bool:
+    """Tell whether a path is a regular file. What cannot be looked at counts as one, so that it is reported."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def is_volume(path: Path) -> bool:
+    """Tell whether a file's ending says that it is a volume of its own; DICOM files make one together."""
+    return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
+
+
+def name_cases(paths: list[Path]) -> list[str]:
+    """Name each path by what tells it from the others: `1BA001/mr.nii.gz, 1BA005/mr.nii.gz` are `1BA001, 1BA005`.
+
+    The parts of the paths that all share are left out, the others joined by `_`; a lone volume takes its file's name,
+    or its folder's where the file is called `mr`, `ct`, `image` or `mask`.
+    """
+    if len(paths) == 1:
+        stem = volume_stem(paths[0])
+        return [_join([paths[0].absolute().parent.name if stem.lower() in ("mr", "ct", "image", "mask") else stem])]
+    shared = len(Path(os.path.commonpath([path.absolute().parent for path in paths])).parts)
+    parts = [[*path.absolute().parts[shared:-1], volume_stem(path)] for path in paths]
+    # Paths of different depth are aligned at their ends, where files and patients' folders stand.
+    longest = max(map(len, parts))
+    aligned = [[""] * (longest - len(part)) + part for part in parts]
+    telling = [k for k in range(longest) if len({part[k] for part in aligned}) > 1]
+    kept = [[part[k] for k in telling if part[k]] for part in aligned]
+    names = [_join(part) for part in kept]
+    return names if len(set(names)) == len(names) else [_clean("_".join(part)) for part in kept]
+
+
+def _join(parts: list[str]) -> str:
+    """Join parts by `_`, leaving out a folder that the name after it repeats (`p01/p01_mr` is `p01_mr`)."""
+    kept = [part for part, after in pairwise([*parts, ""]) if part not in after]
+    return _clean("_".join(kept))
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+def find_sources(
+    pattern: str,
+    mask_pattern: str | None,
+    patient_regex: str | None,
+    series_uids: Sequence[str] = (),
+    case_regex: str | None = None,
+) -> list[Source]:
+    """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
+
+    A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does.
+    A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
+    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Of a folder with several DICOM series the one in
+    `series_uids` is taken.
+
+    Raises:
+        InputError: nothing found, a volume without its mask, two series of one folder in `series_uids`, or a
+            `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
+    """
+    paths = find_volumes(pattern)
+    names = _name(paths, case_regex)
+    masks = _match_masks(names, paths, mask_pattern, case_regex) if mask_pattern else [None] * len(paths)
+    return [
+        Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids))
+        for name, path, mask in zip(names, paths, masks, strict=True)
+    ]
+
+
+def _name(paths: list[Path], case_regex: str | None) -> list[str]:
+    if case_regex is None:
+        return name_cases(paths)
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = _clean(_part("--case_regex", case_regex, "path", path.as_posix()))
+        if name in named:
+            raise InputError(f"--case_regex {case_regex!r}: {named[name]} and {path} would both be called {name}")
+        named[name] = path
+    return list(named)
+
+
+def _patient(name: str, patient_regex: str | None) -> str:
+    return name if patient_regex is None else _part("--patient_regex", patient_regex, "case name", name)
+
+
+def _part(option: str, regex: str, what: str, text: str) -> str:
+    """Return what an option's regular expression (its first group, where it has one) matches in a text."""
+    try:
+        match = re.search(regex, text)
+    except re.error as error:
+        raise InputError(f"{option} {regex!r}: not a regular expression: {error}") from error
+    part = match and (match.group(1) if match.groups() else match.group(0))
+    if not part:
+        problem = "its group matches nothing in" if match else "does not match"
+        raise InputError(f"{option} {regex!r}: {problem} the {what} {text!r}")
+    return part
+
+
+def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
+    """Return the one of `series_uids` that lies in a DICOM folder, None for a file or where none does."""
+    if not series_uids or not path.is_dir():
+        return None
+    found = [series.uid for series in list_series(path) if series.uid in series_uids]
+    if len(found) > 1:
+        raise InputError(f"{path}: --series_uid names {len(found)} series of this folder; expected one: {found}")
+    return found[0] if found else None
+
+
+def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path]:
+    candidates = find_volumes(pattern)
+    by_folder = {path.parent: path for path in candidates}
+    by_name = dict(zip(_name(candidates, case_regex), candidates, strict=True))
+    own_folders = len({path.parent for path in paths}) == len(paths) and len(by_folder) == len(candidates)
+    if own_folders and all(path.parent in by_folder for path in paths):
+        return [by_folder[path.parent] for path in paths]
+    found = []
+    for name, path in zip(names, paths, strict=True):
+        matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]
+        if len(matches) != 1:
+            raise InputError(
+                f"{path}: {len(matches)} masks of {pattern} match the case {name!r}; expected one of that name"
+            )
+        found.append(matches[0])
+    return found
+
+
+def _same_tokens(name: str, other: str) -> bool:
+    """Tell whether two names are one but for words such as mr or mask: `mr_p01`, `mrmask_p01`, `p01_mask`."""
+    words = {"mr", "ct", "t1", "t1w", "mask", "mrmask", "ctmask", "body", "image"}
+    tokens = [[t for t in re.split(r"[_\W]+", text.lower()) if t and t not in words] for text in (name, other)]
+    return bool(tokens[0]) and tokens[0] == tokens[1]

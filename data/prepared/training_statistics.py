@@ -1,0 +1,156 @@
+"""What a training set looked like, so that a volume unlike it can be told: HU histograms, MR intensities, spacings.
+
+Histograms are compared by the first Wasserstein distance (the earth mover's), in HU: how far, on average, voxels of one
+would have to be moved along the HU axis to make the other. In one dimension it is the area between the cumulative
+distributions (Vallender, Theory Probab Appl 1974).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import InputError
+from data.prepared.manifest import Case, Manifest
+from data.volumes.volume import axial_order
+
+# Bins of 32 HU over what CT holds; values beyond count in the first and last bin.
+HU_EDGES = np.arange(-1024, 3072 + 1, 32)
+# A slice counts where the body fills at least this share of it: one with a rim of skin has no histogram to speak of.
+MIN_BODY_SHARE = 0.005
+# How far a case's slices are from the case is said by the median and by this quantile: some are odd in every patient.
+SPREAD_QUANTILES = (0.5, 0.95)
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """A training set in figures; ranges are the least and the greatest value over its volumes.
+
+    Attributes:
+        hu_histogram: voxels of the training CT in the bins of `HU_EDGES`, inside the bodies.
+        hu_slice_limits: distances in HU from `hu_histogram` that half, and 95 %, of every patient's slices keep.
+        mr_high: upper one of the `data.values.intensity.MR_PERCENTILES` inside the body, in MR units.
+        mr_median: `relative_median` inside the body.
+        in_plane_mm, through_mm: spacing of the MR as acquired, the finer of those in the plane, and of slices.
+    """
+
+    hu_histogram: tuple[int, ...]
+    hu_slice_limits: Range
+    mr_high: Range
+    mr_median: Range
+    in_plane_mm: Range
+    through_mm: Range
+
+    def is_sound(self) -> bool:
+        """Tell whether these are figures that a training set can have, whatever file they were read from."""
+        ranges = (self.hu_slice_limits, self.mr_high, self.mr_median, self.in_plane_mm, self.through_mm)
+        sizes = [len(values) if isinstance(values, tuple) else 0 for values in (self.hu_histogram, *ranges)]
+        if sizes != [len(HU_EDGES) - 1, 2, 2, 2, 2, 2]:
+            return False
+        values = [value for group in (self.hu_histogram, *ranges) for value in group]
+        numbers = all(type(value) in (int, float) and abs(value) < np.inf for value in values)
+        return numbers and min(self.hu_histogram) >= 0
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "TrainingStatistics":
+        """Return the statistics that `dataclasses.asdict` and JSON made a dict of."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
+    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed.
+
+    Raises:
+        InputError: what it records cannot be.
+    """
+    try:
+        return _statistics(manifest)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise InputError(
+            f"manifest.json: damaged, frame or figures of a case ({error!r}); prepare the data set again"
+        ) from error
+
+
+def _statistics(manifest: Manifest) -> TrainingStatistics | None:
+    mr, ct = manifest.select("train", "A"), manifest.select("train", "B")
+    if not mr or not ct or any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
+        return None
+    ct = [case for case in ct if sum(case.hu_histogram)]  # a body that lies outside the frame has no voxel in it
+    if not ct:
+        return None
+    pooled = np.sum([case.hu_histogram for case in ct], axis=0)
+    # By the triangle inequality: slice to pooled is at most slice to its case, and its case to pooled.
+    limits = [np.add(case.hu_slice_spread, hu_distance(case.hu_histogram, pooled)) for case in ct]
+    return TrainingStatistics(
+        hu_histogram=tuple(pooled.tolist()),
+        hu_slice_limits=tuple(np.max(limits, axis=0).tolist()),
+        mr_high=_range(case.percentiles[1] for case in mr),
+        mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
+        in_plane_mm=_range(case.in_plane_mm for case in mr),
+        through_mm=_range(_through_mm(case) for case in mr),
+    )
+
+
+def hu_histogram(hu: np.ndarray) -> np.ndarray:
+    """Count HU values of any shape in the bins of `HU_EDGES`."""
+    width = HU_EDGES[1] - HU_EDGES[0]
+    bins = (np.asarray(hu, np.float32).clip(HU_EDGES[0], HU_EDGES[-1] - 1) - HU_EDGES[0]) // width
+    return np.bincount(bins.astype(np.intp).ravel(), minlength=len(HU_EDGES) - 1)
+
+
+def hu_distance(counts: Sequence[int], reference: Sequence[int], window: Range | None = None) -> float:
+    """Return the Wasserstein distance (HU) of two histograms in the bins of `HU_EDGES`; NaN where one is empty.
+
+    With a `window` (HU) both are clipped to it first, in whole bins: a model cannot leave its window.
+    """
+    difference = np.abs(_cumulative(counts) - _cumulative(reference))
+    if window:
+        # Clipping makes both distributions 0 below the window and 1 from its upper end on.
+        difference[(HU_EDGES[1:] <= window[0]) | (HU_EDGES[1:] >= window[1])] = 0
+    return float(difference.sum() * (HU_EDGES[1] - HU_EDGES[0]))
+
+
+def slice_distances(
+    slices: np.ndarray, masks: np.ndarray, reference: Sequence[int], window: Range | None = None
+) -> np.ndarray:
+    """Return the `hu_distance` of every slice that shows enough body (`MIN_BODY_SHARE`) from a reference histogram.
+
+    Args:
+        slices: HU, (N, H, W).
+        masks: where the body is, (N, H, W).
+        reference: counts in the bins of `HU_EDGES`.
+        window: as in `hu_distance`.
+    """
+    used = [k for k, mask in enumerate(masks) if np.count_nonzero(mask) >= MIN_BODY_SHARE * mask.size]
+    return np.array([hu_distance(hu_histogram(slices[k][masks[k] > 0]), reference, window) for k in used])
+
+
+def slice_spread(slices: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, Range]:
+    """Return a CT's histogram inside the body, and the `SPREAD_QUANTILES` of its slices' distances (HU) from it."""
+    counts = hu_histogram(slices[masks > 0])
+    distances = slice_distances(slices, masks, counts)
+    return counts, tuple(np.quantile(distances, SPREAD_QUANTILES).tolist()) if distances.size else (0.0, 0.0)
+
+
+def relative_median(median: float, percentiles: Range) -> float:
+    """Return where an MR's median lies between its percentiles, 0 to 1: it tells sequences apart, not scalings."""
+    low, high = percentiles
+    return (median - low) / (high - low) if high > low else 0.0
+
+
+def _cumulative(counts: Sequence[int]) -> np.ndarray:
+    counts = np.asarray(counts, float)
+    total = counts.sum()
+    return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
+
+
+def _through_mm(case: Case) -> float:
+    order, _ = axial_order(case.frame["source_direction"])
+    return case.frame["source_spacing"][2 - order[0]]
+
+
+def _range(values) -> Range:
+    values = [float(value) for value in values]
+    return min(values), max(values)

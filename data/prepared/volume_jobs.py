@@ -1,0 +1,99 @@
+"""Work on volumes in processes of their own, where one that cannot be read costs no other."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Protocol
+
+import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from data.errors import InputError
+from data.prepared.sources import Source
+
+log = logging.getLogger(__name__)
+
+
+class VolumeJob(Protocol):
+    """What is to be done with one volume."""
+
+    @property
+    def source(self) -> Source:
+        """The volume."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A volume that could not be worked on, and why."""
+
+    source: Source
+    reason: str
+
+
+def run_jobs[Job: VolumeJob, Result](
+    work: Callable[[Job], Result], jobs: list[Job], workers: int, title: str
+) -> tuple[list[Result], list[Failure]]:
+    """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
+
+    When a process dies, all that were at work or waited are done again, each in a process of its own: one that ends
+    its process then is known by name, and what was a want of memory has all of it.
+
+    Args:
+        work: travels to the processes.
+        jobs: one for each volume.
+        workers: processes; one is this process itself.
+        title: of the progress shown.
+    """
+    done, failures, lost = [], [], []
+    with _processes(workers) as pool:
+        calls = {_submit(pool, work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
+        ready = as_completed(calls) if pool else calls
+        for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
+            try:
+                done.append(call.result() if pool else call())
+            except InputError as error:
+                failures.append(Failure(calls[call].source, str(error)))
+            except BrokenProcessPool:
+                lost.append(calls[call])
+    if lost:
+        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
+    for job in lost:
+        try:
+            with _processes(workers) as pool:
+                done.append(pool.submit(work, job).result())
+        except InputError as error:
+            failures.append(Failure(job.source, str(error)))
+        except BrokenProcessPool:
+            reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
+            failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
+    return done, failures
+
+
+def _submit(pool: Executor, work: Callable, job: VolumeJob) -> Future:
+    """Return a call to the pool, also to one that is broken by now."""
+    try:
+        return pool.submit(work, job)
+    except BrokenProcessPool as error:
+        call = Future()
+        call.set_exception(error)
+        return call
+
+
+def _processes(workers: int) -> AbstractContextManager[Executor | None]:
+    """Return a pool of processes, or None for one worker: this process. Spawned: forking ITK's threads can deadlock."""
+    if workers == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    # One thread a process: the processes are the parallelism, and BLAS threads that wait in a spin would starve them.
+    threadpool_limits(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

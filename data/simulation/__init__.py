@@ -1,0 +1,1 @@
+"""MR simulated from CT."""

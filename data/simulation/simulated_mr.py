@@ -1,0 +1,259 @@
+"""T1-like MR simulated from CT on the training device: pairs whose CT is known, from patients without any MR.
+
+What belongs to a CT volume (its noise removed, depth in bone) is computed once
+(`data/simulation/simulation_volume.py`). What is drawn anew for every pair is here: a few dozen
+pointwise operations and blurs on whole batches, in torch.
+
+A voxel's signal is the sum of what its tissues give, by volume (v, m: shares of fat and of mineral, from HU):
+
+    outside bone    s = (1 - m) (v fat + (1 - v) muscle)
+    inside bone     s = (1 - m) marrow + m cortex            marrow: from red (like muscle) to fatty (like fat)
+
+Every number is drawn anew for every pair (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg,
+Medical Image Analysis 2023), so that what is learnt is structure, not one scanner's values. What belongs to the scan
+(contrast, bias field, blur, texture) is one for all slices of a slab; noise is drawn for every slice (Rician, as in
+magnitude images: Gudbjartsson and Patz, Magn Reson Med 1995).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.simulation.simulation_volume import bone_depth, denoised
+from data.values.intensity import AIR_HU, IntensityMap
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """Ranges that the simulation draws from: (low, high) of a uniform distribution, signals in shares of the window.
+
+    Attributes:
+        fat, muscle: their signals. marrow: in shares of fat's signal.
+        bone_from_hu, bone_to_hu: a voxel of a bone holds no mineral below the one, nothing else above the other.
+        field_of_view: twice the probability that a side of the field of view is cut.
+        bias: standard deviation of the logarithm of the bias field at its nodes.
+        noise: of each channel, in shares of the window.
+    """
+
+    fat: tuple[float, float] = (0.65, 1.0)
+    muscle: tuple[float, float] = (0.2, 0.45)
+    marrow: tuple[float, float] = (0.35, 1.1)
+    bone_from_hu: tuple[float, float] = (60.0, 260.0)
+    bone_to_hu: tuple[float, float] = (600.0, 1100.0)
+    field_of_view: float = 0.8
+    bias: tuple[float, float] = (0.0, 0.15)
+    noise: tuple[float, float] = (0.002, 0.025)
+
+
+@dataclass(frozen=True)
+class SimulatedPairs:
+    """Makes training pairs from single CT slices as the networks see them: through `ct_map`, pixels of `spacing_mm`."""
+
+    ct_map: IntensityMap
+    spacing_mm: float
+
+    def __call__(self, ct: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return simulated MR and CT, cut to one field of view, of a CT slice; all float32 (1, H, W) in [-1, 1]."""
+        clean = denoised(self.ct_map.to_physical(ct[0].numpy()))
+        maps = (torch.from_numpy(array)[None, None].float() for array in (clean, bone_depth(clean, self.spacing_mm)))
+        draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
+        settings = SimulationSettings()
+        mr = simulate_mr(*maps, (self.spacing_mm, self.spacing_mm), draws, settings)[0]
+        seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
+        air = float(self.ct_map.to_network(AIR_HU))
+        return torch.where(seen, mr, -1.0), torch.where(seen, ct, air)
+
+
+class Draws:
+    """Random numbers of one batch: from a generator on the batch's device, and from one on the host for sizes."""
+
+    def __init__(self, batch: int, generator: torch.Generator, host: torch.Generator) -> None:
+        """Draw for a batch of `batch` slabs."""
+        self.batch, self.generator, self.host, self.device = batch, generator, host, generator.device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Return one number a slab, (N, 1, 1, 1)."""
+        return low + (high - low) * torch.rand(self.batch, 1, 1, 1, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers (N, *shape)."""
+        return torch.randn(self.batch, *shape, generator=self.generator, device=self.device)
+
+    def integer(self, low: int, high: int) -> int:
+        """Return one number for the whole batch, from `low` to `high`."""
+        return int(torch.randint(low, high + 1, (), generator=self.host))
+
+    def smooth_field(self, shape: tuple[int, int, int], cell_mm: float, spacing: tuple[float, float]) -> Tensor:
+        """Return a smooth random field (N, S, H, W), standard normal at nodes `cell_mm` apart.
+
+        `spacing`: mm between slices and between pixels.
+        """
+        slices, height, width = shape
+        nodes_z, nodes_y, nodes_x = (
+            max(2, round(extent * mm / cell_mm) + 2)
+            for extent, mm in zip(shape, (spacing[0], spacing[1], spacing[1]), strict=True)
+        )
+        nodes = self.normal(nodes_z, nodes_y, nodes_x)
+        planes = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+        # A random part of the distance between two nodes along z: where a slab is thin, one cell holds it.
+        span = min(nodes_z - 1.0, (slices - 1) * spacing[0] / cell_mm)
+        start = torch.rand(self.batch, 1, generator=self.generator, device=self.device) * (nodes_z - 1.0 - span)
+        position = start + torch.linspace(0, span, slices, device=self.device)[None]
+        below = position.floor().clamp(max=nodes_z - 2).long()
+        share = (position - below)[:, :, None, None]
+        index = below[:, :, None, None].expand(-1, -1, height, width)
+        return planes.gather(1, index) * (1 - share) + planes.gather(1, index + 1) * share
+
+
+def simulate_mr(
+    ct: Tensor, depth_mm: Tensor, spacing: tuple[float, float], draws: Draws, settings: SimulationSettings
+) -> Tensor:
+    """Return T1-like MR of slabs of axial CT slices.
+
+    Args:
+        ct: (N, S, H, W) in HU, without noise, couch and contrast agent.
+        depth_mm: (N, S, H, W), how deep below its bone's surface a pixel's centre lies; 0 outside bones.
+        spacing: mm between slices and between pixels.
+        draws: all that is random.
+        settings: what it is drawn from.
+
+    Returns:
+        (N, S, H, W) in [-1, 1]: -1 is no signal, 1 the upper end of the MR's window.
+    """
+    shape, pixel_mm = ct.shape[1:], spacing[1]
+    ct = blur(ct, draws.uniform(0, 1.0) / pixel_mm)
+    # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
+    ct = torch.where(depth_mm > 3.0, blur(ct, torch.full_like(ct[:, :1, :1, :1], 1.5 / pixel_mm)), ct)
+    fat, muscle = draws.uniform(*settings.fat), draws.uniform(*settings.muscle)
+    signal = _soft_tissue(ct, fat, muscle, spacing, draws)
+    signal = signal * (1 - _interfaces(ct, pixel_mm, draws)) * (1 - _dark_details(shape, spacing, draws))
+    inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp(0, 1)
+    signal = torch.lerp(signal, _bone(ct, depth_mm, fat, muscle, spacing, draws, settings), inside)
+    signal = signal * (1 - _skin(ct, pixel_mm, draws))
+    signal = blur(signal, draws.uniform(0, 0.9) / pixel_mm)
+    signal = blur_through(signal, draws.uniform(0, 0.9))
+    bias = draws.uniform(*settings.bias) * draws.smooth_field(shape, 120.0, spacing)
+    signal = signal * torch.exp(bias)
+    noise = draws.uniform(*settings.noise)
+    signal = torch.hypot(signal + noise * draws.normal(*shape), noise * draws.normal(*shape))
+    return 2 * signal.clamp(0, 1) - 1
+
+
+def field_of_view(shape: tuple[int, int], share: float, draws: Draws) -> Tensor:
+    """Return rectangles, bool (N, 1, H, W), True inside: MR often ends within the body, with nothing beyond.
+
+    Each side is cut with probability `share` / 2, by up to 45 %.
+    """
+    cuts = []
+    for _ in range(4):
+        amount = draws.uniform(0, 0.45)
+        cuts.append(amount * (draws.uniform(0, 1) < 0.5) * (draws.uniform(0, 1) < share))
+    top, bottom, left, right = cuts
+    y = torch.linspace(0, 1, shape[0], device=draws.device)[None, None, :, None]
+    x = torch.linspace(0, 1, shape[1], device=draws.device)[None, None, None, :]
+    return (y >= top) & (y <= 1 - bottom) & (x >= left) & (x <= 1 - right)
+
+
+def blur(image: Tensor, sigma: Tensor, reach: float = 3.0) -> Tensor:
+    """Return (N, S, H, W) with every slice blurred by a Gaussian of `sigma` (N, 1, 1, 1) pixels of its slab.
+
+    The kernel holds 2 `reach` + 1 pixels at most; the picture goes on beyond its edges.
+    """
+    n, slices, height, width = image.shape
+    radius = int(reach)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.view(n, 1).clamp(min=0.05)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(slices, 0)
+    planes = image.reshape(1, n * slices, height, width)
+    planes = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * slices)
+    return F.conv2d(planes, kernel[:, None, :, None], groups=n * slices).view(n, slices, height, width)
+
+
+def blur_through(image: Tensor, sigma: Tensor) -> Tensor:
+    """Return (N, S, H, W) blurred across its slices by a Gaussian of `sigma` (N, 1, 1, 1) slices: thick slices."""
+    slices = image.shape[1]
+    distance = torch.arange(slices, device=image.device, dtype=image.dtype)
+    distance = distance[:, None] - distance[None, :]
+    weights = torch.exp(-0.5 * (distance[None] / sigma.view(-1, 1, 1).clamp(min=0.05)) ** 2)
+    return torch.einsum("nst,nthw->nshw", weights / weights.sum(2, keepdim=True), image)
+
+
+def _ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return 0 below `low`, 1 above `high`, linear between."""
+    return ((x - low) / (high - low)).clamp(0, 1)
+
+
+def _soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
+    shape = ct.shape[1:]
+    fat_hu, muscle_hu = draws.uniform(-110, -85), draws.uniform(25, 60)
+    # Lung and the slope to air hold water, not fat, however low their HU.
+    fat_share = 1 - torch.where(ct > -200, _ramp(ct, fat_hu, muscle_hu), 1 - _ramp(ct, -500.0, -200.0))
+    # Muscles, organs and tumours differ more than their HU do: smoothly, and one from another.
+    texture = draws.uniform(0, 0.15) * draws.smooth_field(shape, float(draws.integer(15, 80)), spacing)
+    places = draws.smooth_field(shape, float(draws.integer(25, 70)), spacing) - draws.uniform(0.6, 1.6)
+    organs = draws.uniform(-1.2, 0.7) * _ramp(places, 0.0, 0.15)
+    lean = 1 - fat_share
+    signal = (muscle + (fat - muscle) * fat_share) * torch.exp((texture + organs) * lean)
+    tissue = _ramp(ct, AIR_HU + 50, -130.0)
+    mineral = _ramp(ct, draws.uniform(80, 180), draws.uniform(400, 800))
+    return signal * tissue * (1 - mineral)
+
+
+def _bone(
+    ct: Tensor,
+    depth_mm: Tensor,
+    fat: Tensor,
+    muscle: Tensor,
+    spacing: tuple[float, float],
+    draws: Draws,
+    settings: SimulationSettings,
+) -> Tensor:
+    # Red and fatty marrow lie beside each other: one level for the scan, and a smooth change within it.
+    level = draws.uniform(*settings.marrow) * torch.exp(
+        draws.uniform(0, 0.3) * draws.smooth_field(ct.shape[1:], float(draws.integer(30, 120)), spacing)
+    )
+    marrow = torch.maximum(level * fat, 0.8 * muscle)
+    mineral = _ramp(ct, draws.uniform(*settings.bone_from_hu), draws.uniform(*settings.bone_to_hu))
+    cortex = draws.uniform(0.0, 0.1)
+    return (1 - mineral) * marrow + mineral * cortex * fat
+
+
+def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
+    """Return the share of the signal that is lost between fat and muscle: fascia and chemical shift.
+
+    Without it all that is bright with a dark outline would be bone.
+    """
+    sigma = draws.uniform(0.7, 1.2) / pixel_mm
+    fat_share = blur(_ramp(ct, 40.0, -100.0), sigma)
+    across = F.pad(fat_share, (1, 1, 1, 1), mode="replicate")
+    dy = (across[:, :, 2:, 1:-1] - across[:, :, :-2, 1:-1]) / 2
+    dx = (across[:, :, 1:-1, 2:] - across[:, :, 1:-1, :-2]) / 2
+    steepest = 1 / (2.5066 * sigma.clamp(min=0.6))  # of an edge from 0 to 1
+    return draws.uniform(0, 0.8) * (torch.hypot(dx, dy) / steepest).clamp(0, 1)
+
+
+def _dark_details(shape: tuple[int, int, int], spacing: tuple[float, float], draws: Draws) -> Tensor:
+    """Return the share of the signal that is lost in vessels, fasciae and tendons, which CT does not tell from others.
+
+    Without them all that is dark inside a body would be air or bone.
+    """
+    coarse = draws.smooth_field(shape, float(draws.integer(10, 30)), spacing)
+    lines = (1 - coarse.abs() / draws.uniform(0.05, 0.2)).clamp(0, 1)
+    lines = lines * (draws.smooth_field(shape, float(draws.integer(20, 60)), spacing) > 0)
+    fine = draws.smooth_field(shape, max(float(draws.integer(3, 8)), 2 * spacing[1]), spacing)
+    spots = (4 * (fine - draws.uniform(2, 3.5))).clamp(0, 1)
+    return torch.maximum(draws.uniform(0, 0.8) * lines, draws.uniform(0.3, 1) * spots)
+
+
+def _skin(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
+    """Return the share of the signal that is lost in the skin, up to 4.5 mm below the surface."""
+    # Depth below a flat surface from a blur of what is inside: blur = Phi(depth / sigma).
+    sigma_mm = max(2.0, 1.2 * pixel_mm)
+    sigma = torch.full_like(ct[:, :1, :1, :1], sigma_mm / pixel_mm)
+    inside = blur((ct > -500).to(ct.dtype), sigma, reach=max(3.0, 2.5 * sigma_mm / pixel_mm))
+    depth = sigma_mm * torch.special.ndtri(inside.clamp(0.01, 0.99))
+    return (1 - (depth - 0.5) / draws.uniform(1, 3.5)).clamp(0, 1) * draws.uniform(0.5, 1)

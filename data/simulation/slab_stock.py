@@ -1,0 +1,118 @@
+"""Volumes held in the training device's memory, from which random slabs are cut there: rotated, scaled, mirrored.
+
+A slab is S neighbouring slices, (N, S, H, W). The ends of a volume repeat their last slice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.simulation.simulated_mr import Draws
+
+_BODY_HU = -500
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How slabs are cut: `size` pixels a side, turned by up to `rotate` degrees, scaled by up to `zoom` either way.
+
+    `flip_x`, `flip_y`: whether slices are mirrored left to right, front to back, half of the time each.
+    """
+
+    slices: int
+    size: int
+    rotate: float = 0.0
+    zoom: float = 0.0
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+class SlabStock:
+    """Slices of several volumes of one frame, (M, H, W), with one or more maps for each, on one device."""
+
+    def __init__(
+        self, volumes: Sequence[dict[str, np.ndarray]], outside: dict[str, float], body: str, device: torch.device
+    ) -> None:
+        """Load volumes.
+
+        Args:
+            volumes: for each its maps, (n, H, W) of any integer type.
+            outside: for each map the value beyond its slices.
+            body: the map in which what is above -500 is body; slabs are cut around bodies.
+            device: where the voxels are kept.
+        """
+        self.outside = outside
+        self.maps = {
+            name: torch.cat([torch.from_numpy(np.ascontiguousarray(volume[name])) for volume in volumes]).to(device)
+            for name in outside
+        }
+        counts = [len(volume[body]) for volume in volumes]
+        first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
+        self.first = torch.from_numpy(first).to(device)
+        self.last = torch.from_numpy(first + np.repeat(counts, counts) - 1).to(device)
+        boxes = torch.from_numpy(np.concatenate([_boxes(volume[body]) for volume in volumes])).to(device)
+        used = boxes[:, 1] > boxes[:, 0]
+        self.boxes, self.used = boxes, torch.nonzero(used)[:, 0]
+        self.device = device
+
+    def slabs(self, centre: Tensor, slices: int) -> dict[str, Tensor]:
+        """Return the slabs around slices `centre` (N,), float32 (N, S, H, W), for each map."""
+        offsets = torch.arange(slices, device=self.device) - slices // 2
+        index = centre[:, None] + offsets[None]
+        index = torch.minimum(torch.maximum(index, self.first[centre][:, None]), self.last[centre][:, None])
+        return {name: voxels[index].float() for name, voxels in self.maps.items()}
+
+    def draw(self, crop: Crop, draws: Draws, margin: int = 0) -> dict[str, Tensor]:
+        """Return random slabs around bodies, (N, S + 2 margin, size, size), for each map; `zoom` is (N, 1, 1, 1)."""
+        pick = torch.rand(draws.batch, generator=draws.generator, device=self.device)
+        centre = self.used[(pick * len(self.used)).long()]
+        left, right, top, bottom = self.boxes[centre].float().unbind(1)
+        at_x, at_y = (
+            low + (high - low) * draws.uniform(0.15, 0.85).view(-1) for low, high in ((left, right), (top, bottom))
+        )
+        zoom = torch.exp(draws.uniform(-1, 1) * math.log1p(crop.zoom))
+        cut = self.cut(centre, (at_x, at_y), zoom, crop, draws, margin)
+        return cut | {"zoom": zoom}
+
+    def cut(
+        self, centre: Tensor, at: tuple[Tensor, Tensor], zoom: Tensor, crop: Crop, draws: Draws, margin: int = 0
+    ) -> dict[str, Tensor]:
+        """Return the slabs around the pixels `at` (x, y) of slices `centre`, enlarged by `zoom`, randomly turned."""
+        slabs = self.slabs(centre, crop.slices + 2 * margin)
+        height, width = next(iter(slabs.values())).shape[2:]
+        angle = draws.uniform(-crop.rotate, crop.rotate).view(-1) * math.pi / 180
+        scale = 1 / zoom.view(-1)
+        mirror_x, mirror_y = (
+            torch.where(draws.uniform(0, 1).view(-1) < 0.5 * flip, -1.0, 1.0) for flip in (crop.flip_x, crop.flip_y)
+        )
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        # Output pixel (u, v) from the crop's centre, in pixels, to source pixel, in grid_sample's [-1, 1].
+        theta = torch.stack(
+            [
+                torch.stack([cos * mirror_x, -sin * mirror_y, at[0] + 0.5 - width / 2], 1) * 2 / width,
+                torch.stack([sin * mirror_x, cos * mirror_y, at[1] + 0.5 - height / 2], 1) * 2 / height,
+            ],
+            1,
+        )
+        theta = theta * torch.tensor([crop.size / 2, crop.size / 2, 1.0], device=self.device)
+        grid = F.affine_grid(theta, [draws.batch, 1, crop.size, crop.size], align_corners=False)
+        return {
+            name: F.grid_sample(slab - self.outside[name], grid, align_corners=False) + self.outside[name]
+            for name, slab in slabs.items()
+        }
+
+
+def _boxes(volume: np.ndarray) -> np.ndarray:
+    """Return the body's box of every slice, int64 (n, 4): left, right, top, bottom, ends not included; 0 for none."""
+    body = volume > _BODY_HU
+    boxes = np.zeros((len(volume), 4), np.int64)
+    for k, plane in enumerate(body):
+        rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
+        if plane.sum() >= 100:
+            boxes[k] = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    return boxes

@@ -1,0 +1,1 @@
+"""What voxel values mean: HU, an MR's scale, and what is neither."""

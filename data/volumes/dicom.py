@@ -1,0 +1,351 @@
+"""Reading one DICOM series from a folder, with the checks that keep its geometry right."""
+
+import logging
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from data.errors import InputError
+from data.volumes.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
+from data.volumes.reader_process import find_unreadable, is_nested, read_slices
+
+log = logging.getLogger(__name__)
+
+# Positions along the slice normal may deviate from even spacing by this share of the spacing.
+SPACING_TOLERANCE = 0.05
+_TAGS = [
+    "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
+    "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
+    "SOPClassUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "RescaleType",
+]  # fmt: skip
+_GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+# Names of HU; US is "unspecified", and an empty tag says as little.
+_HU_TYPES = ("HU", "US", "", None)
+# Slices in one of these need no decoder; a file that names none is in the first.
+_PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, None)
+_SUFFIXES = (".dcm", ".ima")
+_PREAMBLE_BYTES = 128
+# A file without the preamble starts with an element of group 0002 or 0008, of either byte order.
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The files of one series (path and header) in one folder; `uid` is '' where they do not say it."""
+
+    uid: str
+    files: tuple[tuple[Path, pydicom.Dataset], ...]
+
+    def describe(self) -> str:
+        """Return one line: UID, modality, description, number of files."""
+        header = self.files[0][1]
+        description = header.get("SeriesDescription", "no description")
+        uid = self.uid or "no SeriesInstanceUID"
+        return f"{uid}  {header.get('Modality', '?')}  {description!r}  {len(self.files)} files"
+
+
+def list_series(folder: Path) -> list[DicomSeries]:
+    """Return the image series whose files lie directly in `folder`, by UID; other files are passed over."""
+    series = defaultdict(list)
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        header = _read_header(file)
+        if header is not None:
+            series[str(header.get("SeriesInstanceUID") or "")].append((file, header))
+    return [DicomSeries(uid, tuple(files)) for uid, files in sorted(series.items())]
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Tell whether a file that looks like DICOM lies directly in `folder`."""
+    files = (path for path in folder.iterdir() if path.is_file())
+    return any(path.suffix.lower() in _SUFFIXES or _looks_like_dicom(path) for path in files)
+
+
+def is_slice(file: Path) -> bool:
+    """Tell whether a file is a DICOM image, or was meant to be one."""
+    return _read_header(file) is not None or _is_damaged(file)
+
+
+def holds_slices(folder: Path) -> bool:
+    """Tell whether a DICOM image lies directly in `folder`: a volume file beside it was made of it, or is its mask."""
+    return any(is_slice(path) for path in folder.iterdir() if path.is_file())
+
+
+def _looks_like_dicom(file: Path) -> bool:
+    with file.open("rb") as handle:
+        start = handle.read(_PREAMBLE_BYTES + 4)
+    return start[_PREAMBLE_BYTES:] == b"DICM" or start.startswith(_FIRST_GROUPS)
+
+
+def _read_header(file: Path) -> pydicom.Dataset | None:
+    """Return the header of a DICOM image, with or without the preamble; None for any other file."""
+    try:
+        if not _looks_like_dicom(file):
+            return None
+        header = pydicom.dcmread(file, specific_tags=_TAGS, stop_before_pixels=True, force=True)
+        return header if header.get("SOPClassUID") and header.get("Rows") else None
+    except (InvalidDicomError, OSError, EOFError):
+        return None
+    except Exception as error:  # a forced read of some other file's bytes can fail in any way
+        log.debug("%s: passed over, not DICOM: %s", file, error)
+        return None
+
+
+def _is_damaged(file: Path) -> bool:
+    """Tell whether a file that is in no series was meant to be a slice, by its ending or by what it says it stores."""
+    if file.name.startswith("."):
+        return False
+    if not _looks_like_dicom(file):
+        return file.suffix.lower() in _SUFFIXES
+    try:
+        stored = pydicom.filereader.read_file_meta_info(file).get("MediaStorageSOPClassUID")
+        return stored is None or "Image Storage" in stored.name
+    except Exception:  # pydicom raises errors of many types on damaged headers
+        return file.suffix.lower() in _SUFFIXES
+
+
+def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
+    """Read one series as a 3-D image, slices sorted along their normal, rescaled (CT: in HU).
+
+    Raises:
+        InputError: no series, several without `series_uid`, a damaged file, slices that do not make one evenly spaced
+            volume, colour or multi-frame images, a header without the geometry, or pixels that cannot be decoded.
+    """
+    found = list_series(folder)
+    series = _choose(folder, found, series_uid)
+    read = {file for one in found for file, _ in one.files}
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and path not in read):
+        if _is_damaged(file):  # at an end of the series its loss would show nowhere
+            raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
+    for file, header in series.files:
+        _check_header(file, header)
+        _check_length(file, header)
+    files, spacing_mm = _sort_slices(folder, series)
+    pixel_type = None
+    if not _have_one_type(files):
+        # The reader takes its pixel type from the first slice: other slices would wrap, or lose their fractions.
+        deep = any(_count(file, header, "BitsAllocated") > 16 for file, header in files)
+        pixel_type = sitk.sitkFloat64 if deep else sitk.sitkFloat32
+    apart = any(_transfer_syntax(header) not in _PLAIN_SYNTAXES or is_nested(file) for file, header in files)
+    try:
+        with _as_stored(files) as paths:
+            image = read_slices(paths, pixel_type, apart)
+    except RuntimeError as error:
+        raise InputError(_undecoded(files)) from error
+    image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
+    return image
+
+
+def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:
+    """Tell whether all slices have one pixel type and one rescaling, of whole numbers."""
+    tags = {"BitsAllocated": 16, "BitsStored": 16, "PixelRepresentation": 0, "RescaleSlope": 1, "RescaleIntercept": 0}
+    types = {
+        tuple(float(next(iter(_numbers(file, header, tag)), default)) for tag, default in tags.items())
+        for file, header in files
+    }
+    return len(types) == 1 and not any(value % 1 for value in types.pop())
+
+
+@contextmanager
+def _as_stored(files: list[tuple[Path, pydicom.Dataset]]) -> Iterator[list[Path]]:
+    """Yield paths from which GDCM reads the slices' values as they are stored.
+
+    MONOCHROME1 says how values are displayed (PS3.3 C.7.6.3.1.2); GDCM inverts the values. It gets a copy that says
+    MONOCHROME2.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = []
+        for number, (file, header) in enumerate(files):
+            if header.get("PhotometricInterpretation") == "MONOCHROME1":
+                copy = Path(scratch, f"{number}.dcm")
+                try:
+                    image = pydicom.dcmread(file, force=True)
+                    image.PhotometricInterpretation = "MONOCHROME2"
+                    image.save_as(copy)
+                except Exception as error:  # pydicom raises errors of many types on damaged files
+                    raise InputError(f"{file}: MONOCHROME1, and cannot be read to the end: {error}") from error
+                file = copy
+            paths.append(file)
+        yield paths
+
+
+def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
+    """Say which slice cannot be decoded, and how it is compressed."""
+    found = find_unreadable([file for file, _ in files])
+    if found:
+        file, reason = found
+        syntax = _transfer_syntax(dict(files)[file])
+        way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
+        return (
+            f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in a "
+            "compression that is not read; export the series uncompressed"
+        )
+    return f"{files[0][0].parent}: its slices cannot be read as one volume; export the series again, uncompressed"
+
+
+def _transfer_syntax(header: pydicom.Dataset) -> UID | None:
+    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+
+
+def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> DicomSeries:
+    listing = "\n  ".join(series.describe() for series in found)
+    if not found:
+        raise InputError(f"{folder}: no DICOM image in this folder (folders below it are not searched)")
+    if series_uid:
+        for series in found:
+            if series.uid == series_uid:
+                return series
+        raise InputError(f"{folder}: no DICOM series {series_uid}; it holds\n  {listing}")
+    if len(found) > 1:
+        raise InputError(
+            f"{folder}: {len(found)} DICOM series; expected one: put it into a folder of its own (a series to convert "
+            f"or prepare is chosen by its UID, --series_uid):\n  {listing}"
+        )
+    if not found[0].uid:
+        raise InputError(
+            f"{folder}: its DICOM images have an empty SeriesInstanceUID (emptied to anonymise them?), so whether they "
+            "are one series cannot be told; write one and the same new UID into all slices of a series"
+        )
+    return found[0]
+
+
+def _check_header(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice whose geometry or values its header does not tell."""
+    enhanced = "Enhanced" in UID(header.SOPClassUID).name
+    if enhanced or _count(file, header, "NumberOfFrames") > 1:
+        kind = UID(header.SOPClassUID).name if enhanced else "multi-frame DICOM"
+        raise InputError(f"{file}: {kind} is not read; convert it to single-frame DICOM or NIfTI (dcm2niix does)")
+    samples = _count(file, header, "SamplesPerPixel")
+    if samples > 1:
+        raise InputError(f"{file}: SamplesPerPixel {samples} (a colour image); expected 1: leave this series out")
+    if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(
+            f"{file}: {header.PhotometricInterpretation} pixels; expected gray values: leave this series out"
+        )
+    _check_size(file, header)
+    for tag, count in _GEOMETRY_TAGS.items():
+        values = _numbers(file, header, tag)
+        if len(values) != count:
+            raise InputError(
+                f"{file}: DICOM tag {tag} is missing or empty, or has not {count} numbers; export the series again"
+            )
+    if not np.all(_numbers(file, header, "PixelSpacing") > 0):
+        raise InputError(f"{file}: PixelSpacing {header.PixelSpacing}; expected positive numbers of mm")
+    for tag in ("RescaleSlope", "RescaleIntercept"):
+        # MR need no rescaling; without it a CT's values are no HU, and an empty tag tells that something was lost.
+        if (tag in header or header.get("Modality") == "CT") and len(_numbers(file, header, tag)) != 1:
+            raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
+    # Dual-energy scanners export maps of other quantities as CT.
+    if header.get("Modality") == "CT" and header.get("RescaleType", "HU") not in _HU_TYPES:
+        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is no CT in HU")
+
+
+def _check_size(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice whose header claims more pixels than its file can hold, most often none at all."""
+    rows, columns, bits = (_count(file, header, tag, default=0) for tag in ("Rows", "Columns", "BitsAllocated"))
+    if min(rows, columns, bits) < 1:
+        raise InputError(
+            f"{file}: {rows} x {columns} pixels of {bits} bits; expected an image: export the series again"
+        )
+    syntax, expansion = _transfer_syntax(header), 1
+    if syntax == DeflatedExplicitVRLittleEndian:
+        expansion = DEFLATE_EXPANSION
+    elif syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed:
+        expansion = JPEG_EXPANSION
+    check_claim(file, rows * columns * bits // 8, file.stat().st_size, expansion)
+
+
+def _check_length(file: Path, header: pydicom.Dataset) -> None:
+    """Refuse a slice with fewer or more pixels than its header says: GDCM makes up what is missing."""
+    if _transfer_syntax(header) not in (*_PLAIN_SYNTAXES, DeflatedExplicitVRLittleEndian):
+        return
+    stored = pydicom.dcmread(file, specific_tags=["PixelData"], defer_size=1024, force=True)
+    if "PixelData" not in stored:  # said where it is decoded
+        return
+    length = stored.get_item("PixelData", keep_deferred=True).length
+    row_bytes = header.Columns * header.BitsAllocated / 8
+    expected = math.ceil(header.Rows * row_bytes)
+    # Some exports pad the pixels.
+    if not expected <= length < expected + max(2, row_bytes):
+        raise InputError(
+            f"{file}: {length} bytes of pixels; its header says {header.Rows} x {header.Columns} of "
+            f"{header.BitsAllocated} bits, {expected} bytes: damaged; export the series again"
+        )
+
+
+def _count(file: Path, header: pydicom.Dataset, tag: str, default: int = 1) -> int:
+    """Return a tag's whole number, `default` where it is missing or empty."""
+    values = _numbers(file, header, tag)
+    if len(values) > 1 or values.sum() % 1:
+        raise InputError(f"{file}: DICOM tag {tag} is {values[:3].tolist()}; expected a whole number")
+    return int(values[0]) if len(values) else default
+
+
+def _numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
+    """Return a tag's numbers, none where it is missing or empty."""
+    try:
+        value = header.get(tag)
+        values = np.atleast_1d(np.asarray([] if value is None or value == "" else value, float))
+    except Exception as error:  # pydicom decodes a value when it is asked for, and can fail in any way
+        raise InputError(f"{file}: DICOM tag {tag} holds no numbers: {error}") from error
+    if not np.all(np.isfinite(values)):
+        raise InputError(f"{file}: DICOM tag {tag} is {values[:9].tolist()}; expected finite numbers")
+    return values
+
+
+def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, pydicom.Dataset]], float]:
+    """Return the files in the order of their position along the slice normal, and the spacing between them in mm."""
+    if len(series.files) < 2:
+        raise InputError(f"{folder}: one DICOM slice; expected a series of several")
+    _check_uniform(folder, series)
+    row, column = np.reshape(np.asarray(series.files[0][1].ImageOrientationPatient, float), (2, 3))
+    normal = np.cross(row, column)
+    positions = np.array([np.asarray(h.ImagePositionPatient, float) for _, h in series.files])
+    along = positions @ normal
+    order = np.argsort(along, kind="stable")
+    steps = np.diff(along[order])
+    spacing = float(np.median(steps))
+    if steps.min() < 1e-3 * max(spacing, 1e-3):
+        place = series.files[order[int(steps.argmin()) + 1]][0].name
+        raise InputError(f"{folder}: two slices at one position ({place}): several echoes or time points in one series")
+    worst = int(np.abs(steps - spacing).argmax())
+    if abs(steps[worst] - spacing) > SPACING_TOLERANCE * spacing:
+        before, after = (series.files[order[worst + k]][0].name for k in (0, 1))
+        raise InputError(
+            f"{folder}: missing or unevenly spaced slices: {steps[worst]:.3f} mm between {before} and {after}, "
+            f"{spacing:.3f} mm elsewhere; complete the series or resample it"
+        )
+    drift = (positions - positions[order[0]]) - np.outer(along - along[order[0]], normal)
+    if np.abs(drift).max() > 0.5:
+        raise InputError(
+            f"{folder}: sheared slices (gantry tilt): origins drift {np.abs(drift).max():.1f} mm in the plane"
+        )
+    return [series.files[index] for index in order], (along[order[-1]] - along[order[0]]) / (len(order) - 1)
+
+
+def _check_uniform(folder: Path, series: DicomSeries) -> None:
+    first = series.files[0][1]
+    for file, header in series.files[1:]:
+        if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
+            raise InputError(f"{folder}: slices of different orientation in one series ({file.name}): a localiser?")
+        if not np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4):
+            spacings = list(header.PixelSpacing), list(first.PixelSpacing)
+            raise InputError(f"{file}: PixelSpacing {spacings[0]} mm in a series of {spacings[1]} mm")
+        if (header.Rows, header.Columns) != (first.Rows, first.Columns):
+            size, expected = (header.Columns, header.Rows), (first.Columns, first.Rows)
+            raise InputError(f"{file}: slice of {size} pixels in a series of {expected}")

@@ -1,0 +1,264 @@
+"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
+
+import fcntl
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data.errors import InputError, is_out_of_memory
+from data.prepared.manifest import write_json
+from models.cycle_gan_model import CycleGANModel
+from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
+
+log = logging.getLogger(__name__)
+
+STATE_NAME = "latest_state.pth"
+# The state before it, for the day when a disk gives the latest one back damaged.
+PREVIOUS_STATE_NAME = "previous_state.pth"
+STATE_KIND = "state of a training run"
+STATE_VERSION = 2
+# What a state of train.py is made of, and as what it is stored.
+STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict}
+# Options on which no result depends: where a run is, what it shows, and what only its beginning uses.
+_FREE_OPTIONS = frozenset(
+    "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
+    "display_freq display_ncols display_window display_id display_server display_port display_env display_start "
+    "no_html save_latest_freq save_epoch_freq ct_window ct_transfer".split()
+)
+# Options that the stored weights, optimisers and pools are of, or the images that they know.
+_FIXED_OPTIONS = frozenset(
+    "netG netD ngf ndf n_layers_D norm use_dropout upsample direction pool_size lr_policy ema lambda_shape_gan "
+    "mr_window ct_map preprocess load_size crop_size".split()
+)
+
+
+class DamagedStateError(InputError):
+    """A saved state is not whole, or does not hold what its run's networks need; the one before it may."""
+
+
+class Position(NamedTuple):
+    """How far a run is: samples done of an epoch (from 1), and the sum of their losses over the epoch's steps.
+
+    The sum is the mean over all processes.
+    """
+
+    epoch: int = 1
+    samples: int = 0
+    epoch_loss: float = 0.0
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder as long as the block lasts.
+
+    The lock is the operating system's, so it ends with the process, however that ends. The file that it is on,
+    `.NAME.lock` beside the folder, stays and says nothing.
+
+    Raises:
+        InputError: another training has the folder, or nothing can be written there.
+    """
+    real = folder.resolve()  # a link to a run is that run
+    path = real.with_name(f".{real.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another training writes into it; wait for its end, end it, or choose another --name"
+            ) from error
+        except OSError as error:
+            log.warning("warning: %s: no lock (%s) keeps a second training from writing into it", folder, error)
+        yield
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to start a run where weights or a state lie; what a run left that never saved is cleared.
+
+    Raises:
+        InputError: the folder holds a run or a model.
+    """
+    if has_state(folder):
+        raise InputError(
+            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
+        )
+    if any(folder.glob("*_net_*.pth")):
+        raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
+    for name in ("losses.jsonl", "loss_log.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
+    """Return the file of one network's weights, e.g. `latest_net_G_A.pth`."""
+    return folder / f"{epoch}_net_{network}.pth"
+
+
+def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+    """Write the weights of every network as `<epoch>_net_<network>.pth`."""
+    for name, net in model.kept_networks.items():
+        save_network_weights(net, weights_path(folder, epoch, name))
+
+
+def load_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+    """Start from the weights of the run in `folder`; networks that it does not have, and optimisers, stay fresh.
+
+    Raises:
+        InputError: it has no generators, or weights do not fit.
+    """
+    for name, net in model.networks.items():
+        path = weights_path(folder, epoch, name)
+        if path.exists() or name.startswith("G_"):
+            load_network_weights(net, path)
+        else:
+            log.info("%s: not there; %s starts anew", path, name)
+
+
+def save_options(folder: Path, options: dict[str, Any]) -> None:
+    """Write the run's options to `opt.json`; what JSON cannot hold is written as text."""
+    plain = (str, int, float, list, tuple, type(None))
+    values = {key: value if isinstance(value, plain) else str(value) for key, value in options.items()}
+    write_json(folder / "opt.json", values)
+
+
+def options_record(options: dict[str, Any]) -> dict[str, str]:
+    """Return as text the options that a run's result depends on, for its state."""
+    return {key: str(value) for key, value in options.items() if key not in _FREE_OPTIONS}
+
+
+def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) -> None:
+    """Compare the options that a run is continued with to its own: what changes its result is named in a warning.
+
+    Raises:
+        InputError: options differ that the saved state is bound to; it names them with both values.
+    """
+    changed = {
+        key: f"{key}: was {saved.get(key)}, now {current.get(key)}"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    }
+    fixed = [text for key, text in changed.items() if key in _FIXED_OPTIONS]
+    if fixed:
+        raise InputError(
+            f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
+            "a new run from its weights by --init_from"
+        )
+    for text in changed.values():
+        log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a run that was killed while it saved left half-written."""
+    for scratch in folder.rglob(".writing-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def has_state(folder: Path) -> bool:
+    """Tell whether a run's folder holds a state to go on from."""
+    return (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists()
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the full training state, from which `load_state` lets a run go on; the one before it is kept."""
+    latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
+    save_atomically({"kind": STATE_KIND, "format_version": STATE_VERSION, **state}, scratch)
+    if latest.exists():
+        latest.replace(folder / PREVIOUS_STATE_NAME)
+    scratch.replace(latest)  # killed between the two, the run goes on from the previous state
+
+
+def load_state(
+    folder: Path,
+    take_over: Callable[[dict[str, Any]], None] = lambda state: None,
+    parts: Mapping[str, type] = STATE_PARTS,
+) -> dict[str, Any]:
+    """Return the state that `save_state` wrote, or the one before it where the latest is gone or damaged.
+
+    Args:
+        folder: the run's.
+        take_over: restores the run from a state; where it meets entries that are missing or of another kind, that state
+            counts as damaged.
+        parts: what the state is made of, and as what it is stored.
+
+    Raises:
+        InputError: there is none, both are damaged, or `take_over` refuses.
+    """
+    latest, previous = folder / STATE_NAME, folder / PREVIOUS_STATE_NAME
+    if not has_state(folder):
+        raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
+    try:
+        return _load_state(latest, take_over, parts)
+    except DamagedStateError as error:
+        if not previous.exists():
+            raise
+        try:
+            state = _load_state(previous, take_over, parts)
+        except DamagedStateError as second:
+            raise InputError(
+                f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
+            ) from second
+        log.warning("warning: %s; going on from the state before it, %s", error, previous.name)
+        if latest.exists():  # or the next save would put it in place of the good one
+            latest.replace(folder / f"damaged_{STATE_NAME}")
+        return state
+
+
+def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        state = load_checkpoint(path)
+    except InputError as error:
+        raise DamagedStateError(str(error)) from error
+    found = (state.get("kind"), state.get("format_version"))
+    if found != (STATE_KIND, STATE_VERSION):
+        raise DamagedStateError(
+            f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}"
+        )
+    if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
+        raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")
+    try:
+        take_over(state)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = " ".join(str(error).split())[:300]
+        raise DamagedStateError(
+            f"{path}: damaged: it lacks what the run needs, or has it in another form ({type(error).__name__}: {what})"
+        ) from error
+    return state
+
+
+def saved_position(state: dict[str, Any]) -> Position:
+    """Return how far the run was that a state was saved of.
+
+    Raises:
+        KeyError, TypeError, ValueError: that is no place in a run.
+    """
+    at = Position(*(state["position"][name] for name in Position._fields))
+    counts = [value for value in (at.epoch, at.samples) if type(value) is int and value >= 0]
+    if len(counts) < 2 or at.epoch < 1 or not math.isfinite(at.epoch_loss):
+        raise ValueError(f"position {at}")
+    return at
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return torch's random state of this process, and of its GPU where it trains on one."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set torch's random state to what `random_state` returned; a GPU's only where there was one."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,201 @@
+"""The shape extractor E_B: its file, and the one conversion of a CT slice to what its network takes.
+
+The generators speak [-1, 1] under the CT intensity map of their own run; an extractor was trained under one too, and
+perhaps on another range (published ones on [0, 1]). A file therefore records both, and `ShapeExtractor.to_input` is the
+only place where they meet, in training, in prediction and inside the shape losses alike.
+
+Ge et al., "Unpaired whole-body MR to CT synthesis with correlation coefficient constrained adversarial learning", SPIE
+Medical Imaging 2019, and "Unpaired MR to CT synthesis with explicit structural constrained adversarial learning",
+ISBI 2019.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.values.intensity import IntensityMap
+from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
+from unet.unet_model import UNet
+
+FILE_NAME = "extractor.pth"
+# Where the extractor of a data set is, below the data set's folder.
+FOLDER_NAME = "shape_extractor"
+FORMAT_VERSION = 1
+CLASS_NAMES = ("body", "bone")
+
+
+@dataclass(frozen=True)
+class ExtractorSettings:
+    """What a file says of its extractor beside the weights.
+
+    Attributes:
+        width, wide_up: see `UNet`.
+        n_classes: channels of the output: 0 is the body, k the label k + 1 inside it (1: bone).
+        ct: CT map to [-1, 1] that the extractor was trained under, in HU.
+        input_range: what the network takes for -1 and 1 of that map.
+        size, spacing_mm: pixels of a slice's side and their spacing in training.
+        versions: packages that trained it.
+        training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
+            `sources`, SHA-256 of every CT; None where that was not recorded.
+    """
+
+    width: int
+    n_classes: int
+    ct: IntensityMap
+    size: int
+    spacing_mm: float
+    input_range: tuple[float, float] = (-1.0, 1.0)
+    wide_up: bool = False
+    versions: Mapping[str, str] | None = None
+    training: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no extractor can have."""
+        if not isinstance(self.training, Mapping | None):
+            raise InputError(f"shape extractor trained on {self.training!r}: expected a mapping")
+        low, high = self.input_range
+        if not (low < high and self.size >= 1 and self.spacing_mm > 0 and self.width >= 1 and self.n_classes >= 1):
+            raise InputError(
+                f"shape extractor of width {self.width}, {self.n_classes} classes, {self.size} pixels of "
+                f"{self.spacing_mm} mm, input range {low} .. {high}: expected positive numbers and a rising range"
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for every channel of the output."""
+        return tuple(CLASS_NAMES[k] if k < len(CLASS_NAMES) else f"label{k + 1}" for k in range(self.n_classes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form of plain values."""
+        return asdict(self) | {"ct": self.ct.to_dict(), "input_range": list(self.input_range)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ExtractorSettings":
+        """Return the settings that `to_dict` wrote."""
+        low, high = data["input_range"]
+        return cls(**{**data, "ct": IntensityMap.from_dict(data["ct"]), "input_range": (float(low), float(high))})
+
+
+class ShapeExtractor(nn.Module):
+    """A U-Net together with the conversion of its input."""
+
+    def __init__(self, settings: ExtractorSettings, ct_map: IntensityMap | None = None) -> None:
+        """Build an untrained extractor.
+
+        Args:
+            settings: what the network is and takes.
+            ct_map: CT map of the images that `forward` gets, a generator's; None: the extractor's own.
+        """
+        super().__init__()
+        self.settings, self.ct_map = settings, ct_map or settings.ct
+        self.net = UNet(1, settings.n_classes, settings.width, settings.wide_up)
+        self.frozen = False
+
+    def to_input(self, images: Tensor) -> Tensor:
+        """Return images (N, 1, H, W) in [-1, 1] under `ct_map` as the network takes them; gradients flow through.
+
+        Maps that differ are converted by way of HU; equal ones are left alone.
+        """
+        settings = self.settings
+        if self.ct_map != settings.ct:
+            hu = _piecewise_linear(images, tuple((y, x) for x, y in self.ct_map.knots))
+            images = _piecewise_linear(hu, settings.ct.knots)
+        low, high = settings.input_range
+        return images if (low, high) == (-1.0, 1.0) else low + (high - low) / 2 * (images + 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, n_classes, H, W) of CT slices (N, 1, H, W) in [-1, 1] under `ct_map`; any H and W."""
+        return self.net(self.to_input(images))
+
+    def freeze(self) -> Self:
+        """Make it a constant: evaluation mode for good, no gradients of parameters; the input still gets its own."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; a frozen extractor stays in evaluation whatever its owner is set to."""
+        return super().train(mode and not self.frozen)
+
+
+def _piecewise_linear(values: Tensor, knots: tuple[tuple[float, float], ...]) -> Tensor:
+    """Return `IntensityMap`'s curve through `knots` of a tensor; clipped beyond the ends."""
+    ramps = [(x1, x2, (y2 - y1) / (x2 - x1)) for (x1, y1), (x2, y2) in pairwise(knots)]
+    return knots[0][1] + sum((values.clamp(x1, x2) - x1) * slope for x1, x2, slope in ramps)
+
+
+def label_channels(masks: Tensor, n_classes: int) -> Tensor:
+    """Return label maps (N, 1, H, W) as float32 channels (N, n_classes, H, W) of 0 and 1.
+
+    Channel 0 is the body, any non-zero label; channel k is the label k + 1, so that label 2 (bone) is in both.
+    """
+    return torch.cat([masks > 0, *(masks == k + 1 for k in range(1, n_classes))], dim=1).float()
+
+
+def channel_labels(probabilities: np.ndarray) -> np.ndarray:
+    """Return probabilities (n_classes, ...) as uint8 labels (...): the inverse of `label_channels`, split at 0.5.
+
+    What lies outside the body has no label.
+    """
+    body = probabilities[0] > 0.5
+    labels = body.astype(np.uint8)
+    for k in range(1, len(probabilities)):
+        labels[body & (probabilities[k] > 0.5)] = k + 1
+    return labels
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of the packages that train an extractor."""
+    return {package: metadata.version(package) for package in ("torch", "torchvision", "numpy")}
+
+
+def save_extractor(extractor: ShapeExtractor, path: str | Path, validation: Mapping[str, Any] | None = None) -> None:
+    """Write an extractor's file, whole or not at all; `validation`: plain values on how well it did."""
+    weights = {key: value.detach().cpu() for key, value in extractor.net.state_dict().items()}
+    content = {"format_version": FORMAT_VERSION, "settings": extractor.settings.to_dict(), "weights": weights}
+    save_atomically(content | {"validation": dict(validation or {})}, path)
+
+
+def extractor_file(path: str | Path) -> Path:
+    """Return the file of an extractor that is named by it, or by the folder of the run that trained it."""
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def load_extractor(
+    path: str | Path, device: torch.device | str = "cpu", ct_map: IntensityMap | None = None
+) -> ShapeExtractor:
+    """Return a trained extractor, frozen.
+
+    Args:
+        path: an extractor's file, or the folder of the run that trained it.
+        device: where it is to run.
+        ct_map: CT map of the images that it will get, a generator's; None: the extractor's own.
+
+    Raises:
+        InputError: there is no such file, it is damaged or of another version, or it does not say what input it takes.
+    """
+    path = extractor_file(path)
+    content = load_checkpoint(path)
+    version = content.get("format_version")
+    if version is None and content and all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(
+            f"{path}: holds bare weights, which do not say what input they take; make an extractor of them with "
+            "python -m ct_segmentation.import_extractor"
+        )
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: not a shape extractor of format version {FORMAT_VERSION} (found {version})")
+    try:
+        extractor = ShapeExtractor(ExtractorSettings.from_dict(content["settings"]), ct_map)
+        load_network_weights(extractor.net, content["weights"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: damaged ({error}); train the extractor again or restore the file") from error
+    return extractor.to(device).freeze()

@@ -1,0 +1,1 @@
+"""What maintainers run: fuzzing, soak, kills, mutations, benchmarks."""
