@@ -1,0 +1,13 @@
+"""The channels of an image (C, H, W): contrasts x neighbouring slices, in this one order everywhere.
+
+All S slices of the first contrast come first, from the most inferior one up, then all of the second, and so on:
+
+    channel = contrast * S + slice
+
+A CT has one contrast. Networks, losses, masks (one label map a slice) and pictures go by this order.
+"""
+
+
+def middle_channel(slab: int) -> int:
+    """Return the channel of a slab's middle slice in the first contrast."""
+    return slab // 2
