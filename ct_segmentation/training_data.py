@@ -104,7 +104,7 @@ class ShapeSlices(Dataset):
         """Join the cases below `root`."""
         # Slices without body, which image translation leaves out, teach what no body looks like.
         whole = [replace(case, body_slices=(0, case.slices)) for case in cases]
-        self.source, self.seed = PreparedSlices(root, whole, [ct_map] * len(whole)), seed
+        self.source, self.seed = PreparedSlices(root, whole, [(ct_map,)] * len(whole)), seed
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -115,7 +115,7 @@ class ShapeSlices(Dataset):
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
         with one_thread():  # as in a loading process, so that no sum depends on whether there are any
-            return augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
+            return augment(torch.from_numpy(item.image), torch.from_numpy(item.mask), rng)
 
     def epoch(self, epoch: int) -> list[SliceDraw]:
         """Return an epoch's order, every slice once, from (seed, epoch) alone."""

@@ -151,7 +151,7 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
                 f"{opt.dataroot}: images do not say what their gray values are; say the windows that they were written "
                 "with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
-        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
+        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None
         training, bias_correction = None, False
     if opt.preprocess == "resize_and_crop":
         spacing_mm = spacing_mm and spacing_mm * size / opt.load_size

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import InputError
-from data.prepared.manifest import Case, Manifest
-from data.volumes.volume import axial_order
+from data.prepared.manifest import Manifest
+from data.prepared.slice_spacing import through_mm
 
 # Bins of 32 HU over what CT holds; values beyond count in the first and last bin.
 HU_EDGES = np.arange(-1024, 3072 + 1, 32)
@@ -89,7 +89,7 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
         mr_high=_range(case.percentiles[1] for case in mr),
         mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
         in_plane_mm=_range(case.in_plane_mm for case in mr),
-        through_mm=_range(_through_mm(case) for case in mr),
+        through_mm=_range(through_mm(case) for case in mr),
     )
 
 
@@ -144,11 +144,6 @@ def _cumulative(counts: Sequence[int]) -> np.ndarray:
     counts = np.asarray(counts, float)
     total = counts.sum()
     return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
-
-
-def _through_mm(case: Case) -> float:
-    order, _ = axial_order(case.frame["source_direction"])
-    return case.frame["source_spacing"][2 - order[0]]
 
 
 def _range(values) -> Range:
