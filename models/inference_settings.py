@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,13 +16,15 @@ from data.loading.unaligned_dataset import UnalignedDataset
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
 from data.prepared.training_statistics import TrainingStatistics, training_statistics
 from data.values.intensity import MR_RULES, IntensityMap
+from data.values.mr_rules import Rule
+from data.volumes.contrasts import ONLY_CONTRAST, is_name
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "inference.json"
 FORMAT_VERSION = 1
 # What a network's weights are bound to.
-_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct", "slab")
+_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct", "slab", "contrasts")
 # Beyond what any model has: a damaged number must not ask for all memory there is.
 _GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
@@ -35,7 +37,9 @@ class InferenceSettings:
         netG, ngf, norm, use_dropout, upsample: architecture of the generator.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
         size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
-        mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units.
+        contrasts: names of the MR's contrasts in the order of channels (`data.loading.channels`).
+        mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units: one rule for all
+            contrasts, or one for each by name.
         bias_correction: whether MR is corrected for its bias field first, as the training set's was.
         typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
         ct: CT map, in HU.
@@ -57,7 +61,7 @@ class InferenceSettings:
     size: int
     spacing_mm: float | None
     slice_mm: float | None
-    mr_window: str | tuple[float, float]
+    mr_window: Rule | Mapping[str, Rule]
     typical_mr: IntensityMap | None
     ct: IntensityMap
     versions: dict[str, str]
@@ -66,6 +70,13 @@ class InferenceSettings:
     solid_body: bool = False
     slab: int = 1
     bias_correction: bool = False
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the generator's input and output: contrasts x slices of the slab, a CT being one contrast."""
+        mr, ct = len(self.contrasts) * self.slab, self.slab
+        return (mr, ct) if self.direction == "AtoB" else (ct, mr)
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -90,8 +101,9 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
             raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
         data["ct"] = IntensityMap.from_dict(data["ct"])
         data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
-        if isinstance(data["mr_window"], list):
-            data["mr_window"] = tuple(data["mr_window"])
+        data["mr_window"] = _as_rule(data["mr_window"])
+        if "contrasts" in data:
+            data["contrasts"] = tuple(data["contrasts"])
         if data.get("training"):
             data["training"] = TrainingStatistics.from_dict(data["training"])
         settings = InferenceSettings(**data)
@@ -104,11 +116,23 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
 
 
+def _as_rule(value: object) -> object:
+    """Return JSON's form of a rule, or of rules by name, with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _as_rule(rule) for name, rule in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_rule(rule: object) -> bool:
+    pair = isinstance(rule, tuple) and len(rule) == 2 and all(map(_is_number, rule)) and rule[0] < rule[1]
+    return rule in MR_RULES or pair
+
+
 def _problems(settings: InferenceSettings) -> list[str]:
     """Return which settings are none that a model has: what uses them trusts their types and sizes."""
     s, window = settings, settings.mr_window
     lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
-    pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
+    rules = window if isinstance(window, Mapping) else dict.fromkeys(s.contrasts, window)
     good = {
         "ngf": type(s.ngf) is int and 0 < s.ngf <= _GREATEST_NGF,  # True is an int too
         "slab": type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2),
@@ -116,7 +140,9 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
-        "mr_window": window in MR_RULES or pair,
+        "contrasts": 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts)),
+        "contrasts of a model that makes MR": len(s.contrasts) == 1 or s.direction == "AtoB",
+        "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
         "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
         "bias_correction": isinstance(s.bias_correction, bool),
         "use_dropout, mirrored and solid_body": all(
