@@ -44,7 +44,7 @@ class TestModel:
         self.device, self.precision = device, choose_precision(precision, device)
         self.slab = s.slab
         self.netG = build_generator(
-            s.netG, s.slab, s.slab, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
+            s.netG, *s.channels, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
         )
         load_network_weights(self.netG, weights)
         self.dtype = DTYPES[self.precision]
@@ -57,18 +57,18 @@ class TestModel:
         self._fitting: int | None = None  # slices at a time for which there was memory
 
     def translate(self, slices: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Return the target slices of source slices; both float32 (N, H, W) in [-1, 1].
+        """Return the target slices, float32 (N, H, W), of source slices, (N, H, W); all in [-1, 1].
 
         A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give.
 
         Args:
-            slices: source slices.
+            slices: source slices; of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
-        mean = SlabMean(slices.shape, self.slab)
+        mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
         if batch_size is None and self._fitting is None and len(slices):
             self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
         size = min(filter(None, (batch_size, self._fitting)), default=1)
@@ -94,7 +94,7 @@ class TestModel:
         return translated
 
     def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
-        """Yield target slabs, float32 (`size` or fewer, S, H, W), of source slices (N, H, W) from `start` on."""
+        """Yield target slabs, float32 (`size` or fewer, S, H, W), of all source slices from `start` on."""
         slabs = SingleDataset(slices, self.slab, start)
         if self._threads is None:
             for batch in DataLoader(slabs, size, pin_memory=self.device.type == "cuda"):
@@ -108,21 +108,21 @@ class TestModel:
             threads.shutdown(cancel_futures=True)
 
     def _run_alone(self, slab: Tensor) -> np.ndarray:
-        """Return the target slab, float32 (1, S, H, W), of a slab (S, H, W), on one core."""
+        """Return the target slab, float32 (1, S, H, W), of a slab (C S, H, W), on one core."""
         with one_thread():
             return self._run(slab[None])
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
-        """Return the target slabs, float32 (N, S, H, W), of a batch (N, S, H, W) on the device."""
-        total = torch.zeros_like(batch)
+        """Return the target slabs, float32 (N, S, H, W), of a batch (N, C S, H, W) on the device."""
+        total = torch.zeros_like(batch[:, : self.slab])
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
                 total += self.netG(batch.flip(axes)).flip(axes)
         return (total / len(self._mirrorings)).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
-        """Return how many slices like `one`, (1, H, W), to send through the network at a time."""
+        """Return how many slabs like `one`, (C S, H, W), to send through the network at a time."""
         try:
             fitting = int(MEMORY_SHARE * free_memory(self.device) / self._bytes_of_a_slice(one))
         except (RuntimeError, MemoryError) as error:
