@@ -59,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
     net = build_generator(
         settings.netG,
-        settings.slab,
-        settings.slab,
+        *settings.channels,
         ngf=settings.ngf,
         norm=settings.norm,
         use_dropout=settings.use_dropout,

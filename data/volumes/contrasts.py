@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,21 @@ def split_name(text: str) -> tuple[str | None, str]:
     if not (equals and path and is_name(name)) or os.path.lexists(text) or glob.glob(text):
         return None, text
     return name, path
+
+
+def selector(name: str) -> str | None:
+    """Return what `read_volume` chooses in a folder that holds several contrasts; nothing for the name of none."""
+    return None if name == ONLY_CONTRAST else name
+
+
+def shown_name(names: Sequence[str]) -> str | None:
+    """Return what pictures of an MR call it, which show its first contrast: nothing where it is the only one."""
+    return names[0] if len(names) > 1 else None
+
+
+def describe_paths(paths: Mapping[str, Path]) -> str:
+    """Return contrasts' paths in one line; of one contrast its path alone."""
+    return ", ".join(f"{name}={path}" for name, path in paths.items()) if len(paths) > 1 else str(*paths.values())
 
 
 def without_name(case: str, contrast: str) -> str:
