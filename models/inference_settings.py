@@ -164,8 +164,14 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
     to a `multiple`, which the generator takes.
 
     Raises:
-        InputError: a folder of images, and the MR window that they were written with is not said.
+        InputError: a folder of images, and the MR window that they were written with is not said; MR of several
+            contrasts to be made from CT.
     """
+    if len(dataset.contrasts) > 1 and opt.direction == "BtoA":
+        raise InputError(
+            f"--direction BtoA: makes MR of one contrast; {opt.dataroot} has {', '.join(dataset.contrasts)}: prepare a "
+            "data set with the one that is wanted"
+        )
     if (opt.dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(opt.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
@@ -191,13 +197,15 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
         direction=opt.direction,
         size=math.ceil(size / multiple) * multiple,
         spacing_mm=spacing_mm,
-        slice_mm=slice_mm,
+        slice_mm=dataset.slice_mm or slice_mm,  # slabs are used with the spacing that they were trained with
         mr_window=opt.mr_window,
         typical_mr=typical_mr,
         ct=opt.ct_map,
         versions=package_versions(),
         training=training,
+        slab=dataset.slab,
         bias_correction=bias_correction,
+        contrasts=dataset.contrasts,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from data.errors import InputError, is_out_of_memory
 from data.prepared.manifest import write_json
+from data.volumes.contrasts import ONLY_CONTRAST
 from models.cycle_gan_model import CycleGANModel
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
 
@@ -34,7 +35,7 @@ _FREE_OPTIONS = frozenset(
 # Options that the stored weights, optimisers and pools are of, or the images that they know.
 _FIXED_OPTIONS = frozenset(
     "netG netD ngf ndf n_layers_D norm use_dropout upsample direction pool_size lr_policy ema lambda_shape_gan "
-    "mr_window ct_map preprocess load_size crop_size".split()
+    "mr_window ct_map preprocess load_size crop_size slab contrasts".split()
 )
 
 
@@ -141,6 +142,7 @@ def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) 
     Raises:
         InputError: options differ that the saved state is bound to; it names them with both values.
     """
+    saved = {"slab": "1", "contrasts": ONLY_CONTRAST} | saved  # which earlier versions did not record
     changed = {
         key: f"{key}: was {saved.get(key)}, now {current.get(key)}"
         for key in sorted(saved.keys() | current.keys())

@@ -3,12 +3,14 @@
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from data.errors import InputError
 from data.values.intensity import CT_TRANSFERS, CT_WINDOW_HU, MR_RULES, IntensityMap, parse_ct_transfer
+from data.values.mr_rules import Rule, parse_named_rules
 from models.precision import PRECISIONS
 
 # More than any count or size can be that a computer takes.
@@ -129,8 +131,11 @@ def parse_numbers(parser: argparse.ArgumentParser, arguments: list[str] | None) 
     return parser.parse_args([f" {word}" if re.match(r"-\.?\d", word) else word for word in words])
 
 
-def mr_window_rule(parser: argparse.ArgumentParser, words: list[str]) -> str | tuple[float, float]:
-    """Return the value of `--mr_window`: one of `MR_RULES` or (low, high)."""
+def mr_window_rule(parser: argparse.ArgumentParser, words: list[str], named: bool = False) -> Rule | Mapping[str, Rule]:
+    """Return the value of `--mr_window`: one of `MR_RULES` or (low, high); `named`: or one for each contrast."""
+    rules = checked(parser, parse_named_rules, words) if named else None
+    if rules is not None:
+        return rules
     if len(words) == 1 and words[0] in MR_RULES:
         return words[0]
     return window(parser, "--mr_window", words, f"{', '.join(MR_RULES)} or LO HI")

@@ -56,6 +56,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--batch_size", "--batchSize", type=positive_int, default=1, help="slices of each domain a step")
     data.add_argument("--num_threads", "--nThreads", type=nonnegative_int, default=2, help="threads that load slices")
+    data.add_argument(
+        "--slab", type=positive_int, default=1, help="neighbouring slices that the networks see together, odd"
+    )
     data.add_argument("--max_dataset_size", type=positive_int, help="at most this many samples an epoch")
     data.add_argument("--preprocess", choices=PREPROCESS, default="none", help="none takes slices as prepared")
     data.add_argument(
@@ -69,7 +72,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--zoom", type=nonnegative_float, default=0.0, help="scale at random by up to this share")
     data.add_argument(
         "--mr_window", nargs="+", default=["percentile"], metavar="W",
-        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI",
+        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI; for contrasts "
+        "also NAME=percentile, NAME=tissue or NAME=LO:HI for each",
     )  # fmt: skip
     add_ct_map(data)
 
@@ -290,9 +294,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--init_from and --continue_train: expected one of them; --init_from starts a new run")
     if options.sync_batch_norm and options.device.type != "cuda":
         parser.error(f"--sync_batch_norm: {options.device} cannot; it needs GPUs, one for each process of torchrun")
+    if options.slab % 2 == 0:
+        parser.error(f"--slab {options.slab}: expected an odd number, so that a slice is in the middle")
     if options.beta1 >= 1:
         parser.error(f"--beta1 {options.beta1}: expected a number from 0 to below 1")
-    options.mr_window = mr_window_rule(parser, options.mr_window)
+    options.mr_window = mr_window_rule(parser, options.mr_window, named=True)
     options.ct_map = ct_map(parser, options)
     options.display_window = checked(parser, parse_display_window, options.display_window)
     if options.display_start:

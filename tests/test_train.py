@@ -353,7 +353,7 @@ def test_the_options_are_these():
         "lr_decay_iters lr_policy max_dataset_size mr_window "
         "n_epochs n_epochs_decay n_layers_D name ndf netD netG ngf no_html norm num_threads pool_size precision "
         "preprocess print_freq save_epoch_freq save_latest_freq seed "
-        "shape_extractor shape_loss upsample use_dropout".split()
+        "shape_extractor shape_loss slab upsample use_dropout".split()
     )
 
 

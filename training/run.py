@@ -16,6 +16,7 @@ import torch
 from data.errors import InputError, is_out_of_memory
 from data.loading.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
+from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import check_compatible, check_continued, describe_run, read_inference_settings
@@ -54,6 +55,7 @@ class TrainingRun:
             lambda: open_unaligned(
                 opt.dataroot, opt.mr_window, opt.ct_map, opt.augmentation, settings.uses_shape, opt.seed,
                 simulate_mr=opt.warm_start == "simulated_mr", one_size=opt.batch_size > 1 or opt.pool_size > 0,
+                slab=opt.slab,
             )
         )  # fmt: skip
         extractor = open_extractor(opt, self.device, self.dataset.spacing_mm) if settings.uses_shape else None
@@ -61,8 +63,9 @@ class TrainingRun:
             self.dataset, opt.seed, opt.max_dataset_size, opt.batch_size, group.rank, group.size
         )
         self.model = CycleGANModel(
-            settings, self.device, extractor, self.dataset.a.mask_labels, group.rank, group.size, opt.compile
-        )
+            settings, self.device, extractor, self.dataset.a.mask_labels, group.rank, group.size, opt.compile,
+            self.dataset.slab, len(self.dataset.contrasts),
+        )  # fmt: skip
         if extractor:
             n_classes = extractor.settings.n_classes
             log.info("shape: %d of %d classes, which all masks tell apart", self.model.shape_classes, n_classes)
@@ -73,6 +76,7 @@ class TrainingRun:
         self.epochs = opt.n_epochs_warm + opt.n_epochs + opt.n_epochs_decay
         slices = f"{len(self.dataset.a)}, {len(self.dataset.b)}"
         together = {"slices of A and B": slices, "processes": str(group.size)}
+        together["contrasts"] = ", ".join(self.dataset.contrasts)
         if self.device.type == "cpu":  # the order of sums is that of threads
             together["threads"] = str(torch.get_num_threads())
         if extractor:
@@ -101,7 +105,14 @@ class TrainingRun:
         start = (at.epoch, at.samples // self.sampler.together)
         with (
             Interruption() as interruption,
-            open_training_log(self.opt, self.epochs, steps, start, shown=self.group.rank == 0) as training_log,
+            open_training_log(
+                self.opt,
+                self.epochs,
+                steps,
+                start,
+                shown=self.group.rank == 0,
+                contrast=shown_name(self.dataset.contrasts),
+            ) as training_log,
         ):
             self._saved_at = time.monotonic()
             received = 0

@@ -128,15 +128,20 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 
 def open_training_log(
-    opt: Namespace, epochs: int, steps_per_epoch: int, start: tuple[int, int], shown: bool = True
+    opt: Namespace,
+    epochs: int,
+    steps_per_epoch: int,
+    start: tuple[int, int],
+    shown: bool = True,
+    contrast: str | None = None,
 ) -> TrainingLog:
     """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for.
 
-    Of several processes that train together one has it `shown`.
+    Of several processes that train together one has it `shown`. `contrast`: what the first of several is called.
     """
     folder = opt.checkpoints_dir / opt.name
     run = RunInfo(opt.name, folder, vars(opt), package_versions(), epochs, steps_per_epoch)
-    style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols)
+    style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols, opt.slab, contrast)
     if not shown:
         return TrainingLog(run, style, [], start)
     displays: list[tuple[str, Display]] = [("log files", Console(folder))]
