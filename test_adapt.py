@@ -18,7 +18,6 @@ from data.volumes.contrasts import describe_paths, in_order, selector, shown_nam
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.inference_settings import read_inference_settings
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import test_options
 from visualization.case_page import write_case_page
@@ -51,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Read, synthesise, write, picture, score where a reference is given, and show all on a page."""
     opt = test_options.parse(arguments)
     folder = opt.checkpoints_dir / opt.name
-    names = read_inference_settings(folder).contrasts
+    synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    names = synthesiser.settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
     results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
@@ -59,7 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
     refuse_to_replace(results, made, paths, opt)
     source, *further = (read_volume(path, opt.series_uid, contrast=selector(name)) for name, path in paths.items())
     body = read_mask(opt.mask, source) if opt.mask else None
-    synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
     to_ct = synthesiser.settings.direction == "AtoB"
     if opt.reference and not to_ct:
         raise InputError(
