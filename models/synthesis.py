@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
 FILL_SMOOTH_MM = 2.0
+# By which factor the spacing between slices may leave the model's before that is said.
+SPACING_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ class VolumePlan:
             f"{self.lost_voxels} body voxels ({share:.1f} %) lie outside the model's frame of {self.frame.size} x "
             f"{self.frame.spacing_mm:g} mm and become air: the body needs {self.frame.body_extent_mm(self.body):.0f} "
             "mm; train on a larger --size or --spacing_mm"
+        )
+
+    def describe_spacing(self) -> str | None:
+        """Return in words how far the slices' spacing is from the model's; None where it is near, or all is taken."""
+        ours, models = self.frame.through_mm, self.frame.slice_mm
+        if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
+            return None
+        return (
+            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to those "
+            "and back"
         )
 
 
@@ -140,9 +152,8 @@ def synthesize_volume(
             too few or many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
-    loss = plan.describe_loss()
-    if loss:
-        log.warning("warning: %s", loss)
+    for problem in filter(None, (plan.describe_loss(), plan.describe_spacing())):
+        log.warning("warning: %s", problem)
     return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
 
 

@@ -144,3 +144,12 @@ def test_contrast_images_are_not_needed_to_be_alike():
     _, plan = prepare_volume(mr_volume(), SETTINGS, further=[dark])
     _, alone = prepare_volume(mr_volume(), replace(SETTINGS, contrasts=("mr",), mr_window="percentile"))
     np.testing.assert_array_equal(plan.body, alone.body)
+
+
+@pytest.mark.parametrize(("slice_mm", "said"), [(4.0, False), (3.0, False), (2.0, True), (8.0, True), (None, False)])
+def test_slices_of_another_spacing_are_interpolated_and_that_is_said(tmp_path, caplog, slice_mm, said):
+    settings = replace(SETTINGS, mr_window=(0.0, 1000.0), slice_mm=slice_mm)
+    mr, fat = mr_volume(), fat_volume()  # slices of 4 mm
+    ct = synthesize_volume(mr, known_synthesiser(tmp_path, settings), further=[fat])
+    assert ct.array.shape == mr.array.shape
+    assert (f"slices lie 4 mm apart, the model knows slices of {slice_mm or 0:g} mm" in caplog.text) == said
