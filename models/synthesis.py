@@ -87,8 +87,8 @@ class VolumePlan:
         if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
             return None
         return (
-            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to those "
-            "and back"
+            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to "
+            "those and back"
         )
 
 

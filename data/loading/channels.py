@@ -20,4 +20,5 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
 
     A single contrast is repeated for each that there should be; of several the first is taken.
     """
-    return images.repeat(1, max(1, channels // images.shape[1]), 1, 1)[:, :channels]
+    have = images.shape[1]
+    return images[:, :channels] if channels <= have else images.repeat(1, channels // have, 1, 1)
