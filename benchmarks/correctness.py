@@ -207,7 +207,7 @@ class SynthesisProblem:
     def right(self) -> np.ndarray:
         """What comes out, float64 (N, H, W): the mean over the mirrorings of a slice."""
         s = self.settings
-        net = build_generator(s.netG, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample)
+        net = build_generator(s.generator())
         net.load_state_dict(torch.load(self.weights, weights_only=True))
         net.double().eval()
         images = torch.from_numpy(self.slices).double()[:, None]

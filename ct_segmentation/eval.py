@@ -15,11 +15,11 @@ from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.values import parse_numbers, torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
-from options.base_options import parse_numbers, torch_device
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

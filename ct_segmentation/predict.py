@@ -20,12 +20,12 @@ from data.files import whole_file
 from data.loading.images import is_image_name
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
+from data.settings.values import parse_numbers, positive_int, torch_device
 from data.values.intensity import AIR_HU
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.cases import CaseVolumes, case_volumes
 from models.shape_extractor import ShapeExtractor, channel_labels, load_extractor
-from options.base_options import parse_numbers, positive_int, torch_device
 
 log = logging.getLogger(__name__)
 

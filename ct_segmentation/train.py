@@ -20,8 +20,9 @@ from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
 from data.errors import InputError, is_out_of_memory, run_command
 from data.prepared.manifest import Case, read_manifest, write_json
+from data.settings.values import nonnegative_int, parse_numbers, positive_float, positive_int, torch_device
 from models.finite_losses import NonFiniteLossError
-from models.networks import initialise
+from models.initialisation import initialise
 from models.schedules import learning_rate_factor
 from models.shape_extractor import (
     FILE_NAME,
@@ -33,15 +34,7 @@ from models.shape_extractor import (
     software_versions,
 )
 from models.state_dicts import load_checkpoint, load_optimiser, save_atomically
-from options.base_options import (
-    add_ct_map,
-    ct_map,
-    nonnegative_int,
-    parse_numbers,
-    positive_float,
-    positive_int,
-    torch_device,
-)
+from options.base_options import add_ct_map, ct_map
 
 log = logging.getLogger(__name__)
 

@@ -43,9 +43,7 @@ class TestModel:
         s = settings
         self.device, self.precision = device, choose_precision(precision, device)
         self.slab = s.slab
-        self.netG = build_generator(
-            s.netG, s.slab, s.slab, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
-        )
+        self.netG = build_generator(s.generator)
         load_network_weights(self.netG, weights)
         self.dtype = DTYPES[self.precision]
         self.netG.to(device).eval().requires_grad_(False)

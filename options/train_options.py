@@ -8,25 +8,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data.loading.augmentation import PREPROCESS, Augmentation
-from models.cycle_gan_model import WARM_STARTS
-from models.losses import GAN_MODES, SHAPE_LOSSES
-from models.networks import DISCRIMINATORS, GENERATORS, INITIALISATIONS, NORMS, UPSAMPLINGS
-from models.schedules import POLICIES
-from models.shape_extractor import FOLDER_NAME
-from options.base_options import (
-    add_ct_map,
-    base_parser,
-    checked,
-    ct_map,
+from data.settings.values import (
     experiment_name,
-    finish,
-    mr_window_rule,
     nonnegative_float,
     nonnegative_int,
     positive_float,
     positive_int,
     share,
 )
+from models.cycle_gan_model import WARM_STARTS
+from models.initialisation import INITIALISATIONS
+from models.losses import GAN_MODES, SHAPE_LOSSES
+from models.networks import DISCRIMINATORS, GENERATORS, NORMS, UPSAMPLINGS
+from models.schedules import POLICIES
+from models.shape_extractor import FOLDER_NAME
+from options.base_options import add_ct_map, base_parser, checked, ct_map, finish, mr_window_rule
 from visualization.windows import CT_WINDOWS, parse_display_window
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1")

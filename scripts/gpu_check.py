@@ -34,8 +34,8 @@ from benchmarks.networks import compare_steps, measure_own_step, measure_synthes
 from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
 from data.prepared.manifest import write_json
+from data.settings.values import positive_int, torch_device
 from models.precision import choose_precision
-from options.base_options import positive_int, torch_device
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 

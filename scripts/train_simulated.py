@@ -16,14 +16,8 @@ import torch
 from data.errors import InputError, run_command
 from data.prepared.manifest import read_manifest, write_json
 from data.prepared.training_statistics import training_statistics
-from data.simulation.simulation_set import SimulationSet, open_simulation_set
-from data.values.intensity import CT_TRANSFERS, IntensityMap
-from models import run_folder
-from models.inference_settings import InferenceSettings, package_versions
-from models.state_dicts import save_network_weights
-from options.base_options import (
+from data.settings.values import (
     experiment_name,
-    mr_window_rule,
     nonnegative_float,
     nonnegative_int,
     positive_float,
@@ -31,6 +25,12 @@ from options.base_options import (
     share,
     torch_device,
 )
+from data.simulation.simulation_set import SimulationSet, open_simulation_set
+from data.values.intensity import CT_TRANSFERS, IntensityMap
+from models import run_folder
+from models.inference_settings import InferenceSettings, package_versions
+from models.state_dicts import save_network_weights
+from options.base_options import mr_window_rule
 from training.interruption import Interruption, exit_code
 from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining
 

@@ -10,7 +10,7 @@ from models.averages import WarmedUpAverage
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import NonFiniteLossError
 from models.losses import correlation_loss, gan_loss, local_correlation_loss
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 
 CPU = torch.device("cpu")
 TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
@@ -222,7 +222,7 @@ def test_the_average_of_the_generators_is_exponential(norm):
 
 def test_an_average_asks_its_device_for_nothing():
     """On the meta device there is nothing to ask: any number that the host wanted of it would be an error."""
-    net = build_generator("resnet_6blocks", ngf=2, norm="batch").to("meta")
+    net = build_generator(Architecture("resnet_6blocks", ngf=2, norm="batch")).to("meta")
     average = WarmedUpAverage(net, 0.9)
     for _ in range(3):
         average.update_parameters(net)

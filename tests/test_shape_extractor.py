@@ -15,7 +15,7 @@ from ct_segmentation.train import train_epoch
 from data.errors import InputError
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from data.volumes.volume import Volume
-from models.networks import initialise
+from models.initialisation import initialise
 from models.shape_extractor import (
     FILE_NAME,
     ExtractorSettings,

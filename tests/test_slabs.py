@@ -9,13 +9,14 @@ from torch import nn
 
 from data.loading.single_dataset import SingleDataset, SlabMean
 from data.values.intensity import CT_TRANSFERS, IntensityMap
+from models.networks import Architecture
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import build_generator
 from models.state_dicts import save_network_weights
 from models.test_model import TestModel
 
 SETTINGS = InferenceSettings(
-    netG="unet", ngf=2, norm="batch", use_dropout=False, upsample="resize", direction="AtoB", size=16, spacing_mm=2.0,
+    generator=Architecture("unet", 2, "batch", upsample="resize", input_nc=3, output_nc=3), direction="AtoB", size=16, spacing_mm=2.0,
     slice_mm=3.0, mr_window=(0.0, 1.0), typical_mr=None, ct=IntensityMap(CT_TRANSFERS["soft_tissue"]), versions={},
     slab=3,
 )  # fmt: skip
@@ -48,7 +49,7 @@ def test_single_slices_come_back_bit_for_bit():
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    net = build_generator("unet", 3, 3, 2, norm="batch", upsample="resize")
+    net = build_generator(SETTINGS.generator)
     save_network_weights(net, tmp_path / "net.pth")
     return TestModel(SETTINGS, tmp_path / "net.pth", torch.device("cpu"))
 

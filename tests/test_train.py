@@ -54,7 +54,7 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
         "latest_state.pth", "previous_state.pth", "inference.json", "opt.json", "losses.jsonl", "loss_log.txt", "web",
     }  # fmt: skip
     settings = read_inference_settings(folder)
-    assert (settings.size, settings.spacing_mm, settings.netG, settings.ngf) == (16, 1.0, "resnet_6blocks", 2)
+    assert (settings.size, settings.spacing_mm, settings.generator.netG, settings.generator.ngf) == (16, 1.0, "resnet_6blocks", 2)
     assert settings.mr_window == (0.0, 90.0)
     assert settings.typical_mr == IntensityMap.window(0, 90)
     assert settings.ct.knots[1] == (-250.0, -0.6)

@@ -21,8 +21,8 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
+from data.settings.values import positive_int
 from evaluation.report import markdown_table
-from options.base_options import positive_int
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import test_pipeline
 from data.errors import InputError
 from data.volumes.volume import read_volume, same_grid, write_volume
 from models.inference_settings import FILE_NAME, read_inference_settings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 from models.test_model import TestModel
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_model, write_patients
@@ -48,15 +48,15 @@ def trap_by_torch(site):
 
 
 def other_width(site):
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), weights(site))
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), weights(site))
 
 
 def other_network(site):
-    save_network_weights(build_generator("unet_128", ngf=2), weights(site))
+    save_network_weights(build_generator(Architecture("unet_128", ngf=2)), weights(site))
 
 
 def not_finite(site):
-    net = build_generator("resnet_6blocks", ngf=2, upsample="resize")
+    net = build_generator(Architecture("resnet_6blocks", ngf=2, upsample="resize"))
     with torch.no_grad():
         next(net.parameters()).fill_(float("nan"))
     save_network_weights(net, weights(site))
