@@ -89,7 +89,7 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
         mr_high=_range(case.percentiles[1] for case in mr),
         mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
         in_plane_mm=_range(case.in_plane_mm for case in mr),
-        through_mm=_range(_through_mm(case) for case in mr),
+        through_mm=_range(through_mm(case) for case in mr),
     )
 
 
@@ -146,7 +146,8 @@ def _cumulative(counts: Sequence[int]) -> np.ndarray:
     return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
 
 
-def _through_mm(case: Case) -> float:
+def through_mm(case: Case) -> float:
+    """Return how far apart (mm) the slices of a case's source lie."""
     order, _ = axial_order(case.frame["source_direction"])
     return case.frame["source_spacing"][2 - order[0]]
 

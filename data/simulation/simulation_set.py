@@ -63,6 +63,18 @@ def open_simulation_set(dataroot: Path, workers: int = 1) -> SimulationSet:
     return SimulationSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
 
 
+def simulation_maps(dataroot: Path, case: Case, pixel_mm: float, slice_mm: float) -> dict[str, np.ndarray]:
+    """Return the maps of one CT's slices with body, (n, H, W) as in `SimulationSet`; computed and kept at first.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if not _is_current(dataroot, case):
+        (dataroot / FOLDER).mkdir(exist_ok=True)
+        _compute((dataroot, case, pixel_mm, slice_mm))
+    return _read(_path(dataroot, case))
+
+
 def _common_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
     """Return the one spacing between slices, which the volumes of a model of slabs share within 10 %."""
     spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
