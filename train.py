@@ -1,4 +1,4 @@
-"""Train an unpaired MR to CT model: `python train.py --dataroot datasets/NAME --name NAME`.
+"""Train a model that makes CT from MR: `python train.py --dataroot datasets/NAME --name NAME [--model METHOD]`.
 
 Several processes train together where torchrun starts them: `torchrun --nproc_per_node=N train.py ...`.
 """
@@ -10,6 +10,7 @@ import torch
 
 from data.errors import run_command
 from options import train_options
+from options.train_options import METHODS
 from training.distributed import open_process_group
 from training.run import TrainingRun, memory_shortage_said
 
@@ -22,12 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     That is 0, or 128 and the number of a signal that ended the training.
     """
-    opt = train_options.parse(arguments)
+    settings = train_options.parse(arguments)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(opt.device), open_process_group(backend, PATIENCE) as group:
+    with memory_shortage_said(settings.run.device), open_process_group(backend, PATIENCE) as group:
         if group.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
-        return TrainingRun(opt, group).train()
+        return TrainingRun(METHODS[settings.method], settings, group).train()
 
 
 if __name__ == "__main__":

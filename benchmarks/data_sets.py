@@ -17,7 +17,8 @@ import torch
 from benchmarks.machine import Seconds, take_turns
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
-from data.loading.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
+from data.loading.batches import load_batches
+from data.loading.unaligned_dataset import UnalignedSampler, open_unaligned
 from data.phantom.patients import PhantomSettings, write_dataset
 from data.prepared.manifest import MANIFEST_NAME, Case, Manifest, read_manifest
 from data.prepared.preparation import software_versions

@@ -62,7 +62,7 @@ def build_model(opt: Namespace) -> CycleGANModel:
     settings = ExtractorSettings(opt.extractor_width, 1, IntensityMap.window(*CT_WINDOW_HU), opt.size, 1.0)
     extractor = ShapeExtractor(settings).freeze()
     weights = {"lambda_shape": 10.0, "lambda_shape_gan": 1.0}
-    model = CycleGANModel(CycleGANSettings(**weights | chosen), opt.device, extractor, compiled=opt.compile)
+    model = CycleGANModel(CycleGANSettings(**weights | chosen), opt.device, extractor)
     full_pools(model, random_batch(opt))
     return model
 
@@ -193,9 +193,7 @@ def write_random_model(folder: Path, netG: str, ngf: int, size: int, spacing_mm:
         ct=IntensityMap.window(*CT_WINDOW_HU), versions=package_versions(),
     )  # fmt: skip
     settings.write(folder)
-    save_network_weights(
-        build_generator(settings.generator), folder / "latest_net_G_A.pth"
-    )
+    save_network_weights(build_generator(settings.generator), folder / "latest_net_G_A.pth")
     return settings
 
 

@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 
 from ct_segmentation.predict import segment_slices
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
-from ct_segmentation.training_data import ShapeSlices, count_classes, read_case, split_by_patient
+from ct_segmentation.training_data import ShapeSlices, count_classes
 from data.errors import InputError, is_out_of_memory, run_command
+from data.loading.slices import read_case
 from data.prepared.manifest import Case, read_manifest, write_json
+from data.prepared.splits import split_by_patient
 from data.settings.values import nonnegative_int, parse_numbers, positive_float, positive_int, torch_device
 from models.finite_losses import NonFiniteLossError
 from models.initialisation import initialise

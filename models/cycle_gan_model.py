@@ -116,22 +116,28 @@ class WarmStart:
         None, nature=Nature.RESULT, parse=positive_float, help="learning rate in them (0.001)"
     )
     lambda_simulated: float | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the simulated pairs after them (10)"
-    )
+        None, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of simulated pairs beside the unpaired images (10 with a warm start, else 0)",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Fill in what depends on `warm_start`; without it nothing is simulated.
+        """Fill in what depends on `warm_start`.
 
         Raises:
             InputError: an option that nothing would use.
         """
         warm = self.warm_start != "none"
-        for name, value in {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}.items():
-            given = getattr(self, name)
-            if given is not None and given != 0 and not warm:
+        for name in ("n_epochs_warm", "warm_lr"):
+            if getattr(self, name) and not warm:
                 raise InputError(f"--{name} does nothing without --warm_start simulated_mr")
-            if given is None or not warm:
+        for name, value in {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}.items():
+            if getattr(self, name) is None:
                 object.__setattr__(self, name, value if warm else 0)
+
+    @property
+    def simulates(self) -> bool:
+        """Whether pairs of simulated MR and CT are needed."""
+        return self.warm_start != "none" or self.lambda_simulated > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,7 @@ class CycleGANSettings(
 
 
 class CycleGANModel(BaseModel):
-    """Networks, pools and optimisers of the CycleGAN, and one training step over them."""
+    """Unpaired MR and CT: a CycleGAN with the correlation-coefficient loss and the shape constraint."""
 
     settings_type = CycleGANSettings
 
@@ -224,21 +230,24 @@ class CycleGANModel(BaseModel):
         self._warm = False
 
     @classmethod
+    def check(cls, settings: CycleGANSettings, data: DataSettings) -> None:
+        """Refuse simulated pairs of slices whose pixel size is not known."""
+        if settings.simulates and data.preprocess == "resize_and_crop":
+            raise InputError(
+                "simulated pairs (--warm_start, --lambda_simulated) need the pixel size, which --preprocess "
+                "resize_and_crop changes; use body_crop"
+            )
+
+    @classmethod
     def open_data(cls, settings: CycleGANSettings, data: DataSettings) -> UnalignedDataset:
         """Open the unpaired slices; see `open_unaligned`."""
-        if settings.warm_start != "none" and data.preprocess == "resize_and_crop":
-            raise InputError(
-                "--warm_start needs the pixel size, which --preprocess resize_and_crop changes; use body_crop"
-            )
         return open_unaligned(
             data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
-            simulate_mr=settings.warm_start == "simulated_mr", one_size=data.batch_size > 1 or settings.pool_size > 0,
+            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
         )  # fmt: skip
 
     @classmethod
-    def from_data(
-        cls, settings: CycleGANSettings, data: DataSettings, dataset: UnalignedDataset, place: Place
-    ) -> Self:
+    def from_data(cls, settings: CycleGANSettings, data: DataSettings, dataset: UnalignedDataset, place: Place) -> Self:
         """Build the networks, with the shape extractor where a shape weight asks for it."""
         extractor = None
         if settings.uses_shape:
@@ -262,9 +271,7 @@ class CycleGANModel(BaseModel):
 
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
-        return describe_run(
-            data, self.settings.generator(), self.settings.direction, dataset, self.netG_A.multiple
-        )
+        return describe_run(data, self.settings.generator(), self.settings.direction, dataset, self.netG_A.multiple)
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
         """Return the numbers of slices, and which shape extractor there is."""

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +27,7 @@ FORMAT_VERSION = 2
 _GENERATOR_1 = ("netG", "ngf", "norm", "use_dropout", "upsample")
 # What a network's weights are bound to.
 _NETWORK = ("generator", "direction", "ct", "slab")
+_ARCHITECTURE = tuple(field.name for field in fields(Architecture))
 # Beyond what any model has: a damaged number must not ask for all memory there is.
 _GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
@@ -227,8 +228,11 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
 
 
 def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:
-    return [
-        f"{key}: {getattr(old, key)} there, {getattr(new, key)} here"
-        for key in keys
-        if getattr(old, key) != getattr(new, key)
-    ]
+    there, here = _flat(old), _flat(new)
+    names = [name for key in keys for name in (_ARCHITECTURE if key == "generator" else (key,))]
+    return [f"{name}: {there[name]} there, {here[name]} here" for name in names if there[name] != here[name]]
+
+
+def _flat(settings: InferenceSettings) -> dict[str, object]:
+    """Return the settings by name, those of the generator among them."""
+    return vars(settings) | vars(settings.generator)

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -230,9 +229,7 @@ def open_extractor(
         log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
     training = extractor.settings.training
     if training is None:
-        log.warning(
-            "warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, dataroot
-        )
+        log.warning("warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, dataroot)
         return extractor
     known = str(training.get("dataset"))
     if "patients" in training:  # of weights that were taken over nobody knows

@@ -42,9 +42,7 @@ class SimulationOptions:
         "", nature=Nature.RESULT, metavar="TEXT",
         help="CT whose names hold TEXT are limbs, put beside trunks as arms",
     )  # fmt: skip
-    limbs_share: float = option(
-        0.4, nature=Nature.RESULT, parse=share, help="share of limbs in a batch, with --limbs"
-    )
+    limbs_share: float = option(0.4, nature=Nature.RESULT, parse=share, help="share of limbs in a batch, with --limbs")
     leave_out: str = option(
         "", nature=Nature.RESULT, metavar="TEXT", help="CT whose names hold TEXT are not trained on"
     )
@@ -56,7 +54,7 @@ class SimulatedPairsSettings(SimulationOptions, SlabModelSettings):
 
 
 class SimulatedPairsModel(SlabModel):
-    """A generator that learns from MR simulated from CT."""
+    """Simulated pairs: MR made from CT; no MR is read."""
 
     settings_type = SimulatedPairsSettings
 
@@ -68,9 +66,7 @@ class SimulatedPairsModel(SlabModel):
         trunks = sorted(ct.volumes.keys() - set(limbs))
         groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
-        self.stocks = [
-            SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups
-        ]
+        self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
         self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias))
         of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
@@ -78,7 +74,6 @@ class SimulatedPairsModel(SlabModel):
     @classmethod
     def open_data(cls, settings: SimulatedPairsSettings, data: DataSettings) -> SimulationSet:
         """Open the CT, prepared for the simulation; see `open_simulation_set`."""
-        cls.check_data(data)
         ct = open_simulation_set(data.dataroot, max(data.num_threads, 1))
         if settings.leave_out:
             kept = {name: v for name, v in ct.volumes.items() if settings.leave_out not in name}

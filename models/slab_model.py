@@ -113,7 +113,7 @@ class SlabModel(BaseModel):
         return DrawnBatches(settings.steps_per_epoch, data.batch_size, place.processes)
 
     @classmethod
-    def check_data(cls, data: DataSettings) -> None:
+    def check(cls, settings: Any, data: DataSettings) -> None:
         """Refuse what slabs that are drawn on the device cannot follow.
 
         Raises:

@@ -150,7 +150,15 @@ def prepare_volume(
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
     if to_ct and settings.bias_correction:
         source = correct_bias(source, body)
-    source_map, target_map = intensity_maps(settings, source, body)
+    return plan_volume(source, body, intensity_maps(settings, source, body), settings)
+
+
+def plan_volume(
+    source: Volume, body: np.ndarray, maps: tuple[IntensityMap, IntensityMap], settings: InferenceSettings
+) -> tuple[np.ndarray, VolumePlan]:
+    """Return what `prepare_volume` does, of a source whose body and whose `intensity_maps` are known."""
+    source_map, target_map = maps
+    to_ct = settings.direction == "AtoB"
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
     used = frame.slices_with(body)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data.errors import InputError
-from data.settings.values import epoch_name, experiment_name, parse_numbers, torch_device
+from data.settings.values import epoch_name, experiment_name, gpu_of_ids, parse_numbers, torch_device
 from models.precision import PRECISIONS
 
 
@@ -31,15 +31,7 @@ def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     """Parse, and resolve `--gpu_ids` into `device`."""
     options = parse_numbers(parser, arguments)
     if options.gpu_ids is not None:
-        try:
-            ids = [int(text) for text in options.gpu_ids.split(",")]
-            if len(ids) > 1:
-                parser.error(f"--gpu_ids {options.gpu_ids}: one a process; for several, torchrun train.py")
-            options.device = torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
-        except ValueError:
-            parser.error(f"--gpu_ids {options.gpu_ids!r}: expected a number, or -1 for the CPU")
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"--gpu_ids {error}")
+        options.device = gpu_of_ids(parser, options.gpu_ids)
     del options.gpu_ids
     return options
 

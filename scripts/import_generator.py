@@ -14,9 +14,8 @@ from data.errors import run_command
 from data.outputs import check_free
 from data.settings.values import experiment_name, parse_numbers, positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
-from models.networks import Architecture
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
-from models.networks import GENERATORS, NORMS, UPSAMPLINGS, build_generator
+from models.networks import GENERATORS, NORMS, UPSAMPLINGS, Architecture, build_generator
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_network_weights
 from options.base_options import checked

@@ -20,11 +20,12 @@ from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.image_pool import ImagePool
 from models.shape_extractor import ExtractorSettings, ShapeExtractor
 from tests.shape_data import write_prepared
+from tests.test_cycle_gan_model import NO_SHAPE
 from tools import benchmark
 
 CPU = torch.device("cpu")
 FULL = {"lambda_shape": 10.0, "lambda_shape_gan": 1.0}
-TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, "pool_size": 3}
+TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, "pool_size": 3, **NO_SHAPE}
 LOSSES = set("G gan_A gan_B cycle_A cycle_B idt_A idt_B correlation_A correlation_B shape gan_S D_A D_B D_S".split())
 
 

@@ -13,7 +13,8 @@ from models.losses import correlation_loss, gan_loss, local_correlation_loss
 from models.networks import Architecture, build_generator
 
 CPU = torch.device("cpu")
-TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
+NO_SHAPE = {"lambda_shape": 0.0, "lambda_shape_gan": 0.0}
+TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, **NO_SHAPE}
 
 
 def batch(size=32, samples=1, seed=0):
@@ -124,10 +125,10 @@ def test_a_restored_model_goes_on_bit_for_bit():
     model = CycleGANModel(settings, CPU)
     for step in range(4):
         model.step(batch(seed=step))
-    state, pools = copy.deepcopy((model.state_dict(), model.pools_state()))
+    state, pools = copy.deepcopy((model.state_dict(), model.process_state()))
     resumed = CycleGANModel(CycleGANSettings(**TINY, pool_size=2, seed=99), CPU)
     resumed.load_state_dict(state)
-    resumed.load_pools_state(pools)
+    resumed.load_process_state(pools)
     for step in range(4, 8):
         model.step(batch(seed=step))
         resumed.step(batch(seed=step))

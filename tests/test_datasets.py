@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
+from data.loading.batches import collate, load_batches
 from data.loading.single_dataset import SingleDataset
 from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice
-from data.loading.unaligned_dataset import Draw, UnalignedSampler, collate, load_batches, open_unaligned
+from data.loading.unaligned_dataset import Draw, UnalignedSampler, open_unaligned
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.values.intensity import IntensityMap
 

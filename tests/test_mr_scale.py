@@ -200,7 +200,7 @@ def test_bias_correction_is_recorded_and_a_changed_mind_is_done_again(raw):  # n
 
 def test_the_option():
     words = ["--dataroot", "d", "--name", "n", "--mr_window"]
-    assert train_options.parse([*words, "tissue"]).mr_window == "tissue"
+    assert train_options.parse([*words, "tissue"]).data.mr_window == "tissue"
     assert not prepare_dataset.parse("--mr a --ct b --out c".split()).bias_correction
 
 

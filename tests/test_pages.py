@@ -525,7 +525,7 @@ START = ["--dataroot", "d", "--name", "n", "--display_id", "1", "--display_start
     ],
 )
 def test_a_server_started_here_is_known_however_it_is_written(given, address):
-    assert train_options.parse([*START, given]).display_server == address
+    assert train_options.parse([*START, given]).display.display_server == address
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 
 from ct_segmentation import train
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
-from ct_segmentation.training_data import split_by_patient
 from data.errors import InputError
 from data.prepared.manifest import read_manifest
+from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
 from models.finite_losses import NonFiniteLossError
 from models.shape_extractor import FILE_NAME, ExtractorSettings, load_extractor

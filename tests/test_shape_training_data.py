@@ -8,9 +8,10 @@ import torch
 
 from ct_segmentation import augmentation
 from ct_segmentation.augmentation import add_couch, degrade, move
-from ct_segmentation.training_data import ShapeSlices, SliceDraw, count_classes, split_by_patient
+from ct_segmentation.training_data import ShapeSlices, SliceDraw, count_classes
 from data.errors import InputError
 from data.prepared.manifest import read_manifest
+from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
 from tests.shape_data import SIZE, write_prepared
 

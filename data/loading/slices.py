@@ -113,6 +113,23 @@ class PreparedSlices:
         return plane.reshape(shape)
 
 
+def read_case(root: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Return a prepared volume, MR float32 or CT int16 HU, and its labels, uint8, (slices, size, size), as memory maps.
+
+    Raises:
+        InputError: a file is missing or damaged, or they do not belong together.
+    """
+    arrays = []
+    for path in (root / case.image_file, root / case.mask_file):
+        try:
+            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
+    if arrays[0].shape != arrays[1].shape:
+        raise InputError(f"{case.name}: image {arrays[0].shape} and mask {arrays[1].shape}; prepare the data set again")
+    return arrays[0], arrays[1]
+
+
 class _Layout(NamedTuple):
     """Where the slices of an array lie in its file: the first at byte `offset`, each after the one before."""
 

@@ -1,6 +1,6 @@
 """MR and CT slices of different patients: the unpaired training set and its order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,18 +111,20 @@ def open_unaligned(
     seed: int,
     simulate_mr: bool = False,
     one_size: bool = False,
+    leave_out: Collection[str] = (),
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
     `masks`: whether A's masks are given out; a folder of images then needs them in `maskA`. `simulate_mr`: whether
     pairs of simulated MR and CT are. `one_size`: whether the slices of a domain meet in a batch or an image pool.
+    `leave_out`: patients of a prepared data set that do not train, such as those that validate.
 
     Raises:
         InputError: nothing usable there, a domain without slices, images of several sizes that would meet, or MR to be
             simulated from images without units.
     """
     if (dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(dataroot)
+        manifest = read_manifest(dataroot).without(leave_out)
         spacing_mm = manifest.spacing_mm
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)

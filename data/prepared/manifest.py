@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data.errors import InputError
@@ -109,6 +109,10 @@ class Manifest:
     def select(self, split: str, domain: str) -> list[Case]:
         """Return the cases of one split and domain, by name."""
         return sorted((c for c in self.cases if (c.split, c.domain) == (split, domain)), key=lambda case: case.name)
+
+    def without(self, patients: Collection[str]) -> "Manifest":
+        """Return the data set without the training volumes of some patients."""
+        return replace(self, cases=tuple(c for c in self.cases if c.split != "train" or c.patient not in patients))
 
     @property
     def bias_corrected(self) -> bool:

@@ -7,6 +7,7 @@ distributions (Vallender, Theory Probab Appl 1974).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
         mr_high=_range(case.percentiles[1] for case in mr),
         mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
         in_plane_mm=_range(case.in_plane_mm for case in mr),
-        through_mm=_range(_through_mm(case) for case in mr),
+        through_mm=_range(through_mm(case) for case in mr),
     )
 
 
@@ -146,7 +147,8 @@ def _cumulative(counts: Sequence[int]) -> np.ndarray:
     return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
 
 
-def _through_mm(case: Case) -> float:
+def through_mm(case: Case) -> float:
+    """Return how far apart (mm) the slices of a case's source lie."""
     order, _ = axial_order(case.frame["source_direction"])
     return case.frame["source_spacing"][2 - order[0]]
 
@@ -154,3 +156,19 @@ def _through_mm(case: Case) -> float:
 def _range(values) -> Range:
     values = [float(value) for value in values]
     return min(values), max(values)
+
+
+def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
+    """Return the one spacing between slices in mm, which the volumes of a model of slabs share within 10 %.
+
+    Raises:
+        InputError: they do not.
+    """
+    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
+    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
+    if spacings[high] > 1.1 * spacings[low]:
+        raise InputError(
+            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
+            "slabs need one spacing: prepare the data set with --slice_mm"
+        )
+    return float(np.median(list(spacings.values())))

@@ -28,6 +28,14 @@ def odd_int(text: str) -> int:
     return _number(text, int, lambda value: 1 <= value <= LARGEST_INT and value % 2 == 1, "an odd number of 1 or more")
 
 
+def port_number(text: str) -> int:
+    """Return the number of a TCP port."""
+    port = positive_int(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port number up to 65535")
+    return port
+
+
 def positive_float(text: str) -> float:
     """Return a finite number above 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
@@ -98,3 +106,16 @@ def protected_numbers(arguments: list[str] | None) -> list[str]:
     # argparse takes such words for options unless they are plain negative numbers; a leading space settles it, and
     # float() does not mind.
     return [f" {word}" if re.match(r"-\.?\d", word) else word for word in words]
+
+
+def gpu_of_ids(parser: argparse.ArgumentParser, text: str) -> torch.device:
+    """Return the device that upstream's `--gpu_ids` names."""
+    try:
+        ids = [int(word) for word in text.split(",")]
+        if len(ids) > 1:
+            parser.error(f"--gpu_ids {text}: one a process; for several, torchrun train.py")
+        return torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
+    except ValueError:
+        parser.error(f"--gpu_ids {text!r}: expected a number, or -1 for the CPU")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--gpu_ids {error}")

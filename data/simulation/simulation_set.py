@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.files import whole_file
-from data.prepared.manifest import Case, Manifest, read_manifest
+from data.prepared.manifest import Case, read_manifest
+from data.prepared.training_statistics import common_slice_spacing
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def open_simulation_set(dataroot: Path, workers: int = 1) -> SimulationSet:
     cases = [case for case in manifest.select("train", "B") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
-    slice_mm = _common_spacing(dataroot, manifest, cases)
+    slice_mm = common_slice_spacing(dataroot, manifest, cases)
     missing = [case for case in cases if not _is_current(dataroot, case)]
     if missing:
         (dataroot / FOLDER).mkdir(exist_ok=True)
@@ -63,16 +64,16 @@ def open_simulation_set(dataroot: Path, workers: int = 1) -> SimulationSet:
     return SimulationSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
 
 
-def _common_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
-    """Return the one spacing between slices, which the volumes of a model of slabs share within 10 %."""
-    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
-    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
-    if spacings[high] > 1.1 * spacings[low]:
-        raise InputError(
-            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
-            "slabs need one spacing: prepare the data set with --slice_mm"
-        )
-    return float(np.median(list(spacings.values())))
+def simulation_maps(dataroot: Path, case: Case, pixel_mm: float, slice_mm: float) -> dict[str, np.ndarray]:
+    """Return the maps of one CT's slices with body, (n, H, W) as in `SimulationSet`; computed and kept at first.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if not _is_current(dataroot, case):
+        (dataroot / FOLDER).mkdir(exist_ok=True)
+        _compute((dataroot, case, pixel_mm, slice_mm))
+    return _read(_path(dataroot, case))
 
 
 def _path(dataroot: Path, case: Case) -> Path:
