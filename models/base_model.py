@@ -1,10 +1,11 @@
 """What all methods have: networks, optimisers and what goes with them, the form of their step, and their state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,16 @@ class Place:
     processes: int = 1
 
 
+class Validator(Protocol):
+    """Measures a model on what does not train, the same every time, without a trace in the training."""
+
+    def run(self, model: "BaseModel") -> tuple[dict[str, float], list[Any]]:
+        """Return values by name, and slices to show, of `visualization.panels.ValidationSlice`."""
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Return what the values are worth: less is better."""
+
+
 class BaseModel(ABC):
     """A training method: its networks, optimisers and pools, one step over them, and what it trains on.
 
@@ -86,6 +97,7 @@ class BaseModel(ABC):
     Class attributes:
         settings_type: the method's options.
         defaults: other defaults than usual of the options that all methods share, by name.
+        fixed_facts: names of `facts` that a run cannot resume without.
 
     Attributes:
         networks, optimisers, pools: by name; weights are kept in files of the networks' names.
@@ -96,6 +108,7 @@ class BaseModel(ABC):
 
     settings_type: ClassVar[type[MethodSettings]]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    fixed_facts: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def shared_defaults(cls, group: type) -> dict[str, Any]:
@@ -112,8 +125,10 @@ class BaseModel(ABC):
 
     @classmethod
     @abstractmethod
-    def open_data(cls, settings: Any, data: DataSettings) -> Any:
+    def open_data(cls, settings: Any, data: DataSettings, leave_out: Collection[str] = ()) -> Any:
         """Open what is trained on: something that can be pickled, for other processes to have it too.
+
+        `leave_out`: patients of a prepared data set that validate and so do not train.
 
         Raises:
             InputError: it cannot be used.
@@ -132,6 +147,13 @@ class BaseModel(ABC):
     @abstractmethod
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings | None:
         """Return what the use of the generator must know; None for a method that trains none."""
+
+    def open_validator(self, data: DataSettings, dataset: Any) -> Validator | None:
+        """Return how the method validates itself; None for one whose generator is validated as generators are."""
+        return None
+
+    def keep_best(self, folder: Path, validator: Validator, values: Mapping[str, float]) -> None:  # noqa: B027
+        """Keep in the run's folder what a best validation yields beside weights."""
 
     def facts(self, data: DataSettings, dataset: Any) -> dict[str, str]:
         """Return what a result depends on beside the options, such as the number of slices, for the check on resume."""

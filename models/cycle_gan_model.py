@@ -8,6 +8,7 @@ body, which must agree with the mask of the MR that it was made from and look li
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -239,11 +240,14 @@ class CycleGANModel(BaseModel):
             )
 
     @classmethod
-    def open_data(cls, settings: CycleGANSettings, data: DataSettings) -> UnalignedDataset:
+    def open_data(
+        cls, settings: CycleGANSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> UnalignedDataset:
         """Open the unpaired slices; see `open_unaligned`."""
         return open_unaligned(
             data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
             simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
+            leave_out=leave_out,
         )  # fmt: skip
 
     @classmethod

@@ -7,6 +7,7 @@ against: the same network, the same budget.
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,9 +47,9 @@ class PairedModel(SlabModel):
         self.stock = SlabStock([pairs.volumes[name] for name in sorted(pairs.volumes)], _OUTSIDE, "hu", self.device)
 
     @classmethod
-    def open_data(cls, settings: PairedSettings, data: DataSettings) -> PairedSet:
+    def open_data(cls, settings: PairedSettings, data: DataSettings, leave_out: Collection[str] = ()) -> PairedSet:
         """Open the pairs; see `open_paired_set`."""
-        pairs = open_paired_set(data.dataroot, data.mr_window, data.ct_map)
+        pairs = open_paired_set(data.dataroot, data.mr_window, data.ct_map, leave_out)
         cls.check_crop(data, pairs.size)
         return pairs
 

@@ -25,7 +25,15 @@ PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
 STATE_VERSION = 3
 # What a state is made of, and as what it is stored.
-STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict, "spent": float}
+STATE_PARTS = {
+    "model": dict,
+    "rate": dict,
+    "position": dict,
+    "processes": list,
+    "options": dict,
+    "spent": float,
+    "best": dict,
+}
 
 
 class DamagedStateError(InputError):
@@ -103,11 +111,12 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
     """Start from the weights of the run in `folder`; networks that it does not have, and optimisers, stay fresh.
 
     Raises:
-        InputError: it has no generator `G_A`, or weights do not fit.
+        InputError: the model's first network is not there, or weights do not fit.
     """
+    needed = next(iter(model.networks))
     for name, net in model.networks.items():
         path = weights_path(folder, epoch, name)
-        if path.exists() or name == "G_A":
+        if path.exists() or name == needed:
             load_network_weights(net, path)
         else:
             log.info("%s: not there; %s starts anew", path, name)

@@ -9,6 +9,7 @@ The third is for models that are to start a CycleGAN by `--init_from`, which nee
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -72,9 +73,11 @@ class SimulatedPairsModel(SlabModel):
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
 
     @classmethod
-    def open_data(cls, settings: SimulatedPairsSettings, data: DataSettings) -> SimulationSet:
+    def open_data(
+        cls, settings: SimulatedPairsSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> SimulationSet:
         """Open the CT, prepared for the simulation; see `open_simulation_set`."""
-        ct = open_simulation_set(data.dataroot, max(data.num_threads, 1))
+        ct = open_simulation_set(data.dataroot, max(data.num_threads, 1), leave_out)
         if settings.leave_out:
             kept = {name: v for name, v in ct.volumes.items() if settings.leave_out not in name}
             if not kept:

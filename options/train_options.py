@@ -7,6 +7,7 @@ field of the settings class of its subject.
 import argparse
 from collections.abc import Sequence
 
+from ct_segmentation.method import ShapeExtractorModel
 from data.settings.values import protected_numbers
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
@@ -18,13 +19,14 @@ METHODS: dict[str, type[BaseModel]] = {
     "cycle_gan": CycleGANModel,
     "simulated_pairs": SimulatedPairsModel,
     "paired": PairedModel,
+    "shape_extractor": ShapeExtractorModel,
 }
 
 
 def train_parser(model: str = "cycle_gan") -> argparse.ArgumentParser:
     """Return the parser of `train.py` with the options of a method."""
     method = METHODS[model]
-    description = f"Train a model that makes CT from MR. --model {model}: {method.__doc__}"
+    description = f"Train a model. --model {model}: {method.__doc__}"
     parser = training_parser(method, "train.py", description)
     _add_model(parser)
     return parser

@@ -306,10 +306,7 @@ def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):
     )
     more = "--mr_window tissue --lambda_shape 0 --lambda_shape_gan 0 --device cpu --no_html --lr 1e-9".split()
     train.main([*where, *network, *more, "--n_epochs", "1", "--n_epochs_decay", "0"])
-    pairs, gan = (
-        torch.load(tmp_path / name / "latest_net_G_A.pth", weights_only=True)
-        for name in ("pairs", "gan")
-    )
+    pairs, gan = (torch.load(tmp_path / name / "latest_net_G_A.pth", weights_only=True) for name in ("pairs", "gan"))
     trained = {key for key, value in pairs.items() if value.is_floating_point() and "running" not in key}
     for key in trained:
         torch.testing.assert_close(pairs[key], gan[key], atol=1e-6, rtol=0)
@@ -334,7 +331,7 @@ def test_what_cannot_be_trained_is_refused(dataroot, tmp_path, options, message)
 def test_other_networks_are_refused_on_resume(dataroot, tmp_path):
     short = ["--name", "x", "--n_epochs", "1", "--steps_per_epoch", "1"]
     run(dataroot, tmp_path, *short)
-    for option in (["--ngf", "4"], ["--slab", "5"], ["--netG", "unet_128"]):
+    for option in (["--ngf", "4"], ["--slab", "5"], ["--norm", "instance"]):
         with pytest.raises(InputError, match=f"{option[0][2:]}: was .*, now {option[1]}"):
             run(dataroot, tmp_path, *short, *option, "--continue_train")
     with pytest.raises(InputError, match="holds a run already"):
@@ -421,10 +418,11 @@ def test_a_data_set_without_pairs_says_how_they_are_made(dataroot):
 
 
 def test_the_paired_method_trains_and_leaves_out_what_the_mr_does_not_see(pairs, tmp_path):
-    words = "--model paired --n_epochs 1 --steps_per_epoch 60 --lr 5e-3 --mr_window 0 600 --ema 0.9".split()
-    assert run(pairs, tmp_path, "--name", "x", *words) == 0
+    words = "--model paired --n_epochs 1 --steps_per_epoch 60 --lr 2e-2 --ngf 4 --batch_size 4".split()
+    words += "--mr_window 0 600 --ema 0.9".split()
+    assert run(pairs, tmp_path, "--name", "x", "--print_freq", "1", *words) == 0
     records = [json.loads(line)["losses"]["pairs"] for line in (tmp_path / "x/losses.jsonl").read_text().splitlines()]
-    assert np.mean(records[-5:]) < 0.8 * np.mean(records[:3])
+    assert np.mean(records[-5:]) < 0.7 * np.mean(records[:5])
     settings = train_options.parse([*words, "--dataroot", str(pairs), "--name", "y", *OPTIONS])
     opened = PairedModel.open_data(settings.model, settings.data)
     opened.volumes["mr"]["counted"][:] = 0

@@ -352,7 +352,8 @@ SHARED_OPTIONS = (
     "deterministic device display_env display_freq display_id display_ncols display_port display_server "
     "display_start display_window ema epoch flip init_from load_size lr lr_decay_iters lr_policy "
     "max_dataset_size mr_window n_epochs n_epochs_decay name no_html num_threads precision preprocess "
-    "print_freq rotate save_epoch_freq save_latest_freq seconds seed slab sync_batch_norm zoom"
+    "print_freq rotate save_epoch_freq save_latest_freq seconds seed slab sync_batch_norm val val_criterion "
+    "val_freq val_patients zoom"
 ).split()
 GENERATOR_OPTIONS = "init_gain init_type netG ngf norm upsample use_dropout".split()
 PAIRS_OPTIONS = "bias field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
@@ -365,6 +366,7 @@ OPTIONS = {
     + GENERATOR_OPTIONS,
     "simulated_pairs": ["leave_out", "limbs", "limbs_share", *PAIRS_OPTIONS, *GENERATOR_OPTIONS],
     "paired": PAIRS_OPTIONS + GENERATOR_OPTIONS,
+    "shape_extractor": ["val_share", "width"],
 }
 
 

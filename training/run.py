@@ -1,16 +1,21 @@
 """One training run: data, model and schedule put together, the loop over them, and its saved states."""
 
 import logging
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from data.errors import InputError, is_out_of_memory
+from data.prepared.manifest import MANIFEST_NAME, read_manifest
+from data.prepared.splits import ValidationCases, validation_cases
+from data.settings.declaration import Nature
 from models import run_folder
 from models.base_model import BaseModel, Place
 from models.inference_settings import check_compatible, check_continued, package_versions, read_inference_settings
@@ -18,13 +23,17 @@ from models.memory import asked_and_free
 from models.precision import choose_precision
 from models.run_folder import Position
 from models.schedules import LearningRate
-from training.distributed import ProcessGroup, job, restarts
+from training.distributed import ProcessGroup, job, open_process_group, restarts
 from training.interruption import Interruption, exit_code
 from training.settings import TrainingSettings, with_precision
+from training.validation import GeneratorValidator, Validation
 from visualization.display import RunInfo
 from visualization.training_log import TrainingLog, open_training_log
 
 log = logging.getLogger(__name__)
+
+# How long a process waits for another, which may be reading from a slow disk, or validating.
+PATIENCE = timedelta(minutes=30)
 
 
 class TrainingRun:
@@ -45,7 +54,9 @@ class TrainingRun:
         self.settings, model, data = settings, settings.model, settings.data
         set_up_torch(self.device, model.deterministic)
         torch.manual_seed(model.seed + group.rank)  # of dropout; order and augmentation have their own
-        self.dataset = group.share(lambda: method.open_data(model, data))
+        cases = group.share(lambda: _validation_cases(settings))
+        leave_out = cases.left_out if cases else frozenset()
+        self.dataset = group.share(lambda: method.open_data(model, data, leave_out))
         place = Place(self.device, group.rank, group.size)
         self.model = method.from_data(model, data, self.dataset, place)
         self.batches = method.batches(model, data, self.dataset, place)
@@ -60,6 +71,10 @@ class TrainingRun:
             together["threads"] = str(torch.get_num_threads())
         self.record = settings.record() | together
         self._spent, self._since = 0.0, time.monotonic()
+        self.validator = self.model.open_validator(data, self.dataset)
+        if cases:
+            self.validator = self._validate_generator(cases)
+        self.best: dict[str, Any] = {"score": math.inf, "epoch": 0}
 
     def train(self) -> int:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
@@ -96,8 +111,39 @@ class TrainingRun:
                 (received,) = self.group.greatest(interruption.received)
         if received and not self._is_done(at):
             return self._stopped(at, received)
+        if self.best["epoch"]:
+            log.info("best validation: of epoch %d (%.6g)", self.best["epoch"], self.best["score"])
         log.info("trained: %s", self.folder)
         return 0
+
+    def _validate_generator(self, cases: ValidationCases) -> "GeneratorValidator":
+        """Put together what validates a generator."""
+        settings, data = self.settings, self.settings.data
+        described = self.model.describe(data, self.dataset)
+        if described is None:
+            raise InputError(f"--val does nothing with --model {settings.method}, which validates by itself")
+        validation = Validation(
+            data.dataroot, read_manifest(data.dataroot), cases, described, settings.model.seed, self.device,
+            settings.model.precision,
+        )  # fmt: skip
+        return GeneratorValidator(validation, settings.validation.val_criterion)
+
+    def _validate(self, epoch: int, iteration: int, training_log: TrainingLog) -> None:
+        """Measure the model on what does not train, and keep its weights where it is the best so far."""
+
+        def measure() -> float:
+            values, slices = self.validator.run(self.model)
+            training_log.write_validation(epoch, iteration, values, slices)
+            score = self.validator.score(values)
+            if score < self.best["score"]:
+                run_folder.save_weights(self.folder, self.model, "best")
+                self.model.keep_best(self.folder, self.validator, values)
+            return score
+
+        self.model.finite.settle()
+        score = self.group.share(measure)
+        if score < self.best["score"]:
+            self.best = {"score": score, "epoch": epoch}
 
     def _seconds(self) -> float:
         """Return how long the run has trained, before its last state and since."""
@@ -148,11 +194,16 @@ class TrainingRun:
                 samples = min(at.samples + (iteration - first) * batches.together, batches.samples)
                 here = Position(epoch, samples, self._mean_loss(epoch_loss))
                 self._save(here)
+                if over and self.validator:
+                    self._validate(epoch, iteration, training_log)
+                    self._save(here)
                 if received or over:
                     return here
             waiting_since = time.perf_counter()
         training_log.end_epoch()
         mean_loss = self._mean_loss(epoch_loss)
+        if self.validator and (epoch % settings.validation.val_freq == 0 or epoch == settings.epochs):
+            self._validate(epoch, batches.steps, training_log)
         if epoch % schedule.save_epoch_freq == 0 or epoch == settings.epochs:
             # Before the next epoch's state: a run killed between would not go back. Nor could it go on without any.
             if not self.group.share(lambda: run_folder.has_state(self.folder)):
@@ -185,7 +236,7 @@ class TrainingRun:
         processes = self.group.gather(self._state_of_this_process())
         if self.group.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
-            origin = {"options": self.record, "job": job(), "spent": self._seconds()}
+            origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.best}
             run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
         self._save_weights("latest")
         self._saved_at = time.monotonic()
@@ -229,7 +280,8 @@ class TrainingRun:
         """Restore the last saved state; processes that it knows nothing of start afresh in what is theirs alone."""
 
         def take_over(state: dict[str, Any]) -> None:
-            run_folder.check_options(self.folder, state["options"], self.record, self.settings.natures())
+            natures = self.settings.natures() | dict.fromkeys(self.model.fixed_facts, Nature.FIXED)
+            run_folder.check_options(self.folder, state["options"], self.record, natures)
             self._restore(state)
 
         def load() -> dict[str, Any]:
@@ -253,12 +305,36 @@ class TrainingRun:
         """Set model, schedule and randomness to a saved state; return where it was saved."""
         self.model.load_state_dict(state["model"])
         self.rate.load_state_dict(state["rate"])
-        self._spent = state["spent"]
+        self._spent, self.best = state["spent"], {"score": state["best"]["score"], "epoch": state["best"]["epoch"]}
         if self.group.rank < len(state["processes"]):
             own = state["processes"][self.group.rank]
             self.model.load_process_state(own["model"])
             run_folder.restore_random_state(own["random"], self.device)
         return run_folder.saved_position(state)
+
+
+def _validation_cases(settings: TrainingSettings) -> ValidationCases | None:
+    """Return what validates with `--val`, None without it."""
+    validation, data = settings.validation, settings.data
+    if not validation.val:
+        return None
+    if not (data.dataroot / MANIFEST_NAME).exists():
+        raise InputError(
+            f"{data.dataroot}: --val needs a prepared data set, with whole volumes; leave it out for images"
+        )
+    return validation_cases(read_manifest(data.dataroot), validation.val_patients, settings.model.seed)
+
+
+def train_method(method: type[BaseModel], settings: TrainingSettings) -> int:
+    """Train in this process, or in this one of those that torchrun started; return the exit code.
+
+    That is 0, or 128 and the number of a signal that ended the training.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with memory_shortage_said(settings.run.device), open_process_group(backend, PATIENCE) as group:
+        if group.rank > 0:
+            logging.getLogger().setLevel(logging.WARNING)
+        return TrainingRun(method, settings, group).train()
 
 
 @contextmanager

@@ -28,9 +28,11 @@ from data.settings.values import (
     gpu_of_ids,
     nonnegative_int,
     positive_int,
+    positive_share,
     protected_numbers,
     torch_device,
 )
+from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from models.base_model import BaseModel, MethodSettings
 from models.schedules import POLICIES
 from visualization.settings import DisplaySettings
@@ -135,6 +137,25 @@ class ScheduleSettings:
             raise InputError("--seconds needs --lr_policy warmup_cosine, which follows the clock")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """validation: whole volumes that do not train go through the generator as in use."""
+
+    val: bool = option(
+        False, nature=Nature.FIXED,
+        help="validate with the prepared test patients, or else a share of the training patients, which then do not "
+        "train; the best weights are kept as 'best'",
+    )  # fmt: skip
+    val_patients: float = option(
+        0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
+        help="that share, where there are no test patients",
+    )  # fmt: skip
+    val_freq: int = option(5, nature=Nature.RESULT, parse=positive_int, help="epochs between two validations")
+    val_criterion: str = option(
+        DEFAULT_CRITERION, nature=Nature.FIXED, choices=tuple(CRITERIA), help="by which the best weights are chosen"
+    )
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """All settings of a run: of its method (`model`), and those that all methods share."""
@@ -144,12 +165,13 @@ class TrainingSettings:
     run: RunSettings
     data: DataSettings
     schedule: ScheduleSettings
+    validation: ValidationSettings
     display: DisplaySettings
 
     @property
     def groups(self) -> tuple[Any, ...]:
         """The objects that hold options."""
-        return self.run, self.data, self.model, self.schedule, self.display
+        return self.run, self.data, self.model, self.schedule, self.validation, self.display
 
     @property
     def epochs_warm(self) -> int:
@@ -184,7 +206,7 @@ class TrainingSettings:
         return {name: text for name, text in texts.items() if kinds[name] != Nature.FREE}
 
 
-SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, DisplaySettings)
+SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, ValidationSettings, DisplaySettings)
 
 
 def training_parser(method: type[BaseModel], prog: str, description: str) -> argparse.ArgumentParser:
@@ -192,7 +214,7 @@ def training_parser(method: type[BaseModel], prog: str, description: str) -> arg
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    for group in (RunSettings, DataSettings, method.settings_type, ScheduleSettings, DisplaySettings):
+    for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
         add_options(parser, group, method.defaults)
     parser.add_argument(
         "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
-from visualization.panels import VisualsStyle, training_sheet
-from visualization.records import History, LossRecord, read_records
+from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
+from visualization.records import History, LossRecord, ValidationRecord, read_records, read_validations
 from visualization.settings import DisplaySettings
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
@@ -91,6 +91,21 @@ class TrainingLog:
         for display in self.displays:
             display.show_picture(picture)
 
+    def write_validation(
+        self, epoch: int, iteration: int, values: dict[str, float], slices: Sequence[ValidationSlice]
+    ) -> None:
+        """Write a validation after a step to every display: its values by name, and slices to show."""
+        record = ValidationRecord(epoch, iteration, round(time.time(), 3), dict(values))
+
+        @cache  # drawn once, and only if a display asks for it
+        def picture() -> Picture:
+            return Picture(epoch, iteration, validation_sheet(slices, self.style))
+
+        self.history.add_validation(record)
+        for display in self.displays:
+            display.show_validation(record, picture)
+        self._restart_clock()
+
     def end_epoch(self) -> None:
         """Close the bar."""
         self._bar.close()
@@ -121,6 +136,9 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
         for record in read_records(run.folder):
             if record.position <= start:
                 history.add(record)
+        for record in read_validations(run.folder):
+            if record.position <= start:
+                history.add_validation(record)
     except Exception as error:  # as in `Guarded`: curves are not worth the training
         log.warning("warning: earlier losses cannot be read: %s; curves begin at epoch %d", error, start[0])
         return History(run.steps_per_epoch)

@@ -51,6 +51,11 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
+def positive_share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
 def _number(text: str, kind: type, fits: Callable[[Any], bool], expected: str) -> Any:
     try:
         value = kind(text)

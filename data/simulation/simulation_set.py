@@ -5,6 +5,7 @@ import json
 import logging
 import zipfile
 import zlib
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -42,13 +43,13 @@ class SimulationSet:
     size: int
 
 
-def open_simulation_set(dataroot: Path, workers: int = 1) -> SimulationSet:
+def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
     """Return the training CT of the data set in `dataroot`; what is not kept there yet is computed and kept.
 
     Raises:
         InputError: no prepared data set, no CT in it, a damaged file, or CT of different slice spacings.
     """
-    manifest = read_manifest(dataroot)
+    manifest = read_manifest(dataroot).without(leave_out)
     cases = [case for case in manifest.select("train", "B") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
