@@ -237,11 +237,11 @@ def test_another_method_prepares_anew(raw, monkeypatch):
     corrected = read_volume(body)
     corrected.array[0] = 0
     write_volume(corrected, body)
-    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", 2)
+    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", preparation.METHOD_VERSION + 1)
     monkeypatch.setattr("data.prepared.preparation._ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
     assert prepare_dataset.main(prepare(raw)) == 0
     manifest = read_manifest(raw / "set")
-    assert {case.method for case in manifest.cases} == {2}
+    assert {case.method for case in manifest.cases} == {preparation.METHOD_VERSION}
     assert (np.load(raw / "set/trainB/q0.npy") == 7).all()
     np.testing.assert_array_equal(read_volume(body).array, corrected.array)  # corrected by hand: kept and used
     # A data set of before methods were recorded is prepared anew, too.
