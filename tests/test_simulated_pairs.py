@@ -1,6 +1,8 @@
 """Training on simulated pairs: slabs cut on the device, limbs beside trunks, exact resume, the command."""
 
+import builtins
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -185,6 +187,30 @@ def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     again = open_simulation_set(dataroot)
     np.testing.assert_array_equal(again.volumes["ct1"]["depth"], first.volumes["ct1"]["depth"])
     assert first.volumes["ct0"]["hu"].max() > 800
+
+
+@pytest.mark.parametrize("content", [b"of somebody else", b"", "archive", "array"])
+def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monkeypatch, content):
+    open_simulation_set(dataroot)
+    path = dataroot / "simulation/ct1.npz"
+    own = path.read_bytes()
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, hu=np.zeros(3))
+        elif content == "array":
+            np.save(file, np.zeros(3))
+        else:
+            file.write(content)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"ct1.npz: exists already.*; choose another --dataroot, or move it away"):
+        open_simulation_set(dataroot)
+    assert path.read_bytes() == before
+    path.write_bytes(own)
+    with monkeypatch.context() as patch:  # of another method: its own, and renewed
+        patch.setattr("data.simulation.simulation_set.METHOD_VERSION", -1)
+        patch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
+        open_simulation_set(dataroot)
+    assert path.read_bytes() != own
 
 
 def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):

@@ -23,7 +23,7 @@ from models.memory import asked_and_free
 from models.precision import choose_precision
 from models.run_folder import Position
 from models.schedules import LearningRate
-from models.shape_extractor import FILE_NAME, ShapeExtractor, extractor_file, load_extractor
+from models.shape_extractor import ShapeExtractor, extractor_file, load_extractor
 from training.distributed import ProcessGroup, job, restarts
 from training.interruption import Interruption, exit_code
 from visualization.training_log import TrainingLog, open_training_log
@@ -287,7 +287,7 @@ def open_extractor(opt: Namespace, device: torch.device, spacing_mm: float | Non
     What it was trained on is said; where that is none of the CT of this data set, in a warning.
     """
     path = opt.shape_extractor
-    file = path if path.is_file() else path / FILE_NAME
+    file = extractor_file(path)
     if not file.exists():
         raise InputError(
             f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "

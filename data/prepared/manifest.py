@@ -35,8 +35,8 @@ class Case:
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.values.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
-        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None where there is none, and in data sets of
-            earlier versions.
+        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None where there is none, and in data
+            sets of earlier versions.
         fat_problem: MR only: why there is no fat level.
         bias_corrected: whether the slices, and all that is recorded of the MR, were corrected by
             `data.values.mr_scale.correct_bias`.

@@ -27,8 +27,9 @@ MODE_SHARE = 0.05
 MODE_REACH = 0.27
 # Where fat lies relative to the unit where no two modes are found: the limbs' median where they are.
 ONE_MODE_LEVEL = 0.95
-# What is measured starts at 0. Noise, which is all that air shows, leaves few voxels below it (some images are no
-# magnitudes), and a quarter of the air between these shares of the level of fat. Bone and vessels are darker than half of it.
+# What is measured starts at 0. Noise is all that air shows; it leaves few voxels of a body below 0 (some images are no
+# magnitudes), and the lower quartile of the air between these shares of the level of fat. Bone and vessels are darker
+# than half of it.
 NEGATIVE_SHARE = 0.05
 AIR_TO_FAT = (-0.1, 0.2)
 DARKEST_TO_FAT = 0.5
@@ -38,8 +39,8 @@ N4_ITERATIONS = (30, 30)
 # The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
 N4_MESH = (1, 1, 1)
 _WAY_OUT = (
-    "for --mr_window tissue and --bias_correction give the image as the scanner wrote it, or use --mr_window percentile "
-    "without --bias_correction"
+    "for --mr_window tissue and --bias_correction give the image as the scanner wrote it, or use --mr_window "
+    "percentile without --bias_correction"
 )
 
 
