@@ -204,7 +204,7 @@ def _describe(options: argparse.Namespace, ct: SimulationSet, ct_map: IntensityM
         size=ct.size, spacing_mm=ct.pixel_mm, slice_mm=ct.slice_mm if options.slab > 1 else manifest.slice_mm,
         mr_window=options.mr_window,
         typical_mr=None, ct=ct_map, versions=package_versions(), training=training_statistics(manifest),
-        slab=options.slab,
+        slab=options.slab, bias_correction=manifest.bias_corrected,
     )  # fmt: skip
 
 

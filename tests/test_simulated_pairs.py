@@ -3,6 +3,7 @@
 import builtins
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import Crop, SlabStock
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from data.volumes.volume import Volume, write_volume
+from models.inference_settings import read_inference_settings
 from models.synthesis import load_synthesiser, synthesize_volume
 from scripts import train_simulated
 from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining, curve
@@ -261,6 +263,15 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     ct = synthesize_volume(Volume(mr, (2.0, 2.0, 3.0)), synthesiser, body=body)
     assert ct.array.shape == mr.shape
     assert ct.array.dtype == np.int16
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_in_use_mr_is_corrected_for_its_bias_field_where_the_data_set_s_was(dataroot, tmp_path, monkeypatch, corrected):
+    manifest = read_manifest(dataroot)
+    cases = tuple(replace(case, bias_corrected=corrected and case.domain == "A") for case in manifest.cases)
+    monkeypatch.setattr("scripts.train_simulated.read_manifest", lambda root: replace(manifest, cases=cases))
+    run(dataroot, tmp_path, "--name", "x", "--steps", "1")
+    assert read_inference_settings(tmp_path / "x").bias_correction is corrected
 
 
 @pytest.mark.parametrize(
