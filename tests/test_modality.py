@@ -162,6 +162,7 @@ MRS = {
     "standardised": lambda: (mr() - 300) / 250,
     "standardised, in thousandths": lambda: 4 * (mr() - 130),
     "8 bit": lambda: (mr() / 4).clip(0, 255).astype(np.uint8),
+    "drawn, three values": lambda: np.where(BODY, np.where(RADIUS < 0.5, 300, 900), 0),
     "8 bit, masked by 0": lambda: np.where(BODY, (mr() / 4).clip(1, 255), 0).astype(np.uint8),
     "8 bit, every voxel twice": lambda: (mr() / 4).clip(0, 255).astype(np.uint8).repeat(2, axis=2),
     "smooth, 12 bits": lambda: ndimage.gaussian_filter(mr(), 3).astype(np.int16),
@@ -196,11 +197,10 @@ NO_MRS = {
     "labels without 0": (lambda: labels([1, 2, 3]), "only 3 different values"),
     "labels with -1": (lambda: labels([-1, 0, 1, 4]), "only 4 different values"),
     "labels, float": (lambda: labels([0, 7, 11, 40], np.float32), "only 4 different values"),
-    "labels of FreeSurfer": (lambda: labels([0, 2, 41, 1001, 2035], np.int32), "only 5 different values"),
+    "labels of FreeSurfer": (lambda: np.where(BODY, 1000 + organs(70), 0), "this looks like a label map"),
     "32 labels": (lambda: labels([*range(0, 64, 2)]), "only 32 different values"),
     "104 organs": (lambda: organs(104), "whole values, each in regions without any other: this looks like a label"),
     "104 organs, float": (lambda: organs(104).astype(np.float64), "this looks like a label map"),
-    "drawn, three values": (lambda: labels([0, 900, 300]), "only 3 different values"),
 }
 
 

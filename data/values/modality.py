@@ -29,8 +29,8 @@ _FEW, _PLATEAU, _BORDER = 0.001, 0.005, 0.05
 _DRAWN_VALUES = 64
 # Soft tissue before the rescale to HU; of a CT in HU less than this share is bone of these values.
 _STORED_SOFT, _STORED_SHARE = (850, 1200), 0.2
-# Whole values as few as this are labels, or an image that was drawn; an MR has hundreds.
-_MOST_LABELS = 32
+# Whole values as few as this are labels, or an image that was drawn, with values beyond a byte; an MR has hundreds.
+_MOST_LABELS, _HIGHEST_LABEL = 32, 255
 # Of neighbours beside each other in a body, this share has one value where the values are labels. Noise leaves less.
 _LABELLED_SHARE = 0.8
 _SAMPLE_VOXELS = 2_000_000
@@ -67,9 +67,10 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
     if len(values) <= _MOST_LABELS:
         values = np.unique(array)  # others may hide between the voxels of the sample
     whole = np.array_equal(values, np.rint(values))
-    if len(values) == 2 or (whole and 2 < len(values) <= _MOST_LABELS):
+    few = 1 < len(values) <= _MOST_LABELS
+    if len(values) == 2 or (few and whole and values.max() <= _HIGHEST_LABEL):
         return f"only {len(values)} different values: this looks like a mask or a label map"
-    if not whole:
+    if few or not whole:
         return None
     step = _step(array)
     rows = array[::step, ::step]  # along a row no voxel is left out
