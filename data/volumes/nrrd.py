@@ -76,7 +76,7 @@ class _Header(TextHeader):
         start = read_start(path)
         if not re.match(rb"NRRD000[1-5]\r?\n", start):
             raise unreadable(path, f"it begins with {ascii(start[:12])[1:]}; expected NRRD0004: damaged, or no NRRD")
-        at = start.index(b"\n") + 1
+        at, line = start.index(b"\n") + 1, ""
         while at < len(start):
             end = start.find(b"\n", at) + 1 or len(start)
             line = start[at:end].decode("utf-8", "surrogateescape").rstrip("\r\n")
