@@ -139,6 +139,7 @@ def measure_startup(opt: Namespace) -> dict:
 def start_training(opt: Namespace, root: Path, extractor: Path) -> tuple[float, float]:
     """Run train.py up to its first step; return the seconds until then, and the memory (MiB) of all its processes."""
     report, name = opt.work / "first_step.json", "benchmark_startup"
+    report.unlink(missing_ok=True)  # of the training before
     shutil.rmtree(opt.work / "checkpoints" / name, ignore_errors=True)
     arguments = [
         "--dataroot", root, "--name", name, "--checkpoints_dir", opt.work / "checkpoints", "--device", opt.device,

@@ -73,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
         labels, reference = read_volume(case.pred), read_volume(case.ref)
         _check_grids(case.name, labels, reference)
         if extractor:
-            labels = segment_volume(extractor, labels)
+            try:
+                labels = segment_volume(extractor, labels)
+            except InputError as error:
+                raise InputError(f"{case.pred}: {error}") from error
         rows[case.name] = dice_by_class(labels.array, reference.array, names)
         known |= {name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any()}
     # A class that no reference has was not drawn in any of them: there is nothing to score it by.

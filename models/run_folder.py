@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 
 from data.errors import InputError, is_out_of_memory
+from data.outputs import check_free
 from data.prepared.manifest import write_json
 from data.settings.declaration import Nature
 from models.base_model import BaseModel
+from models.inference_settings import FILE_NAME, read_inference_settings
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
 
 log = logging.getLogger(__name__)
@@ -81,10 +83,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to start a run where weights or a state lie; what a run left that never saved is cleared.
+    """Refuse to start a run where weights, a state or files of others lie; what a run left that never saved is cleared.
 
     Raises:
-        InputError: the folder holds a run or a model.
+        InputError: the folder holds a run or a model, or what is no run's under a name that a run writes.
     """
     if has_state(folder):
         raise InputError(
@@ -92,6 +94,11 @@ def check_new(folder: Path) -> None:
         )
     if any(folder.glob("*_net_*.pth")):
         raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
+    written = [folder / name for name in (FILE_NAME, "opt.json", "losses.jsonl", "loss_log.txt", "web")]
+    try:
+        read_inference_settings(folder)  # a run writes them first
+    except InputError:
+        check_free(written, "--name", overwrite=None)
     for name in ("losses.jsonl", "loss_log.txt"):
         (folder / name).unlink(missing_ok=True)
 

@@ -163,9 +163,13 @@ def save_extractor(extractor: ShapeExtractor, path: str | Path, validation: Mapp
 
 
 def extractor_file(path: str | Path) -> Path:
-    """Return the file of an extractor that is named by it, or by the folder of the run that trained it."""
+    """Return the file of an extractor that is named by it, or by the folder of the run that trained it.
+
+    What is not there is meant as a file where its name has an ending.
+    """
     path = Path(path)
-    return path / FILE_NAME if path.is_dir() else path
+    is_run = path.is_dir() or not (path.exists() or path.suffix)
+    return path / FILE_NAME if is_run else path
 
 
 def load_extractor(

@@ -11,7 +11,7 @@ from benchmarks import machine
 from benchmarks.data_sets import link_volumes, rate, simulate_data_set
 from benchmarks.machine import MatrixProducts, peak_memory_mib, share_of_peak, speed_ratio, take_turns
 from benchmarks.networks import compare, difference
-from benchmarks.reference import PlainPool, ReferenceStep, gradient_norms
+from benchmarks.reference import PlainPool, ReferenceStep
 from data.errors import InputError
 from data.loading.slices import PreparedSlices
 from data.prepared.manifest import read_manifest
@@ -47,6 +47,12 @@ def trained_model(samples, **settings):
     for seed in range(4):
         model.step(batch(samples, seed))
     return model
+
+
+def gradient_norms(networks) -> dict[str, float]:
+    """Return the Euclidean norm of every network's gradients, as its last update left them."""
+    grads = {name: [p.grad for p in net.parameters() if p.grad is not None] for name, net in networks.items()}
+    return {name: float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gs]))) for name, gs in grads.items()}
 
 
 def differences(model, samples):

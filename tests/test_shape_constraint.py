@@ -277,6 +277,9 @@ def test_without_a_name_the_extractor_of_the_data_set_is_taken_and_never_a_shipp
         "--lambda_shape 0",
     )
     assert all(word in str(error.value) for word in words) and not (tmp_path / "x").exists()
+    for name in ("typo.pth", "run.v2/typo.pth"):
+        with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: no such file: the shape constraint"):
+            run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / name))
     sources = [case.source_sha256 for case in read_manifest(dataroot).select("train", "B")]
     training = {"dataset": "mine", "ct": 5, "patients": 4, "slices": 60, "sources": [sources[0], "other"]}
     known = extractor()

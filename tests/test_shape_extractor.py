@@ -175,6 +175,10 @@ def test_file_round_trip(tmp_path, as_folder):
 def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=f"{FILE_NAME}: no such file"):
         load_extractor(tmp_path)
+    with pytest.raises(InputError, match=f"run/{FILE_NAME}: no such file"):
+        load_extractor(tmp_path / "run")
+    with pytest.raises(InputError, match=r"typo\.pth: no such file"):
+        load_extractor(tmp_path / "typo.pth")
     save_network_weights(make().net, tmp_path / "bare.pth")
     with pytest.raises(InputError, match=r"bare weights.*ct_segmentation\.import_extractor"):
         load_extractor(tmp_path / "bare.pth")

@@ -1,8 +1,11 @@
 """Training on simulated pairs: slabs cut on the device, limbs beside trunks, exact resume, the command."""
 
+import builtins
 import copy
 import json
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from data.values.curve import curve, inverse
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from data.volumes.volume import Volume, write_volume
 from models.base_model import Place
+from models.inference_settings import read_inference_settings
 from models.paired_model import PairedModel
 from models.run_folder import load_state
 from models.schedules import warmup_cosine_factor
@@ -227,6 +231,30 @@ def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     assert first.volumes["ct0"]["hu"].max() > 800
 
 
+@pytest.mark.parametrize("content", [b"of somebody else", b"", "archive", "array"])
+def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monkeypatch, content):
+    open_simulation_set(dataroot)
+    path = dataroot / "simulation/ct1.npz"
+    own = path.read_bytes()
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, hu=np.zeros(3))
+        elif content == "array":
+            np.save(file, np.zeros(3))
+        else:
+            file.write(content)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"ct1.npz: exists already.*; choose another --dataroot, or move it away"):
+        open_simulation_set(dataroot)
+    assert path.read_bytes() == before
+    path.write_bytes(own)
+    with monkeypatch.context() as patch:  # of another method: its own, and renewed
+        patch.setattr("data.simulation.simulation_set.METHOD_VERSION", -1)
+        patch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
+        open_simulation_set(dataroot)
+    assert path.read_bytes() != own
+
+
 def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
     manifest = read_manifest(dataroot)
     case = manifest.select("train", "B")[0]
@@ -310,6 +338,15 @@ def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):
     trained = {key for key, value in pairs.items() if value.is_floating_point() and "running" not in key}
     for key in trained:
         torch.testing.assert_close(pairs[key], gan[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_in_use_mr_is_corrected_for_its_bias_field_where_the_data_set_s_was(dataroot, tmp_path, monkeypatch, corrected):
+    manifest = read_manifest(dataroot)
+    cases = tuple(replace(case, bias_corrected=corrected and case.domain == "A") for case in manifest.cases)
+    monkeypatch.setattr("models.slab_model.read_manifest", lambda root: replace(manifest, cases=cases))
+    run(dataroot, tmp_path, "--name", "x", "--n_epochs", "1", "--steps_per_epoch", "1")
+    assert read_inference_settings(tmp_path / "x").bias_correction is corrected
 
 
 @pytest.mark.parametrize(

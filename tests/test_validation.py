@@ -20,6 +20,7 @@ from models.inference_settings import InferenceSettings
 from models.networks import Architecture
 from models.synthesis import Synthesiser, synthesize_volume
 from models.test_model import LARGEST_BATCH, Translator
+from tests.test_cycle_gan_model import NO_SHAPE
 from training import validation as validation_module
 from training.validation import Validation, _around
 
