@@ -81,25 +81,11 @@ class ShapeExtractorModel(BaseModel):
     }  # fmt: skip
     fixed_facts = ("patients to train on", "patients to validate with", "classes")
 
-    def __init__(self, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place) -> None:
-        """Build the extractor; the same seed gives the same weights."""
+    def __init__(self, settings: ShapeExtractorSettings, extractor: ShapeExtractor, place: Place) -> None:
+        """Train an extractor whose weights are drawn already."""
         super().__init__(settings, place.device, place.processes)
-        manifest = dataset.manifest
-        self.extractor = ShapeExtractor(
-            ExtractorSettings(
-                width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=manifest.size,
-                spacing_mm=manifest.spacing_mm, versions=software_versions(),
-                training={
-                    "dataset": data.dataroot.resolve().name,
-                    "ct": len(dataset.train),
-                    "patients": len(patients_of(dataset.train)),
-                    "slices": len(dataset.slices),
-                    "sources": sorted(case.source_sha256 for case in dataset.train),
-                },
-            )
-        )  # fmt: skip
-        initialise(self.extractor, "kaiming", generator=torch.Generator().manual_seed(settings.seed))
-        self.networks["E"] = self.extractor.to(self.device)
+        self.extractor = extractor.to(self.device)
+        self.networks["E"] = self.extractor
         self.optimisers["G"] = self._adam(self.extractor)
         self._wrap_networks()
 
@@ -129,12 +115,26 @@ class ShapeExtractorModel(BaseModel):
 
     @classmethod
     def from_data(cls, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place) -> Self:
-        """Build the extractor for the classes of the masks."""
+        """Build the extractor for the classes of the masks; the same seed gives the same weights."""
         log.info(
             "training on %d CT (%d slices), validating with %d", len(dataset.train), len(dataset.slices),
             len(dataset.validation),
         )  # fmt: skip
-        return cls(settings, data, dataset, place)
+        manifest = dataset.manifest
+        described = ExtractorSettings(
+            width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=manifest.size,
+            spacing_mm=manifest.spacing_mm, versions=software_versions(),
+            training={
+                "dataset": data.dataroot.resolve().name,
+                "ct": len(dataset.train),
+                "patients": len(patients_of(dataset.train)),
+                "slices": len(dataset.slices),
+                "sources": sorted(case.source_sha256 for case in dataset.train),
+            },
+        )  # fmt: skip
+        extractor = ShapeExtractor(described)
+        initialise(extractor, "kaiming", generator=torch.Generator().manual_seed(settings.seed))
+        return cls(settings, extractor, place)
 
     @classmethod
     def batches(

@@ -253,6 +253,7 @@ class CycleGANModel(BaseModel):
     @classmethod
     def from_data(cls, settings: CycleGANSettings, data: DataSettings, dataset: UnalignedDataset, place: Place) -> Self:
         """Build the networks, with the shape extractor where a shape weight asks for it."""
+        log.info("%d slices of A, %d of B", len(dataset.a), len(dataset.b))
         extractor = None
         if settings.uses_shape:
             path = settings.extractor_path(data.dataroot)

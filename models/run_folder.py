@@ -13,7 +13,7 @@ import torch
 
 from data.errors import InputError, is_out_of_memory
 from data.outputs import check_free
-from data.prepared.manifest import write_json
+from data.prepared.manifest import read_json, write_json
 from data.settings.declaration import Nature
 from models.base_model import BaseModel
 from models.inference_settings import FILE_NAME, read_inference_settings
@@ -22,6 +22,7 @@ from models.state_dicts import load_checkpoint, load_network_weights, save_atomi
 log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
+OPTIONS_NAME = "opt.json"
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
@@ -94,13 +95,23 @@ def check_new(folder: Path) -> None:
         )
     if any(folder.glob("*_net_*.pth")):
         raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
-    written = [folder / name for name in (FILE_NAME, "opt.json", "losses.jsonl", "loss_log.txt", "web")]
-    try:
-        read_inference_settings(folder)  # a run writes them first
-    except InputError:
+    written = [folder / name for name in (FILE_NAME, OPTIONS_NAME, "losses.jsonl", "loss_log.txt", "web")]
+    if not _was_begun(folder):
         check_free(written, "--name", overwrite=None)
     for name in ("losses.jsonl", "loss_log.txt"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _was_begun(folder: Path) -> bool:
+    """Tell whether a run wrote into a folder: what its use must know, or its options, come first."""
+    try:
+        read_inference_settings(folder)
+    except InputError:
+        try:
+            return read_json(folder / OPTIONS_NAME).keys() >= {"name", "dataroot"}
+        except InputError:
+            return False
+    return True
 
 
 def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
@@ -131,7 +142,7 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
 
 def save_options(folder: Path, options: Mapping[str, Any]) -> None:
     """Write the run's options, plain values by name, to `opt.json`."""
-    write_json(folder / "opt.json", dict(options))
+    write_json(folder / OPTIONS_NAME, dict(options))
 
 
 def check_options(
