@@ -13,8 +13,8 @@ from data.loading.settings import CtMapSettings
 from data.outputs import check_free
 from data.settings.declaration import add_options, from_namespace
 from data.settings.values import parse_numbers, positive_float, positive_int
+from models.published_unet import unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
-from unet.unet_model import unet_from_state
 
 log = logging.getLogger(__name__)
 
