@@ -204,7 +204,6 @@ NO_MRS = {
         lambda: ndimage.zoom(BODY.astype(np.float32), (1, 1.3, 1.3), order=1),
         "mask that was resampled",
     ),
-    "mask, smoothed": (lambda: np.rint(255 * ndimage.gaussian_filter(BODY.astype(float), 1)), "was resampled"),
     "labels, resampled": (lambda: ndimage.zoom(labels([0, 1, 2, 3], np.float32), (1, 1.4, 1.4), order=1), "resampled"),
     "104 organs, float": (lambda: organs(104).astype(np.float64), "this looks like a label map"),
 }
