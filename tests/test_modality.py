@@ -199,7 +199,12 @@ NO_MRS = {
     "labels, float": (lambda: labels([0, 7, 11, 40], np.float32), "only 4 different values"),
     "labels of FreeSurfer": (lambda: np.where(BODY, 1000 + organs(70), 0), "this looks like a label map"),
     "32 labels": (lambda: labels([*range(0, 64, 2)]), "only 32 different values"),
-    "104 organs": (lambda: organs(104), "whole values, each in regions without any other: this looks like a label"),
+    "104 organs": (lambda: organs(104), "8. % of the neighbours have one value: this looks like a label map"),
+    "mask, resampled": (
+        lambda: ndimage.zoom(BODY.astype(np.float32), (1, 1.3, 1.3), order=1),
+        "mask that was resampled",
+    ),
+    "labels, resampled": (lambda: ndimage.zoom(labels([0, 1, 2, 3], np.float32), (1, 1.4, 1.4), order=1), "resampled"),
     "104 organs, float": (lambda: organs(104).astype(np.float64), "this looks like a label map"),
 }
 

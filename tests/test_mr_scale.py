@@ -237,6 +237,16 @@ def test_an_mr_that_does_not_start_at_0_is_refused_where_its_fat_would_set_the_s
     prepare_volume(shifted, replace(settings, mr_window="percentile"), body)
 
 
+def test_a_body_that_fills_the_image_tells_by_its_darkest_voxels():
+    mr, body, _ = limb(0.1)
+    inside = np.s_[:, 14:42, 14:42]
+    crop, whole = mr.array[inside], np.ones(body[inside].shape, bool)
+    crop = np.where(crop < 700, crop, 60)  # bone that is dark, as cortex is
+    check_starts_at_zero(crop, whole)
+    with pytest.raises(InputError, match=r"\(where it is darkest it lies at \d+.*, where fat lies at"):
+        check_starts_at_zero(crop + 300, whole)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 40.0])
 def test_an_mr_as_scanners_write_it_starts_at_0(scale):
     mr, body, _ = limb(0.4)
@@ -252,7 +262,10 @@ def test_an_mr_as_scanners_write_it_starts_at_0(scale):
 def test_preparation_goes_on_without_the_level_of_fat_and_says_so(raw, caplog):  # noqa: F811
     mr = mr_volume()
     write_volume(mr.with_array(mr.array + 1000), raw / "mr/p0.nii.gz")
-    _, manifest = prepare(raw)
+    for k in range(2):
+        write_volume(mr.with_array((cylinder(40.0) < 1).astype(np.uint8)), raw / f"mask/p{k}.nii.gz")
+    masks = ("--mr_mask", f"{raw}/mask/*")
+    _, manifest = prepare(raw, *masks)
     shifted, sound = manifest.select("train", "A")
     assert (shifted.fat_level, sound.fat_problem) == (None, None)
     assert sound.fat_level == pytest.approx(2 * FAT_MR, rel=0.02)
@@ -262,7 +275,7 @@ def test_preparation_goes_on_without_the_level_of_fat_and_says_so(raw, caplog): 
         with pytest.raises(InputError, match=r"^p0 \(.*mr/p0.nii.gz\): the MR does not start at 0 .* percentile"):
             use()
     time = (raw / "set/trainA/p0.npy").stat().st_mtime_ns
-    assert prepare(raw)[1] == manifest  # nothing is done again
+    assert prepare(raw, *masks)[1] == manifest  # nothing is done again
     assert (raw / "set/trainA/p0.npy").stat().st_mtime_ns == time
 
 

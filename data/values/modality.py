@@ -31,7 +31,8 @@ _DRAWN_VALUES = 64
 _STORED_SOFT, _STORED_SHARE = (850, 1200), 0.2
 # Whole values as few as this are labels, or an image that was drawn, with values beyond a byte; an MR has hundreds.
 _MOST_LABELS, _HIGHEST_LABEL = 32, 255
-# Of neighbours beside each other in a body, this share has one value where the values are labels. Noise leaves less.
+# Of neighbours beside each other in a body, this share has one value where the values are labels, or were before they
+# were resampled. Noise leaves less.
 _LABELLED_SHARE = 0.8
 _SAMPLE_VOXELS = 2_000_000
 
@@ -66,11 +67,10 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
     background = values[counts.argmax()]
     if len(values) <= _MOST_LABELS:
         values = np.unique(array)  # others may hide between the voxels of the sample
-    whole = np.array_equal(values, np.rint(values))
-    few = 1 < len(values) <= _MOST_LABELS
-    if len(values) == 2 or (few and whole and values.max() <= _HIGHEST_LABEL):
-        return f"only {len(values)} different values: this looks like a mask or a label map"
-    if few or not whole:
+    if len(values) <= _MOST_LABELS:
+        whole = np.array_equal(values, np.rint(values)) and values.max() <= _HIGHEST_LABEL
+        if len(values) == 2 or (whole and len(values) > 1):
+            return f"only {len(values)} different values: this looks like a mask or a label map"
         return None
     step = _step(array)
     rows = array[::step, ::step]  # along a row no voxel is left out
@@ -79,7 +79,8 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
     same = np.count_nonzero((before == after) & of_body) / max(1, np.count_nonzero(of_body))
     if same < _LABELLED_SHARE:
         return None
-    return f"{len(values)} whole values, each in regions without any other: this looks like a label map"
+    share = 100 * same
+    return f"{share:.0f} % of the neighbours have one value: this looks like a label map, or a mask that was resampled"
 
 
 def check_ct(ct: Volume, synthetic: bool = False) -> None:

@@ -31,8 +31,10 @@ ONE_MODE_LEVEL = 0.95
 # magnitudes), and the lower quartile of the air between these shares of the level of fat. Bone and vessels are darker
 # than half of it.
 NEGATIVE_SHARE = 0.05
-AIR_TO_FAT = (-0.1, 0.2)
+AIR_TO_FAT = (-0.05, 0.2)
 DARKEST_TO_FAT = 0.5
+# Less of an image than this is no air to go by.
+AIR_SHARE = 0.03
 # N4 sees blocks of about this size: bias fields are smooth over centimetres.
 N4_MM = 4.5
 N4_ITERATIONS = (30, 30)
@@ -81,11 +83,14 @@ def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
     fat = fat_level(mr, body)
     negative = np.mean(values < 0)
     darkest = np.percentile(values, 1) / fat
-    air = np.percentile(outside, 25) / fat if outside.size else 0.0
+    # A body that fills the image has no air around it; of the whole image then hardly anything lies below its bone.
+    around = outside.size > AIR_SHARE * mr.size
+    air = (np.percentile(outside, 25) if around else np.percentile(mr, 1)) / fat
     if negative > NEGATIVE_SHARE:
         why = f"{100 * negative:.2g} % of the body's voxels lie below 0"
     elif not AIR_TO_FAT[0] <= air <= AIR_TO_FAT[1]:
-        why = f"around the body it lies at {air * fat:.4g}, where fat lies at {fat:.4g}"
+        where = "around the body" if around else "where it is darkest"
+        why = f"{where} it lies at {air * fat:.4g}, where fat lies at {fat:.4g}"
     elif darkest > DARKEST_TO_FAT:
         why = f"hardly anything in the body is darker than {darkest * fat:.4g}, where fat lies at {fat:.4g}"
     else:
