@@ -5,7 +5,7 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 
 import logging
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,8 +46,15 @@ class Results(NamedTuple):
         return [*volume_targets(self.volume), self.picture, self.page, self.report]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read, synthesise, write, picture, score where a reference is given, and show all on a page."""
+def main(arguments: list[str] | None = None) -> int:
+    """Read, synthesise, write, score where a reference is given, and show all in a picture and on a page.
+
+    Returns:
+        1 where the volume is there and something beside it is not, else 0.
+
+    Raises:
+        InputError: there is no volume.
+    """
     opt = test_options.parse(arguments)
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
@@ -76,21 +83,38 @@ def main(arguments: list[str] | None = None) -> None:
     log.info("volume: %s", results.volume)
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
     shown = {"synthetic": "CT" if to_ct else "MR", "contrast": shown_name(names)}
-    save_preview(mr, ct, reference, results.picture, **shown)
-    log.info("picture: %s", results.picture)
-    if reference is not None:
-        scores = score_case(synthetic, reference, mr=source)
-        row |= {"scored_in": describe_mask(with_mask=False, with_mr=True), **scores}
-        log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
-    log.info("report: %s", write_report(row, results.report))
-    details = {"input": describe_paths(paths), "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
-    scores = {name: row[name] for name in COLUMNS if name in row}
-    try:
+
+    def picture() -> None:
+        save_preview(mr, ct, reference, results.picture, **shown)
+
+    def report() -> None:
+        if reference is not None:
+            scores = score_case(synthetic, reference, mr=source)
+            row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **scores})
+            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
+        write_report(row, results.report)
+
+    def page() -> None:
+        taken = describe_paths(paths)
+        details = {"input": taken, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
+        scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(results.page, case, mr, ct, reference, scores, body=body, details=details, **shown)
-    except Exception as error:  # whatever it is, the result is there, and stays
-        log.warning("warning: no results page: %s", str(error) or type(error).__name__)
-    else:
-        log.info("page: %s", results.page / "index.html")
+
+    parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
+    made = [make_beside(results.volume, path, make) for path, make in parts.items()]
+    return 0 if all(made) else 1
+
+
+def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
+    """Make what belongs to a volume that is written, and say where it is, or why it is not; return which."""
+    name = make.__name__
+    try:
+        make()
+    except Exception as error:  # whatever it is, the volume is there, and stays
+        log.warning("warning: no %s: %s; the volume is there: %s", name, str(error) or type(error).__name__, volume)
+        return False
+    log.info("%s: %s", name, path)
+    return True
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
@@ -136,7 +160,7 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
-    own = [results.volume.with_name(name) for name in made]
+    own = [results.volume.parent / name for name in made]  # a name that is none is that of no target
     check_free(results.targets, "--output", inputs, own, opt.overwrite)
 
 

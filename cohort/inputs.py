@@ -20,11 +20,11 @@ import pydicom
 
 from data.errors import InputError
 from data.files import check_regular
-from data.prepared.manifest import hash_files, hash_source, source_files
+from data.prepared.manifest import hash_files, hash_source
 from data.prepared.sources import find_paths, is_folder, is_volume
 from data.volumes.contrasts import ONLY_CONTRAST, selector
 from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
-from data.volumes.volume import volume_suffix
+from data.volumes.volume import source_files, volume_suffix
 
 MODALITY = "MR"
 # Beside the id, and the path or a column for each contrast.
@@ -90,7 +90,7 @@ def find_cohort(
     """Find the volume files and DICOM MR series below `root`.
 
     An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
-    series of other modalities and volume files beside DICOM slices are passed over.
+    series of other modalities and volume files beside DICOM slices that are a case are passed over.
 
     Args:
         root: where to look.
@@ -108,7 +108,7 @@ def find_cohort(
         matches.add(Path())
     hidden = without.resolve() if without else None
     cases, passed_over = [], []
-    series = {relative for relative in matches if _is_series(root / relative)}
+    series = set()  # folders whose series are cases; they come before what lies in them
     for relative in sorted(matches):
         path = root / relative
         if hidden and path.resolve().is_relative_to(hidden):
@@ -117,6 +117,8 @@ def find_cohort(
             found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
             cases += found
             passed_over += left
+            if found and _is_series(path):
+                series.add(relative)
         elif is_volume(path) and relative.parent in series:
             passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
         elif is_volume(path):

@@ -1,8 +1,7 @@
-"""What the shape extractor learns from: CT slices with their masks, split by patient."""
+"""What the shape extractor learns from: CT slices with their masks."""
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,58 +13,12 @@ from torch.utils.data import Dataset
 
 from ct_segmentation.augmentation import augment
 from data.errors import InputError
-from data.loading.slices import PreparedSlices
-from data.loading.threads import one_thread
+from data.loading.batches import EpochSampler
+from data.loading.slices import PreparedSlices, read_case
 from data.prepared.manifest import Case
 from data.values.intensity import IntensityMap
 
 log = logging.getLogger(__name__)
-
-
-def split_by_patient(cases: Sequence[Case], val_share: float, seed: int) -> tuple[list[Case], list[Case]]:
-    """Return the cases to train on and those to validate with; no patient has cases in both.
-
-    Patients are ranked by a hash of `seed` and their names, so that the split depends on nothing else; the first
-    `val_share` of them, at least one, validate.
-
-    Raises:
-        InputError: fewer than two patients, or one source volume under the names of two patients.
-    """
-    patients = sorted({case.patient for case in cases}, key=lambda name: _rank(name, seed))
-    if len(patients) < 2:
-        raise InputError(
-            f"{len(patients)} CT patients to train on ({', '.join(patients)}); expected 2 or more: some are kept to "
-            "validate with (--patient_regex of python -m scripts.prepare_dataset says what a patient is)"
-        )
-    count = min(max(round(val_share * len(patients)), 1), len(patients) - 1)
-    chosen = set(patients[:count])
-    train = [case for case in cases if case.patient not in chosen]
-    validation = [case for case in cases if case.patient in chosen]
-    known = {case.source_sha256: case for case in train}
-    for case in validation:
-        if twin := known.get(case.source_sha256):
-            raise InputError(
-                f"{case.name} and {twin.name} are the same volume under the patients {case.patient} and "
-                f"{twin.patient}; prepare the data set with one of them"
-            )
-    return train, validation
-
-
-def _rank(patient: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
-
-
-def read_case(root: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Return a prepared CT, int16 HU, and its labels, uint8, both (slices, size, size), as memory maps."""
-    arrays = []
-    for path in (root / case.image_file, root / case.mask_file):
-        try:
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-    if arrays[0].shape != arrays[1].shape:
-        raise InputError(f"{case.name}: image {arrays[0].shape} and mask {arrays[1].shape}; prepare the data set again")
-    return arrays[0], arrays[1]
 
 
 def count_classes(root: Path, cases: Sequence[Case]) -> int:
@@ -98,7 +51,11 @@ class SliceDraw(NamedTuple):
 
 
 class ShapeSlices(Dataset):
-    """All slices of prepared CTs, with or without body, augmented: image (1, H, W) in [-1, 1], mask uint8 (1, H, W)."""
+    """All slices of prepared CTs, with or without body, augmented.
+
+    A sample is a dict of `image`, float32 (1, H, W) in [-1, 1], `mask`, uint8 (1, H, W), and `origin_B`, the slice's
+    name.
+    """
 
     def __init__(self, root: Path, cases: Sequence[Case], ct_map: IntensityMap, seed: int) -> None:
         """Join the cases below `root`."""
@@ -110,14 +67,23 @@ class ShapeSlices(Dataset):
         """Return the number of slices."""
         return len(self.source)
 
-    def __getitem__(self, draw: SliceDraw) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: SliceDraw) -> dict[str, Tensor | str]:
         """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
-        with one_thread():  # as in a loading process, so that no sum depends on whether there are any
-            return augment(torch.from_numpy(item.image), torch.from_numpy(item.mask), rng)
+        image, mask = augment(torch.from_numpy(item.image), torch.from_numpy(item.mask), rng)
+        return {"image": image, "mask": mask, "origin_B": item.origin}
 
-    def epoch(self, epoch: int) -> list[SliceDraw]:
-        """Return an epoch's order, every slice once, from (seed, epoch) alone."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
-        return [SliceDraw(epoch, position, int(index)) for position, index in enumerate(order)]
+
+class ShapeSampler(EpochSampler[SliceDraw]):
+    """The order of an epoch: every slice once, from (seed, epoch) alone."""
+
+    def __init__(self, samples: int, seed: int, batch_size: int = 1, rank: int = 0, processes: int = 1) -> None:
+        """Draw what process `rank` of `processes` takes of `samples` slices."""
+        super().__init__(samples, batch_size, rank, processes)
+        self.seed = seed
+
+    def order(self, epoch: int) -> Callable[[int], SliceDraw]:
+        """Return what is drawn at a position of an epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return lambda position: SliceDraw(epoch, position, int(order[position]))

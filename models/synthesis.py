@@ -18,7 +18,7 @@ from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.values.modality import check_ct, check_mr, in_hu
 from data.values.mr_rules import Rule, rules_in_order
-from data.values.mr_scale import fat_level, log_bias_field, without_field
+from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
 from data.volumes.contrasts import check_together
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
@@ -148,8 +148,9 @@ def synthesize_volume(
         further: the MR's other contrasts on its grid, in the model's order.
 
     Raises:
-        InputError: the source is of the other modality, no body is found, an MR is constant inside it, or contrasts are
-            too few or many, on different grids or the same image.
+        InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
+            start at 0 though the model takes its scale from fat or corrects bias fields, or contrasts are too few or
+            many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     for problem in filter(None, (plan.describe_loss(), plan.describe_spacing())):
@@ -171,11 +172,23 @@ def prepare_volume(
         volumes = [in_hu(source)]
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(volumes[0])
+    if to_ct:
+        _check_scales(volumes, body, settings)
     if to_ct and settings.bias_correction:
         field = log_bias_field(volumes[0], body)
         volumes = [without_field(volume, field) for volume in volumes]
-    source = volumes[0]
-    source_maps, target_map = intensity_maps(settings, volumes, body)
+    return plan_volume(volumes, body, intensity_maps(settings, volumes, body), settings)
+
+
+def plan_volume(
+    volumes: Sequence[Volume],
+    body: np.ndarray,
+    maps: tuple[Sequence[IntensityMap], IntensityMap],
+    settings: InferenceSettings,
+) -> tuple[np.ndarray, VolumePlan]:
+    """Return what `prepare_volume` does, of the contrasts of a source whose body and `intensity_maps` are known."""
+    source, (source_maps, target_map) = volumes[0], maps
+    to_ct = settings.direction == "AtoB"
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
     used = frame.slices_with(body)
@@ -204,6 +217,14 @@ def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> No
         except InputError as error:
             raise InputError(f"{name}: {error}" if len(names) > 1 else str(error)) from error
     check_together(dict(zip(names, volumes, strict=True)))
+
+
+def _check_scales(volumes: Sequence[Volume], body: np.ndarray, settings: InferenceSettings) -> None:
+    """Refuse MR that do not start at 0 where that must be: by fat a scale is set, by the first the bias field found."""
+    rules = rules_in_order(settings.mr_window, settings.contrasts)
+    for k, (rule, volume) in enumerate(zip(rules, volumes, strict=True)):
+        if rule == "tissue" or (settings.bias_correction and k == 0):
+            check_starts_at_zero(volume.array, body)
 
 
 def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:

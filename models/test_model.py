@@ -1,4 +1,4 @@
-"""One trained generator, for use: evaluation mode, no gradients, batches of slices."""
+"""A generator in use: no gradients, batches of slices that memory holds; and one loaded from a file for that."""
 
 import logging
 import traceback
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.errors import InputError, is_out_of_memory
@@ -31,27 +31,20 @@ MEMORY_SHARE = 0.5
 MIRRORINGS = ((), (2,), (3,), (2, 3))
 
 
-class TestModel:
-    """The generator from the source to the target domain (`G_A`)."""
+class Translator:
+    """A generator as it is used: the slices of a volume in, those of its translation out.
 
-    __test__ = False  # not a test case, whatever its published name makes pytest think
+    The network is left as it is, one in training too: its mode and its weights are its owner's.
+    """
 
     def __init__(
-        self, settings: InferenceSettings, weights: Path, device: torch.device, precision: str = "fp32"
+        self, netG: nn.Module, slab: int, device: torch.device, precision: str = "fp32", mirrored: bool = False
     ) -> None:
-        """Build the generator and load its weights from the file `weights`; `precision` of `precision.PRECISIONS`."""
-        s = settings
+        """Take a network on `device`; `precision` of `precision.PRECISIONS`, the others as in `InferenceSettings`."""
         self.device, self.precision = device, choose_precision(precision, device)
-        self.slab = s.slab
-        self.netG = build_generator(
-            s.netG, *s.channels, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
-        )
-        load_network_weights(self.netG, weights)
+        self.netG, self.slab = netG, slab
         self.dtype = DTYPES[self.precision]
-        self.netG.to(device).eval().requires_grad_(False)
-        if device.type == "cpu" and self.dtype == torch.bfloat16:
-            speed_up(self.netG)
-        self._mirrorings = MIRRORINGS if s.mirrored else MIRRORINGS[:1]
+        self._mirrorings = MIRRORINGS if mirrored else MIRRORINGS[:1]
         # A CPU takes slices one by one, each in a thread of its own; other devices take them in batches.
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
@@ -69,20 +62,8 @@ class TestModel:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
         mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
-        if batch_size is None and self._fitting is None and len(slices):
-            self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
-        size = min(filter(None, (batch_size, self._fitting)), default=1)
-        start = 0
-        while start < len(slices):
-            try:
-                for outputs in self._outputs(slices, start, size):
-                    for output in outputs:
-                        mean.add(start, output)
-                        start += 1
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                size = self._fitting = self._smaller(size, error)
+        for centre, output in enumerate(self.translate_slabs(slices, batch_size)):
+            mean.add(centre, output)
         translated = mean.result()
         if not np.isfinite(translated).all():
             way = (
@@ -92,6 +73,23 @@ class TestModel:
             )
             raise InputError(f"the network's output is not finite (NaN or infinite) in {self.precision}; {way}")
         return translated
+
+    def translate_slabs(self, slices: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
+        """Yield what the network gives, float32 (K, H, W), of every slice's slab, in order; see `translate`."""
+        if batch_size is None and self._fitting is None and len(slices):
+            self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
+        size = min(filter(None, (batch_size, self._fitting)), default=1)
+        start = 0
+        while start < len(slices):
+            try:
+                for outputs in self._outputs(slices, start, size):
+                    for output in outputs:
+                        start += 1
+                        yield output
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = self._fitting = self._smaller(size, error)
 
     def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
         """Yield target slabs, float32 (`size` or fewer, S, H, W), of all source slices from `start` on."""
@@ -114,11 +112,11 @@ class TestModel:
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
-        """Return the target slabs, float32 (N, S, H, W), of a batch (N, C S, H, W) on the device."""
-        total = torch.zeros_like(batch[:, : self.slab])
+        """Return what the network gives, float32 (N, K, H, W), of a batch (N, C S, H, W) on the device."""
+        total = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
-                total += self.netG(batch.flip(axes)).flip(axes)
+                total = total + self.netG(batch.flip(axes)).flip(axes).float()
         return (total / len(self._mirrorings)).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
@@ -155,3 +153,21 @@ class TestModel:
             for hook in hooks:
                 hook.remove()
         return max(1, sum(sizes) // len(self._mirrorings))
+
+
+class TestModel(Translator):
+    """The trained generator from the source to the target domain (`G_A`)."""
+
+    __test__ = False  # not a test case, whatever its published name makes pytest think
+
+    def __init__(
+        self, settings: InferenceSettings, weights: Path, device: torch.device, precision: str = "fp32"
+    ) -> None:
+        """Build the generator and load its weights from the file `weights`; `precision` of `precision.PRECISIONS`."""
+        s = settings
+        netG = build_generator(s.generator)
+        load_network_weights(netG, weights)
+        super().__init__(netG, s.slab, device, precision, s.mirrored)
+        self.netG.to(device).eval().requires_grad_(False)
+        if device.type == "cpu" and self.dtype == torch.bfloat16:
+            speed_up(self.netG)

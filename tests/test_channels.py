@@ -16,7 +16,7 @@ from data.loading.unaligned_dataset import Draw, open_unaligned
 from data.prepared.manifest import Case, FurtherContrast, Manifest, read_manifest
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
-from data.values.mr_rules import parse_named_rules, rules_in_order
+from data.values.mr_rules import parse_mr_rules, rules_in_order
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from tests.test_datasets import CT_MAP, SIZE, make_case
@@ -43,7 +43,7 @@ def write_dataroot(root: Path, spacings=(3.0, 3.0)) -> Path:
 
 
 def open_slabs(root: Path, slab: int = 1, rule="percentile", **more):
-    return open_unaligned(root, rule, CT_MAP, Augmentation(flip=more.pop("flip", False)), True, 5, slab=slab, **more)
+    return open_unaligned(root, rule, CT_MAP, Augmentation(flip=more.pop("flip", "")), True, 5, slab=slab, **more)
 
 
 def in_units(case: Case, image) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_channels_are_contrast_major_and_the_ends_repeat_the_last_slice(tmp_path
 
 
 def test_all_channels_and_masks_go_through_one_transform(tmp_path):
-    dataset = open_slabs(write_dataroot(tmp_path), slab=3, flip=True)
+    dataset = open_slabs(write_dataroot(tmp_path), slab=3, flip="x")
     sides = set()
     for position in range(8):
         sample = dataset[Draw(1, position, 1, 1)]
@@ -109,8 +109,8 @@ def test_each_contrast_has_its_own_window(tmp_path):
 
 
 def test_rules_by_name_are_parsed():
-    assert parse_named_rules(["percentile"]) is parse_named_rules(["0", "400"]) is None
-    rules = parse_named_rules(["in_phase=tissue", "fat=-5:400"])
+    assert (parse_mr_rules(["percentile"]), parse_mr_rules(["0", "400"])) == ("percentile", (0.0, 400.0))
+    rules = parse_mr_rules(["in_phase=tissue", "fat=-5:400"])
     assert rules == {"in_phase": "tissue", "fat": (-5.0, 400.0)}
     assert rules_in_order(rules, ["fat", "in_phase"]) == [(-5.0, 400.0), "tissue"]
     assert rules_in_order((0.0, 1.0), ["a", "b"]) == [(0.0, 1.0)] * 2
@@ -119,7 +119,7 @@ def test_rules_by_name_are_parsed():
         (["a=4:1"], "LO below HI"), (["a=tissue", "percentile"], "expected NAME=percentile"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            parse_named_rules(words)
+            parse_mr_rules(words)
 
 
 def test_slabs_need_one_spacing_between_slices(tmp_path):

@@ -13,7 +13,7 @@ from data.values.intensity import IntensityMap
 from data.values.mr_scale import correct_bias
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 from models.synthesis import Synthesiser, prepare_volume, synthesize_volume
 from models.test_model import TestModel
@@ -22,8 +22,8 @@ from tests.test_preparation import mr_volume
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(
-    netG="unet", ngf=2, norm="batch", use_dropout=False, upsample="resize", direction="AtoB", size=64, spacing_mm=2.0,
-    slice_mm=4.0, mr_window={"in_phase": (0.0, 1000.0), "fat": "percentile"}, typical_mr=None,
+    generator=Architecture("unet", 2, "batch", upsample="resize", input_nc=6, output_nc=3), direction="AtoB", size=64,
+    spacing_mm=2.0, slice_mm=4.0, mr_window={"in_phase": (0.0, 1000.0), "fat": "percentile"}, typical_mr=None,
     ct=IntensityMap.window(-1000, 1400), versions={}, slab=3, contrasts=("in_phase", "fat"),
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_channels_are_windowed_each_by_its_rule_in_the_models_order():
 
 def test_every_slice_is_the_mean_of_all_slabs_that_hold_it(tmp_path):
     torch.manual_seed(0)
-    save_network_weights(build_generator("unet", 6, 3, 2, norm="batch", upsample="resize"), tmp_path / "net.pth")
+    save_network_weights(build_generator(SETTINGS.generator), tmp_path / "net.pth")
     model = TestModel(SETTINGS, tmp_path / "net.pth", CPU)
     slices = np.random.default_rng(1).uniform(-1, 1, (4, 2, 16, 16)).astype(np.float32)
     padded = np.concatenate([slices[:1], slices, slices[-1:]])
@@ -94,7 +94,7 @@ def test_every_slice_is_the_mean_of_all_slabs_that_hold_it(tmp_path):
 
 
 def known_synthesiser(folder: Path, settings: InferenceSettings) -> Synthesiser:
-    save_network_weights(build_generator("unet", *settings.channels, 2, norm="batch", upsample="resize"), folder / "n")
+    save_network_weights(build_generator(settings.generator), folder / "n")
     model = TestModel(settings, folder / "n", CPU)
     model.netG = Weighted()
     return Synthesiser(settings, model)

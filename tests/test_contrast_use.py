@@ -21,15 +21,14 @@ from tests.test_contrast_preparation import fat_volume
 from visualization.panels import VisualsStyle
 
 NAMES = ("in_phase", "fat")
-TWO = replace(SETTINGS, contrasts=NAMES, slab=3)
+TWO = replace(SETTINGS, contrasts=NAMES, slab=3, generator=replace(SETTINGS.generator, input_nc=6, output_nc=3))
 
 
 def write_model(root: Path, settings=TWO) -> None:
     torch.manual_seed(0)
     folder = root / "checkpoints" / NAME
     settings.write(folder)
-    net = build_generator(settings.netG, *settings.channels, ngf=settings.ngf, upsample=settings.upsample)
-    save_network_weights(net, folder / "latest_net_G_A.pth")
+    save_network_weights(build_generator(settings.generator), folder / "latest_net_G_A.pth")
 
 
 @pytest.fixture

@@ -9,7 +9,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visualization.display import Picture
-from visualization.records import RECORDS_NAME, History, LossRecord, drop_lines_after, drop_records_after
+from visualization.records import (
+    RECORDS_NAME,
+    History,
+    LossRecord,
+    ValidationRecord,
+    drop_lines_after,
+    drop_records_after,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ class Console:
         self.folder = folder
         self._written = (0, 0)
         self._cut_due = False  # the files may hold something after `_written`
-        self._waiting: list[LossRecord] = []
+        self._waiting: list[LossRecord | ValidationRecord] = []
         self._failing = False
         self._mute = False
 
@@ -44,6 +51,13 @@ class Console:
 
     def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
         """Write one record to both files and to the console."""
+        self._show(record)
+
+    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+        """Write the values of a validation to both files and to the console."""
+        self._show(record)
+
+    def _show(self, record: LossRecord | ValidationRecord) -> None:
         self._waiting.append(record)
         self._write()
         try:
@@ -89,8 +103,14 @@ class Console:
             file.write("".join(f"{line}\n" for line in lines))
 
 
-def format_record(record: LossRecord) -> str:
-    """Return the line of a record: place, seconds a step and of data, learning rate, and every loss."""
+def format_record(record: LossRecord | ValidationRecord) -> str:
+    """Return the line of a record: place, seconds a step and of data, learning rate, and every loss; or a validation's.
+
+    That has its place and every value.
+    """
+    if isinstance(record, ValidationRecord):
+        values = "  ".join(f"{name} {value:.4g}" for name, value in record.validation.items())
+        return f"epoch {record.epoch}  iteration {record.iteration}  validation  {values}"
     losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
     return (
         f"epoch {record.epoch}  iteration {record.iteration}  {record.seconds_per_step:.3f} s/it  "

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from visualization.records import History, LossRecord
+from visualization.records import History, LossRecord, ValidationRecord
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Picture:
-    """The images of one step as one captioned sheet."""
+    """The images of one step, or of a validation after it, as one captioned sheet."""
 
     epoch: int
     iteration: int
@@ -47,6 +47,10 @@ class Display(Protocol):
 
     def show_picture(self, picture: Callable[[], Picture]) -> None:
         """Show the images of a step; they are drawn when a display calls for them."""
+        ...
+
+    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+        """Show one more validation, the last of `history`, and its picture, drawn when a display calls for it."""
         ...
 
     def close(self) -> None:
@@ -81,6 +85,13 @@ class Guarded:
         """Show the images of a step; without waiting for better times where the display fails."""
         if not self._failing:
             self._try("pictures", lambda: self.display.show_picture(picture))
+
+    def show_validation(self, record: ValidationRecord, picture: Callable[[], Picture]) -> None:
+        """Show one more validation, which the history has already."""
+        if self._failing:
+            self.restore(record.position)
+        else:
+            self._try("validation", lambda: self.display.show_validation(record, self.history, picture))
 
     def close(self) -> None:
         """Finish."""

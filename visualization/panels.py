@@ -1,5 +1,6 @@
 """Pictures of slices side by side, with captions, as 8-bit images for eyes only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,9 @@ _VISUALS = {
     "from_simulated_A": ("synthetic", "B"),
     "simulated_B": ("simulated pair,", "B"),
     "from_simulated_B": ("synthetic", "A"),
+    "image_B": ("", "B"),
+    "mask_B": ("body", "mask"),
+    "found_B": ("body as it is found", "mask"),
     "mask": ("body of the MR", "mask"),
     "shape": ("body of the synthetic CT", "mask"),
 }
@@ -81,15 +85,47 @@ class VisualsStyle:
         return "MR" if (kind == "A") == (self.direction == "AtoB") else "CT"
 
 
+@dataclass(frozen=True)
+class ValidationSlice:
+    """A slice of a volume that validates, all images (H, W).
+
+    Attributes:
+        name: the volume's and the slice's number.
+        mr: MR in [-1, 1]; simulated: of the CT that should come out.
+        synthetic: synthetic CT in HU.
+        ct: the CT that should come out, in HU; None where it is not known.
+    """
+
+    name: str
+    mr: np.ndarray
+    synthetic: np.ndarray
+    ct: np.ndarray | None
+    simulated: bool = False
+
+
+def validation_sheet(slices: Sequence[ValidationSlice], style: VisualsStyle) -> Image.Image:
+    """Return slices on one captioned sheet, a row each: MR, synthetic CT, and the CT that should come out."""
+    rows = []
+    for shown in slices:
+        kind = "simulated MR" if shown.simulated else "MR"
+        row = [(f"{shown.name}: {kind}", gray(shown.mr, -1, 1))]
+        row += [("synthetic CT", gray(shown.synthetic, *style.window.range))]
+        if shown.ct is not None:
+            row += [("true CT", gray(shown.ct, *style.window.range))]
+        rows.append([(caption, _enlarged(picture)) for caption, picture in row])
+    return arrange(rows)
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    """Return a picture; small slices need no magnifying glass, nor cut captions."""
+    larger = max(1, -(-_TILE_PX // picture.shape[1]))
+    return Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8)))
+
+
 def training_sheet(visuals: dict[str, Tensor], style: VisualsStyle) -> Image.Image:
     """Return a slice of each tensor's first image (N, C, H, W) on one captioned sheet, `style.columns` in a row."""
     names = [name for name in _VISUALS if name in visuals]
-    pictures = [style.gray(name, style.plane(name, visuals[name])) for name in names]
-    larger = max(1, -(-_TILE_PX // pictures[0].shape[1]))  # small slices need no magnifying glass, nor cut captions
-    tiles = [
-        (style.caption(name), Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8))))
-        for name, picture in zip(names, pictures, strict=True)
-    ]
+    tiles = [(style.caption(name), _enlarged(style.gray(name, style.plane(name, visuals[name])))) for name in names]
     return arrange([tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)])
 
 

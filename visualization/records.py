@@ -1,4 +1,7 @@
-"""Records of a run's losses: one JSON object a line in `losses.jsonl`, and a thinned history of them for curves."""
+"""Records of a run: one JSON object a line in `losses.jsonl`, and a history of them for curves.
+
+Most lines are losses; a validation has a line of its own, at the place of the step that it followed.
+"""
 
 import json
 from collections.abc import Callable
@@ -33,6 +36,36 @@ class LossRecord:
         return json.dumps(vars(self))
 
 
+@dataclass(frozen=True)
+class ValidationRecord:
+    """What a validation after a step found: `validation`, values by name."""
+
+    epoch: int
+    iteration: int
+    time: float
+    validation: dict[str, float]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch and its steps done."""
+        return self.epoch, self.iteration
+
+    def to_json(self) -> str:
+        """Return one line of `losses.jsonl`."""
+        return json.dumps(vars(self))
+
+
+def parse_validation(line: str) -> ValidationRecord | None:
+    """Return the validation of a line; None for one that is no such record, or was cut short."""
+    try:
+        record = ValidationRecord(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    if not all(type(count) is int for count in record.position) or not isinstance(record.validation, dict):
+        return None
+    return record if all(type(value) in (int, float) for value in (record.time, *record.validation.values())) else None
+
+
 def parse_record(line: str) -> LossRecord | None:
     """Return the record of a line; None for one that a crash or a full disk cut short, or that is no such record."""
     try:
@@ -46,17 +79,25 @@ def parse_record(line: str) -> LossRecord | None:
 
 
 def read_records(folder: Path) -> list[LossRecord]:
-    """Return a run's records in the order of the file; an empty list where it has none yet."""
+    """Return a run's losses in the order of the file; an empty list where it has none yet."""
+    return [record for record in map(parse_record, _lines(folder)) if record]
+
+
+def read_validations(folder: Path) -> list[ValidationRecord]:
+    """Return a run's validations in the order of the file; an empty list where it has none yet."""
+    return [record for record in map(parse_validation, _lines(folder)) if record]
+
+
+def _lines(folder: Path) -> list[str]:
     path = folder / RECORDS_NAME
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return [record for record in map(parse_record, lines) if record]
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def drop_records_after(folder: Path, position: tuple[int, int]) -> None:
     """Cut `losses.jsonl` back to a position (epoch, iteration): steps after it are taken, and recorded, again."""
 
     def place(line: str) -> tuple[int, int] | None:
-        record = parse_record(line)
+        record = parse_record(line) or parse_validation(line)
         return record and record.position
 
     drop_lines_after(folder / RECORDS_NAME, position, place)
@@ -94,22 +135,37 @@ class Point(NamedTuple):
     count: int
 
 
+class ValidationPoint(NamedTuple):
+    """The values of one validation; x in epochs."""
+
+    x: float
+    values: dict[str, float]
+
+
 @dataclass
 class History:
     """The curves of a run, fine at the end and coarser before: neighbours are averaged whenever there are too many.
 
-    Memory and the cost of drawing are bounded, however long a run is.
+    Memory and the cost of drawing are bounded, however long a run is. Of validations there is one an epoch at most, and
+    all are kept.
     """
 
     steps_per_epoch: int
     points: list[Point] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of all losses, in the order in which they came up
     max_points: int = MAX_POINTS
+    validations: list[ValidationPoint] = field(default_factory=list)
+
+    def add_validation(self, record: ValidationRecord) -> None:
+        """Add a validation."""
+        self.validations.append(ValidationPoint(self._x(record), dict(record.validation)))
+
+    def _x(self, record: LossRecord | ValidationRecord) -> float:
+        return record.epoch - 1 + record.iteration / self.steps_per_epoch
 
     def add(self, record: LossRecord) -> bool:
         """Add a record; return whether curves must be drawn anew: earlier points or the names of losses changed."""
-        x = record.epoch - 1 + record.iteration / self.steps_per_epoch
-        self.points.append(Point(x, record.lr, record.seconds_per_step, dict(record.losses), 1))
+        self.points.append(Point(self._x(record), record.lr, record.seconds_per_step, dict(record.losses), 1))
         new = [name for name in record.losses if name not in self.names]
         self.names += new
         if len(self.points) <= self.max_points:

@@ -9,7 +9,6 @@ The losses come off the accelerator at the print frequency only, images at the d
 
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from functools import cache
 from typing import Self
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.inference_settings import package_versions
+from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
-from visualization.panels import VisualsStyle, training_sheet
-from visualization.records import History, LossRecord, read_records
+from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
+from visualization.records import History, LossRecord, ValidationRecord, read_records, read_validations
+from visualization.settings import DisplaySettings
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
 
@@ -91,6 +91,21 @@ class TrainingLog:
         for display in self.displays:
             display.show_picture(picture)
 
+    def write_validation(
+        self, epoch: int, iteration: int, values: dict[str, float], slices: Sequence[ValidationSlice]
+    ) -> None:
+        """Write a validation after a step to every display: its values by name, and slices to show."""
+        record = ValidationRecord(epoch, iteration, round(time.time(), 3), dict(values))
+
+        @cache  # drawn once, and only if a display asks for it
+        def picture() -> Picture:
+            return Picture(epoch, iteration, validation_sheet(slices, self.style))
+
+        self.history.add_validation(record)
+        for display in self.displays:
+            display.show_validation(record, picture)
+        self._restart_clock()
+
     def end_epoch(self) -> None:
         """Close the bar."""
         self._bar.close()
@@ -121,6 +136,9 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
         for record in read_records(run.folder):
             if record.position <= start:
                 history.add(record)
+        for record in read_validations(run.folder):
+            if record.position <= start:
+                history.add_validation(record)
     except Exception as error:  # as in `Guarded`: curves are not worth the training
         log.warning("warning: earlier losses cannot be read: %s; curves begin at epoch %d", error, start[0])
         return History(run.steps_per_epoch)
@@ -128,27 +146,29 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 
 def open_training_log(
-    opt: Namespace,
-    epochs: int,
-    steps_per_epoch: int,
-    start: tuple[int, int],
-    shown: bool = True,
-    contrast: str | None = None,
-) -> TrainingLog:
-    """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for.
+    run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: tuple[int, int],
+    shown: bool = True, slab: int = 1, contrast: str | None = None,
+) -> TrainingLog:  # fmt: skip
+    """Return the log of a run on the displays that its settings ask for.
 
-    Of several processes that train together one has it `shown`. `contrast`: what the first of several is called.
+    Args:
+        run: the run.
+        display: its displays.
+        ct_map: HU to the networks' [-1, 1]; direction: 'AtoB' where A is MR.
+        start: where the run begins or resumes: epoch, and steps of it that are done.
+        shown: whether anything is shown: of several processes that train together one does.
+        slab: slices of an image; contrast: what the first of several is called.
     """
-    folder = opt.checkpoints_dir / opt.name
-    run = RunInfo(opt.name, folder, vars(opt), package_versions(), epochs, steps_per_epoch)
-    style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols, opt.slab, contrast)
+    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols, slab, contrast)
     if not shown:
         return TrainingLog(run, style, [], start)
-    displays: list[tuple[str, Display]] = [("log files", Console(folder))]
-    if opt.display_id > 0:
-        env = opt.display_env or opt.name
-        visdom = VisdomDisplay(run, opt.display_server, opt.display_port, env, opt.display_id, opt.display_start)
+    displays: list[tuple[str, Display]] = [("log files", Console(run.folder))]
+    if display.display_id > 0:
+        visdom = VisdomDisplay(
+            run, display.display_server, display.display_port, display.display_env or run.name, display.display_id,
+            display.display_start,
+        )  # fmt: skip
         displays.append(("visdom", visdom))
-    if not opt.no_html:
+    if not display.no_html:
         displays.append(("web page", TrainingPage(run)))
     return TrainingLog(run, style, displays, start)

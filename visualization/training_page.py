@@ -1,7 +1,7 @@
 """The page of a running training, `web/index.html` in the run's folder, for any browser, from the disk.
 
-The page itself is written once; what is new goes into `data/curves.js`, by appending, and into `data/pictures.js`. Both
-are bounded, so that an update costs the same in any epoch.
+The page itself is written once; what is new goes into `data/curves.js` and `data/validation.js`, by appending, and into
+`data/pictures.js` and `data/validationPictures.js`. All are bounded, so that an update costs the same in any epoch.
 """
 
 import logging
@@ -14,13 +14,11 @@ from dominate import tags
 from data.files import whole_file
 from visualization.display import Picture, RunInfo
 from visualization.pages import add_script, call, new_document, pairs, write_document
-from visualization.records import History, LossRecord, Point
+from visualization.records import History, LossRecord, Point, ValidationPoint, ValidationRecord
 
 log = logging.getLogger(__name__)
 
 MAX_PICTURES = 200
-_PICTURE_NAME = "epoch{:03d}_{:06d}.png"
-_PICTURE_PATTERN = re.compile(r"epoch(\d+)_(\d+)\.png")
 _PNG_EFFORT = 4
 
 
@@ -30,16 +28,15 @@ class TrainingPage:
     def __init__(self, run: RunInfo) -> None:
         """Write into `web` in the folder of `run`."""
         self.run, self.folder = run, run.folder / "web"
-        self._places: list[tuple[int, int]] = []
+        self._pictures = Gallery(self.folder, "epoch", "pictures")
+        self._validation_pictures = Gallery(self.folder, "validation", "validationPictures")
 
     def restore(self, history: History, start: tuple[int, int]) -> None:
         """Write the whole page anew; pictures after `start` are dropped, because they are taken again."""
-        images = self.folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
-        found = (_PICTURE_PATTERN.fullmatch(path.name) for path in images.iterdir())
-        places = sorted(tuple(map(int, match.groups())) for match in found if match)
-        self._keep_pictures(places, [place for place in places if place <= start])
+        for gallery in (self._pictures, self._validation_pictures):
+            gallery.restore(start)
         self._write_curves(history)
+        self._write_validations(history)
         write_document(self._document(), self.folder / "index.html")
         log.info("page: %s", self.folder / "index.html")
 
@@ -53,30 +50,25 @@ class TrainingPage:
 
     def show_picture(self, picture: Callable[[], Picture]) -> None:
         """Add a picture. Of earlier epochs the last one stays, and of very many epochs fewer and fewer."""
-        drawn = picture()
-        place = (drawn.epoch, drawn.iteration)
-        with whole_file(self._image(place)) as scratch:
-            drawn.sheet.save(scratch, compress_level=_PNG_EFFORT)
-        places = [*self._places, place]
-        self._keep_pictures(places, thin(places))
+        self._pictures.add(picture())
+
+    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+        """Append a point to the curves of the validations, and add their picture."""
+        with (self.folder / "data/validation.js").open("a", encoding="utf-8") as file:
+            file.write(_validation_call(history.validations[-1]))
+        self._validation_pictures.add(picture())
 
     def close(self) -> None:
         """Leave nothing to be finished: the page is complete at any time."""
 
-    def _image(self, place: tuple[int, int]) -> Path:
-        return self.folder / "images" / _PICTURE_NAME.format(*place)
-
-    def _keep_pictures(self, places: list[tuple[int, int]], kept: list[tuple[int, int]]) -> None:
-        listed = [{"file": self._image(place).name, "epoch": place[0], "iteration": place[1]} for place in kept]
-        with whole_file(self.folder / "data/pictures.js") as scratch:
-            scratch.write_text(call("pictures", listed), encoding="utf-8")
-        self._places = kept
-        for place in set(places) - set(kept):
-            self._image(place).unlink(missing_ok=True)
-
     def _write_curves(self, history: History) -> None:
         lines = [call("begin", history.names), *(_point_call(point, history.names) for point in history.points)]
         with whole_file(self.folder / "data/curves.js") as scratch:
+            scratch.write_text("".join(lines), encoding="utf-8")
+
+    def _write_validations(self, history: History) -> None:
+        lines = [call("beginValidation"), *map(_validation_call, history.validations)]
+        with whole_file(self.folder / "data/validation.js") as scratch:
             scratch.write_text("".join(lines), encoding="utf-8")
 
     def _document(self):
@@ -91,7 +83,8 @@ class TrainingPage:
                     tags.input_(type="checkbox", id="refresh", checked="checked"), " refresh every 30 s", cls="screen"
                 )
             tags.noscript(tags.p("Curves and pictures need JavaScript; pictures alone are in the folder images."))
-            _add_pictures()
+            _add_pictures("Pictures")
+            _add_pictures("Validation", "validation-")
             _add_curves()
             with tags.details(cls="panel"):
                 tags.summary("Options")
@@ -101,6 +94,42 @@ class TrainingPage:
                 pairs(run.versions)
         add_script(document, "training.js")
         return document
+
+
+class Gallery:
+    """The pictures of one kind: in `images`, and listed in a file of `data`."""
+
+    def __init__(self, folder: Path, prefix: str, function: str) -> None:
+        """Write below `folder`: images whose names begin with `prefix`, and a list that calls the page's `function`."""
+        self.folder, self.prefix, self.function = folder, prefix, function
+        self._places: list[tuple[int, int]] = []
+
+    def restore(self, start: tuple[int, int]) -> None:
+        """List the pictures that are there, but for those after `start`, which go."""
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        found = (re.fullmatch(rf"{self.prefix}(\d+)_(\d+)\.png", path.name) for path in images.iterdir())
+        places = sorted(tuple(map(int, match.groups())) for match in found if match)
+        self._keep(places, [place for place in places if place <= start])
+
+    def add(self, picture: Picture) -> None:
+        """Write a picture and list it."""
+        place = (picture.epoch, picture.iteration)
+        with whole_file(self._image(place)) as scratch:
+            picture.sheet.save(scratch, compress_level=_PNG_EFFORT)
+        places = [*self._places, place]
+        self._keep(places, thin(places))
+
+    def _image(self, place: tuple[int, int]) -> Path:
+        return self.folder / "images" / f"{self.prefix}{place[0]:03d}_{place[1]:06d}.png"
+
+    def _keep(self, places: list[tuple[int, int]], kept: list[tuple[int, int]]) -> None:
+        listed = [{"file": self._image(place).name, "epoch": place[0], "iteration": place[1]} for place in kept]
+        with whole_file(self.folder / "data" / f"{self.function}.js") as scratch:
+            scratch.write_text(call(self.function, listed), encoding="utf-8")
+        self._places = kept
+        for place in set(places) - set(kept):
+            self._image(place).unlink(missing_ok=True)
 
 
 def thin(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -123,17 +152,22 @@ def _point_call(point: Point, names: list[str]) -> str:
     return call("point", *(value if value is None else float(f"{value:.5g}") for value in values))
 
 
-def _add_pictures() -> None:
-    with tags.section(id="pictures", aria_label="Pictures"):
-        tags.h2("Pictures")
+def _validation_call(point: ValidationPoint) -> str:
+    return call("validation", point.x, {name: float(f"{value:.5g}") for name, value in point.values.items()})
+
+
+def _add_pictures(title: str, prefix: str = "") -> None:
+    """Add the place of a gallery; `prefix` tells the elements of one from another's."""
+    with tags.section(id=f"{prefix}pictures", aria_label=title):
+        tags.h2(title)
         with tags.div(cls="controls"), tags.label():
             tags.span("time", cls="name")
-            tags.input_(type="range", id="time", min="0", max="0", value="0", step="1")
+            tags.input_(type="range", id=f"{prefix}time", cls="time", min="0", max="0", value="0", step="1")
         with tags.div(cls="pair"):
-            with tags.figure(id="viewer"):
-                tags.img(id="sheet", alt="")
-                tags.figcaption(id="where")
-            tags.ul(id="earlier", cls="screen", aria_label="All pictures, newest first")
+            with tags.figure(id=f"{prefix}viewer", cls="viewer"):
+                tags.img(id=f"{prefix}sheet", alt="")
+                tags.figcaption(id=f"{prefix}where")
+            tags.ul(id=f"{prefix}earlier", cls="earlier screen", aria_label=f"{title}: all, newest first")
 
 
 def _add_curves() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from visualization.display import Picture, RunInfo
-from visualization.records import History, LossRecord, Point
+from visualization.records import History, LossRecord, Point, ValidationPoint, ValidationRecord
 from visualization.visdom_server import LocalServer
 
 log = logging.getLogger(__name__)
@@ -20,30 +20,36 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 15.0
 _TIMEOUTS_S = (3.05, 10.0)
+KINDS = ("losses", "rate", "images", "validation", "validation-images")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class VisdomDisplay:
-    """The visdom back end. The windows of `--display_id` N are `losses-N`, `rate-N` and `images-N`."""
+    """The visdom back end. The windows of `--display_id` N are `losses-N`, `rate-N` and `images-N`.
+
+    Where the run validates there are `validation-N` and `validation-images-N`, too.
+    """
 
     def __init__(self, run: RunInfo, server: str, port: int, env: str, display_id: int, start_server: bool) -> None:
         """Show `run` in the environment `env` of a server; `start_server`: of one that is started here."""
         self.run, self.env = run, env
-        self.windows = {kind: f"{kind}-{display_id}" for kind in ("losses", "rate", "images")}
+        self.windows = {kind: f"{kind}-{display_id}" for kind in KINDS}
         self.address = (server if "://" in server else f"http://{server}", port)
         self._server = LocalServer(port, run.folder / "visdom") if start_server else None
         self._thread = threading.Thread(target=self._work, name="visdom", daemon=True)
         self._wake = threading.Event()
-        self._lock = threading.Lock()  # of the next five
+        self._lock = threading.Lock()  # of the next six
         self._points: list[Point] = []
         self._names: list[str] = []
-        self._picture: Picture | None = None
+        self._validations: list[ValidationPoint] = []
+        self._pictures: dict[str, Picture] = {}  # by kind of window, the newest
         self._redraw = True
         self._closing = False
         # Of the thread alone:
         self._client = None
         self._points_sent = 0
-        self._picture_sent: Picture | None = None
+        self._validations_sent = 0
+        self._pictures_sent: dict[str, Picture] = {}
         self._failing = False
 
     def restore(self, history: History, start: tuple[int, int]) -> None:
@@ -56,9 +62,16 @@ class VisdomDisplay:
 
     def show_picture(self, picture: Callable[[], Picture]) -> None:
         """Show a picture in place of the one before."""
-        drawn = picture()
+        self._show_picture("images", picture())
+
+    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+        """Add a point to the curves of the validations, and show the picture in place of the one before."""
+        self._show(history, redraw=False)
+        self._show_picture("validation-images", picture())
+
+    def _show_picture(self, kind: str, picture: Picture) -> None:
         with self._lock:
-            self._picture = drawn
+            self._pictures[kind] = picture
         self._wake.set()
 
     def close(self) -> None:
@@ -74,6 +87,7 @@ class VisdomDisplay:
     def _show(self, history: History, redraw: bool) -> None:
         with self._lock:
             self._points, self._names = history.points.copy(), history.names.copy()
+            self._validations = history.validations.copy()
             self._redraw |= redraw
         self._wake.set()
         if self._thread.ident is None:
@@ -103,19 +117,24 @@ class VisdomDisplay:
 
     def _send(self) -> None:
         with self._lock:
-            points, names, picture, redraw = self._points, self._names, self._picture, self._redraw
+            points, names, validations = self._points, self._names, self._validations
+            pictures, redraw = self._pictures.copy(), self._redraw
             self._redraw = False
         if self._client is None:
             self._client = _connect(*self.address, self.env)
         if redraw or not all(self._client.has(self.windows[kind]) for kind in ("losses", "rate")):
             self._draw(points, names, update=None)
-            self._picture_sent = None
+            self._validations_sent, self._pictures_sent = 0, {}
         elif len(points) > self._points_sent:
             self._draw(points[self._points_sent :], names, update="append")
         self._points_sent = len(points)
-        if picture is not None and picture is not self._picture_sent:
-            self._draw_picture(picture)
-            self._picture_sent = picture
+        if len(validations) != self._validations_sent:
+            self._draw_validations(validations)
+            self._validations_sent = len(validations)
+        for kind, picture in pictures.items():
+            if picture is not self._pictures_sent.get(kind):
+                self._draw_picture(kind, picture)
+                self._pictures_sent[kind] = picture
 
     def _draw(self, points: list[Point], names: list[str], update: str | None) -> None:
         if not points:
@@ -131,15 +150,31 @@ class VisdomDisplay:
         ):
             options = {"title": title, "xlabel": "epoch", "legend": legend, "width": width, "height": 400,
                        "layoutopts": {"plotly": layout}}  # fmt: skip
-            steps = np.repeat(x[:, None], y.shape[1], axis=1)
-            if y.shape[1] == 1:  # visdom takes no single column
-                y, steps = y[:, 0], steps[:, 0]
-            self._client.line(Y=y, X=steps, win=self.windows[kind], opts=options, update=update)
+            self._draw_lines(kind, x, y, options, update)
 
-    def _draw_picture(self, picture: Picture) -> None:
+    def _draw_validations(self, validations: list[ValidationPoint]) -> None:
+        """Draw the whole curves: there is one point an epoch at most."""
+        x = np.array([point.x for point in validations])
+        names = list(dict.fromkeys(name for point in validations for name in point.values))
+        y = np.array([[point.values.get(name, np.nan) for name in names] for point in validations])
+        # HU beside shares of 1: orders of magnitude apart.
+        options = {"title": f"{self.run.name}: validation", "xlabel": "epoch", "legend": names, "width": 640,
+                   "height": 400, "markers": True,
+                   "layoutopts": {"plotly": {"yaxis": {"type": "log", "exponentformat": "power"}}}}  # fmt: skip
+        self._draw_lines("validation", x, y, options, update=None)
+
+    def _draw_lines(self, kind: str, x: np.ndarray, y: np.ndarray, options: dict, update: str | None) -> None:
+        """Draw the columns of `y` (points, curves) over `x` (points,)."""
+        steps = np.repeat(x[:, None], y.shape[1], axis=1)
+        if y.shape[1] == 1:  # visdom takes no single column
+            y, steps = y[:, 0], steps[:, 0]
+        self._client.line(Y=y, X=steps, win=self.windows[kind], opts=options, update=update)
+
+    def _draw_picture(self, kind: str, picture: Picture) -> None:
         place = f"epoch {picture.epoch}, iteration {picture.iteration}"
-        options = {"title": f"{self.run.name}: {place}", "caption": place}
-        self._client.image(np.asarray(picture.sheet), win=self.windows["images"], opts=options)
+        what = "validation, " if kind == "validation-images" else ""
+        options = {"title": f"{self.run.name}: {what}{place}", "caption": place}
+        self._client.image(np.asarray(picture.sheet), win=self.windows[kind], opts=options)
 
 
 def _connect(server: str, port: int, env: str):

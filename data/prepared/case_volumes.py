@@ -9,7 +9,7 @@ from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask
 from data.prepared.sources import Source
 from data.values.intensity import mr_percentiles
 from data.values.modality import check_ct, check_mr
-from data.values.mr_scale import fat_level, log_bias_field, without_field
+from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
 from data.volumes.contrasts import check_together
 from data.volumes.volume import Volume, read_volume
 
@@ -60,16 +60,35 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
     return body
 
 
-def without_bias(volumes: list[Volume], body: np.ndarray) -> list[Volume]:
-    """Return the contrasts of an MR without their coils' shading, which is one: that of the first."""
-    field = log_bias_field(volumes[0], body)
+def without_bias(source: Source, volumes: list[Volume], body: np.ndarray) -> list[Volume]:
+    """Return the contrasts of an MR without their coils' shading, which is one: that of the first.
+
+    Raises:
+        InputError: it has no intensities that could be corrected.
+    """
+    try:
+        check_starts_at_zero(volumes[0].array, body)
+        field = log_bias_field(volumes[0], body)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from error
     return [without_field(volume, field) for volume in volumes]
 
 
-def describe_mr(mr: Volume, body: np.ndarray) -> dict:
-    """Return what is recorded of an MR's intensities inside the body, by the names of `Case`'s attributes."""
+def describe_mr(mr: Volume, body: np.ndarray, corrected: bool = False) -> dict:
+    """Return what is recorded of an MR's intensities inside the body, by the names of `Case`'s attributes.
+
+    One that is `corrected` for its bias field is known to start at 0.
+    """
+    level, problem = None, None
+    try:
+        if not corrected:
+            check_starts_at_zero(mr.array, body)
+        level = fat_level(mr.array, body)
+    except InputError as error:
+        problem = str(error)
     return {
         "percentiles": mr_percentiles(mr.array, body),
         "mr_median": float(np.median(mr.array[body])),
-        "fat_level": fat_level(mr.array, body),
+        "fat_level": level,
+        "fat_problem": problem,
     }

@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
-from data.volumes.volume import volume_files
+from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -29,7 +29,8 @@ class FurtherContrast:
     series_uid: str | None
     percentiles: tuple[float, float]
     mr_median: float
-    fat_level: float | None
+    fat_level: float | None = None
+    fat_problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Case:
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.values.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
-        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None in data sets of earlier versions.
+        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None where there is none, and in data
+            sets of earlier versions.
+        fat_problem: MR only: why there is no fat level.
         bias_corrected: whether the slices, and all that is recorded of the MR, were corrected by
             `data.values.mr_scale.correct_bias`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
@@ -85,6 +88,7 @@ class Case:
     hu_slice_spread: tuple[float, float] | None = None
     method: int = 0
     fat_level: float | None = None
+    fat_problem: str | None = None
     bias_corrected: bool = False
     contrast: str | None = None
     further: tuple[FurtherContrast, ...] = ()
@@ -109,11 +113,6 @@ class Case:
     def mask_file(self) -> str:
         """Path of the masks below the data set's root: (slices, size, size), uint8."""
         return f"mask{self.domain}/{self.name}.npy"
-
-    @property
-    def body_file(self) -> str:
-        """Path of the body mask on the source's own grid."""
-        return f"bodies/{self.split}{self.domain}/{self.name}.nii.gz"
 
     def to_dict(self) -> dict:
         """Return a JSON-ready form."""
@@ -140,6 +139,10 @@ class Manifest:
     def select(self, split: str, domain: str) -> list[Case]:
         """Return the cases of one split and domain, by name."""
         return sorted((c for c in self.cases if (c.split, c.domain) == (split, domain)), key=lambda case: case.name)
+
+    def without(self, patients: Collection[str]) -> "Manifest":
+        """Return the data set without the training volumes of some patients."""
+        return replace(self, cases=tuple(c for c in self.cases if c.split != "train" or c.patient not in patients))
 
     @property
     def contrasts(self) -> tuple[str, ...]:
@@ -210,6 +213,7 @@ def case_problems(case: Case) -> list[str]:
         "source_sha256": isinstance(case.source_sha256, str),
         "percentiles": (case.domain == "B" and pair is None) or _is_pair(pair),
         "fat_level": case.fat_level is None or (_is_number(case.fat_level) and case.fat_level > 0),
+        "fat_problem": case.fat_problem is None or isinstance(case.fat_problem, str),
         "bias_corrected": isinstance(case.bias_corrected, bool),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
         "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
@@ -232,6 +236,7 @@ def _are_contrasts(case: Case) -> bool:
         and _is_pair(one.percentiles)
         and _is_number(one.mr_median)
         and (one.fat_level is None or (_is_number(one.fat_level) and one.fat_level > 0))
+        and isinstance(one.fat_problem, str | None)
         for one in case.further
     )
 
@@ -308,18 +313,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(data, dict):
         raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
     return data
-
-
-def source_files(path: Path) -> list[Path]:
-    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
-
-    Raises:
-        InputError: they cannot be listed.
-    """
-    try:
-        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def hash_source(path: Path) -> str:

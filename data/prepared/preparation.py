@@ -42,8 +42,9 @@ from data.volumes.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
-# To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
-METHOD_VERSION = 1
+# To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
+# removal, frame, the level of fat.
+METHOD_VERSION = 2
 # What the record of a case says while its files are written for the first time.
 BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
@@ -122,6 +123,9 @@ def prepare_dataset(
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
+    for case in cases:
+        if case.fat_problem:
+            log.warning("warning: %s: prepared, but not for --mr_window tissue: %s", case.source, case.fat_problem)
     return manifest, failures
 
 
@@ -208,8 +212,10 @@ def analyse(job: Job) -> Case:
     else:
         body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
     if job.corrects_bias:
-        volumes = without_bias(volumes, body)
-    described = [describe_mr(one, body) for one in volumes] if job.domain == "A" else [{"percentiles": None}]
+        volumes = without_bias(source, volumes, body)
+    described = [{"percentiles": None}]
+    if job.domain == "A":
+        described = [describe_mr(one, body, job.corrects_bias) for one in volumes]
     further = zip(source.further, digests[1:], described[1:], strict=True)
     frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
     case = Case(
@@ -242,7 +248,7 @@ def _is_current(job: Job, digests: list[str], mask_digest: str | None) -> bool:
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
-    if job.domain == "A" and known.fat_level is None:  # of a version that did not record it
+    if job.domain == "A" and known.fat_level is None and known.fat_problem is None:  # of an older version
         return False
     of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
     contrasts = (known.contrast, *((one.name, one.source_sha256, one.series_uid) for one in known.further))
@@ -306,7 +312,7 @@ class _SliceWriter:
         volumes = read_contrasts(job.source, again=True)
         body = read_volume(_body_path(job), again=True).array > 0
         if case.bias_corrected:
-            volumes = without_bias(volumes, body)
+            volumes = without_bias(job.source, volumes, body)
         volume = volumes[0]
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
         labels = _labels(_supplied_mask(job), body)

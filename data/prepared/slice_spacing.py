@@ -19,7 +19,7 @@ def through_mm(case: Case) -> float:
     return case.frame["source_spacing"][2 - order[0]]
 
 
-def common_slice_mm(dataroot: Path, manifest: Manifest, cases: Sequence[Case]) -> float:
+def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: Sequence[Case]) -> float:
     """Return the one spacing between slices that prepared cases share within 10 %: their median.
 
     Raises:

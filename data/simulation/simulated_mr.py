@@ -147,6 +147,22 @@ def simulate_mr(
     return 2 * signal.clamp(0, 1) - 1
 
 
+def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, float], seed: int) -> np.ndarray:
+    """Return the T1-like MR of a whole CT, float32 (N, H, W) in [-1, 1]; the same seed gives the same MR.
+
+    All slices are of one scan, with one contrast and one bias field; the field of view is not cut.
+
+    Args:
+        hu, depth: the CT's maps (`data.simulation.simulation_volume.SimulationVolume`), (N, H, W).
+        spacing: mm between slices and between pixels.
+        seed: of all that is random.
+    """
+    draws = Draws(1, *(torch.Generator().manual_seed(seed + k) for k in range(2)))
+    ct, quarters = (torch.from_numpy(array)[None].float() for array in (hu, depth))
+    with torch.no_grad():
+        return simulate_mr(ct, quarters / 4, spacing, draws, SimulationSettings())[0].numpy()
+
+
 def field_of_view(shape: tuple[int, int], share: float, draws: Draws) -> Tensor:
     """Return rectangles, bool (N, 1, H, W), True inside: MR often ends within the body, with nothing beyond.
 

@@ -3,26 +3,26 @@
 from collections.abc import Mapping, Sequence
 
 from data.errors import InputError
-from data.values.intensity import MR_RULES
+from data.values.intensity import MR_RULES, parse_mr_window
 from data.volumes.contrasts import in_order
 
 # One of `MR_RULES`, or a fixed (low, high).
 Rule = str | tuple[float, float]
 
 
-def parse_named_rules(words: Sequence[str]) -> dict[str, Rule] | None:
-    """Return the rules that words such as `in_phase=tissue fat=0:400` give; None where they name no contrast.
+def parse_mr_rules(words: Sequence[str]) -> Rule | dict[str, Rule]:
+    """Return what the words of `--mr_window` mean: one rule, or by name those of `in_phase=tissue fat=0:400`.
 
     Raises:
-        InputError: one names a contrast twice, or no rule.
+        InputError: a word that is no rule, or a contrast that is named twice.
     """
     if not any("=" in word for word in words):
-        return None
+        return parse_mr_window(list(words))
     rules: dict[str, Rule] = {}
     for word in words:
         name, _, text = word.strip().partition("=")
         if name in rules:
-            raise InputError(f"--mr_window {word}: {name} for the second time; expected one rule for each contrast")
+            raise InputError(f"{name} for the second time; expected one rule for each contrast")
         rules[name] = _rule(word, text)
     return rules
 
@@ -36,7 +36,7 @@ def _rule(word: str, text: str) -> Rule:
             return low, high
     except ValueError:
         pass
-    raise InputError(f"--mr_window {word}: expected NAME={', NAME='.join(MR_RULES)} or NAME=LO:HI with LO below HI")
+    raise InputError(f"{word}: expected NAME={', NAME='.join(MR_RULES)} or NAME=LO:HI with LO below HI")
 
 
 def rules_in_order(rule: Rule | Mapping[str, Rule], names: Sequence[str]) -> list[Rule]:

@@ -126,7 +126,11 @@ def volume_suffix(path: str | Path) -> str:
 def volume_stem(path: str | Path) -> str:
     """Return a volume's file name without the ending that names its format; of a folder, its name."""
     path = Path(path).absolute()
-    return path.name[: len(path.name) - len(volume_suffix(path))] if not path.is_dir() else path.name
+    try:
+        is_folder = path.is_dir()
+    except OSError:  # whoever reads it says so
+        is_folder = False
+    return path.name if is_folder else path.name[: len(path.name) - len(volume_suffix(path))]
 
 
 def volume_files(path: Path) -> list[Path]:
@@ -307,3 +311,15 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception thrown", "sitk::ERROR: Unable", "/"))]
     return (telling or lines or [repr(error)])[-1].removeprefix("sitk::ERROR:").strip()
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
+
+    Raises:
+        InputError: they cannot be listed.
+    """
+    try:
+        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error

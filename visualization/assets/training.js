@@ -1,10 +1,13 @@
 "use strict";
-// The page of a running training: `begin`, `point` and `pictures` are called by the files in data/, which grow.
-const run = { names: [], points: [], pictures: [] };
-const view = { from: null, to: null, cursor: null, picture: null, smooth: 0, log: false };
+// The page of a running training: the functions up to `validationPictures` are called by the files in data/, which grow.
+const run = { names: [], points: [], pictures: [], validations: [], validationPictures: [] };
+const view = { from: null, to: null, cursor: null, pictures: null, validationPictures: null, smooth: 0, log: false };
 function begin(names) { run.names = names; run.points = []; }
 function point(...row) { run.points.push(row); }
 function pictures(list) { run.pictures = list; }
+function beginValidation() { run.validations = []; }
+function validation(x, values) { run.validations.push({ x, values }); }
+function validationPictures(list) { run.validationPictures = list; }
 
 const FIXED = 3; // x in epochs, learning rate, seconds a step: the columns before the losses
 const SVG = "http://www.w3.org/2000/svg";
@@ -37,6 +40,12 @@ const TITLES = {
   simulated: "Simulated pairs", correlation: "Correlation coefficient", shape: "Shape consistency", D: "Discriminators",
 };
 
+const VALIDATION_TITLES = {
+  mae: "MAE [HU]", dice_bone: "Dice of bone", ssim: "SSIM", body_dice: "Dice of bodies", histogram: "distance of HU histograms [HU]",
+  cycle: "opening of the cycle", simulated_mae: "MAE on simulated MR [HU]", simulated_dice_bone: "Dice of bone on simulated MR",
+};
+const validationNames = () => [...new Set(run.validations.flatMap((v) => Object.keys(v.values)))];
+
 // One chart for every kind of loss: what stands before the last underscore of its name.
 function groups() {
   const found = new Map();
@@ -46,15 +55,19 @@ function groups() {
     found.get(kind).push({ name, column: FIXED + index });
   });
   const list = [...found].map(([kind, series]) => ({ title: TITLES[kind] || kind, series, zero: true }));
+  for (const name of validationNames()) {
+    const rows = run.validations.map((v) => [v.x, v.values[name] ?? null]);
+    list.push({ title: `Validation: ${VALIDATION_TITLES[name] || name}`, series: [{ name, column: 1 }], rows, raw: true, dots: true });
+  }
   list.push({ title: "Learning rate", series: [{ name: "learning rate", column: 1 }], zero: true, raw: true });
   list.push({ title: "Seconds a step", series: [{ name: "seconds", column: 2 }], zero: true });
   return list;
 }
 
-function smoothed(column, raw) {
-  if (!view.smooth || raw) return run.points.map((row) => row[column]);
+function smoothed(rows, column, raw) {
+  if (!view.smooth || raw) return rows.map((row) => row[column]);
   let mean = null, weight = 0; // an exponential mean, corrected for its start
-  return run.points.map((row) => {
+  return rows.map((row) => {
     if (row[column] === null) { mean = null; weight = 0; return null; }
     mean = view.smooth * (mean || 0) + (1 - view.smooth) * row[column];
     weight = view.smooth * weight + (1 - view.smooth);
@@ -81,10 +94,10 @@ function drawChart(figure, group) {
   const svg = figure.querySelector("svg");
   svg.replaceChildren();
   const [from, to] = range();
-  const log = view.log && !group.raw;
-  const curves = group.series.map((s) => ({ ...s, values: smoothed(s.column, group.raw) }));
+  const log = view.log && !group.raw, rows = group.rows || run.points;
+  const curves = group.series.map((s) => ({ ...s, values: smoothed(rows, s.column, group.raw) }));
   const seen = [];
-  run.points.forEach((row, k) => {
+  rows.forEach((row, k) => {
     if (row[0] >= from - 1e-9 && row[0] <= to + 1e-9) curves.forEach((c) => seen.push(c.values[k]));
   });
   const usable = seen.filter((v) => v !== null && Number.isFinite(v) && (!log || v > 0));
@@ -111,18 +124,21 @@ function drawChart(figure, group) {
   svg.append(box);
   curves.forEach((curve, c) => {
     let path = "", pen = "M";
-    run.points.forEach((row, k) => {
+    rows.forEach((row, k) => {
       const value = curve.values[k];
       if (value === null || (log && value <= 0)) { pen = "M"; return; }
       path += `${pen}${x(row[0]).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = "L";
     });
     svg.append(shape("path", { d: path || "M0 0", class: `line ${"abc"[c % 3]}`, "clip-path": `url(#${clip})`, "data-name": curve.name }));
+    if (group.dots) rows.forEach((row, k) => {
+      if (curve.values[k] !== null) svg.append(shape("circle", { class: "dot", cx: x(row[0]), cy: y(curve.values[k]), r: 2.5, "clip-path": `url(#${clip})` }));
+    });
   });
   svg.append(shape("path", { class: "axis", d: `M${LEFT} ${TOP}V${H - BOTTOM}H${W - RIGHT}` }));
-  const k = cursorIndex();
-  if (view.cursor !== null && k !== null && run.points[k][0] >= from && run.points[k][0] <= to)
-    svg.append(shape("line", { class: "cursor", x1: x(run.points[k][0]), x2: x(run.points[k][0]), y1: TOP, y2: H - BOTTOM }));
+  const k = cursorIndex(rows);
+  if (view.cursor !== null && k !== null && rows[k][0] >= from && rows[k][0] <= to)
+    svg.append(shape("line", { class: "cursor", x1: x(rows[k][0]), x2: x(rows[k][0]), y1: TOP, y2: H - BOTTOM }));
   svg.append(shape("rect", { class: "selection", x: 0, y: TOP, width: 0, height: H - TOP - BOTTOM }));
   const readout = figure.querySelector(".readout");
   readout.replaceChildren();
@@ -134,11 +150,11 @@ function drawChart(figure, group) {
 }
 
 // The point under the cursor, or the last one.
-function cursorIndex() {
-  if (!run.points.length) return null;
-  if (view.cursor === null) return run.points.length - 1;
+function cursorIndex(rows) {
+  if (!rows.length) return null;
+  if (view.cursor === null) return rows.length - 1;
   let best = 0;
-  run.points.forEach((row, k) => { if (Math.abs(row[0] - view.cursor) < Math.abs(run.points[best][0] - view.cursor)) best = k; });
+  rows.forEach((row, k) => { if (Math.abs(row[0] - view.cursor) < Math.abs(rows[best][0] - view.cursor)) best = k; });
   return best;
 }
 
@@ -157,7 +173,7 @@ function zoom(from, to) {
 }
 
 function onChartKey(event) {
-  const [from, to] = range(), width = to - from, k = cursorIndex();
+  const [from, to] = range(), width = to - from, k = cursorIndex(run.points);
   const actions = {
     "+": () => zoom((from + to) / 2 - width / 4, (from + to) / 2 + width / 4),
     "-": () => zoom(from - width / 2, to + width / 2),
@@ -202,7 +218,7 @@ function drawCharts() {
   scheduled = true;
   requestAnimationFrame(() => {
     scheduled = false;
-    const box = byId("charts"), list = groups(), key = JSON.stringify(run.names);
+    const box = byId("charts"), list = groups(), key = JSON.stringify([run.names, validationNames()]);
     if (box.dataset.key !== key) {
       box.dataset.key = key;
       box.replaceChildren(...list.map(makeChart));
@@ -216,28 +232,31 @@ function drawCharts() {
 
 const place = (p) => `epoch ${p.epoch}, iteration ${p.iteration}`;
 
-function drawPictures() {
-  const newestFirst = [...run.pictures].reverse();
-  byId("pictures").hidden = !newestFirst.length;
+// A gallery: the name of its list, and what the names of its elements begin with.
+const GALLERIES = { pictures: "", validationPictures: "validation-" };
+
+function drawPictures(gallery) {
+  const prefix = GALLERIES[gallery], all = run[gallery], newestFirst = [...all].reverse();
+  byId(`${prefix}pictures`).hidden = !newestFirst.length;
   if (!newestFirst.length) return;
-  if (!newestFirst.some((p) => p.file === view.picture)) view.picture = null; // null follows the newest
-  const shown = newestFirst.find((p) => p.file === view.picture) || newestFirst[0];
-  const time = byId("time");
+  if (!newestFirst.some((p) => p.file === view[gallery])) view[gallery] = null; // null follows the newest
+  const shown = newestFirst.find((p) => p.file === view[gallery]) || newestFirst[0];
+  const time = byId(`${prefix}time`);
   time.max = newestFirst.length - 1;
-  time.value = run.pictures.indexOf(shown);
+  time.value = all.indexOf(shown);
   time.setAttribute("aria-valuetext", place(shown));
-  const image = byId("sheet");
+  const image = byId(`${prefix}sheet`);
   const source = `images/${encodeURIComponent(shown.file)}`;
   if (image.getAttribute("src") !== source) image.setAttribute("src", source);
   image.alt = `Images of ${place(shown)}`;
-  byId("where").textContent = place(shown) + (shown === newestFirst[0] ? " (newest)" : "");
-  const list = byId("earlier"), files = newestFirst.map((p) => p.file).join();
+  byId(`${prefix}where`).textContent = place(shown) + (shown === newestFirst[0] ? " (newest)" : "");
+  const list = byId(`${prefix}earlier`), files = newestFirst.map((p) => p.file).join();
   if (list.dataset.files !== files) {
     list.dataset.files = files;
     list.replaceChildren(...newestFirst.map((p) => {
       const picture = element("img", { src: `images/${encodeURIComponent(p.file)}`, alt: "", loading: "lazy" });
       const button = element("button", { type: "button", "data-file": p.file }, picture, element("span", {}, place(p)));
-      button.addEventListener("click", () => { view.picture = p === newestFirst[0] ? null : p.file; drawPictures(); });
+      button.addEventListener("click", () => { view[gallery] = p === newestFirst[0] ? null : p.file; drawPictures(gallery); });
       return element("li", {}, button);
     }));
   }
@@ -270,21 +289,21 @@ function load(file) {
 }
 
 async function refresh() {
-  await load("curves.js");
-  await load("pictures.js");
+  for (const file of ["curves.js", "validation.js", "pictures.js", "validationPictures.js"]) await load(file);
   drawStatus();
   drawCharts();
-  drawPictures();
+  Object.keys(GALLERIES).forEach(drawPictures);
   document.body.dataset.ready = "true";
 }
 
 byId("smooth").addEventListener("input", (event) => { view.smooth = Number(event.target.value); drawCharts(); });
 byId("log").addEventListener("change", (event) => { view.log = event.target.checked; drawCharts(); });
 byId("whole").addEventListener("click", () => { view.from = view.to = null; drawCharts(); });
-byId("time").addEventListener("input", (event) => {
-  const index = Number(event.target.value);
-  view.picture = index === run.pictures.length - 1 ? null : run.pictures[index].file;
-  drawPictures();
-});
+for (const [gallery, prefix] of Object.entries(GALLERIES))
+  byId(`${prefix}time`).addEventListener("input", (event) => {
+    const index = Number(event.target.value), all = run[gallery];
+    view[gallery] = index === all.length - 1 ? null : all[index].file;
+    drawPictures(gallery);
+  });
 setInterval(() => { if (byId("refresh").checked && !document.hidden) refresh(); }, 30000);
 refresh();

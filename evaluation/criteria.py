@@ -1,0 +1,57 @@
+"""By which of a validation's values the best weights are chosen."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How a validation's values become one score.
+
+    Attributes:
+        value: the name of the value that it goes by.
+        cost: takes that value to a score of which less is better.
+        needs: what a validation must have to give the value.
+    """
+
+    value: str
+    cost: Callable[[float], float]
+    needs: str
+
+
+def _itself(value: float) -> float:
+    return value
+
+
+CRITERIA: dict[str, Criterion] = {
+    "mae": Criterion("mae", _itself, "a patient to validate with who has MR and true CT on one grid"),
+    "simulated_mae": Criterion("simulated_mae", _itself, "CT to validate with"),
+    "histogram": Criterion("histogram", _itself, "MR to validate with"),
+    "cycle": Criterion("cycle", _itself, "MR to validate with, and a method with a generator from CT back to MR"),
+    "body_dice": Criterion("body_dice", lambda dice: 1 - dice, "MR to validate with"),
+}
+
+
+DEFAULT_CRITERION = "simulated_mae"
+
+
+def score(values: Mapping[str, float], criterion: str) -> float:
+    """Return the score of a validation's values by a criterion of `CRITERIA`: less is better, infinite is none at all.
+
+    Raises:
+        InputError: there is no such criterion, or the validation does not give what it goes by.
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"validation criterion {criterion!r}: expected one of {', '.join(CRITERIA)}")
+    chosen = CRITERIA[criterion]
+    if chosen.value not in values:
+        possible = [name for name, other in CRITERIA.items() if other.value in values]
+        raise InputError(
+            f"validation criterion {criterion}: the validation gives no {chosen.value}, which needs {chosen.needs}; "
+            f"take another criterion: {', '.join(possible) or 'none is possible here'}"
+        )
+    cost = chosen.cost(values[chosen.value])
+    return math.inf if math.isnan(cost) else cost
