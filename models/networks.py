@@ -403,8 +403,8 @@ def build_generator(architecture: Architecture) -> nn.Module:
     """Return a generator. It gets those of the architecture's values that it takes.
 
     Raises:
-        InputError: unknown `netG`, `norm` or `upsample`, a combination that the generator does not have, or a value other
-            than the default that it does not take.
+        InputError: unknown `netG`, `norm` or `upsample`, a combination that the generator does not have, or a value
+            other than the default that it does not take.
     """
     make = _pick(GENERATORS, architecture.netG, "generator")
     taken = signature(make).parameters
