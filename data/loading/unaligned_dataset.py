@@ -135,7 +135,7 @@ def open_unaligned(
             several contrasts.
     """
     slice_mm = spacing_mm = None
-    contrasts = (ONLY_CONTRAST,)
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot).without(leave_out)
         spacing_mm, contrasts = manifest.spacing_mm, manifest.contrasts
