@@ -113,10 +113,9 @@ class Translator:
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
         """Return the target slabs, float32 (N, S, H, W), of a batch (N, S, H, W) on the device."""
-        total = torch.zeros_like(batch)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            for axes in self._mirrorings:
-                total += self.netG(batch.flip(axes)).flip(axes)
+            # In float32, and of as many channels as come out: another number than goes in, where contrasts differ.
+            total = sum(self.netG(batch.flip(axes)).flip(axes).float() for axes in self._mirrorings)
         return (total / len(self._mirrorings)).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:

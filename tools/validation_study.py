@@ -174,13 +174,16 @@ def correlate(rows: Sequence[Mapping], criteria: Sequence[str]) -> dict[str, dic
         inside = [_rank_correlation(points) for points in of_run]
         lost = [points[points[:, 0].argmin(), 1] - points[:, 1].min() for points in of_run]
         figures[criterion] = {
-            "all": _rank_correlation(np.concatenate(of_run)), "in_a_run": float(np.nanmean(inside)),
-            "in_a_run_least": float(np.nanmin(inside)), "lost_hu": float(np.mean(lost)), "lost_most": float(max(lost)),
+            "all": _rank_correlation(np.concatenate(of_run)), "in_a_run": float(np.mean(inside)),
+            "in_a_run_least": min(inside), "lost_hu": float(np.mean(lost)), "lost_most": float(max(lost)),
         }  # fmt: skip
     return figures
 
 
 def _rank_correlation(points: np.ndarray) -> float:
+    """Return Spearman's correlation of two columns; 0 where one is the same everywhere and says nothing."""
+    if np.ptp(points, axis=0).min() == 0:
+        return 0.0
     return float(spearmanr(points[:, 0], points[:, 1]).statistic)
 
 
