@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,15 @@ class Results(NamedTuple):
         return [*volume_targets(self.volume), self.picture, self.page, self.report]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read, synthesise, write, picture, score where a reference is given, and show all on a page."""
+def main(arguments: list[str] | None = None) -> int:
+    """Read, synthesise, write, score where a reference is given, and show all in a picture and on a page.
+
+    Returns:
+        1 where the volume is there and something beside it is not, else 0.
+
+    Raises:
+        InputError: there is no volume.
+    """
     opt = test_options.parse(arguments)
     case = case_of(opt.input)
     results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
@@ -68,22 +76,38 @@ def main(arguments: list[str] | None = None) -> None:
     write_claimed(synthetic, results, row, made)
     log.info("volume: %s", results.volume)
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    save_preview(mr, ct, reference, results.picture, synthetic="CT" if to_ct else "MR")
-    log.info("picture: %s", results.picture)
-    if reference is not None:
-        scores = score_case(synthetic, reference, mr=source)
-        row |= {"scored_in": describe_mask(with_mask=False, with_mr=True), **scores}
-        log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
-    log.info("report: %s", write_report(row, results.report))
-    details = {"input": opt.input, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
-    scores = {name: row[name] for name in COLUMNS if name in row}
     kind = "CT" if to_ct else "MR"
-    try:
+
+    def picture() -> None:
+        save_preview(mr, ct, reference, results.picture, synthetic=kind)
+
+    def report() -> None:
+        if reference is not None:
+            scores = score_case(synthetic, reference, mr=source)
+            row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **scores})
+            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
+        write_report(row, results.report)
+
+    def page() -> None:
+        details = {"input": opt.input, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
+        scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details)
-    except Exception as error:  # whatever it is, the result is there, and stays
-        log.warning("warning: no results page: %s", str(error) or type(error).__name__)
-    else:
-        log.info("page: %s", results.page / "index.html")
+
+    parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
+    made = [make_beside(results.volume, path, make) for path, make in parts.items()]
+    return 0 if all(made) else 1
+
+
+def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
+    """Make what belongs to a volume that is written, and say where it is, or why it is not; return which."""
+    name = make.__name__
+    try:
+        make()
+    except Exception as error:  # whatever it is, the volume is there, and stays
+        log.warning("warning: no %s: %s; the volume is there: %s", name, str(error) or type(error).__name__, volume)
+        return False
+    log.info("%s: %s", name, path)
+    return True
 
 
 def case_of(path: Path) -> str:
@@ -118,7 +142,7 @@ def refuse_to_replace(results: Results, made: set[str], opt: Namespace) -> None:
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
-    own = [results.volume.with_name(name) for name in made]
+    own = [results.volume.parent / name for name in made]  # a name that is none is that of no target
     check_free(results.targets, "--output", inputs, own, opt.overwrite)
 
 

@@ -1,20 +1,11 @@
-"""Train an unpaired MR to CT model: `python train.py --dataroot datasets/NAME --name NAME`.
+"""Train a model: `python train.py --dataroot datasets/NAME --name NAME [--model METHOD]`.
 
 Several processes train together where torchrun starts them: `torchrun --nproc_per_node=N train.py ...`.
 """
 
-import logging
-from datetime import timedelta
-
-import torch
-
 from data.errors import run_command
 from options import train_options
-from training.distributed import open_process_group
-from training.run import TrainingRun, memory_shortage_said
-
-# How long a process waits for another, which may be reading from a slow disk, before the training ends.
-PATIENCE = timedelta(minutes=30)
+from training.run import train_method
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,12 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     That is 0, or 128 and the number of a signal that ended the training.
     """
-    opt = train_options.parse(arguments)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(opt.device), open_process_group(backend, PATIENCE) as group:
-        if group.rank > 0:
-            logging.getLogger().setLevel(logging.WARNING)
-        return TrainingRun(opt, group).train()
+    settings = train_options.parse(arguments)
+    return train_method(train_options.METHODS[settings.method], settings)
 
 
 if __name__ == "__main__":

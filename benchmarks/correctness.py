@@ -78,7 +78,7 @@ class StepProblem:
         start = build_model(self._opt)
         for seed in range(STEPS_BEFORE):
             start.step(random_batch(self._opt, seed))
-        self._state, self._pools = copy.deepcopy((start.state_dict(), start.pools_state()))
+        self._state, self._pools = copy.deepcopy((start.state_dict(), start.process_state()))
         reference = ReferenceStep(start, dtype=torch.float64)
         self.losses = {name: float(loss) for name, loss in reference.step(self._batch(self._opt)).items()}
         self.gradients = flat_gradients(reference.networks)
@@ -98,7 +98,7 @@ class StepProblem:
     def rewind(self, model: CycleGANModel) -> None:
         """Put a model back to where the step begins."""
         model.load_state_dict(copy.deepcopy(self._state))
-        model.load_pools_state(copy.deepcopy(self._pools))
+        model.load_process_state(copy.deepcopy(self._pools))
 
     def step(self, model: CycleGANModel) -> dict[str, float]:
         """Take the step, in float16 from the first scale that no gradient overflows at; return the losses.
@@ -207,7 +207,7 @@ class SynthesisProblem:
     def right(self) -> np.ndarray:
         """What comes out, float64 (N, H, W): the mean over the mirrorings of a slice."""
         s = self.settings
-        net = build_generator(s.netG, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample)
+        net = build_generator(s.generator)
         net.load_state_dict(torch.load(self.weights, weights_only=True))
         net.double().eval()
         images = torch.from_numpy(self.slices).double()[:, None]

@@ -17,16 +17,17 @@ import torch
 from benchmarks.machine import Seconds, take_turns
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
-from data.loading.unaligned_dataset import UnalignedSampler, load_batches, open_unaligned
+from data.loading.batches import load_batches
+from data.loading.unaligned_dataset import UnalignedSampler, open_unaligned
 from data.phantom.patients import PhantomSettings, write_dataset
 from data.prepared.manifest import MANIFEST_NAME, Case, Manifest, read_manifest
-from data.prepared.preparation import software_versions
+from data.prepared.preparation import prepare_dataset, software_versions
+from data.prepared.sources import find_sources
 from data.prepared.training_statistics import HU_EDGES
 from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from models.shape_extractor import ExtractorSettings, ShapeExtractor, save_extractor
-from scripts import prepare_dataset
 
 # What a patient's generated volumes span, whatever their number of voxels.
 BODY_MM, HEIGHT_MM = 512.0, 1800.0
@@ -50,8 +51,11 @@ def prepare(patients: Path, out: Path, size: int, workers: int) -> None:
         InputError: a volume failed.
     """
     shutil.rmtree(out, ignore_errors=True)
-    inputs = ["--mr", str(patients / "train/mr/*"), "--ct", str(patients / "train/ct/*"), "--out", str(out)]
-    if prepare_dataset.main([*inputs, "--size", str(size), "--workers", str(workers)]):
+    groups = {
+        ("train", domain): find_sources(str(patients / f"train/{name}/*"), None, None)
+        for domain, name in (("A", "mr"), ("B", "ct"))
+    }
+    if prepare_dataset(out, groups, size, None, workers=workers)[1]:
         raise InputError(f"{patients}: a generated volume could not be prepared")
 
 
@@ -138,6 +142,7 @@ def measure_startup(opt: Namespace) -> dict:
 def start_training(opt: Namespace, root: Path, extractor: Path) -> tuple[float, float]:
     """Run train.py up to its first step; return the seconds until then, and the memory (MiB) of all its processes."""
     report, name = opt.work / "first_step.json", "benchmark_startup"
+    report.unlink(missing_ok=True)  # of the training before
     shutil.rmtree(opt.work / "checkpoints" / name, ignore_errors=True)
     arguments = [
         "--dataroot", root, "--name", name, "--checkpoints_dir", opt.work / "checkpoints", "--device", opt.device,

@@ -10,12 +10,14 @@ import psutil
 import train
 from benchmarks.machine import MIB, resident_peak_mib
 from data.errors import run_command
+from data.outputs import check_free
 from models.cycle_gan_model import CycleGANModel
 
 
 def main() -> int:
     """Train up to the first step, and write when that was and the memory of all processes then."""
     report = Path(sys.argv[1])
+    check_free([report], "REPORT.json", overwrite=None)
 
     def first_step(model: CycleGANModel, batch: dict) -> None:
         now = time.time()

@@ -23,7 +23,7 @@ from benchmarks.reference import ReferenceStep
 from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import InferenceSettings, package_versions
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.precision import choose_precision
 from models.shape_extractor import ExtractorSettings, ShapeExtractor
 from models.state_dicts import save_network_weights
@@ -62,7 +62,7 @@ def build_model(opt: Namespace) -> CycleGANModel:
     settings = ExtractorSettings(opt.extractor_width, 1, IntensityMap.window(*CT_WINDOW_HU), opt.size, 1.0)
     extractor = ShapeExtractor(settings).freeze()
     weights = {"lambda_shape": 10.0, "lambda_shape_gan": 1.0}
-    model = CycleGANModel(CycleGANSettings(**weights | chosen), opt.device, extractor, compiled=opt.compile)
+    model = CycleGANModel(CycleGANSettings(**weights | chosen), opt.device, extractor)
     full_pools(model, random_batch(opt))
     return model
 
@@ -188,12 +188,12 @@ def write_random_model(folder: Path, netG: str, ngf: int, size: int, spacing_mm:
     """Write a generator of random weights into a run's folder, as a training would leave it."""
     torch.manual_seed(0)
     settings = InferenceSettings(
-        netG=netG, ngf=ngf, norm="instance", use_dropout=False, upsample=upsampling(netG), direction="AtoB",
+        generator=Architecture(netG, ngf=ngf, norm="instance", upsample=upsampling(netG)), direction="AtoB",
         size=size, spacing_mm=spacing_mm, slice_mm=None, mr_window="percentile", typical_mr=None,
         ct=IntensityMap.window(*CT_WINDOW_HU), versions=package_versions(),
     )  # fmt: skip
     settings.write(folder)
-    save_network_weights(build_generator(netG, ngf=ngf, upsample=settings.upsample), folder / "latest_net_G_A.pth")
+    save_network_weights(build_generator(settings.generator), folder / "latest_net_G_A.pth")
     return settings
 
 
@@ -208,7 +208,7 @@ def measure_synthesis(opt: Namespace) -> dict:
     settings = write_random_model(folder, opt.netG, opt.ngf, opt.size, 1.0)
     weights = folder / "latest_net_G_A.pth"
     ours = TestModel(settings, weights, opt.device, opt.precision)
-    plain = build_generator(opt.netG, ngf=opt.ngf, upsample=settings.upsample)
+    plain = build_generator(settings.generator)
     plain.load_state_dict(torch.load(weights, weights_only=True))
     plain.to(opt.device).eval()
     rng = np.random.default_rng(0)

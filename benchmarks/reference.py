@@ -174,9 +174,3 @@ def _uncorrelated(fake: Tensor, real: Tensor) -> Tensor:
         r = F.cosine_similarity(x - x.mean(), y - y.mean(), dim=0)
         terms.append(1 - r.square())
     return torch.stack(terms).mean()
-
-
-def gradient_norms(networks: dict[str, nn.Module]) -> dict[str, float]:
-    """Return the Euclidean norm of every network's gradients, as its last update left them."""
-    grads = {name: [p.grad for p in net.parameters() if p.grad is not None] for name, net in networks.items()}
-    return {name: float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gs]))) for name, gs in grads.items()}

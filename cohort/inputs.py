@@ -77,7 +77,7 @@ def find_cohort(
     """Find the volume files and DICOM MR series below `root`.
 
     An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
-    series of other modalities and volume files beside DICOM slices are passed over.
+    series of other modalities and volume files beside DICOM slices that are a case are passed over.
 
     Args:
         root: where to look.
@@ -95,7 +95,7 @@ def find_cohort(
         matches.add(Path())
     hidden = without.resolve() if without else None
     cases, passed_over = [], []
-    series = {relative for relative in matches if _is_series(root / relative)}
+    series = set()  # folders whose series are cases; they come before what lies in them
     for relative in sorted(matches):
         path = root / relative
         if hidden and path.resolve().is_relative_to(hidden):
@@ -104,6 +104,8 @@ def find_cohort(
             found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
             cases += found
             passed_over += left
+            if found and _is_series(path):
+                series.add(relative)
         elif is_volume(path) and relative.parent in series:
             passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
         elif is_volume(path):

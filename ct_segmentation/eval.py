@@ -15,11 +15,11 @@ from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.values import parse_numbers, torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
 from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
-from options.base_options import parse_numbers, torch_device
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -73,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
         labels, reference = read_volume(case.pred), read_volume(case.ref)
         _check_grids(case.name, labels, reference)
         if extractor:
-            labels = segment_volume(extractor, labels)
+            try:
+                labels = segment_volume(extractor, labels)
+            except InputError as error:
+                raise InputError(f"{case.pred}: {error}") from error
         rows[case.name] = dice_by_class(labels.array, reference.array, names)
         known |= {name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any()}
     # A class that no reference has was not drawn in any of them: there is nothing to score it by.

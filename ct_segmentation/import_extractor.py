@@ -9,10 +9,12 @@ import logging
 from pathlib import Path
 
 from data.errors import InputError, run_command
+from data.loading.settings import CtMapSettings
 from data.outputs import check_free
+from data.settings.declaration import add_options, from_namespace
+from data.settings.values import parse_numbers, positive_float, positive_int
+from models.published_unet import unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
-from options.base_options import add_ct_map, ct_map, parse_numbers, positive_float, positive_int
-from unet.unet_model import unet_from_state
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
     parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
     parser.add_argument("--overwrite", action="store_true", help="replace an extractor that is there already")
-    add_ct_map(parser)
+    add_options(parser, CtMapSettings)
     options = parse_numbers(parser, arguments)
-    options.ct_map = ct_map(parser, options)
+    try:
+        options.ct_map = from_namespace(CtMapSettings, options).ct_map
+    except InputError as error:
+        parser.error(str(error))
     return options
 
 

@@ -20,12 +20,13 @@ from data.files import whole_file
 from data.loading.images import is_image_name
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
+from data.settings.values import parse_numbers, positive_int, torch_device
 from data.values.intensity import AIR_HU
+from data.values.modality import check_ct, in_hu
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.cases import CaseVolumes, case_volumes
 from models.shape_extractor import ShapeExtractor, channel_labels, load_extractor
-from options.base_options import parse_numbers, positive_int, torch_device
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,12 @@ def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -
     """Return labels, uint8, of a CT in HU, on its own grid; the couch and all else outside the body is 0.
 
     Slices have the extractor's spacing, and its size or more: the whole width of the CT is looked at.
+
+    Raises:
+        InputError: it is no CT in HU.
     """
+    check_ct(ct)
+    ct = in_hu(ct)
     settings = extractor.settings
     widest = SliceFrame.of(ct, 1, settings.spacing_mm).body_extent_mm(np.ones(ct.array.shape, bool))
     size = max(settings.size, math.ceil(widest / settings.spacing_mm - 1e-6))
@@ -103,7 +109,11 @@ def main(arguments: list[str] | None = None) -> None:
     files = [file for target in targets for file in volume_targets(target)]
     check_free(files, "--output", targets.values(), overwrite=opt.overwrite)
     for target, source in targets.items():
-        labels = segment_volume(extractor, read_volume(source), opt.batch_size)
+        ct = read_volume(source)
+        try:
+            labels = segment_volume(extractor, ct, opt.batch_size)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
         write_volume(labels, target)
         litres = np.count_nonzero(labels.array) * math.prod(labels.spacing) / 1e6
         log.info("%s: body of %.2f litres", target, litres)
@@ -126,6 +136,10 @@ def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
     if opt.output.suffix != ".npy":
         raise InputError(f"--output {opt.output}: expected a name ending in .npy, as --input does")
     check_free([opt.output], "--output", [opt.input], overwrite=opt.overwrite)
+    try:
+        check_ct(Volume(slices))
+    except InputError as error:
+        raise InputError(f"{opt.input}: {error}") from error
     labels = segment_slices(extractor, slices, opt.batch_size)
     with whole_file(opt.output) as scratch:
         np.save(scratch, labels)

@@ -1,7 +1,7 @@
 """What the shape extractor learns from: CT slices with their masks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from ct_segmentation.augmentation import augment
 from data.errors import InputError
+from data.loading.batches import EpochSampler
 from data.loading.slices import PreparedSlices, read_case
-from data.loading.threads import one_thread
 from data.prepared.manifest import Case
 from data.values.intensity import IntensityMap
 
@@ -51,7 +51,11 @@ class SliceDraw(NamedTuple):
 
 
 class ShapeSlices(Dataset):
-    """All slices of prepared CTs, with or without body, augmented: image (1, H, W) in [-1, 1], mask uint8 (1, H, W)."""
+    """All slices of prepared CTs, with or without body, augmented.
+
+    A sample is a dict of `image`, float32 (1, H, W) in [-1, 1], `mask`, uint8 (1, H, W), and `origin_B`, the slice's
+    name.
+    """
 
     def __init__(self, root: Path, cases: Sequence[Case], ct_map: IntensityMap, seed: int) -> None:
         """Join the cases below `root`."""
@@ -63,14 +67,23 @@ class ShapeSlices(Dataset):
         """Return the number of slices."""
         return len(self.source)
 
-    def __getitem__(self, draw: SliceDraw) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: SliceDraw) -> dict[str, Tensor | str]:
         """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
-        with one_thread():  # as in a loading process, so that no sum depends on whether there are any
-            return augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
+        image, mask = augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
+        return {"image": image, "mask": mask, "origin_B": item.origin}
 
-    def epoch(self, epoch: int) -> list[SliceDraw]:
-        """Return an epoch's order, every slice once, from (seed, epoch) alone."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self))
-        return [SliceDraw(epoch, position, int(index)) for position, index in enumerate(order)]
+
+class ShapeSampler(EpochSampler[SliceDraw]):
+    """The order of an epoch: every slice once, from (seed, epoch) alone."""
+
+    def __init__(self, samples: int, seed: int, batch_size: int = 1, rank: int = 0, processes: int = 1) -> None:
+        """Draw what process `rank` of `processes` takes of `samples` slices."""
+        super().__init__(samples, batch_size, rank, processes)
+        self.seed = seed
+
+    def order(self, epoch: int) -> Callable[[int], SliceDraw]:
+        """Return what is drawn at a position of an epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return lambda position: SliceDraw(epoch, position, int(order[position]))

@@ -21,7 +21,7 @@ def check_free(
     option: str,
     inputs: Iterable[Path] = (),
     made: Collection[Path] | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = False,
 ) -> None:
     """Refuse to write over what is there. Call it before the work and, where that takes long, again before writing.
 
@@ -31,7 +31,7 @@ def check_free(
         inputs: volumes and other files that the command reads; their files are never written over.
         made: targets that a former run of the same command made for the same input; they may be renewed. None where
             the command keeps no account of that.
-        overwrite: whether other files may be replaced.
+        overwrite: whether other files may be replaced; None where the command has no --overwrite.
 
     Raises:
         InputError: a target is an input, or is there already and may not be replaced.
@@ -43,7 +43,8 @@ def check_free(
         if overwrite or not os.path.lexists(target) or target in (made or ()):
             continue
         whose = "" if made is None else ", and was not made by this command from this input"
-        raise InputError(f"{target}: exists already{whose}; choose another {option}, or replace it by --overwrite")
+        way_out = "move it away" if overwrite is None else "replace it by --overwrite"
+        raise InputError(f"{target}: exists already{whose}; choose another {option}, or {way_out}")
 
 
 def _files(path: Path) -> list[Path]:

@@ -35,6 +35,9 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+DEFAULT_CRITERION = "simulated_mae"
+
+
 def score(values: Mapping[str, float], criterion: str) -> float:
     """Return the score of a validation's values by a criterion of `CRITERIA`: less is better, infinite is none at all.
 

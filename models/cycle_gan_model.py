@@ -7,74 +7,173 @@ The shape constraint acts on the synthetic CT, whichever of the two fakes that i
 body, which must agree with the mask of the MR that it was made from and look like such masks to `netD_S`.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from models.averages import WarmedUpAverage
-from models.finite_losses import FiniteLosses
+from data.errors import InputError
+from data.loading.batches import LoadedBatches
+from data.loading.settings import DataSettings
+from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
+from data.prepared.manifest import hash_files
+from data.settings.declaration import Nature, option
+from data.settings.values import nonnegative_float, nonnegative_int, positive_float
+from models.base_model import BaseModel, MethodSettings, Place, require_gradients
 from models.image_pool import ImagePool
-from models.losses import correlation_loss, gan_loss, local_correlation_loss, shape_loss, shape_with_edges
-from models.networks import build_discriminator, build_generator, initialise
-from models.precision import DTYPES
-from models.shape_extractor import ShapeExtractor, label_channels
-from models.state_dicts import load_optimiser
+from models.inference_settings import InferenceSettings, describe_run
+from models.initialisation import InitialisationSettings, initialise
+from models.losses import (
+    GAN_MODES,
+    SHAPE_LOSSES,
+    correlation_loss,
+    gan_loss,
+    local_correlation_loss,
+    shape_loss,
+    shape_with_edges,
+)
+from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
+
+log = logging.getLogger(__name__)
 
 WARM_STARTS = ("none", "simulated_mr")
 # Between the seeds of one process's pools and the next one's.
 _NEXT_RANK = 7919
 
 
-@dataclass(frozen=True)
-class CycleGANSettings:
-    """Everything that the model and its step depend on; the names are those of the options."""
+@dataclass(frozen=True, kw_only=True)
+class CycleGANLosses:
+    """losses."""
 
-    netG: str = "resnet_9blocks"
-    netD: str = "basic"
-    ngf: int = 64
-    ndf: int = 64
-    n_layers_D: int = 3
-    norm: str = "instance"
-    use_dropout: bool = False
-    upsample: str = "transposed"
-    init_type: str = "normal"
-    init_gain: float = 0.02
-    gan_mode: str = "lsgan"
-    lambda_gan: float = 1.0
-    pool_size: int = 50
-    lr: float = 2e-4
-    beta1: float = 0.5
-    lambda_A: float = 10.0
-    lambda_B: float = 10.0
-    lambda_identity: float = 0.5
-    lambda_correlation_A: float = 2.0
-    lambda_correlation_B: float = 2.0
-    lcc_window: int = 0
-    lambda_simulated: float = 0.0
-    lambda_shape: float = 0.0
-    shape_loss: str = "l1"
-    lambda_shape_gan: float = 0.0
-    direction: str = "AtoB"
-    precision: str = "fp32"
-    sync_batch_norm: bool = False
-    ema: float = 0.0
-    seed: int = 0
+    gan_mode: str = option("lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss")
+    lambda_gan: float = option(1.0, nature=Nature.RESULT, parse=nonnegative_float, help="adversarial losses")
+    pool_size: int = option(
+        50, nature=Nature.FIXED, parse=nonnegative_int, help="past fakes that a discriminator sees again"
+    )
+    lambda_A: float = option(10.0, nature=Nature.RESULT, parse=nonnegative_float, help="cycle loss A -> B -> A")
+    lambda_B: float = option(10.0, nature=Nature.RESULT, parse=nonnegative_float, help="cycle loss B -> A -> B")
+    lambda_identity: float = option(
+        0.5, nature=Nature.RESULT, parse=nonnegative_float, help="identity losses, times lambda_A or _B"
+    )
+    lambda_correlation_A: float = option(
+        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_A",),
+        help="correlation-coefficient loss 1 - r(fake_B, real_A)^2; 0: plain CycleGAN",
+    )  # fmt: skip
+    lambda_correlation_B: float = option(
+        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_B",),
+        help="correlation-coefficient loss 1 - r(fake_A, real_B)^2; 0: plain CycleGAN",
+    )  # fmt: skip
+    lcc_window: int = option(
+        0, nature=Nature.RESULT, parse=nonnegative_int,
+        help="side in pixels of the windows that r is taken in; 0: the whole slice, as published",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeConstraint:
+    """shape constraint: with both weights 0 no extractor and no mask is read."""
+
+    lambda_shape: float = option(
+        10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),
+        help="shape consistency with the MR's mask",
+    )  # fmt: skip
+    shape_loss: str = option(
+        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="its form; l1 is the published one"
+    )
+    lambda_shape_gan: float = option(
+        1.0, nature=Nature.FIXED, parse=nonnegative_float, help="adversarial loss of the shape discriminator"
+    )
+    shape_extractor: Path | None = option(
+        None, nature=Nature.FREE, parse=Path, help=f"its file, or folder of its run (default: DATAROOT/{FOLDER_NAME})"
+    )
 
     @property
     def uses_shape(self) -> bool:
         """Whether the shape extractor and the masks of the MR are needed."""
         return self.lambda_shape > 0 or self.lambda_shape_gan > 0
 
+    def extractor_path(self, dataroot: Path) -> Path:
+        """Return where the extractor is: the one that is named, or that of the data set."""
+        return self.shape_extractor or dataroot / FOLDER_NAME
 
-class CycleGANModel:
-    """Networks, pools and optimisers, and one training step over them."""
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """warm start: generators trained on simulated pairs before they meet an opponent."""
+
+    warm_start: str = option(
+        "none", nature=Nature.RESULT, choices=WARM_STARTS, help="simulated_mr: T1-like MR made from the CT slices"
+    )
+    n_epochs_warm: int | None = option(
+        None, nature=Nature.RESULT, parse=nonnegative_int, help="epochs on simulated pairs alone (10)"
+    )
+    warm_lr: float | None = option(
+        None, nature=Nature.RESULT, parse=positive_float, help="learning rate in them (0.001)"
+    )
+    lambda_simulated: float | None = option(
+        None, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of simulated pairs beside the unpaired images (10 with a warm start, else 0)",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on `warm_start`.
+
+        Raises:
+            InputError: an option that nothing would use.
+        """
+        warm = self.warm_start != "none"
+        for name in ("n_epochs_warm", "warm_lr"):
+            if getattr(self, name) and not warm:
+                raise InputError(f"--{name} does nothing without --warm_start simulated_mr")
+        for name, value in {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value if warm else 0)
+
+    @property
+    def simulates(self) -> bool:
+        """Whether pairs of simulated MR and CT are needed."""
+        return self.warm_start != "none" or self.lambda_simulated > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleGANSettings(
+    GeneratorSettings, DiscriminatorSettings, InitialisationSettings, CycleGANLosses, ShapeConstraint, WarmStart,
+    MethodSettings,
+):  # fmt: skip
+    """CycleGAN."""
+
+    direction: str = option(
+        "AtoB", nature=Nature.FIXED, choices=("AtoB", "BtoA"), aliases=("--which_direction",), help="AtoB: MR to CT"
+    )
+
+    @property
+    def uses_batch_norm(self) -> bool:
+        """Whether statistics are taken over batches."""
+        return self.norm == "batch"
+
+    def __post_init__(self) -> None:
+        """Refuse options that nothing would use.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        super().__post_init__()
+        if self.n_layers_D != 3 and self.netD != "n_layers":
+            raise InputError(f"--n_layers_D {self.n_layers_D} needs --netD n_layers")
+        if self.sync_batch_norm and self.norm != "batch":
+            raise InputError("--sync_batch_norm does nothing without --norm batch")
+
+
+class CycleGANModel(BaseModel):
+    """Unpaired MR and CT: a CycleGAN with the correlation-coefficient loss and the shape constraint."""
+
+    settings_type = CycleGANSettings
 
     def __init__(
         self,
@@ -84,7 +183,6 @@ class CycleGANModel:
         mask_labels: int = 1,
         rank: int = 0,
         processes: int = 1,
-        compiled: bool = False,
     ) -> None:
         """Build and initialise the networks; the same seed gives the same weights.
 
@@ -97,11 +195,10 @@ class CycleGANModel:
                 pools differ.
             processes: how many they are; with more than one, `torch.distributed` has been started, and gradients are
                 averaged.
-            compiled: whether the networks go through `torch.compile`.
         """
         if settings.uses_shape and extractor is None:
             raise ValueError("a shape weight is above 0: expected a shape extractor")
-        self.settings, self.device = settings, device
+        super().__init__(settings, device, processes)
         s = settings
         generator = torch.Generator().manual_seed(s.seed)
 
@@ -111,9 +208,8 @@ class CycleGANModel:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
             return net.to(device)
 
-        options_G = {"ngf": s.ngf, "norm": s.norm, "use_dropout": s.use_dropout, "upsample": s.upsample}
         options_D = {"ndf": s.ndf, "n_layers": s.n_layers_D, "norm": s.norm}
-        self.netG_A, self.netG_B = (prepared(build_generator(s.netG, **options_G)) for _ in "AB")
+        self.netG_A, self.netG_B = (prepared(build_generator(s.generator())) for _ in "AB")
         self.netD_A, self.netD_B = (prepared(build_discriminator(s.netD, **options_D)) for _ in "AB")
         self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
         self.optimisers = {
@@ -131,29 +227,67 @@ class CycleGANModel:
             name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * (s.seed + _NEXT_RANK * rank) + k))
             for k, name in enumerate("ABS")
         }
-        # Exponential moving averages, which are what is kept for use: steadier than the weights of one step.
-        self.averages = {
-            name: WarmedUpAverage(self.networks[name], s.ema) for name in (("G_A", "G_B") if s.ema > 0 else ())
-        }
-        self.visuals: dict[str, Tensor] = {}
-        self.scaler = torch.amp.GradScaler(device.type, enabled=s.precision == "fp16")
-        self.finite = FiniteLosses()
-        self._compiled = {net: torch.compile(net, dynamic=False) for net in self._all_networks() if compiled}
-        self._parallel = {
-            net: DistributedDataParallel(
-                self._compiled.get(net, net), [device] if device.type == "cuda" else None, broadcast_buffers=False,
-                gradient_as_bucket_view=True,
+        self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])
+        self._warm = False
+
+    @classmethod
+    def check(cls, settings: CycleGANSettings, data: DataSettings) -> None:
+        """Refuse simulated pairs of slices whose pixel size is not known."""
+        if settings.simulates and data.preprocess == "resize_and_crop":
+            raise InputError(
+                "simulated pairs (--warm_start, --lambda_simulated) need the pixel size, which --preprocess "
+                "resize_and_crop changes; use body_crop"
             )
-            for net in (self.networks.values() if processes > 1 else ())
-        }  # fmt: skip
 
-    def _all_networks(self) -> list[nn.Module]:
-        return [*self.networks.values(), *([self.netE] if self.settings.uses_shape else [])]
+    @classmethod
+    def open_data(
+        cls, settings: CycleGANSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> UnalignedDataset:
+        """Open the unpaired slices; see `open_unaligned`."""
+        return open_unaligned(
+            data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
+            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
+            leave_out=leave_out,
+        )  # fmt: skip
 
-    @property
-    def kept_networks(self) -> dict[str, nn.Module]:
-        """The networks whose weights are kept for use: the generators' averages, where there are any."""
-        return self.networks | {name: average.module for name, average in self.averages.items()}
+    @classmethod
+    def from_data(cls, settings: CycleGANSettings, data: DataSettings, dataset: UnalignedDataset, place: Place) -> Self:
+        """Build the networks, with the shape extractor where a shape weight asks for it."""
+        log.info("%d slices of A, %d of B", len(dataset.a), len(dataset.b))
+        extractor = None
+        if settings.uses_shape:
+            path = settings.extractor_path(data.dataroot)
+            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm)
+        model = cls(settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes)
+        if extractor:
+            n_classes = extractor.settings.n_classes
+            log.info("shape: %d of %d classes, which all masks tell apart", model.shape_classes, n_classes)
+        return model
+
+    @classmethod
+    def batches(
+        cls, settings: CycleGANSettings, data: DataSettings, dataset: UnalignedDataset, place: Place
+    ) -> LoadedBatches:
+        """Return the batches of unpaired slices."""
+        sampler = UnalignedSampler(
+            dataset, settings.seed, data.max_dataset_size, data.batch_size, place.rank, place.processes
+        )
+        return LoadedBatches(dataset, sampler, data.num_threads, pin_memory=place.device.type == "cuda")
+
+    def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
+        """Return what the use of `G_A` must know."""
+        return describe_run(data, self.settings.generator(), self.settings.direction, dataset, self.netG_A.multiple)
+
+    def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
+        """Return the numbers of slices, and which shape extractor there is."""
+        facts = {"slices of A and B": f"{len(dataset.a)}, {len(dataset.b)}"}
+        if self.settings.uses_shape:
+            facts["shape extractor"] = hash_files([extractor_file(self.settings.extractor_path(data.dataroot))])
+        return facts
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin an epoch, counted from 1: the first ones are of the warm start."""
+        self._warm = epoch <= self.settings.n_epochs_warm
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
@@ -188,8 +322,10 @@ class CycleGANModel:
         Raises:
             NonFiniteLossError: before any weight is changed by the loss that is not finite.
         """
+        if self._warm:
+            return self.warm_step(batch)
         discriminators = [net for name, net in self.networks.items() if name.startswith("D_")]
-        _require_gradients(discriminators, False)
+        require_gradients(discriminators, False)
         images = self._translate(batch)
         losses = self._generator_losses(images)
         if self.settings.uses_shape:
@@ -200,7 +336,7 @@ class CycleGANModel:
         total = self._update("G", losses, batch)
         self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
-        _require_gradients(discriminators, True)
+        require_gradients(discriminators, True)
         fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
         losses_D = {
             "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
@@ -273,10 +409,6 @@ class CycleGANModel:
         }
         return images, losses
 
-    def _average(self) -> None:
-        for name, average in self.averages.items():
-            average.update_parameters(self.networks[name])
-
     def _shape_losses(self, images: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the weighted shape terms of L_G, and add the MR's `mask` and the synthetic CT's `shape` to `images`.
 
@@ -301,74 +433,3 @@ class CycleGANModel:
         mode = self.settings.gan_mode
         score_real, score_fake = self._run_together(net, real, fake)
         return (gan_loss(score_real, True, mode) + gan_loss(score_fake, False, mode)) / 2
-
-    def _run_together(self, net: nn.Module, *images: Tensor) -> Iterable[Tensor]:
-        """Run a network on several batches: in one pass, unless batch norm would mix them or their sizes differ."""
-        if self.settings.norm == "batch" or len({image.shape[1:] for image in images}) > 1:
-            return [self._run(net, image) for image in images]
-        return self._run(net, torch.cat(images)).split([len(image) for image in images])
-
-    def _run(self, net: nn.Module, images: Tensor) -> Tensor:
-        """Run a network in the chosen precision; what comes out is float32, and so are all losses."""
-        # A frozen network has no gradients to average.
-        frozen = not any(parameter.requires_grad for parameter in net.parameters())
-        run = self._compiled.get(net, net) if frozen else self._parallel.get(net, self._compiled.get(net, net))
-        dtype = DTYPES[self.settings.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return run(images).float()
-
-    def _update(self, name: str, losses: dict[str, Tensor], batch: dict) -> Tensor:
-        total = torch.stack(list(losses.values())).sum()
-        bad = self.finite.watch(losses, total, batch)
-        if self._parallel and bad.is_cuda:  # its gradients reach every process
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
-        if not self.scaler.is_enabled():  # the scaler finds what is not finite by itself
-            optimiser.found_inf = bad
-        self.scaler.step(optimiser)
-        return total
-
-    def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
-        parameters = list(chain.from_iterable(net.parameters() for net in networks))
-        return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999), fused=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that later steps of every process depend on: weights, optimisers, averages, the loss's scale."""
-        return {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in self._parts()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: something is missing, or of other networks.
-        """
-        for kind, parts in self._parts():
-            for name, part in parts.items():
-                if kind == "scalers" and name not in state[kind]:  # another precision was used
-                    continue
-                if kind == "optimisers":
-                    load_optimiser(part, state[kind][name])
-                else:
-                    part.load_state_dict(state[kind][name])
-
-    def pools_state(self) -> dict[str, Any]:
-        """Return what later steps of this process alone depend on: its pools."""
-        return {name: pool.state_dict() for name, pool in self.pools.items()}
-
-    def load_pools_state(self, state: dict[str, Any]) -> None:
-        """Go on where `pools_state` was taken."""
-        for name, pool in self.pools.items():
-            pool.load_state_dict(state[name])
-
-    def _parts(self) -> Iterable[tuple[str, dict[str, Any]]]:
-        yield "networks", self.networks
-        yield "optimisers", self.optimisers
-        yield "averages", self.averages
-        yield "scalers", {"fp16": self.scaler} if self.scaler.is_enabled() else {}
-
-
-def _require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:
-    for net in networks:
-        net.requires_grad_(needed)

@@ -4,25 +4,30 @@ import hashlib
 import json
 import logging
 import math
-from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
 from data.errors import InputError
+from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
 from data.loading.unaligned_dataset import UnalignedDataset
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
 from data.prepared.training_statistics import TrainingStatistics, training_statistics
+from data.settings.declaration import check_types
 from data.values.intensity import MR_RULES, IntensityMap
+from models.networks import Architecture
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "inference.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What version 1 said of the generator, among the rest.
+_GENERATOR_1 = ("netG", "ngf", "norm", "use_dropout", "upsample")
 # What a network's weights are bound to.
-_NETWORK = ("netG", "ngf", "norm", "use_dropout", "upsample", "direction", "ct", "slab")
+_NETWORK = ("generator", "direction", "ct", "slab")
+_ARCHITECTURE = tuple(field.name for field in fields(Architecture))
 # Beyond what any model has: a damaged number must not ask for all memory there is.
 _GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
@@ -32,7 +37,7 @@ class InferenceSettings:
     """How to run a trained generator on a volume.
 
     Attributes:
-        netG, ngf, norm, use_dropout, upsample: architecture of the generator.
+        generator: its architecture.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
         size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
         mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units.
@@ -48,11 +53,7 @@ class InferenceSettings:
         slab: neighbouring slices that the network takes and gives at a time, odd.
     """
 
-    netG: str
-    ngf: int
-    norm: str
-    use_dropout: bool
-    upsample: str
+    generator: Architecture
     direction: str
     size: int
     spacing_mm: float | None
@@ -86,8 +87,9 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     data = read_json(path)
     try:
         version = data.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise InputError(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+        if version is True or version not in (1, FORMAT_VERSION):
+            raise InputError(f"{path}: format version {version}, expected 1 or {FORMAT_VERSION}")
+        data["generator"] = _architecture_1(data) if version == 1 else Architecture(**data["generator"])
         data["ct"] = IntensityMap.from_dict(data["ct"])
         data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
         if isinstance(data["mr_window"], list):
@@ -104,24 +106,29 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
 
 
+def _architecture_1(data: dict) -> Architecture:
+    """Take the architecture out of the values of a file of version 1, whose channels are the slices of a slab."""
+    slab = data.get("slab", 1)
+    return Architecture(**{name: data.pop(name) for name in _GENERATOR_1}, input_nc=slab, output_nc=slab)
+
+
 def _problems(settings: InferenceSettings) -> list[str]:
     """Return which settings are none that a model has: what uses them trusts their types and sizes."""
     s, window = settings, settings.mr_window
     lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
     pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
     good = {
-        "ngf": type(s.ngf) is int and 0 < s.ngf <= _GREATEST_NGF,  # True is an int too
+        "generator": not check_types(s.generator),
+        "ngf": type(s.generator.ngf) is int and 0 < s.generator.ngf <= _GREATEST_NGF,  # True is an int too
         "slab": type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2),
         "size": type(s.size) is int and 0 < s.size <= _GREATEST_SIZE,
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
         "mr_window": window in MR_RULES or pair,
-        "netG, norm and upsample": all(isinstance(name, str) for name in (s.netG, s.norm, s.upsample)),
         "bias_correction": isinstance(s.bias_correction, bool),
-        "use_dropout, mirrored and solid_body": all(
-            isinstance(flag, bool) for flag in (s.use_dropout, s.mirrored, s.solid_body)
-        ),
+        "channels": (s.generator.input_nc, s.generator.output_nc) == (s.slab, s.slab),
+        "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
     return [f"{name} cannot be" for name, fine in good.items() if not fine]
@@ -131,8 +138,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> InferenceSettings:
-    """Return what inference must know about a run with the training options `opt` on `dataset`.
+def describe_run(
+    data: DataSettings, architecture: Architecture, direction: str, dataset: UnalignedDataset, multiple: int
+) -> InferenceSettings:
+    """Return what inference must know about a generator that is trained on `dataset`.
 
     A run on resized slices learns another pixel spacing: its frame is the resized one. The frame's size is rounded up
     to a `multiple`, which the generator takes.
@@ -140,37 +149,35 @@ def describe_run(opt: Namespace, dataset: UnalignedDataset, multiple: int) -> In
     Raises:
         InputError: a folder of images, and the MR window that they were written with is not said.
     """
-    if (opt.dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(opt.dataroot)
+    if (data.dataroot / MANIFEST_NAME).exists():
+        manifest = read_manifest(data.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
-        typical_mr = typical_mr_window(manifest, opt.mr_window)
+        typical_mr = typical_mr_window(manifest, data.mr_window)
         training, bias_correction = training_statistics(manifest), manifest.bias_corrected
     else:
-        if isinstance(opt.mr_window, str) or opt.ct_transfer:
+        if isinstance(data.mr_window, str) or data.ct_transfer:
             raise InputError(
-                f"{opt.dataroot}: images do not say what their gray values are; say the windows that they were written "
-                "with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
+                f"{data.dataroot}: images do not say what their gray values are; say the windows that they were "
+                "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
         training, bias_correction = None, False
-    if opt.preprocess == "resize_and_crop":
-        spacing_mm = spacing_mm and spacing_mm * size / opt.load_size
-        size = opt.load_size
+    if data.preprocess == "resize_and_crop":
+        load_size = data.augmentation.load_size
+        spacing_mm = spacing_mm and spacing_mm * size / load_size
+        size = load_size
     return InferenceSettings(
-        netG=opt.netG,
-        ngf=opt.ngf,
-        norm=opt.norm,
-        use_dropout=opt.use_dropout,
-        upsample=opt.upsample,
-        direction=opt.direction,
+        generator=architecture,
+        direction=direction,
         size=math.ceil(size / multiple) * multiple,
         spacing_mm=spacing_mm,
         slice_mm=slice_mm,
-        mr_window=opt.mr_window,
+        mr_window=data.mr_window,
         typical_mr=typical_mr,
-        ct=opt.ct_map,
+        ct=data.ct_map,
         versions=package_versions(),
         training=training,
+        slab=data.slab,
         bias_correction=bias_correction,
     )
 
@@ -221,8 +228,11 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
 
 
 def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:
-    return [
-        f"{key}: {getattr(old, key)} there, {getattr(new, key)} here"
-        for key in keys
-        if getattr(old, key) != getattr(new, key)
-    ]
+    there, here = _flat(old), _flat(new)
+    names = [name for key in keys for name in (_ARCHITECTURE if key == "generator" else (key,))]
+    return [f"{name}: {there[name]} there, {here[name]} here" for name in names if there[name] != here[name]]
+
+
+def _flat(settings: InferenceSettings) -> dict[str, object]:
+    """Return the settings by name, those of the generator among them."""
+    return vars(settings) | vars(settings.generator)

@@ -11,12 +11,15 @@ discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Disti
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from data.settings.declaration import Nature, option
+from data.settings.values import positive_int
 from unet.unet_model import MULTIPLE, UNet
 
 
@@ -353,24 +356,69 @@ DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_generator(
-    name: str,
-    input_nc: int = 1,
-    output_nc: int = 1,
-    ngf: int = 64,
-    norm: str = "instance",
-    use_dropout: bool = False,
-    upsample: str = "transposed",
-) -> nn.Module:
-    """Return the generator `name`, a key of `GENERATORS`. Arguments as in `ResnetGenerator`.
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """generator."""
+
+    netG: str = option(
+        "resnet_9blocks", nature=Nature.FIXED, choices=tuple(GENERATORS), aliases=("--which_model_netG",),
+        help="generator",
+    )  # fmt: skip
+    ngf: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features after the generator's first layer")
+    norm: str = option(
+        "instance", nature=Nature.FIXED, choices=tuple(NORMS), help="normalisation layer, of discriminators too"
+    )
+    use_dropout: bool = option(False, nature=Nature.FIXED, help="dropout in the generator's inner blocks")
+    upsample: str = option(
+        "transposed", nature=Nature.FIXED, choices=tuple(UPSAMPLINGS), help="resize avoids checkerboards"
+    )
+
+    def generator(self, input_nc: int = 1, output_nc: int = 1) -> "Architecture":
+        """Return the architecture of a generator of so many channels."""
+        return Architecture(self.netG, self.ngf, self.norm, self.use_dropout, self.upsample, input_nc, output_nc)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One generator: all that its weights depend on beside their training. It is kept in `inference.json`.
+
+    Attributes:
+        netG: a key of `GENERATORS`; ngf: features after the first layer; norm: a key of `NORMS`.
+        use_dropout: dropout in the inner blocks; upsample: a key of `UPSAMPLINGS`.
+        input_nc, output_nc: channels.
+    """
+
+    netG: str = "resnet_9blocks"
+    ngf: int = 64
+    norm: str = "instance"
+    use_dropout: bool = False
+    upsample: str = "transposed"
+    input_nc: int = 1
+    output_nc: int = 1
+
+
+def build_generator(architecture: Architecture) -> nn.Module:
+    """Return a generator.
 
     Raises:
-        InputError: unknown `name`, `norm` or `upsample`.
+        InputError: unknown `netG`, `norm` or `upsample`, or a combination that the generator does not have.
     """
-    generator = _pick(GENERATORS, name, "generator")
-    return generator(
-        input_nc=input_nc, output_nc=output_nc, ngf=ngf, norm=norm, use_dropout=use_dropout, upsample=upsample
+    arguments = asdict(architecture)
+    return _pick(GENERATORS, arguments.pop("netG"), "generator")(**arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorSettings:
+    """discriminators."""
+
+    netD: str = option(
+        "basic", nature=Nature.FIXED, choices=tuple(DISCRIMINATORS), aliases=("--which_model_netD",),
+        help="discriminator",
+    )  # fmt: skip
+    ndf: int = option(
+        64, nature=Nature.FIXED, parse=positive_int, help="features after the discriminator's first layer"
     )
+    n_layers_D: int = option(3, nature=Nature.FIXED, parse=positive_int, help="halvings of --netD n_layers")
 
 
 def build_discriminator(
@@ -387,57 +435,3 @@ def build_discriminator(
     if n_layers != 3:
         raise InputError(f"n_layers {n_layers} does nothing to the discriminator {name!r}: choose 'n_layers' for it")
     return discriminator(input_nc=input_nc, ndf=ndf, norm=norm)
-
-
-def _normal(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
-    nn.init.normal_(weight, 0.0, gain, generator=generator)
-
-
-def _xavier(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
-    nn.init.xavier_normal_(weight, gain, generator=generator)
-
-
-def _kaiming(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
-    nn.init.kaiming_normal_(weight, generator=generator)
-
-
-def _orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None) -> None:
-    nn.init.orthogonal_(weight, gain, generator=generator)
-
-
-INITIALISATIONS: dict[str, Callable[[Tensor, float, torch.Generator | None], None]] = {
-    "normal": _normal,
-    "xavier": _xavier,
-    "kaiming": _kaiming,
-    "orthogonal": _orthogonal,
-}
-
-
-def initialise(
-    net: nn.Module, kind: str = "normal", gain: float = 0.02, generator: torch.Generator | None = None
-) -> None:
-    """Draw the weights of all convolutions of `net` anew, in place; biases become 0.
-
-    Scales and shifts of batch norm become N(1, 0.02) and 0 (Radford et al., DCGAN, ICLR 2016).
-
-    Args:
-        net: the network.
-        kind: 'normal': N(0, gain); 'xavier': Glorot and Bengio 2010, standard deviation
-            gain * sqrt(2 / (fan_in + fan_out)); 'kaiming': He et al. 2015, sqrt(2 / fan_in), whatever `gain`;
-            'orthogonal': Saxe et al. 2014, orthonormal rows or columns times `gain`.
-        gain: scale of the weights.
-        generator: source of randomness, on the device of `net`; None for torch's global one.
-
-    Raises:
-        InputError: unknown `kind`.
-    """
-    draw = _pick(INITIALISATIONS, kind, "initialisation")
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            draw(module.weight, gain, generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02, generator=generator)
-        else:
-            continue
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -12,30 +12,31 @@ from typing import Any, NamedTuple
 import torch
 
 from data.errors import InputError, is_out_of_memory
-from data.prepared.manifest import write_json
-from models.cycle_gan_model import CycleGANModel
+from data.outputs import check_free
+from data.prepared.manifest import read_json, write_json
+from data.settings.declaration import Nature
+from models.base_model import BaseModel
+from models.inference_settings import FILE_NAME, read_inference_settings
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
 
 log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
+OPTIONS_NAME = "opt.json"
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
-STATE_VERSION = 2
-# What a state of train.py is made of, and as what it is stored.
-STATE_PARTS = {"model": dict, "rate": dict, "position": dict, "processes": list, "options": dict}
-# Options on which no result depends: where a run is, what it shows, and what only its beginning uses.
-_FREE_OPTIONS = frozenset(
-    "name checkpoints_dir dataroot device num_threads continue_train epoch init_from shape_extractor print_freq "
-    "display_freq display_ncols display_window display_id display_server display_port display_env display_start "
-    "no_html save_latest_freq save_epoch_freq ct_window ct_transfer".split()
-)
-# Options that the stored weights, optimisers and pools are of, or the images that they know.
-_FIXED_OPTIONS = frozenset(
-    "netG netD ngf ndf n_layers_D norm use_dropout upsample direction pool_size lr_policy ema lambda_shape_gan "
-    "mr_window ct_map preprocess load_size crop_size".split()
-)
+STATE_VERSION = 3
+# What a state is made of, and as what it is stored.
+STATE_PARTS = {
+    "model": dict,
+    "rate": dict,
+    "position": dict,
+    "processes": list,
+    "options": dict,
+    "spent": float,
+    "best": dict,
+}
 
 
 class DamagedStateError(InputError):
@@ -83,10 +84,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to start a run where weights or a state lie; what a run left that never saved is cleared.
+    """Refuse to start a run where weights, a state or files of others lie; what a run left that never saved is cleared.
 
     Raises:
-        InputError: the folder holds a run or a model.
+        InputError: the folder holds a run or a model, or what is no run's under a name that a run writes.
     """
     if has_state(folder):
         raise InputError(
@@ -94,8 +95,23 @@ def check_new(folder: Path) -> None:
         )
     if any(folder.glob("*_net_*.pth")):
         raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
+    written = [folder / name for name in (FILE_NAME, OPTIONS_NAME, "losses.jsonl", "loss_log.txt", "web")]
+    if not _was_begun(folder):
+        check_free(written, "--name", overwrite=None)
     for name in ("losses.jsonl", "loss_log.txt"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _was_begun(folder: Path) -> bool:
+    """Tell whether a run wrote into a folder: what its use must know, or its options, come first."""
+    try:
+        read_inference_settings(folder)
+    except InputError:
+        try:
+            return read_json(folder / OPTIONS_NAME).keys() >= {"name", "dataroot"}
+        except InputError:
+            return False
+    return True
 
 
 def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
@@ -103,40 +119,41 @@ def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
     return folder / f"{epoch}_net_{network}.pth"
 
 
-def save_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+def save_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
     """Write the weights of every network as `<epoch>_net_<network>.pth`."""
     for name, net in model.kept_networks.items():
         save_network_weights(net, weights_path(folder, epoch, name))
 
 
-def load_weights(folder: Path, model: CycleGANModel, epoch: str | int) -> None:
+def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
     """Start from the weights of the run in `folder`; networks that it does not have, and optimisers, stay fresh.
 
     Raises:
-        InputError: it has no generators, or weights do not fit.
+        InputError: the model's first network is not there, or weights do not fit.
     """
+    needed = next(iter(model.networks))
     for name, net in model.networks.items():
         path = weights_path(folder, epoch, name)
-        if path.exists() or name.startswith("G_"):
+        if path.exists() or name == needed:
             load_network_weights(net, path)
         else:
             log.info("%s: not there; %s starts anew", path, name)
 
 
-def save_options(folder: Path, options: dict[str, Any]) -> None:
-    """Write the run's options to `opt.json`; what JSON cannot hold is written as text."""
-    plain = (str, int, float, list, tuple, type(None))
-    values = {key: value if isinstance(value, plain) else str(value) for key, value in options.items()}
-    write_json(folder / "opt.json", values)
+def save_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write the run's options, plain values by name, to `opt.json`."""
+    write_json(folder / OPTIONS_NAME, dict(options))
 
 
-def options_record(options: dict[str, Any]) -> dict[str, str]:
-    """Return as text the options that a run's result depends on, for its state."""
-    return {key: str(value) for key, value in options.items() if key not in _FREE_OPTIONS}
-
-
-def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) -> None:
+def check_options(
+    folder: Path, saved: Mapping[str, str], current: Mapping[str, str], natures: Mapping[str, Nature]
+) -> None:
     """Compare the options that a run is continued with to its own: what changes its result is named in a warning.
+
+    Args:
+        folder: the run's.
+        saved, current: options and facts that its result depends on, as text; a name that only one of them has counts.
+        natures: what a change of each means; of a name that is missing, that the result changes.
 
     Raises:
         InputError: options differ that the saved state is bound to; it names them with both values.
@@ -146,7 +163,7 @@ def check_options(folder: Path, saved: dict[str, str], current: dict[str, str]) 
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
     }
-    fixed = [text for key, text in changed.items() if key in _FIXED_OPTIONS]
+    fixed = [text for key, text in changed.items() if natures.get(key) == Nature.FIXED]
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
@@ -220,7 +237,8 @@ def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: 
     found = (state.get("kind"), state.get("format_version"))
     if found != (STATE_KIND, STATE_VERSION):
         raise DamagedStateError(
-            f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}"
+            f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}: start a "
+            "new run from its weights by --init_from"
         )
     if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
         raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")

@@ -9,7 +9,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from data.errors import InputError
 
-POLICIES = ("linear", "step", "plateau", "cosine")
+POLICIES = ("linear", "step", "plateau", "cosine", "warmup_cosine")
+# `warmup_cosine`: the rate rises from 2 % over this share of the run, then falls by a cosine to 0.3 %.
+_WARM_UP, _FIRST, _LAST = 0.05, 0.02, 0.003
 
 
 def learning_rate_factor(
@@ -25,7 +27,7 @@ def learning_rate_factor(
     'cosine': (1 + cos(pi (e - 1) / (n + d))) / 2 (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
 
     Args:
-        policy: one of `POLICIES` but 'plateau', which follows a metric and not the epoch: see `LearningRate`.
+        policy: one of `POLICIES` but 'plateau' and 'warmup_cosine', which follow something else: see `LearningRate`.
         epoch: from 1; past the end, 'linear' and 'cosine' stay at 0.
         n_epochs: epochs at the full rate.
         n_epochs_decay: epochs of decay after them.
@@ -33,7 +35,7 @@ def learning_rate_factor(
         gamma: 'step': factor of a step.
 
     Raises:
-        InputError: unknown policy, or 'plateau'; `lr_decay_iters` below 1.
+        InputError: unknown policy, or one that has no factor for an epoch; `lr_decay_iters` below 1.
         ValueError: `epoch` below 1.
     """
     if epoch < 1:
@@ -48,10 +50,20 @@ def learning_rate_factor(
             return gamma ** ((epoch - 1) // lr_decay_iters)
         case "cosine":
             return (1 + math.cos(math.pi * min(epoch - 1, total) / total)) / 2
-        case "plateau":
-            raise InputError("learning-rate policy 'plateau' follows a metric: it has no factor for an epoch")
+        case "plateau" | "warmup_cosine":
+            follows = "a metric" if policy == "plateau" else "every step"
+            raise InputError(f"learning-rate policy {policy!r} follows {follows}: it has no factor for an epoch")
         case _:
             raise _unknown(policy)
+
+
+def warmup_cosine_factor(progress: float) -> float:
+    """Return what the base learning rate is multiplied by when a share `progress` of the run, in [0, 1], is done.
+
+    min(1, 0.02 + p / 0.05) ((1 + cos(pi p)) / 2 + 0.003): a linear rise (Goyal et al., "Accurate, large minibatch SGD",
+    2017), then a cosine (Loshchilov and Hutter, SGDR, ICLR 2017, without restarts).
+    """
+    return min(1.0, _FIRST + progress / _WARM_UP) * ((1 + math.cos(math.pi * progress)) / 2 + _LAST)
 
 
 def _unknown(policy: str) -> InputError:
@@ -63,6 +75,7 @@ class LearningRate:
 
     for epoch in range(1, last + 1):
         rate.start_epoch(epoch)
+        rate.start_step(progress)  # before every step
         ...
         rate.end_epoch(metric)
     """
@@ -125,10 +138,19 @@ class LearningRate:
         self._epoch = epoch - self._n_epochs_warm
         if self._epoch < 1:
             self._set(self._warm_lr)
-        elif self._policy != "plateau":
+        elif self._policy not in ("plateau", "warmup_cosine"):
             self._set(self._base_lr * learning_rate_factor(self._policy, self._epoch, *self._schedule))
         elif self._epoch == 1:
             self._set(self._base_lr)
+
+    def start_step(self, progress: float) -> None:
+        """Set the learning rate of a step; only 'warmup_cosine' changes it.
+
+        Args:
+            progress: share of the run that is done, in [0, 1].
+        """
+        if self._policy == "warmup_cosine" and self._epoch >= 1:
+            self._set(self._base_lr * warmup_cosine_factor(progress))
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Take an epoch's metric (smaller is better) into account; only 'plateau' needs it.

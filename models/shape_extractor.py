@@ -9,10 +9,10 @@ Medical Imaging 2019, and "Unpaired MR to CT synthesis with explicit structural 
 ISBI 2019.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,9 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from data.prepared.manifest import MANIFEST_NAME, read_manifest
+from data.values.curve import curve, inverse
 from data.values.intensity import IntensityMap
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
 from unet.unet_model import UNet
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "extractor.pth"
 # Where the extractor of a data set is, below the data set's folder.
@@ -106,8 +110,8 @@ class ShapeExtractor(nn.Module):
         """
         settings = self.settings
         if self.ct_map != settings.ct:
-            hu = _piecewise_linear(images, tuple((y, x) for x, y in self.ct_map.knots))
-            images = _piecewise_linear(hu, settings.ct.knots)
+            hu = curve(images, inverse(self.ct_map.knots))
+            images = curve(hu, settings.ct.knots)
         low, high = settings.input_range
         return images if (low, high) == (-1.0, 1.0) else low + (high - low) / 2 * (images + 1)
 
@@ -124,12 +128,6 @@ class ShapeExtractor(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; a frozen extractor stays in evaluation whatever its owner is set to."""
         return super().train(mode and not self.frozen)
-
-
-def _piecewise_linear(values: Tensor, knots: tuple[tuple[float, float], ...]) -> Tensor:
-    """Return `IntensityMap`'s curve through `knots` of a tensor; clipped beyond the ends."""
-    ramps = [(x1, x2, (y2 - y1) / (x2 - x1)) for (x1, y1), (x2, y2) in pairwise(knots)]
-    return knots[0][1] + sum((values.clamp(x1, x2) - x1) * slope for x1, x2, slope in ramps)
 
 
 def label_channels(masks: Tensor, n_classes: int) -> Tensor:
@@ -165,9 +163,13 @@ def save_extractor(extractor: ShapeExtractor, path: str | Path, validation: Mapp
 
 
 def extractor_file(path: str | Path) -> Path:
-    """Return the file of an extractor that is named by it, or by the folder of the run that trained it."""
+    """Return the file of an extractor that is named by it, or by the folder of the run that trained it.
+
+    What is not there is meant as a file where its name has an ending.
+    """
     path = Path(path)
-    return path / FILE_NAME if path.is_dir() else path
+    is_run = path.is_dir() or not (path.exists() or path.suffix)
+    return path / FILE_NAME if is_run else path
 
 
 def load_extractor(
@@ -199,3 +201,58 @@ def load_extractor(
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); train the extractor again or restore the file") from error
     return extractor.to(device).freeze()
+
+
+def open_extractor(
+    path: Path, dataroot: Path, device: torch.device, ct_map: IntensityMap, spacing_mm: float | None
+) -> ShapeExtractor:
+    """Return the frozen shape extractor at `path` for a training on `dataroot`.
+
+    What it was trained on is said; where that is none of the CT of this data set, in a warning.
+
+    Args:
+        path: its file, or the folder of the run that trained it.
+        dataroot: the data set.
+        device: where it runs.
+        ct_map: the intensity map of the CT that it will see, spacing_mm: their pixel spacing.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    file = extractor_file(path)
+    if not file.exists():
+        raise InputError(
+            f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
+            f"train one by python -m ct_segmentation.train --dataroot {dataroot} (it takes a prepared data set), "
+            "name one of the same anatomy by --shape_extractor, or train without the constraint: --lambda_shape 0 "
+            "--lambda_shape_gan 0"
+        )
+    extractor = load_extractor(path, device, ct_map)
+    learnt_mm = extractor.settings.spacing_mm
+    if spacing_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
+        log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
+    training = extractor.settings.training
+    if training is None:
+        log.warning("warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, dataroot)
+        return extractor
+    known = str(training.get("dataset"))
+    if "patients" in training:  # of weights that were taken over nobody knows
+        known = f"{training.get('ct')} CT of {training['patients']} patients ({known})"
+    if _knows_ct_of(dataroot, training):
+        log.info("shape extractor: %s, trained on %s", path, known)
+    else:
+        log.warning(
+            "warning: %s: was trained on %s, none of them in %s; it must know the anatomy there",
+            path,
+            known,
+            dataroot,
+        )
+    return extractor
+
+
+def _knows_ct_of(dataroot: Path, training: Mapping[str, Any]) -> bool:
+    """Tell whether an extractor was trained on some CT that a prepared data set trains on too."""
+    if not (dataroot / MANIFEST_NAME).exists():
+        return False
+    here = {case.source_sha256 for case in read_manifest(dataroot).select("train", "B")}
+    return not here.isdisjoint(training.get("sources") or ())

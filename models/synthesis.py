@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.values.modality import check_ct, check_mr, in_hu
-from data.values.mr_scale import correct_bias, fat_level
+from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
@@ -127,7 +127,8 @@ def synthesize_volume(
         batch_size: slices in one pass of the network; None chooses by the free memory.
 
     Raises:
-        InputError: the source is of the other modality, no body is found, or the MR is constant inside it.
+        InputError: the source is of the other modality, no body is found, or the MR is constant inside it, or does not
+            start at 0 though the model takes its scale from fat or corrects bias fields.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body)
     loss = plan.describe_loss()
@@ -148,6 +149,8 @@ def prepare_volume(
     source = source if to_ct else in_hu(source)
     if body is None:
         body = (mr_body_mask if to_ct else ct_body_mask)(source)
+    if to_ct and (settings.bias_correction or settings.mr_window == "tissue"):
+        check_starts_at_zero(source.array, body)
     if to_ct and settings.bias_correction:
         source = correct_bias(source, body)
     return plan_volume(source, body, intensity_maps(settings, source, body), settings)

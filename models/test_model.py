@@ -164,9 +164,7 @@ class TestModel(Translator):
     ) -> None:
         """Build the generator and load its weights from the file `weights`; `precision` of `precision.PRECISIONS`."""
         s = settings
-        netG = build_generator(
-            s.netG, s.slab, s.slab, ngf=s.ngf, norm=s.norm, use_dropout=s.use_dropout, upsample=s.upsample
-        )
+        netG = build_generator(s.generator)
         load_network_weights(netG, weights)
         super().__init__(netG, s.slab, device, precision, s.mirrored)
         self.netG.to(device).eval().requires_grad_(False)

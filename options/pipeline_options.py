@@ -4,7 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
-from options.base_options import finish, positive_int
+from data.settings.values import positive_int
+from options.base_options import finish
 from options.test_options import inference_parser
 
 

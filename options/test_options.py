@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from data.settings.values import positive_float, positive_int
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
-from options.base_options import base_parser, finish, positive_float, positive_int
+from options.base_options import base_parser, finish
 
 
 def inference_parser(prog: str, description: str) -> argparse.ArgumentParser:

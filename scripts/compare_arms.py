@@ -19,10 +19,10 @@ import numpy as np
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.phantom.labels import arm_mask, body_mask
+from data.settings.values import experiment_name, torch_device
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
-from options.base_options import experiment_name, torch_device
 
 log = logging.getLogger(__name__)
 

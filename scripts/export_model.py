@@ -15,11 +15,11 @@ from torch import Tensor
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.values import epoch_name, experiment_name
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.networks import build_generator
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_atomically
-from options.base_options import epoch_name, experiment_name
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = weights_path(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
-    net = build_generator(
-        settings.netG,
-        settings.slab,
-        settings.slab,
-        ngf=settings.ngf,
-        norm=settings.norm,
-        use_dropout=settings.use_dropout,
-        upsample=settings.upsample,
-    )
+    net = build_generator(settings.generator)
     load_network_weights(net, source)  # refuses what is not of this network
     weights = net.state_dict()
     target = weights_path(opt.out, "latest", "G_A")

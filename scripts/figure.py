@@ -11,8 +11,9 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.values import parse_numbers, positive_float, positive_int
 from data.volumes.volume import read_volume
-from options.base_options import checked, parse_numbers, positive_float, positive_int
+from options.base_options import checked
 from visualization.figures import (
     axial_slices,
     check_figure_name,

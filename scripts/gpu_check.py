@@ -33,9 +33,10 @@ from benchmarks.machine import hardware
 from benchmarks.networks import compare_steps, measure_own_step, measure_synthesis
 from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
-from data.prepared.manifest import write_json
+from data.outputs import check_free
+from data.prepared.manifest import read_json, write_json
+from data.settings.values import positive_int, torch_device
 from models.precision import choose_precision
-from options.base_options import positive_int, torch_device
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 
@@ -215,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     opt.device = ProcessGroup().device(opt.device)
     set_up_torch(opt.device, deterministic=False)
+    file = opt.out / FILE_NAME
+    check_free([file], "--out", made=[file] if _is_report(file) else [], overwrite=None)
     opt.out.mkdir(parents=True, exist_ok=True)
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -226,12 +229,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, section in Checks(opt.device, Path(work), opt.tiny, deadline).sections().items():
             found = run_section(section, deadline)
             report["sections"][name] = found
-            write_json(opt.out / FILE_NAME, _writable(report))
+            write_json(file, _writable(report))
             sys.stdout.write(describe(name, found) + "\n")
             sys.stdout.flush()
     failed = [name for name, found in report["sections"].items() if found["status"] == "failed"]
-    sys.stdout.write(f"failed: {'; '.join(failed) or 'nothing'}\nwritten: {opt.out / FILE_NAME}\n")
+    sys.stdout.write(f"failed: {'; '.join(failed) or 'nothing'}\nwritten: {file}\n")
     return 1 if failed else 0
+
+
+def _is_report(file: Path) -> bool:
+    """Tell whether a file is a report of this command."""
+    try:
+        return {"date", "settings", "hardware", "sections"} <= read_json(file).keys()
+    except InputError:
+        return False
 
 
 def run_section(section: Callable[[], dict], deadline: float) -> dict:

@@ -2,7 +2,7 @@
 # Use a GPU for a fixed time: check it, then train on several prepared data sets at once for the rest.
 #   bash scripts/gpu_run.sh DATASET... OUT
 # First scripts.gpu_check, which writes OUT/gpu_check.json; then for every data set, all at the same time,
-# scripts.train_simulated, which keeps OUT/checkpoints/NAME (NAME: the name of the data set's folder). Logs are
+# train.py --model simulated_pairs, which keeps OUT/checkpoints/NAME (NAME: the name of the data set's folder). Logs are
 # OUT/gpu_check.log and OUT/train_NAME.log. What fails does not stop the others; the exit code is 1 then.
 # Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; one that has had its time ends at once.
 # SECONDS_TOTAL: for everything, about (540). CHECK_SECONDS: of these for the check (a third). DEVICE: cuda:0.
@@ -75,7 +75,7 @@ for k in "${!names[@]}"; do
     if [ -e "$models/$name/latest_state.pth" ] || [ -e "$models/$name/previous_state.pth" ]; then
         options+=(--continue_train)
     fi
-    "$python" -m scripts.train_simulated "${options[@]}" >"$out/train_$name.log" 2>&1 &
+    "$python" train.py --model simulated_pairs "${options[@]}" >"$out/train_$name.log" 2>&1 &
     jobs+=($!)
 done
 for k in "${!jobs[@]}"; do

@@ -12,12 +12,13 @@ import torch
 
 from data.errors import run_command
 from data.outputs import check_free
-from data.values.intensity import CT_WINDOW_HU, IntensityMap
+from data.settings.values import experiment_name, parse_numbers, positive_float, positive_int
+from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
-from models.networks import GENERATORS, NORMS, UPSAMPLINGS, build_generator
+from models.networks import GENERATORS, NORMS, UPSAMPLINGS, Architecture, build_generator
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_network_weights
-from options.base_options import experiment_name, mr_window_rule, parse_numbers, positive_float, positive_int, window
+from options.base_options import checked
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), default=CT_WINDOW_HU, help="HU at -1 and 1")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
     options = parse_numbers(parser, arguments)
-    options.mr_window = mr_window_rule(parser, options.mr_window)
-    options.ct = IntensityMap.window(*window(parser, "--ct_window", options.ct_window))
+    options.mr_window = checked(parser, parse_mr_window, options.mr_window)
+    options.ct = IntensityMap.window(*checked(parser, parse_window, options.ct_window))
     return options
 
 
@@ -54,17 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     target = weights_path(folder, "latest", "G_A")
     check_free([target, folder / FILE_NAME], "--name", [opt.weights], overwrite=opt.overwrite)
-    net = build_generator(opt.netG, ngf=opt.ngf, norm=opt.norm, use_dropout=opt.use_dropout, upsample=opt.upsample)
+    architecture = Architecture(opt.netG, opt.ngf, opt.norm, opt.use_dropout, opt.upsample)
+    net = build_generator(architecture)
     load_network_weights(net, opt.weights, taken_over=True)
     with torch.inference_mode():
         net.eval()(torch.zeros(1, 1, opt.size, opt.size))  # refuses a size that the network cannot take
     save_network_weights(net, target)
     settings = InferenceSettings(
-        netG=opt.netG,
-        ngf=opt.ngf,
-        norm=opt.norm,
-        use_dropout=opt.use_dropout,
-        upsample=opt.upsample,
+        generator=architecture,
         direction="AtoB",
         size=opt.size,
         spacing_mm=opt.spacing_mm,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from options.base_options import checked, nonnegative_float, positive_int
+from data.settings.values import nonnegative_float, positive_int
+from options.base_options import checked
 from visualization.figures import check_figure_name, draw_losses, save_figure
 from visualization.records import RECORDS_NAME, read_records
 

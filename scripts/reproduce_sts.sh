@@ -4,9 +4,9 @@
 #   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or what
 # scripts.prepare_sts makes of it (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
-# DEVICE: auto. STEPS: of the recommended model (6000). EXTRACTOR_EPOCHS: 4.
+# DEVICE: auto. EPOCHS: of the recommended model (24, of 250 steps). EXTRACTOR_EPOCHS: 4.
 # A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
-#   DEVICE=cpu STEPS=2 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
+#   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
@@ -46,7 +46,7 @@ arm() { # script, name, options; a run that is done ends at once
 arm train_pure_cyclegan pure_cyclegan --n_epochs 1 --n_epochs_decay 1
 arm train_cycle_lcc cycle_Lcc --n_epochs 1 --n_epochs_decay 1
 arm train_self_lcc Self+Lcc_finetune --n_epochs 0 --n_epochs_decay 1 --shape_extractor "$models/shape_extractor"
-bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --steps "${STEPS:-6000}" "${device[@]}"
+bash scripts/train_recommended.sh "$out/native" --checkpoints_dir "$models" --n_epochs "${EPOCHS:-24}" "${device[@]}"
 
 is_newer() { # file, others: whether it is there and newer than all of them
     local file=$1 other

@@ -9,14 +9,14 @@ import torch
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
 from models.inference_settings import InferenceSettings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 from tests.test_preparation import mr_volume
 from tests.test_volume import write_series
 
 NAME = "tiny"
 SETTINGS = InferenceSettings(
-    netG="resnet_6blocks", ngf=2, norm="instance", use_dropout=False, upsample="resize", direction="AtoB", size=32,
+    generator=Architecture("resnet_6blocks", ngf=2, norm="instance", upsample="resize"), direction="AtoB", size=32,
     spacing_mm=4.0, slice_mm=None, mr_window="percentile", typical_mr=None, ct=IntensityMap.window(-1000, 1400),
     versions={},
 )  # fmt: skip
@@ -32,7 +32,7 @@ def write_model(root: Path, seed: int = 0, settings: InferenceSettings = SETTING
     """Write a model below `root`/checkpoints; return that folder."""
     torch.manual_seed(seed)
     settings.write(root / "checkpoints" / NAME)
-    net = build_generator(settings.netG, ngf=settings.ngf, upsample=settings.upsample)
+    net = build_generator(settings.generator)
     save_network_weights(net, root / "checkpoints" / NAME / "latest_net_G_A.pth")
     return root / "checkpoints"
 

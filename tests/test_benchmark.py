@@ -11,7 +11,7 @@ from benchmarks import machine
 from benchmarks.data_sets import link_volumes, rate, simulate_data_set
 from benchmarks.machine import MatrixProducts, peak_memory_mib, share_of_peak, speed_ratio, take_turns
 from benchmarks.networks import compare, difference
-from benchmarks.reference import PlainPool, ReferenceStep, gradient_norms
+from benchmarks.reference import PlainPool, ReferenceStep
 from data.errors import InputError
 from data.loading.slices import PreparedSlices
 from data.prepared.manifest import read_manifest
@@ -20,11 +20,12 @@ from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.image_pool import ImagePool
 from models.shape_extractor import ExtractorSettings, ShapeExtractor
 from tests.shape_data import write_prepared
+from tests.test_cycle_gan_model import NO_SHAPE
 from tools import benchmark
 
 CPU = torch.device("cpu")
 FULL = {"lambda_shape": 10.0, "lambda_shape_gan": 1.0}
-TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, "pool_size": 3}
+TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, "pool_size": 3, **NO_SHAPE}
 LOSSES = set("G gan_A gan_B cycle_A cycle_B idt_A idt_B correlation_A correlation_B shape gan_S D_A D_B D_S".split())
 
 
@@ -46,6 +47,12 @@ def trained_model(samples, **settings):
     for seed in range(4):
         model.step(batch(samples, seed))
     return model
+
+
+def gradient_norms(networks) -> dict[str, float]:
+    """Return the Euclidean norm of every network's gradients, as its last update left them."""
+    grads = {name: [p.grad for p in net.parameters() if p.grad is not None] for name, net in networks.items()}
+    return {name: float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gs]))) for name, gs in grads.items()}
 
 
 def differences(model, samples):

@@ -184,6 +184,44 @@ def test_the_hash_is_that_of_the_series_alone(tmp_path):
     assert CohortCase("v", file).hash() != unchanged
 
 
+def modality(name: str, **tags):
+    """Return what makes a series one of another modality."""
+
+    def change(k, header):
+        header.Modality = name
+        for tag, value in tags.items():
+            setattr(header, tag, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (modality("CT"), "not MR"),
+        (modality("SC"), "not MR"),
+        (modality("MR", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser"),
+        (modality("MR", SeriesDescription="T2"), "description without 'T1'"),
+    ],
+)
+def test_slices_that_are_no_case_hide_no_volume_beside_them(tmp_path, change, reason):
+    """A stray CT slice, a screenshot, a localiser: the MR volumes of that folder are converted all the same."""
+    write_series(tmp_path / "in", change=change)
+    for k in range(2):
+        write_volume(patient_mr(), tmp_path / f"in/p{k}.nii.gz")
+    cohort = find_cohort(tmp_path / "in", series_description=re.compile("T1"))
+    assert names(cohort) == ["p0", "p1"]
+    assert len(cohort.passed_over) == 1 and reason in cohort.passed_over[0]
+
+
+def test_slices_that_cannot_be_read_are_the_case_and_volumes_beside_them_are_passed_over(tmp_path):
+    touch(tmp_path, "p1/1.dcm")
+    write_volume(patient_mr(), tmp_path / "p1/body.nii.gz")
+    cohort = find_cohort(tmp_path)
+    assert names(cohort) == ["p1"] and "no image that can be read" in cohort.cases[0].problem
+    assert len(cohort.passed_over) == 1 and "body.nii.gz: beside DICOM slices" in cohort.passed_over[0]
+
+
 @pytest.mark.parametrize("name", ["body.nii.gz", "converted.mha"])
 def test_a_volume_file_beside_dicom_slices_is_passed_over_unless_it_is_named(tmp_path, name):
     """As preparation and test_adapt.py take the folder."""

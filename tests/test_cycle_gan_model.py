@@ -10,10 +10,11 @@ from models.averages import WarmedUpAverage
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import NonFiniteLossError
 from models.losses import correlation_loss, gan_loss, local_correlation_loss
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 
 CPU = torch.device("cpu")
-TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2}
+NO_SHAPE = {"lambda_shape": 0.0, "lambda_shape_gan": 0.0}
+TINY = {"netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "init_gain": 0.2, **NO_SHAPE}
 
 
 def batch(size=32, samples=1, seed=0):
@@ -124,10 +125,10 @@ def test_a_restored_model_goes_on_bit_for_bit():
     model = CycleGANModel(settings, CPU)
     for step in range(4):
         model.step(batch(seed=step))
-    state, pools = copy.deepcopy((model.state_dict(), model.pools_state()))
+    state, pools = copy.deepcopy((model.state_dict(), model.process_state()))
     resumed = CycleGANModel(CycleGANSettings(**TINY, pool_size=2, seed=99), CPU)
     resumed.load_state_dict(state)
-    resumed.load_pools_state(pools)
+    resumed.load_process_state(pools)
     for step in range(4, 8):
         model.step(batch(seed=step))
         resumed.step(batch(seed=step))
@@ -222,7 +223,7 @@ def test_the_average_of_the_generators_is_exponential(norm):
 
 def test_an_average_asks_its_device_for_nothing():
     """On the meta device there is nothing to ask: any number that the host wanted of it would be an error."""
-    net = build_generator("resnet_6blocks", ngf=2, norm="batch").to("meta")
+    net = build_generator(Architecture("resnet_6blocks", ngf=2, norm="batch")).to("meta")
     average = WarmedUpAverage(net, 0.9)
     for _ in range(3):
         average.update_parameters(net)

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
+from data.loading.batches import collate, load_batches
 from data.loading.single_dataset import SingleDataset
 from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice
-from data.loading.unaligned_dataset import Draw, UnalignedSampler, collate, load_batches, open_unaligned
+from data.loading.unaligned_dataset import Draw, UnalignedSampler, open_unaligned
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.values.intensity import IntensityMap
 
@@ -80,7 +81,7 @@ def test_a_sample_has_the_declared_shapes_and_ranges(dataroot):
 def test_slice_and_mask_go_through_the_same_transform(options):
     image = np.random.default_rng(0).random((SIZE, SIZE)).astype(np.float32)
     item = Slice(image, (image > 0.5).astype(np.uint8), "x")
-    augmentation = Augmentation(**options, flip=True)
+    augmentation = Augmentation(**options, flip="x")
     seen = set()
     for seed in range(40):
         transformed, mask = augmentation(item, np.random.default_rng(seed))
@@ -188,7 +189,7 @@ def test_the_order_takes_eight_bytes_a_slice():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(dataroot, workers):
     def batches(num_workers):
-        dataset = open_plain(dataroot, preprocess="crop", crop_size=9, flip=True)
+        dataset = open_plain(dataroot, preprocess="crop", crop_size=9, flip="x")
         sampler = UnalignedSampler(dataset, seed=5)
         found = list(load_batches(dataset, sampler, 2, num_workers))
         assert [len(batch["origin_A"]) for batch in found] == [2, 2, 2]

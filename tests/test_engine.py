@@ -19,14 +19,15 @@ from models.finite_losses import FiniteLosses, NonFiniteLossError
 from models.precision import choose_precision
 from models.schedules import LearningRate
 from options import train_options
-from options.train_options import SaveRhythm, save_rhythm
-from scripts import train_simulated
+from options.train_options import METHODS
 from tests.test_cycle_gan_model import CPU, TINY, batch, weights
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import SHORT, assert_same_weights, run
 from tests.test_train import TINY as TINY_OPTIONS
+from training import settings as training_settings
 from training.distributed import ProcessGroup
 from training.run import TrainingRun
+from training.settings import SaveRhythm, save_rhythm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +45,7 @@ def test_fp16_steps_with_a_scale_that_is_restored_and_goes_on_bit_for_bit():
     assert not torch.equal(before["G_A.model.1.weight"], model.netG_A.state_dict()["model.1.weight"])
     resumed = CycleGANModel(CycleGANSettings(**TINY, precision="fp16", seed=9), CPU)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
-    resumed.load_pools_state(copy.deepcopy(model.pools_state()))
+    resumed.load_process_state(copy.deepcopy(model.process_state()))
     for seed in (1, 2):
         model.step(batch(seed=seed))
         resumed.step(batch(seed=seed))
@@ -98,7 +99,7 @@ def test_states_are_saved_by_steps_or_minutes(text, expected, monkeypatch):
     if rhythm.steps:
         assert [rhythm.due(k, 0.0) for k in (4999, 5000, 5001, 10000)] == [False, True, False, True]
         return
-    monkeypatch.setattr(train_options.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(training_settings.time, "monotonic", lambda: 1000.0)
     limit = 60 * rhythm.minutes
     assert [rhythm.due(1, 1000.0 - seconds) for seconds in (limit - 1, limit, limit + 1)] == [False, True, True]
 
@@ -124,7 +125,7 @@ def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch
     monkeypatch.setattr(run_folder, "save_state", count)
     whole = run(dataroot, tmp_path, name="steps", *["--no_html"])  # noqa: B026
     saved.clear()
-    monkeypatch.setattr(train_options.time, "monotonic", clock)
+    monkeypatch.setattr(training_settings.time, "monotonic", clock)
     timed = run(dataroot, tmp_path, "--no_html", "--save_latest_freq", "1min", name="minutes")
     assert_same_weights(whole, timed)
     within = [samples for _, samples in saved if samples]
@@ -150,7 +151,7 @@ def test_batch_norm_is_synchronised_on_gpus_only(capsys):
 
 
 def test_compiled_networks_take_the_same_step():
-    compiled = CycleGANModel(CycleGANSettings(**TINY), CPU, compiled=True)
+    compiled = CycleGANModel(CycleGANSettings(**TINY, compile=True), CPU)
     plain = CycleGANModel(CycleGANSettings(**TINY), CPU)
     for seed in (0, 1):
         losses, expected = compiled.step(batch(seed=seed)), plain.step(batch(seed=seed))
@@ -172,7 +173,8 @@ def test_an_epoch_s_loss_is_summed_in_the_device_s_best_type(dataroot, tmp_path,
     monkeypatch.setattr(CycleGANModel, "step", watched)
     monkeypatch.setattr(LearningRate, "end_epoch", lambda self, metric: metrics.append(metric))
     where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(tmp_path)]
-    training = TrainingRun(train_options.parse([*where, *TINY_OPTIONS, *SHORT, "--no_html"]), ProcessGroup())
+    settings = train_options.parse([*where, *TINY_OPTIONS, *SHORT, "--no_html"])
+    training = TrainingRun(METHODS["cycle_gan"], settings, ProcessGroup())
     training.device = torch.device(device)
     training.train()
     sums = [kind(0)] * 3
@@ -214,8 +216,8 @@ sys.exit(int(os.environ.get("DIES", 0)))
             env=os.environ | {"PYTHON": str(python)} | environment, capture_output=True, text=True,
         )  # fmt: skip
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-        assert all(call[:2] == ["-m", "scripts.train_simulated"] for call in calls)
-        return process, [train_simulated.parse_arguments(call[2:]) for call in calls]
+        assert all(call[:3] == ["train.py", "--model", "simulated_pairs"] for call in calls)
+        return process, [train_options.parse(call[1:]) for call in calls]
 
     (tmp_path / "limbs").mkdir()
     return start
@@ -224,18 +226,19 @@ sys.exit(int(os.environ.get("DIES", 0)))
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_recipe_passes_options_on_and_resumes_what_has_a_state(recipe, tmp_path, joint):
     models = tmp_path / "my models"
-    more = ["--mr_window", "0", "1200", "--steps", "7"]
+    more = ["--mr_window", "0", "1200", "--n_epochs", "7"]
     more += [f"--checkpoints_dir={models}"] if joint else ["--checkpoints_dir", str(models)]
     process, (run,) = recipe(*more, "--flip", "x")
     assert process.returncode == 0, process.stderr
-    assert (run.name, run.dataroot, run.checkpoints_dir) == ("recommended_limbs", tmp_path / "limbs", models)
-    assert (run.steps, run.mr_window, run.flip, run.continue_train) == (7, (0.0, 1200.0), "x", False)
+    data, where = run.data, run.run
+    assert (where.name, data.dataroot, where.checkpoints_dir) == ("recommended_limbs", tmp_path / "limbs", models)
+    assert (run.epochs, data.mr_window, data.flip, where.continue_train) == (7, (0.0, 1200.0), "x", False)
     # Its latest state or the one before it; half a state is none.
     for name, resumes in (("latest", True), ("previous", True), ("next_latest", False)):
         state = models / f"recommended_limbs/{name}_state.pth"
         state.parent.mkdir(parents=True, exist_ok=True)
         state.touch()
-        assert recipe(*more)[1][0].continue_train == resumes
+        assert recipe(*more)[1][0].run.continue_train == resumes
         state.unlink()
     assert recipe(*more, DIES="143")[0].returncode == 143
 

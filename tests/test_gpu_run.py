@@ -46,7 +46,7 @@ def calls(tmp_path):
 
 def training(tmp_path, name, seconds):
     return (
-        f"-m scripts.train_simulated --dataroot {tmp_path}/data/{name} --name {name} --seconds {seconds} "
+        f"train.py --model simulated_pairs --dataroot {tmp_path}/data/{name} --name {name} --seconds {seconds} "
         f"--checkpoints_dir {tmp_path}/out/checkpoints --device cuda:0"
     )
 
@@ -60,7 +60,7 @@ def test_the_check_comes_first_and_all_trainings_get_the_rest(tmp_path, call):
     assert 500 < rest <= 539
     assert [one, two] == [training(tmp_path, name, rest) for name in ("one", "two")]
     assert (tmp_path / "out" / "gpu_check.log").read_text() == "output of scripts.gpu_check\n"
-    assert (tmp_path / "out" / "train_two.log").read_text() == "output of scripts.train_simulated\n"
+    assert (tmp_path / "out" / "train_two.log").read_text() == "output of --model\n"
 
 
 def test_trainings_run_at_the_same_time(tmp_path, call):
@@ -125,7 +125,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, call, folder
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("phase", ["scripts.gpu_check", "scripts.train_simulated"])
+@pytest.mark.parametrize("phase", ["scripts.gpu_check", "--model"])
 def test_a_signal_reaches_what_runs_and_nothing_is_begun_after_it(tmp_path, call, phase):
     """What runs takes its time to save, and the script waits for it."""
     saving = f"if [ $2 = {phase} ]; then trap 'sleep 0.5; echo saved; exit 143' TERM; touch $CALLS.$$; "

@@ -163,7 +163,23 @@ MRS = {
     "standardised, in thousandths": lambda: 4 * (mr() - 130),
     "8 bit": lambda: (mr() / 4).clip(0, 255).astype(np.uint8),
     "drawn, three values": lambda: np.where(BODY, np.where(RADIUS < 0.5, 300, 900), 0),
+    "8 bit, masked by 0": lambda: np.where(BODY, (mr() / 4).clip(1, 255), 0).astype(np.uint8),
+    "8 bit, every voxel twice": lambda: (mr() / 4).clip(0, 255).astype(np.uint8).repeat(2, axis=2),
+    "smooth, 12 bits": lambda: ndimage.gaussian_filter(mr(), 3).astype(np.int16),
+    "scaled to 0 .. 1": lambda: mr() / 1000,
 }
+
+
+def labels(values: list[float], dtype: type = np.int16) -> np.ndarray:
+    """Return rings of these labels about each other, the first outside."""
+    return np.asarray(values, dtype)[np.where(BODY, 1 + (RADIUS * (len(values) - 1)).astype(int), 0)]
+
+
+def organs(count: int) -> np.ndarray:
+    """Return a body of 16 x 16 columns that are organs, each with a label up to `count`; 0 outside."""
+    return np.where(BODY, 1 + (Y // 6 * 16 + X // 6 + np.arange(SHAPE[0])[:, None, None] // 6) % count, 0)
+
+
 NO_MRS = {
     "CT": (measured_ct, "look like CT in HU"),
     "CT, drawn": (drawn_ct, "look like CT in HU"),
@@ -172,10 +188,24 @@ NO_MRS = {
     "padding -32768": (lambda: padded(mr(), -32768), "below -1124, far below intensities: padding"),
     "padding -9999": (lambda: padded(mr(), -9999), "padding"),
     "padding -2000": (lambda: padded(mr(), -2000), "padding"),
-    "mask": (lambda: BODY.astype(np.uint8), "only 2 different values: this looks like a mask"),
+    "mask": (lambda: BODY.astype(np.uint8), "only 2 different values: this looks like a mask or a label map"),
     "mask of 0 and 255": (lambda: 255 * BODY.astype(np.uint8), "only 2 different values"),
     "mask, float, of one voxel": (lambda: with_voxels(np.zeros(SHAPE), 1, 1), "only 2 different values"),
     "labels 0 to 3": (lambda: BODY * 1 + (RADIUS < 0.8) + (RADIUS < 0.25), "only 4 different values"),
+    "labels with gaps": (lambda: labels([0, 5, 20, 90]), "only 4 different values"),
+    "labels of 0, 1, 255": (lambda: labels([0, 1, 255], np.uint8), "only 3 different values"),
+    "labels without 0": (lambda: labels([1, 2, 3]), "only 3 different values"),
+    "labels with -1": (lambda: labels([-1, 0, 1, 4]), "only 4 different values"),
+    "labels, float": (lambda: labels([0, 7, 11, 40], np.float32), "only 4 different values"),
+    "labels of FreeSurfer": (lambda: np.where(BODY, 1000 + organs(70), 0), "this looks like a label map"),
+    "32 labels": (lambda: labels([*range(0, 64, 2)]), "only 32 different values"),
+    "104 organs": (lambda: organs(104), "8. % of the neighbours have one value: this looks like a label map"),
+    "mask, resampled": (
+        lambda: ndimage.zoom(BODY.astype(np.float32), (1, 1.3, 1.3), order=1),
+        "mask that was resampled",
+    ),
+    "labels, resampled": (lambda: ndimage.zoom(labels([0, 1, 2, 3], np.float32), (1, 1.4, 1.4), order=1), "resampled"),
+    "104 organs, float": (lambda: organs(104).astype(np.float64), "this looks like a label map"),
 }
 
 

@@ -11,8 +11,8 @@ from data.loading.slices import prepared_windows, typical_mr_window
 from data.prepared.manifest import read_manifest
 from data.values import mr_scale
 from data.values.intensity import IntensityMap, mr_window
-from data.values.mr_scale import correct_bias, fat_level
-from data.volumes.volume import Volume
+from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
+from data.volumes.volume import Volume, write_volume
 from models.synthesis import prepare_volume
 from options import train_options
 from scripts import prepare_dataset
@@ -200,9 +200,100 @@ def test_bias_correction_is_recorded_and_a_changed_mind_is_done_again(raw):  # n
 
 def test_the_option():
     words = ["--dataroot", "d", "--name", "n", "--mr_window"]
-    assert train_options.parse([*words, "tissue"]).mr_window == "tissue"
+    assert train_options.parse([*words, "tissue"]).data.mr_window == "tissue"
     assert not prepare_dataset.parse("--mr a --ct b --out c".split()).bias_correction
 
 
 def test_the_pair_of_modes_is_as_far_apart_as_fat_and_muscle():
     assert mr_scale.FAT_TO_MUSCLE[0] < FAT_MR / MUSCLE_MR < mr_scale.FAT_TO_MUSCLE[1]
+
+
+# What others make of an MR: intensities that do not start at 0.
+SHIFTED = {
+    "standardised": (lambda mr: (mr - 320) / 250, r"% of the body's voxels lie below 0"),
+    "standardised in the body": (lambda mr: (mr - 500) / 300, r"% of the body's voxels lie below 0"),
+    "-1 to 1": (lambda mr: mr / 600 - 1, r"% of the body's voxels lie below 0"),
+    "1000 more": (lambda mr: mr + 1000, r"around the body it lies at 10\d\d, where fat lies at 19\d\d"),
+    "300 more": (lambda mr: mr + 300, r"around the body it lies at 3\d\d.*, where fat lies at 12\d\d"),
+    "150 less": (lambda mr: mr - 150, r"around the body it lies at -1\d\d.*, where fat lies at 7\d\d.*"),
+    "1000 more, padded by 0": (
+        lambda mr: np.where(mr > 150, mr + 1000, 0), r"in the body is darker than 12\d\d, where fat lies at 19\d\d",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHIFTED)
+def test_an_mr_that_does_not_start_at_0_is_refused_where_its_fat_would_set_the_scale(kind):
+    shift, words = SHIFTED[kind]
+    mr, body, _ = limb(0.1)
+    body &= mr.array > 150  # the rim is noise
+    shifted = mr.with_array(shift(mr.array).astype(np.float32))
+    with pytest.raises(InputError, match=rf"does not start at 0 \(.*{words}\).*use --mr_window percentile"):
+        check_starts_at_zero(shifted.array, body)
+    settings = replace(MR_SETTINGS, size=96)
+    for other in (replace(settings, mr_window="tissue"), replace(settings, bias_correction=True)):
+        with pytest.raises(InputError, match="does not start at 0"):
+            prepare_volume(shifted, other, body)
+    prepare_volume(shifted, replace(settings, mr_window="percentile"), body)
+
+
+def test_a_body_that_fills_the_image_tells_by_its_darkest_voxels():
+    mr, body, _ = limb(0.1)
+    inside = np.s_[:, 14:42, 14:42]
+    crop, whole = mr.array[inside], np.ones(body[inside].shape, bool)
+    crop = np.where(crop < 700, crop, 60)  # bone that is dark, as cortex is
+    check_starts_at_zero(crop, whole)
+    with pytest.raises(InputError, match=r"\(where it is darkest it lies at \d+.*, where fat lies at"):
+        check_starts_at_zero(crop + 300, whole)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 40.0])
+def test_an_mr_as_scanners_write_it_starts_at_0(scale):
+    mr, body, _ = limb(0.4)
+    rng = np.random.default_rng(3)
+    noisy = np.hypot(mr.array + rng.normal(0, 80, mr.array.shape), rng.normal(0, 80, mr.array.shape))
+    real = np.where(body, mr.array, 0) + rng.normal(0, 60, mr.array.shape)  # no magnitudes
+    masked = np.where(body, mr.array, 0)
+    generous = np.ones(body.shape, bool)
+    for array, mask in ((mr.array, body), (noisy, body), (real, body), (masked, body), (masked, generous)):
+        check_starts_at_zero(scale * array, mask)
+
+
+def test_preparation_goes_on_without_the_level_of_fat_and_says_so(raw, caplog):  # noqa: F811
+    mr = mr_volume()
+    write_volume(mr.with_array(mr.array + 1000), raw / "mr/p0.nii.gz")
+    for k in range(2):
+        write_volume(mr.with_array((cylinder(40.0) < 1).astype(np.uint8)), raw / f"mask/p{k}.nii.gz")
+    masks = ("--mr_mask", f"{raw}/mask/*")
+    _, manifest = prepare(raw, *masks)
+    shifted, sound = manifest.select("train", "A")
+    assert (shifted.fat_level, sound.fat_problem) == (None, None)
+    assert sound.fat_level == pytest.approx(2 * FAT_MR, rel=0.02)
+    assert f"{raw}/mr/p0.nii.gz: prepared, but not for --mr_window tissue: the MR does not start at 0" in caplog.text
+    assert prepared_windows([shifted], "percentile", CT_MAP)[0].range == shifted.percentiles
+    for use in (lambda: prepared_windows([shifted], "tissue", CT_MAP), lambda: typical_mr_window(manifest, "tissue")):
+        with pytest.raises(InputError, match=r"^p0 \(.*mr/p0.nii.gz\): the MR does not start at 0 .* percentile"):
+            use()
+    time = (raw / "set/trainA/p0.npy").stat().st_mtime_ns
+    assert prepare(raw, *masks)[1] == manifest  # nothing is done again
+    assert (raw / "set/trainA/p0.npy").stat().st_mtime_ns == time
+
+
+def test_an_mr_below_0_throughout_is_prepared_for_percentiles(raw):  # noqa: F811
+    mr = mr_volume()
+    for k in range(2):
+        write_volume(mr.with_array((cylinder(40.0) < 1).astype(np.uint8)), raw / f"mask/p{k}.nii.gz")
+    write_volume(mr.with_array(mr.array / 10 - 200), raw / "mr/p0.nii.gz")
+    code, manifest = prepare(raw, "--mr_mask", f"{raw}/mask/*")
+    case = manifest.select("train", "A")[0]
+    assert (code, case.fat_level) == (0, None) and case.percentiles[1] == pytest.approx(-110, abs=5)
+    assert case.fat_problem.startswith("no voxel of the MR is above 0 inside the body mask; for --mr_window tissue")
+
+
+def test_bias_correction_fails_on_such_an_mr_alone_and_names_it(raw, caplog):  # noqa: F811
+    mr = mr_volume()
+    write_volume(mr.with_array((mr.array - 500) / 300), raw / "mr/p0.nii.gz")
+    code, manifest = prepare(raw, "--bias_correction")
+    assert code == 1
+    assert [case.name for case in manifest.select("train", "A")] == ["p1"]
+    assert f"{raw}/mr/p0.nii.gz: the MR does not start at 0" in caplog.text

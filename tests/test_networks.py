@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import InputError
+from models.initialisation import INITIALISATIONS, initialise
 from models.networks import (
     DISCRIMINATORS,
     GENERATORS,
-    INITIALISATIONS,
     NORMS,
     UPSAMPLINGS,
+    Architecture,
     PatchDiscriminator,
     ReflectionPad2d,
     build_discriminator,
     build_generator,
-    initialise,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_networks.json").read_text())
@@ -33,7 +33,9 @@ GENERATOR_CASES = [
 
 def build(name: str, norm: str = "instance", **kwargs) -> nn.Module:
     if name in GENERATORS:
-        net = build_generator(name, ngf=4, norm=norm, **({"upsample": "resize"} if name == "unet" else {}) | kwargs)
+        net = build_generator(
+            Architecture(name, ngf=4, norm=norm, **({"upsample": "resize"} if name == "unet" else {}) | kwargs)
+        )
     else:
         net = build_discriminator(name, ndf=4, norm=norm)
     initialise(net, "xavier", 1.0, torch.Generator().manual_seed(1))
@@ -50,7 +52,7 @@ def as_published(case: dict) -> nn.Module:
     """The network of a golden case, its parameters filled by the rule that the file states."""
     args = dict(case["args"])
     if case["kind"] == "generator":
-        net = build_generator(args.pop("netG"), **args)
+        net = build_generator(Architecture(args.pop("netG"), **args))
     else:
         net = build_discriminator(args.pop("netD"), **args)
     state = net.state_dict()
@@ -82,7 +84,7 @@ def test_reproduces_the_published_forward(case):
 def test_state_dict_and_size_are_the_published_ones(title):
     name = title.split()[0]
     with torch.device("meta"):
-        net = build_generator(name) if name in GENERATORS else build_discriminator(name)
+        net = build_generator(Architecture(name)) if name in GENERATORS else build_discriminator(name)
     shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
     assert shapes == GOLDEN["state_dicts"][title]
     assert list(shapes) == list(GOLDEN["state_dicts"][title])
@@ -243,7 +245,7 @@ def test_the_unet_generator_takes_any_size():
 @pytest.mark.parametrize("options", [{"upsample": "transposed"}, {"upsample": "resize", "use_dropout": True}])
 def test_the_unet_generator_refuses_what_it_does_not_have(options):
     with pytest.raises(InputError, match="--upsample resize"):
-        build_generator("unet", ngf=4, **options)
+        build_generator(Architecture("unet", ngf=4, **options))
 
 
 @pytest.mark.parametrize(("n_layers", "smallest"), [(1, 6), (2, 12), (4, 48)])
@@ -257,14 +259,14 @@ def test_smallest_input_of_a_patch_discriminator_gives_one_score(n_layers, small
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: build_generator("resnet_10blocks"),
+        lambda: build_generator(Architecture("resnet_10blocks")),
         lambda: build_discriminator("patch"),
-        lambda: build_generator("resnet_9blocks", norm="layer"),
-        lambda: build_generator("unet_128", norm="layer"),
+        lambda: build_generator(Architecture("resnet_9blocks", norm="layer")),
+        lambda: build_generator(Architecture("unet_128", norm="layer")),
         lambda: build_discriminator("basic", norm="layer"),
         lambda: build_discriminator("pixel", norm="layer"),
-        lambda: build_generator("resnet_9blocks", upsample="bilinear"),
-        lambda: build_generator("unet_256", upsample="bilinear"),
+        lambda: build_generator(Architecture("resnet_9blocks", upsample="bilinear")),
+        lambda: build_generator(Architecture("unet_256", upsample="bilinear")),
         lambda: initialise(build_discriminator("pixel"), "uniform"),
     ],
 )
@@ -312,7 +314,7 @@ def test_initialisation_draws_what_it_says(kind):
 
 @pytest.mark.parametrize("kind", INITIALISATIONS)
 def test_initialisation_follows_its_generator_alone(kind):
-    net = build_generator("resnet_6blocks", ngf=2)
+    net = build_generator(Architecture("resnet_6blocks", ngf=2))
 
     def drawn(seed: int) -> Tensor:
         initialise(net, kind, 0.02, torch.Generator().manual_seed(seed))
@@ -326,7 +328,7 @@ def test_initialisation_follows_its_generator_alone(kind):
 
 
 def test_published_initialisation_is_the_default():
-    net = build_generator("resnet_6blocks", ngf=32)
+    net = build_generator(Architecture("resnet_6blocks", ngf=32))
     initialise(net)
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 1e4:

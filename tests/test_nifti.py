@@ -1,6 +1,7 @@
 """Where a NIfTI file's voxels lie: which of its transforms counts, what is said, what is refused, what is written."""
 
 import logging
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -93,6 +94,34 @@ def test_a_volume_that_was_moved_is_written_where_it_lies(tmp_path):
     written = nibabel.load(write_volume(moved, tmp_path / "b.nii"))
     np.testing.assert_allclose(written.affine, affine(moved), atol=1e-6)
     assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda v: replace(v, origin=tuple(np.add(v.origin, (0.05, 0, 0)))),
+        lambda v: replace(v, spacing=tuple(np.multiply(v.spacing, 1.0005))),
+        lambda v: replace(v, direction=tuple((nibabel.eulerangles.euler2mat(0.03) @ np.diag([1, 1, 1])).ravel())),
+    ],
+    ids=["0.05 mm", "0.05 % larger", "turned by 1.7 degrees"],
+)
+def test_a_volume_that_was_moved_a_little_is_written_where_it_lies(tmp_path, move):
+    moved = move(read_volume(write(tmp_path / "a.nii", SFORM, SFORM, (2, 3))))
+    written = nibabel.load(write_volume(moved, tmp_path / "b.nii"))
+    np.testing.assert_allclose(written.affine, affine(moved), atol=1e-5)
+    assert int(written.header["sform_code"]) == 1
+
+
+@pytest.mark.parametrize("pixdim", [SPACING, tuple(np.multiply(SPACING, 1.0008)), (1, 1, 4)])
+@pytest.mark.parametrize("bend", [0.0, 0.004, 0.05])
+def test_whatever_is_straightened_on_reading_the_transform_is_written_as_it_was(tmp_path, pixdim, bend):
+    """So that the synthetic CT lies on the MR in a viewer that does not straighten."""
+    bent = SFORM.copy()
+    bent[0, 1] += bend
+    volume = read_volume(write(tmp_path / "a.nii", bent, pixdim=pixdim))
+    written = nibabel.load(write_volume(volume.with_array(volume.array + 1), tmp_path / "b.nii.gz"))
+    np.testing.assert_allclose(written.affine, bent, atol=1e-5)
+    assert affine(read_volume(tmp_path / "b.nii.gz")) == pytest.approx(affine(volume), abs=2e-5)
 
 
 def test_without_orientation_it_is_nifti_s_method_1(tmp_path):

@@ -491,13 +491,14 @@ def adapt(folder, monkeypatch, write=None):
     if write:
         monkeypatch.setattr(test_adapt, "write_case_page", write)
     inputs = ["--input", str(folder / "mr.nii.gz"), "--mask", str(folder / "mask.nii.gz")]
-    test_adapt.main(["--name", "m", *inputs, "--output", str(folder / "out.nii.gz")])
-    return body.astype(bool)
+    code = test_adapt.main(["--name", "m", *inputs, "--output", str(folder / "out.nii.gz")])
+    return code, body.astype(bool)
 
 
 def test_the_mask_of_the_command_is_the_body_of_the_page(tmp_path, monkeypatch):
     given = {}
-    body = adapt(tmp_path, monkeypatch, lambda *_, **named: given.update(named))
+    code, body = adapt(tmp_path, monkeypatch, lambda *_, **named: given.update(named))
+    assert code == 0
     np.testing.assert_array_equal(given["body"], body)
 
 
@@ -506,9 +507,11 @@ def test_no_failure_of_a_page_costs_the_result(tmp_path, monkeypatch, caplog, er
     def fail(*_, **__):
         raise error
 
-    adapt(tmp_path, monkeypatch, fail)
+    assert adapt(tmp_path, monkeypatch, fail)[0] == 1
     (warning,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
-    assert warning == f"warning: no results page: {str(error) or 'MemoryError'}"
+    assert warning == (
+        f"warning: no page: {str(error) or 'MemoryError'}; the volume is there: {tmp_path / 'out.nii.gz'}"
+    )
     assert (tmp_path / "out.nii.gz").exists() and (tmp_path / "out.json").exists()
 
 
@@ -525,7 +528,7 @@ START = ["--dataroot", "d", "--name", "n", "--display_id", "1", "--display_start
     ],
 )
 def test_a_server_started_here_is_known_however_it_is_written(given, address):
-    assert train_options.parse([*START, given]).display_server == address
+    assert train_options.parse([*START, given]).display.display_server == address
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_prepared_data_set_holds_physical_values(raw):
         assert case.percentiles[1] == pytest.approx(FAT_MR * (1 + k), rel=0.05)
         assert case.body_slices == (0, 6)
         assert SliceFrame.from_dict(case.frame).spacing_mm == 2.0
-        assert read_volume(raw / "set" / case.body_file).array.sum() == masks.sum()
+        assert read_volume(raw / f"set/bodies/{case.split}{case.domain}/{case.name}.nii.gz").array.sum() == masks.sum()
     for case in manifest.select("train", "B"):
         slices = np.load(raw / "set" / case.image_file)
         assert slices.dtype == np.int16

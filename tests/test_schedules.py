@@ -112,7 +112,7 @@ def test_every_policy_starts_at_the_base_rate_and_never_rises(policy):
     assert min(seen) > 0
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "warmup_cosine"])
 def test_all_optimisers_and_groups_follow(policy):
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 2.0)]
     optimisers = [optimiser(), SGD(groups, lr=7.0)]
@@ -190,3 +190,19 @@ def test_a_warm_start_has_its_own_rate_and_the_policy_begins_after_it(policy):
             assert rate.current == reference.current
             reference.end_epoch(1.0)
         rate.end_epoch(1.0)
+
+
+def test_warmup_cosine_follows_every_step():
+    watched = optimiser()
+    rate = LearningRate([watched], "warmup_cosine", 2.0, 10, 0)
+    rate.start_epoch(1)
+    expected = {0.0: 0.02 * 1.003, 0.025: 0.52 * (0.5 + 0.5 * np.cos(0.025 * np.pi) + 0.003), 0.5: 0.503, 1.0: 0.003}
+    for progress, factor in expected.items():
+        rate.start_step(progress)
+        assert rate.current == pytest.approx(2.0 * factor)
+    plain = LearningRate([watched], "linear", 2.0, 10, 0)
+    plain.start_epoch(1)
+    plain.start_step(0.5)
+    assert plain.current == 2.0
+    with pytest.raises(InputError, match="'warmup_cosine' follows every step"):
+        learning_rate_factor("warmup_cosine", 1, 4, 3)

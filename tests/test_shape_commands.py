@@ -90,6 +90,32 @@ def test_volume_on_another_grid(model, tmp_path, spacing):
     assert mask.array[1, count * 3 // 4, int(160 / spacing)] == 0
 
 
+@pytest.mark.parametrize("what", ["MR", "stored values", "window"])
+def test_a_volume_that_is_no_ct_in_hu_is_refused_by_name(model, tmp_path, what):
+    ct, _ = draw_ct(1, bone=True)
+    array = {"MR": np.abs(ct), "stored values": ct + 1024, "window": ct.clip(-160, 240)}[what]
+    write_volume(as_volume(array), tmp_path / "ct.nii.gz")
+    write_volume(as_volume(expected_labels(ct)), tmp_path / "ref.nii.gz")
+    np.save(tmp_path / "ct.npy", array)
+    where = ["--model", model, "--input", tmp_path / "ct.nii.gz"]
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: no CT in HU \(values"):
+        run(predict, *where, "--output", tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: no CT in HU \(values"):
+        run(score, *where, "--ref", tmp_path / "ref.nii.gz")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.npy: no CT in HU \(values"):
+        run(predict, "--model", model, "--input", tmp_path / "ct.npy", "--output", tmp_path / "mask.npy")
+    assert not list(tmp_path.glob("mask*"))
+
+
+def test_padding_below_hu_is_air(model, tmp_path):
+    ct, _ = draw_ct(1, bone=True)
+    padded = ct.astype(np.int16)
+    padded[:, :2] = -3024
+    write_volume(as_volume(padded), tmp_path / "ct.nii.gz")
+    run(predict, "--model", model, "--input", tmp_path / "ct.nii.gz", "--output", tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii.gz").array, expected_labels(padded))
+
+
 def test_folder_of_volumes(model, tmp_path):
     for k in range(2):
         write_volume(as_volume(draw_ct(k)[0]), tmp_path / "in" / f"p{k}.nii.gz")

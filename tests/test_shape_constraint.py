@@ -18,7 +18,6 @@ from models.losses import SHAPE_LOSSES, gan_loss, shape_loss, shape_with_edges
 from models.shape_extractor import ExtractorSettings, ShapeExtractor, save_extractor
 from tests.test_cycle_gan_model import CPU, TINY, batch, equal, weights
 from tests.test_datasets import dataroot  # noqa: F401
-from training import run as training_run
 
 LINEAR = IntensityMap.window(-1000, 1400)
 SHAPE = {"lambda_shape": 10.0, "lambda_shape_gan": 0.5}
@@ -186,7 +185,7 @@ def test_the_shape_discriminator_has_a_pool_and_is_restored():
     assert len(model.pools["S"].images) == 2
     resumed = build(pool_size=2, seed=9)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
-    resumed.load_pools_state(copy.deepcopy(model.pools_state()))
+    resumed.load_process_state(copy.deepcopy(model.process_state()))
     for step in range(4, 7):
         model.step(masked_batch(seed=step))
         resumed.step(masked_batch(seed=step))
@@ -199,7 +198,7 @@ def test_without_shape_weights_nothing_of_it_exists():
     assert not hasattr(model, "netE")
     model.step(batch())  # no mask
     with pytest.raises(ValueError, match="expected a shape extractor"):
-        CycleGANModel(CycleGANSettings(**TINY, lambda_shape=1), CPU)
+        CycleGANModel(CycleGANSettings(**TINY | {"lambda_shape": 1}), CPU)
 
 
 def test_labels_count_where_masks_and_extractor_both_have_them():
@@ -240,7 +239,7 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
     first = run(dataroot, tmp_path, "cycle_Lcc", *off)
     assert not any(masks_read)
     built = []
-    monkeypatch.setattr(training_run, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
+    note_models(monkeypatch, built)
     second = run(dataroot, tmp_path, "Self", *shape, "--init_from", "cycle_Lcc", "--lr", "1e-12")
     assert built[0].netE.ct_map == IntensityMap.window(-1000, 1400)
     assert any(masks_read)
@@ -249,6 +248,17 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
             torch.testing.assert_close(second[net][key], value, rtol=0, atol=1e-9)
     assert (tmp_path / "Self/latest_net_D_S.pth").exists()
     assert "latest_net_D_S.pth: not there; D_S starts anew" in caplog.text
+
+
+def note_models(monkeypatch, built: list) -> None:
+    """Note every model that a training builds."""
+    make = CycleGANModel.from_data.__func__
+
+    def noting(cls, *args):
+        built.append(make(cls, *args))
+        return built[-1]
+
+    monkeypatch.setattr(CycleGANModel, "from_data", classmethod(noting))
 
 
 def named_in(caplog) -> str:
@@ -267,6 +277,9 @@ def test_without_a_name_the_extractor_of_the_data_set_is_taken_and_never_a_shipp
         "--lambda_shape 0",
     )
     assert all(word in str(error.value) for word in words) and not (tmp_path / "x").exists()
+    for name in ("typo.pth", "run.v2/typo.pth"):
+        with pytest.raises(InputError, match=rf"^{tmp_path}/{name}: no such file: the shape constraint"):
+            run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / name))
     sources = [case.source_sha256 for case in read_manifest(dataroot).select("train", "B")]
     training = {"dataset": "mine", "ct": 5, "patients": 4, "slices": 60, "sources": [sources[0], "other"]}
     known = extractor()
@@ -317,7 +330,7 @@ def test_a_missing_extractor_is_explained(dataroot, tmp_path):  # noqa: F811
 def test_the_extractor_gets_the_runs_intensity_map_and_every_optimiser_its_schedule(dataroot, tmp_path, monkeypatch):  # noqa: F811
     save_extractor(extractor(), tmp_path / "extractor.pth")
     built = []
-    monkeypatch.setattr(training_run, "CycleGANModel", lambda *args: built.append(CycleGANModel(*args)) or built[-1])
+    note_models(monkeypatch, built)
     decay = ["--n_epochs", "0", "--n_epochs_decay", "1", "--ct_transfer", "soft_tissue"]
     run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "extractor.pth"), *decay)
     assert built[0].netE.ct_map == parse_ct_transfer("soft_tissue")

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ct_segmentation.method import ShapeExtractorModel, ShapeExtractorSettings
 from ct_segmentation.predict import segment_slices, segment_volume
-from ct_segmentation.train import train_epoch
 from data.errors import InputError
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from data.volumes.volume import Volume
-from models.networks import initialise
+from models.base_model import Place
+from models.initialisation import initialise
 from models.shape_extractor import (
     FILE_NAME,
     ExtractorSettings,
@@ -106,7 +107,8 @@ def test_training_prediction_and_losses_feed_the_network_alike(ct_map):
     seen = inputs_of(extractor)
     batch = torch.from_numpy(ct_map.to_network(hu))[:, None]
     # In training,
-    train_epoch(extractor, torch.optim.SGD(extractor.parameters(), 0.0), [(batch, torch.ones(2, 1, 32, 32))])
+    learner = ShapeExtractorModel(ShapeExtractorSettings(lr=1e-30), extractor, Place(torch.device("cpu")))
+    learner.step({"image": batch, "mask": torch.ones(2, 1, 32, 32, dtype=torch.uint8), "origin_B": ["a", "b"]})
     # in prediction of slices and of volumes,
     segment_slices(extractor, hu)
     segment_volume(extractor, Volume(hu))
@@ -175,6 +177,10 @@ def test_file_round_trip(tmp_path, as_folder):
 def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=f"{FILE_NAME}: no such file"):
         load_extractor(tmp_path)
+    with pytest.raises(InputError, match=f"run/{FILE_NAME}: no such file"):
+        load_extractor(tmp_path / "run")
+    with pytest.raises(InputError, match=r"typo\.pth: no such file"):
+        load_extractor(tmp_path / "typo.pth")
     save_network_weights(make().net, tmp_path / "bare.pth")
     with pytest.raises(InputError, match=r"bare weights.*ct_segmentation\.import_extractor"):
         load_extractor(tmp_path / "bare.pth")

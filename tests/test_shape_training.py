@@ -1,7 +1,7 @@
 """Training of the shape extractor: loss, scores, resumption, what is saved."""
 
+import copy
 import json
-import logging
 import shutil
 from dataclasses import replace
 
@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from ct_segmentation import train
+import train as train_command
+from ct_segmentation import method, train
+from ct_segmentation.method import ShapeExtractorModel
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from data.errors import InputError
 from data.prepared.manifest import read_manifest
 from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
+from models import run_folder
+from models.base_model import Place
 from models.finite_losses import NonFiniteLossError
-from models.shape_extractor import FILE_NAME, ExtractorSettings, load_extractor
+from models.run_folder import STATE_NAME
+from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, load_extractor
 from models.state_dicts import load_checkpoint
 from tests.shape_data import SIZE, write_prepared
 
@@ -42,10 +47,10 @@ def test_loss_in_closed_form():
     targets[0, 0] = 1
     dice = [(2 * 2 + 1) / (4 + 4 + 1), 1 / (4 + 0 + 1)]
     expected = np.log(2) + 1 - np.mean(dice)
-    assert float(train.segmentation_loss(logits, targets)) == pytest.approx(expected, rel=1e-6)
+    assert float(method.segmentation_loss(logits, targets)) == pytest.approx(expected, rel=1e-6)
     sure = (targets * 2 - 1) * 50
-    assert float(train.segmentation_loss(sure, targets)) == pytest.approx(0, abs=1e-6)
-    assert float(train.segmentation_loss(-sure, targets)) > 50
+    assert float(method.segmentation_loss(sure, targets)) == pytest.approx(0, abs=1e-6)
+    assert float(method.segmentation_loss(-sure, targets)) > 50
 
 
 def test_dice_is_of_the_whole_volume_and_not_a_mean_of_slices():
@@ -79,9 +84,9 @@ def options(dataroot, out, *more: str) -> list[str]:
 
 
 def tensors_of(path) -> dict[str, torch.Tensor]:
-    state = load_checkpoint(path)
-    adam = {f"{k}.{name}": v for k, part in state["optimiser"]["state"].items() for name, v in part.items()}
-    return state["extractor"] | adam
+    state = load_checkpoint(path)["model"]
+    adam = state["optimisers"]["G"]["state"]
+    return state["networks"]["E"] | {f"{k}.{name}": v for k, part in adam.items() for name, v in part.items()}
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +115,15 @@ def test_saved_extractor_is_the_best_one_and_says_what_it_takes(trained):
     assert settings.input_range == (-1.0, 1.0)
     assert "torch" in settings.versions
     held_out = split_by_patient(cases_of(trained / "data"), 0.4, 0)[1]
-    scores = train.validate(extractor, trained / "data", held_out)
+    scores = method.validate(extractor, trained / "data", held_out)
     assert scores == json.loads((trained / "run/validation.json").read_text())["dice"]
     assert load_checkpoint(trained / "run" / FILE_NAME)["validation"]["dice"] == scores
 
 
 def test_validation_leaves_the_extractor_in_its_mode(trained):
-    extractor = train.ShapeExtractor(load_extractor(trained / "run").settings).train()
+    extractor = ShapeExtractor(load_extractor(trained / "run").settings).train()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
-    train.validate(extractor, trained / "data", cases_of(trained / "data")[:1])
+    method.validate(extractor, trained / "data", cases_of(trained / "data")[:1])
     assert extractor.training
     assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
 
@@ -129,52 +134,67 @@ def test_validation_scores_all_slices_of_a_case_together(dataroot, monkeypatch):
     found = reference.copy()
     found[1] = 0
     seen = []
-    monkeypatch.setattr(train, "segment_slices", lambda extractor, slices: seen.append(np.array(slices)) or found)
-    extractor = train.ShapeExtractor(ExtractorSettings(2, 1, CT_MAP, SIZE, 4.0))
-    scores = train.validate(extractor, dataroot, cases)
+    monkeypatch.setattr(method, "segment_slices", lambda extractor, slices: seen.append(np.array(slices)) or found)
+    extractor = ShapeExtractor(ExtractorSettings(2, 1, CT_MAP, SIZE, 4.0))
+    scores = method.validate(extractor, dataroot, cases)
     assert list(scores) == [case.name for case in cases]
     assert all(np.array_equal(s, np.load(dataroot / c.image_file)) for s, c in zip(seen, cases, strict=True))
     assert scores[cases[0].name] == {"body": 2 * found.sum() / (found.sum() + reference.sum())}
 
 
-def test_an_epoch_trains_in_training_mode():
-    extractor = train.ShapeExtractor(ExtractorSettings(2, 1, CT_MAP, SIZE, 4.0)).eval()
-    statistics = extractor.net.inc.conv.conv[1]
-    batches = [(torch.rand(2, 1, 32, 32), torch.ones(2, 1, 32, 32))] * 3
-    train.train_epoch(extractor, torch.optim.SGD(extractor.parameters(), 0.1), batches)
+def build(dataroot, *more) -> ShapeExtractorModel:
+    settings = train.parse(options(dataroot, "-", *more))
+    data = ShapeExtractorModel.open_data(settings.model, settings.data)
+    return ShapeExtractorModel.from_data(settings.model, settings.data, data, Place(torch.device("cpu")))
+
+
+def batch(value: float = 0.5) -> dict:
+    return {
+        "image": torch.full((2, 1, 32, 32), value), "mask": torch.ones(2, 1, 32, 32, dtype=torch.uint8),
+        "origin_B": ["a", "b"],
+    }  # fmt: skip
+
+
+def test_a_step_trains_in_training_mode_against_the_loss(dataroot):
+    learner = build(dataroot)
+    learner.extractor.eval()
+    statistics = learner.extractor.net.inc.conv.conv[1]
+    before = copy.deepcopy(learner.extractor).train()
+    losses = [learner.step(batch()) for _ in range(3)]
     assert int(statistics.num_batches_tracked) == 3
     assert float(statistics.running_mean.abs().sum()) > 0
+    expected = method.segmentation_loss(before(batch()["image"]), batch()["mask"].float())
+    assert float(losses[0]["G"]) == pytest.approx(float(expected), rel=1e-5)
+    assert losses[2]["G"] < losses[0]["G"]
 
 
-def test_learning_rate_falls_as_a_cosine(dataroot, tmp_path, monkeypatch):
-    rates = []
-    monkeypatch.setattr(
-        train, "train_epoch", lambda _, optimiser, loader: rates.append(optimiser.param_groups[0]["lr"])
-    )
-    monkeypatch.setattr(train, "validate", lambda *_: {"a": {"body": 0.5}})
-    monkeypatch.setattr(train.log, "info", lambda *_: None)
+def test_learning_rate_falls_as_a_cosine(dataroot, tmp_path):
     train.main(options(dataroot, tmp_path / "run", "--epochs", "4", "--lr", "0.1"))
-    assert rates == pytest.approx([0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
+    lines = (tmp_path / "run/losses.jsonl").read_text().splitlines()
+    rates = {record["epoch"]: record["lr"] for record in map(json.loads, lines) if "lr" in record}
+    assert list(rates.values()) == pytest.approx([0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
 
 
-def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch):
-    train.main(options(dataroot, tmp_path / "whole", "--epochs", "3"))
-    real = train.train_epoch
-    calls = []
+@pytest.mark.parametrize("dies_at", [5, 9])
+def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch, dies_at):
+    """States lie after two steps of an epoch, and after each epoch and its validation."""
+    length = ["--epochs", "3", "--save_latest_freq", "2"]
+    train.main(options(dataroot, tmp_path / "whole", *length))
+    real, calls = ShapeExtractorModel.step, []
 
-    def interrupted(*args):
+    def interrupted(self, samples):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == dies_at:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(self, samples)
 
-    monkeypatch.setattr(train, "train_epoch", interrupted)
+    monkeypatch.setattr(ShapeExtractorModel, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.main(options(dataroot, tmp_path / "parts", "--epochs", "3"))
-    monkeypatch.setattr(train, "train_epoch", real)
+        train.main(options(dataroot, tmp_path / "parts", *length))
+    monkeypatch.setattr(ShapeExtractorModel, "step", real)
     torch.rand(7)  # the run depends on no global random state
-    train.main(options(dataroot, tmp_path / "parts", "--epochs", "3", "--continue_train"))
-    whole, parts = (tensors_of(tmp_path / name / train.STATE_NAME) for name in ("whole", "parts"))
+    train.main(options(dataroot, tmp_path / "parts", *length, "--continue_train"))
+    whole, parts = (tensors_of(tmp_path / name / STATE_NAME) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     best = [load_checkpoint(tmp_path / name / FILE_NAME) for name in ("whole", "parts")]
@@ -182,57 +202,74 @@ def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch):
     assert all(torch.equal(value, best[1]["weights"][name]) for name, value in best[0]["weights"].items())
 
 
-def test_the_best_epoch_is_kept(tmp_path, trained):
-    extractor = load_extractor(trained / "run")
-    progress = {
-        "epoch": 0,
-        "best": -1.0,
-        "best_epoch": 0,
-        "scores": {},
-        "patients": {"train": ["c"], "validation": ["a", "b"]},
-    }
-    for epoch, (first, second) in enumerate([(0.5, 0.7), (0.9, 0.7), (0.8, 0.7), (float("nan"), 0.8)], start=1):
-        scores = {"a": {"body": first}, "b": {"body": second}}
-        progress = train.record(tmp_path, extractor, progress, epoch, scores)
-    assert (progress["epoch"], progress["best_epoch"], progress["best"]) == (4, 2, 0.8)
-    expected = {"epoch": 2, "dice": {"a": {"body": 0.9}, "b": {"body": 0.7}}, "patients": progress["patients"]}
-    assert json.loads((tmp_path / "validation.json").read_text()) == expected
+def test_the_best_epoch_is_kept(dataroot, tmp_path, monkeypatch):
+    rows = iter([(0.5, 0.7), (0.9, 0.7), (0.8, 0.7), (float("nan"), 0.8)])
+
+    def given(extractor, root, cases):
+        first, second = next(rows)
+        return {"a": {"body": first}, "b": {"body": second}}
+
+    monkeypatch.setattr(method, "validate", given)
+    train.main(options(dataroot, tmp_path / "run", "--epochs", "4", "--save_epoch_freq", "1"))
+    assert load_checkpoint(tmp_path / "run" / STATE_NAME)["best"] == {"score": pytest.approx(0.2), "epoch": 2}
+    report = json.loads((tmp_path / "run/validation.json").read_text())
+    assert report["dice"] == {"a": {"body": 0.9}, "b": {"body": 0.7}}
+    second, best = (load_checkpoint(tmp_path / "run" / f"{name}_net_E.pth") for name in ("2", "best"))
+    assert all(torch.equal(value, best[name]) for name, value in second.items())
+    kept = load_extractor(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in second.items())
 
 
-def test_a_run_is_neither_overwritten_nor_continued_otherwise(trained, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_a_run_is_neither_overwritten_nor_continued_otherwise(trained, tmp_path):
     data, run = trained / "data", trained / "run"
     with pytest.raises(InputError, match="holds a run already"):
         train.main(options(data, run, *TRAINED))
-    before = (run / train.STATE_NAME).read_bytes()
+    before = (run / STATE_NAME).read_bytes()
     train.main(options(data, run, *TRAINED, "--continue_train"))  # nothing is left to do
-    assert (run / train.STATE_NAME).read_bytes() == before
-    assert "| mean" in caplog.text
+    assert (run / STATE_NAME).read_bytes() == before
     for changed, word in (
-        (("--seed", "1"), "seed"),
-        (("--batch_size", "3"), "batch_size"),
         (("--width", "4"), "width"),
+        (("--val_share", "0.2"), "patients to train on"),
+        (("--ct_window", "-1000", "900"), "ct_map"),
     ):
-        with pytest.raises(InputError, match=rf"begun otherwise \(.*{word}"):
+        with pytest.raises(InputError, match=rf"with other options \(.*{word}"):
             train.main(options(data, run, *TRAINED, "--continue_train", *changed))
-    with pytest.raises(InputError, match=r"begun otherwise .*settings"):
-        train.main(options(data, run, *TRAINED, "--ct_window", "-1000", "900", "--continue_train"))
     with pytest.raises(InputError, match="nothing to continue"):
         train.main(options(data, tmp_path / "new", "--continue_train"))
     other = shutil.copytree(data, tmp_path / "other")
     manifest = read_manifest(other)
     replace(manifest, cases=tuple(case for case in manifest.cases if case.patient != "p4")).write(other)
-    with pytest.raises(InputError, match="was begun with other patients"):
+    with pytest.raises(InputError, match="patients to "):
         train.main(options(other, run, *TRAINED, "--continue_train"))
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight(trained):
-    extractor = train.ShapeExtractor(load_extractor(trained / "run").settings)
-    before = {name: value.clone() for name, value in extractor.named_parameters()}
-    batch = [(torch.full((2, 1, 32, 32), float("nan")), torch.ones(2, 1, 32, 32))]
-    with pytest.raises(NonFiniteLossError, match=r"loss not finite: nan.*lower --lr in another --out"):
-        train.train_epoch(extractor, torch.optim.SGD(extractor.parameters(), 1.0), batch)
-    assert all(torch.equal(value, before[name]) for name, value in extractor.named_parameters())
+def test_another_training_is_kept_out(trained, dataroot):
+    with run_folder.lock(trained / "run"), pytest.raises(InputError, match="another training writes into it"):
+        train.main(options(dataroot, trained / "run", *TRAINED, "--continue_train"))
+
+
+def test_it_is_the_method_of_the_training_command(dataroot, tmp_path):
+    train.main(options(dataroot, tmp_path / "own", "--epochs", "2"))
+    where = ["--dataroot", str(dataroot), "--checkpoints_dir", str(tmp_path), "--name", "same", "--device", "cpu"]
+    more = ["--width", "4", "--num_threads", "0", "--val_share", "0.4", "--n_epochs", "2"]
+    train_command.main(["--model", "shape_extractor", *where, *more])
+    own, same = (tensors_of(tmp_path / name / STATE_NAME) for name in ("own", "same"))
+    assert all(torch.equal(value, same[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize("option", [["--flip"], ["--slab", "3"], ["--mr_window", "0", "9"], ["--zoom", "0.1"]])
+def test_options_that_an_extractor_does_not_follow_are_refused(tmp_path, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.parse(options(tmp_path, tmp_path, *option))
+    assert f"{option[0]} does nothing to the shape extractor" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(dataroot):
+    learner = build(dataroot)
+    before = {name: value.clone() for name, value in learner.extractor.named_parameters()}
+    with pytest.raises(NonFiniteLossError, match=r"loss not finite: .*nan"):
+        learner.step(batch(float("nan")))
+    assert all(torch.equal(value, before[name]) for name, value in learner.extractor.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
 """Training on simulated pairs: slabs cut on the device, limbs beside trunks, exact resume, the command."""
 
+import builtins
+import copy
 import json
+import logging
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import train
+import training.run
 from data.errors import InputError
+from data.loading.paired import open_paired_set
+from data.loading.settings import DataSettings
 from data.prepared.manifest import read_manifest
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source
@@ -14,11 +23,17 @@ from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import Draws
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import Crop, SlabStock
+from data.values.curve import curve, inverse
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from data.volumes.volume import Volume, write_volume
+from models.base_model import Place
+from models.inference_settings import read_inference_settings
+from models.paired_model import PairedModel
+from models.run_folder import load_state
+from models.schedules import warmup_cosine_factor
+from models.simulated_pairs_model import SimulatedPairsModel, SimulatedPairsSettings
 from models.synthesis import load_synthesiser, synthesize_volume
-from scripts import train_simulated
-from training.simulated_pairs import SimulatedPairsSettings, SimulatedPairsTraining, curve
+from options import train_options
 
 CPU = torch.device("cpu")
 CT_MAP = IntensityMap(CT_TRANSFERS["soft_tissue"])
@@ -43,7 +58,7 @@ def test_the_curve_is_the_intensity_map_both_ways():
     hu = np.linspace(-1200, 1600, 300).astype(np.float32)
     there = curve(torch.from_numpy(hu), CT_MAP.knots).numpy()
     np.testing.assert_allclose(there, CT_MAP.to_network(hu), atol=2e-6)
-    back = curve(torch.from_numpy(there), tuple((y, x) for x, y in CT_MAP.knots)).numpy()
+    back = curve(torch.from_numpy(there), inverse(CT_MAP.knots)).numpy()
     np.testing.assert_allclose(back, hu.clip(-1000, 1400), atol=5e-3)
 
 
@@ -112,51 +127,78 @@ def simulation_set() -> SimulationSet:
     return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, 2.0, 32)
 
 
-TINY = SimulatedPairsSettings(slab=3, crop_size=16, batch_size=4, ngf=4, lr=5e-3)
+DATA = DataSettings(
+    **SimulatedPairsModel.shared_defaults(DataSettings)
+    | {"dataroot": "-", "slab": 3, "crop_size": 16, "batch_size": 4, "flip": "xy"}
+)
+
+
+def model(limbs: str = "", ema: float = 0.9, rank: int = 0, **more) -> SimulatedPairsModel:
+    settings = SimulatedPairsSettings(ngf=4, lr=5e-3, limbs=limbs, ema=ema, **more)
+    return SimulatedPairsModel(settings, DATA, simulation_set(), Place(CPU, rank))
 
 
 def test_the_same_seed_gives_the_same_training_and_a_resumed_one_ends_with_the_same_weights():
-    whole, again = (SimulatedPairsTraining(TINY, simulation_set(), ["leg", "leg2"], CT_MAP, CPU) for _ in "ab")
-    losses = [whole.step(k / 6) for k in range(6)]
+    whole, again = (model("leg") for _ in "ab")
+    losses = [whole.step({}) for _ in range(6)]
     for k in range(3):
-        assert again.step(k / 6) == losses[k]
-    state = again.state_dict()
-    resumed = SimulatedPairsTraining(TINY, simulation_set(), ["leg", "leg2"], CT_MAP, CPU)
-    resumed.load_state_dict(state)
-    assert [resumed.step(k / 6) for k in range(3, 6)] == losses[3:]
-    for name, value in whole.average.state_dict().items():
-        assert torch.equal(value, resumed.average.state_dict()[name]), name
+        assert again.step({}) == losses[k]
+    resumed = model("leg", seed=7)
+    resumed.load_state_dict(again.state_dict())
+    resumed.load_process_state(again.process_state())
+    assert [resumed.step({}) for _ in range(3, 6)] == losses[3:]
+    for name, value in whole.kept_networks["G_A"].state_dict().items():
+        assert torch.equal(value, resumed.kept_networks["G_A"].state_dict()[name]), name
+
+
+def test_no_network_is_built_that_is_not_trained():
+    assert list(model().networks) == ["G_A"]
+    both = model(lambda_reverse=2.0)
+    assert list(both.networks) == ["G_A", "G_B"]
+    weights = [parameter.clone() for parameter in both.networks["G_B"].parameters()]
+    losses = both.step({})
+    back, mr = both.visuals["from_simulated_B"], both.visuals["simulated_A"]
+    assert float(losses["reverse"]) == pytest.approx(2 * float((back - mr).abs().mean()), rel=1e-6)
+    assert any(not torch.equal(old, new) for old, new in zip(weights, both.networks["G_B"].parameters(), strict=True))
+
+
+def test_processes_draw_different_slabs_with_the_same_weights():
+    first, second = model(), model(rank=1)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.networks["G_A"].parameters(), second.networks["G_A"].parameters(), strict=True)
+    )
+    assert not torch.equal(first.draw()[0], second.draw()[0])
 
 
 def test_a_batch_holds_trunks_and_limbs_by_share():
-    training = SimulatedPairsTraining(TINY, simulation_set(), ["leg", "leg2"], CT_MAP, CPU)
-    assert training.parts == [2, 2]
-    mr, hu = training.draw()
-    assert mr.shape == hu.shape == (4, 3, 16, 16)
+    mixed = model("leg")
+    assert mixed.parts == [2, 2]
+    mr, hu, counted = mixed.draw()
+    assert mr.shape == hu.shape == counted.shape == (4, 3, 16, 16)
     assert mr.min() >= -1
     assert mr.max() <= 1
-    assert SimulatedPairsTraining(TINY, simulation_set(), [], CT_MAP, CPU).parts == [4]
+    assert (counted == 1).all()
+    assert model().parts == [4]
 
 
 def test_the_generator_learns():
-    training = SimulatedPairsTraining(TINY, simulation_set(), [], CT_MAP, CPU)
-    losses = [float(training.step(k / 60)["simulated"]) for k in range(60)]
+    learner = model()
+    losses = [float(learner.step({})["pairs"]) for _ in range(60)]
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
 def test_the_hu_term_is_the_mean_error_in_hu():
-    training = SimulatedPairsTraining(TINY, simulation_set(), [], CT_MAP, CPU)
-    generators = {name: generator.get_state() for name, generator in training.generators.items()}
-    weights = {name: value.clone() for name, value in training.net.state_dict().items()}
-    loss = training.step(0.0)
-    for name, generator in training.generators.items():
-        generator.set_state(generators[name])
-    training.net.load_state_dict(weights)
+    learner = model()
+    before, weights = learner.process_state(), copy.deepcopy(learner.networks["G_A"])
+    losses = learner.step({})
+    learner.load_process_state(before)
     with torch.no_grad():
-        mr, hu = training.draw()
-        output = training.net(mr)
+        mr, hu, _ = learner.draw()
+        output = weights(mr)
     error = np.abs(CT_MAP.to_physical(output.numpy()) - hu.numpy().clip(-1000, 1400)).mean() / 1000
-    assert float(loss["hu"]) == pytest.approx(error, rel=1e-4)
+    assert float(losses["hu"]) == pytest.approx(error, rel=1e-4)
+    assert float(losses["G"]) == pytest.approx(float(losses["pairs"] + losses["hu"]), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +213,9 @@ def dataroot(tmp_path_factory):
         sources.append(Source(f"ct{k}", f"ct{k}", folder / f"ct{k}.nii.gz"))
     rng = np.random.default_rng(0)
     mr = np.where(array > -500, 500, 0) + rng.integers(0, 40, array.shape)
-    write_volume(Volume(mr.astype(np.int16), spacing, (0.0, 0.0, 0.0)), folder / "mr.nii.gz")
+    # On the first CT's grid, and with other voxels.
+    for name, values in (("mr", np.where(disc(11, slices=6)["hu"] > -500, mr, 0)), ("mr2", mr)):
+        write_volume(Volume(values.astype(np.int16), spacing, (0.0, 0.0, 0.0)), folder / f"{name}.nii.gz")
     groups = {("train", "A"): [Source("mr", "mr", folder / "mr.nii.gz")], ("train", "B"): sources}
     prepare_dataset(folder / "data", groups, 32, 2.0)
     return folder / "data"
@@ -187,6 +231,30 @@ def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     assert first.volumes["ct0"]["hu"].max() > 800
 
 
+@pytest.mark.parametrize("content", [b"of somebody else", b"", "archive", "array"])
+def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monkeypatch, content):
+    open_simulation_set(dataroot)
+    path = dataroot / "simulation/ct1.npz"
+    own = path.read_bytes()
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, hu=np.zeros(3))
+        elif content == "array":
+            np.save(file, np.zeros(3))
+        else:
+            file.write(content)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"ct1.npz: exists already.*; choose another --dataroot, or move it away"):
+        open_simulation_set(dataroot)
+    assert path.read_bytes() == before
+    path.write_bytes(own)
+    with monkeypatch.context() as patch:  # of another method: its own, and renewed
+        patch.setattr("data.simulation.simulation_set.METHOD_VERSION", -1)
+        patch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
+        open_simulation_set(dataroot)
+    assert path.read_bytes() != own
+
+
 def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
     manifest = read_manifest(dataroot)
     case = manifest.select("train", "B")[0]
@@ -196,37 +264,38 @@ def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
         open_simulation_set(dataroot)
 
 
-OPTIONS = "--slab 3 --crop_size 16 --batch_size 2 --ngf 2 --device cpu --print_freq 2".split()
+OPTIONS = "--slab 3 --crop_size 16 --batch_size 2 --ngf 2 --device cpu --print_freq 2 --no_html".split()
 
 
 def run(dataroot, checkpoints, *options) -> int:
-    arguments = ["--dataroot", str(dataroot), "--checkpoints_dir", str(checkpoints), *OPTIONS, *options]
-    return train_simulated.main(arguments)
+    arguments = ["--model", "simulated_pairs", "--dataroot", str(dataroot), "--checkpoints_dir", str(checkpoints)]
+    return train.main([*arguments, *OPTIONS, *options])
 
 
 def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, monkeypatch):
-    assert run(dataroot, tmp_path, "--name", "whole", "--steps", "6", "--mr_window", "0", "600") == 0
-    # The same, stopped by a signal after three steps.
-    step, steps = SimulatedPairsTraining.step, []
+    length = ["--n_epochs", "2", "--steps_per_epoch", "3", "--mr_window", "0", "600"]
+    assert run(dataroot, tmp_path, "--name", "whole", *length) == 0
+    # The same, stopped by a signal after two steps of the first epoch.
+    step, rates = SimulatedPairsModel.step, []
 
-    class Stopped(train_simulated.Interruption):
-        received = property(lambda self: 15 if len(steps) == 3 else 0, lambda self, value: None)
+    class Stopped(training.run.Interruption):
+        received = property(lambda self: 15 if len(rates) == 2 else 0, lambda self, value: None)
 
-    def counted(training, progress):
-        steps.append(progress)
-        return step(training, progress)
+    def counted(self, batch):
+        rates.append(self.optimisers["G"].param_groups[0]["lr"])
+        return step(self, batch)
 
-    monkeypatch.setattr(SimulatedPairsTraining, "step", counted)
-    length = ["--name", "parts", "--steps", "6", "--mr_window", "0", "600"]
+    monkeypatch.setattr(SimulatedPairsModel, "step", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(train_simulated, "Interruption", Stopped)
-        assert run(dataroot, tmp_path, *length) == 128 + 15
-    assert run(dataroot, tmp_path, *length, "--continue_train") == 0
-    assert steps == [k / 6 for k in range(6)]
+        patch.setattr(training.run, "Interruption", Stopped)
+        assert run(dataroot, tmp_path, "--name", "parts", *length) == 128 + 15
+    assert run(dataroot, tmp_path, "--name", "parts", *length, "--continue_train") == 0
+    assert rates == pytest.approx([1e-3 * warmup_cosine_factor(k / 6) for k in range(6)])
     whole, parts = (
         torch.load(tmp_path / name / "latest_net_G_A.pth", weights_only=True) for name in ("whole", "parts")
     )
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert [path.name for path in (tmp_path / "whole").glob("latest_net_*")] == ["latest_net_G_A.pth"]
     settings = json.loads((tmp_path / "whole/inference.json").read_text())
     assert (settings["slab"], settings["mr_window"], settings["spacing_mm"]) == (3, [0.0, 600.0], 2.0)
     synthesiser = load_synthesiser(tmp_path / "whole", "latest", CPU)
@@ -237,12 +306,56 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     assert ct.array.dtype == np.int16
 
 
+def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_left(dataroot, tmp_path, monkeypatch):
+    now, taken, step = [0.0], [], SimulatedPairsModel.step
+
+    def slow(self, batch):
+        now[0] += 10.0
+        taken.append(self.optimisers["G"].param_groups[0]["lr"] / 1e-3)
+        return step(self, batch)
+
+    monkeypatch.setattr(training.run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(SimulatedPairsModel, "step", slow)
+    length = ["--name", "x", "--seconds", "50", "--steps_per_epoch", "4"]
+    assert run(dataroot, tmp_path, *length) == 0
+    assert taken == pytest.approx([warmup_cosine_factor(k / 5) for k in range(5)])
+    assert load_state(tmp_path / "x")["spent"] == 50.0
+    assert run(dataroot, tmp_path, *length, "--continue_train") == 0
+    assert len(taken) == 5
+    assert run(dataroot, tmp_path, *length[:3], "70", *length[4:], "--continue_train") == 0
+    assert taken[5:] == pytest.approx([warmup_cosine_factor(k / 7) for k in (5, 6)])
+
+
+def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):
+    run(dataroot, tmp_path, "--name", "pairs", "--n_epochs", "1", "--steps_per_epoch", "2", "--slab", "1")
+    where = ["--dataroot", str(dataroot), "--checkpoints_dir", str(tmp_path), "--name", "gan", "--init_from", "pairs"]
+    network = (
+        "--netG unet --ngf 2 --norm batch --upsample resize --netD pixel --ndf 2 --ct_transfer soft_tissue".split()
+    )
+    more = "--mr_window tissue --lambda_shape 0 --lambda_shape_gan 0 --device cpu --no_html --lr 1e-9".split()
+    train.main([*where, *network, *more, "--n_epochs", "1", "--n_epochs_decay", "0"])
+    pairs, gan = (torch.load(tmp_path / name / "latest_net_G_A.pth", weights_only=True) for name in ("pairs", "gan"))
+    trained = {key for key, value in pairs.items() if value.is_floating_point() and "running" not in key}
+    for key in trained:
+        torch.testing.assert_close(pairs[key], gan[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_in_use_mr_is_corrected_for_its_bias_field_where_the_data_set_s_was(dataroot, tmp_path, monkeypatch, corrected):
+    manifest = read_manifest(dataroot)
+    cases = tuple(replace(case, bias_corrected=corrected and case.domain == "A") for case in manifest.cases)
+    monkeypatch.setattr("models.slab_model.read_manifest", lambda root: replace(manifest, cases=cases))
+    run(dataroot, tmp_path, "--name", "x", "--n_epochs", "1", "--steps_per_epoch", "1")
+    assert read_inference_settings(tmp_path / "x").bias_correction is corrected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--name", "x", "--limbs", "STS"], "no CT has that in its name"),
         (["--name", "x", "--leave_out", "ct"], "leaves out every CT"),
         (["--name", "x", "--crop_size", "64"], "slices of .* have 32 pixels"),
+        (["--name", "x", "--crop_size", "20"], "multiple of 16"),
         (["--name", "x", "--continue_train"], "nothing to continue"),
     ],
 )
@@ -252,18 +365,21 @@ def test_what_cannot_be_trained_is_refused(dataroot, tmp_path, options, message)
     assert not (tmp_path / "x").exists()
 
 
-def test_other_options_are_refused_on_resume(dataroot, tmp_path):
-    run(dataroot, tmp_path, "--name", "x", "--steps", "1")
-    with pytest.raises(InputError, match=r"lr: was 0\.001, now 0\.5"):
-        run(dataroot, tmp_path, "--name", "x", "--steps", "2", "--lr", "0.5", "--continue_train")
-    with pytest.raises(InputError, match="x"):
-        run(dataroot, tmp_path, "--name", "x", "--steps", "2")
+def test_other_networks_are_refused_on_resume(dataroot, tmp_path):
+    short = ["--name", "x", "--n_epochs", "1", "--steps_per_epoch", "1"]
+    run(dataroot, tmp_path, *short)
+    for option in (["--ngf", "4"], ["--slab", "5"], ["--norm", "instance"]):
+        with pytest.raises(InputError, match=f"{option[0][2:]}: was .*, now {option[1]}"):
+            run(dataroot, tmp_path, *short, *option, "--continue_train")
+    with pytest.raises(InputError, match="holds a run already"):
+        run(dataroot, tmp_path, *short)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--slab", "2"], "expected an odd number"), (["--crop_size", "20"], "multiple of 16"),
-     (["--mr_window", "5", "1"], "LO below HI"), (["--steps", "3", "--seconds", "4"], "not allowed with")],
+    [(["--slab", "2"], "expected an odd number"), (["--preprocess", "crop"], "--preprocess crop"),
+     (["--mr_window", "5", "1"], "LO below HI"), (["--max_dataset_size", "3"], "--max_dataset_size does nothing"),
+     (["--lr_policy", "linear", "--seconds", "4"], "--seconds needs --lr_policy warmup_cosine")],
 )  # fmt: skip
 def test_options_that_cannot_be_are_named(dataroot, tmp_path, capsys, options, message):
     with pytest.raises(SystemExit):
@@ -271,29 +387,84 @@ def test_options_that_cannot_be_are_named(dataroot, tmp_path, capsys, options, m
     assert message in capsys.readouterr().err
 
 
+def test_a_window_takes_the_place_of_the_method_s_own_curve():
+    words = ["--model", "simulated_pairs", "--dataroot", "d", "--name", "x"]
+    assert train_options.parse(words).data.ct_map == CT_MAP
+    assert train_options.parse([*words, "--ct_window", "-500", "900"]).data.ct_map == IntensityMap.window(-500, 900)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_state(dataroot, tmp_path, monkeypatch):
-    run(dataroot, tmp_path, "--name", "x", "--steps", "2")
+    length = ["--name", "x", "--steps_per_epoch", "2", "--n_epochs"]
+    run(dataroot, tmp_path, *length, "1")
     before = (tmp_path / "x/latest_state.pth").read_bytes()
-    draw = SimulatedPairsTraining.draw
+    draw = SimulatedPairsModel.draw
 
-    def torn(training):
-        mr, hu = draw(training)
+    def torn(self):
+        mr, hu, counted = draw(self)
         hu[0, 0, 0, 0] = float("nan")
-        return mr, hu
+        return mr, hu, counted
 
-    monkeypatch.setattr(SimulatedPairsTraining, "draw", torn)
+    monkeypatch.setattr(SimulatedPairsModel, "draw", torn)
     with pytest.raises(InputError, match=r"loss not finite: .*'hu': nan.*; no weight was changed by it: lower --lr"):
-        run(dataroot, tmp_path, "--name", "x", "--steps", "4", "--continue_train")
+        run(dataroot, tmp_path, *length, "2", "--continue_train")
     assert (tmp_path / "x/latest_state.pth").read_bytes() == before
 
 
 def test_no_weight_is_changed_by_a_loss_that_is_not_finite(monkeypatch):
-    training = SimulatedPairsTraining(TINY, simulation_set(), [], CT_MAP, CPU)
-    training.step(0.0)
-    before = {name: value.clone() for name, value in training.average.state_dict().items()}
-    weights = [parameter.clone() for parameter in training.net.parameters()]
-    monkeypatch.setattr("training.simulated_pairs.curve", lambda values, knots: values * float("nan"))
+    learner = model()
+    learner.step({})
+    before = copy.deepcopy(learner.kept_networks["G_A"].state_dict())
+    weights = [parameter.clone() for parameter in learner.networks["G_A"].parameters()]
+    monkeypatch.setattr("models.slab_model.curve", lambda values, knots: values * float("nan"))
     with pytest.raises(InputError, match="loss not finite"):
-        training.step(0.5)
-    assert all(torch.equal(old, new) for old, new in zip(weights, training.net.parameters(), strict=True))
-    assert all(torch.equal(value, training.average.state_dict()[name]) for name, value in before.items())
+        learner.step({})
+    assert all(torch.equal(old, new) for old, new in zip(weights, learner.networks["G_A"].parameters(), strict=True))
+    assert all(torch.equal(value, learner.kept_networks["G_A"].state_dict()[name]) for name, value in before.items())
+
+
+@pytest.fixture(scope="module")
+def pairs(dataroot, tmp_path_factory):
+    """The MR and a CT of one patient on one grid, and another MR without CT."""
+    root = tmp_path_factory.mktemp("pairs")
+    there = dataroot.parent
+    cases = {
+        ("train", "A"): [Source("mr", "p", there / "mr.nii.gz"), Source("alone", "q", there / "mr2.nii.gz")],
+        ("train", "B"): [Source("ct", "p", there / "ct0.nii.gz"), Source("other", "r", there / "ct1.nii.gz")],
+    }
+    prepare_dataset(root / "data", cases, 32, 2.0)
+    return root / "data"
+
+
+def test_pairs_are_of_one_patient_on_one_grid(pairs, caplog):
+    caplog.set_level(logging.INFO)
+    opened = open_paired_set(pairs, (0, 600), CT_MAP)
+    assert "1 of 2 MR have no CT on their grid" in caplog.text
+    (name,) = opened.volumes
+    maps = opened.volumes[name]
+    assert (name, opened.size, opened.pixel_mm, opened.slice_mm) == ("mr", 32, 2.0, 3.0)
+    body = maps["hu"] > -500
+    assert maps["counted"][~body].all()  # air counts wherever it is
+    assert maps["counted"][body].mean() > 0.9
+    assert (maps["mr"][~body] < -0.8).all()
+    assert (maps["mr"][body].astype(float) > 0.6).mean() > 0.95
+
+
+def test_a_data_set_without_pairs_says_how_they_are_made(dataroot):
+    with pytest.raises(InputError, match="no patient has an MR and a CT on the MR's grid; register"):
+        open_paired_set(dataroot, (0, 600), CT_MAP)
+
+
+def test_the_paired_method_trains_and_leaves_out_what_the_mr_does_not_see(pairs, tmp_path):
+    words = "--model paired --n_epochs 1 --steps_per_epoch 60 --lr 2e-2 --ngf 4 --batch_size 4".split()
+    words += "--mr_window 0 600 --ema 0.9".split()
+    assert run(pairs, tmp_path, "--name", "x", "--print_freq", "1", *words) == 0
+    records = [json.loads(line)["losses"]["pairs"] for line in (tmp_path / "x/losses.jsonl").read_text().splitlines()]
+    assert np.mean(records[-5:]) < 0.7 * np.mean(records[:5])
+    settings = train_options.parse([*words, "--dataroot", str(pairs), "--name", "y", *OPTIONS])
+    opened = PairedModel.open_data(settings.model, settings.data)
+    opened.volumes["mr"]["counted"][:] = 0
+    learner = PairedModel.from_data(settings.model, settings.data, opened, Place(CPU))
+    losses = learner.step({})
+    seen = learner.draw()[2]
+    assert (seen[:, :, 4:-4, 4:-4] == 0).all()
+    assert float(losses["pairs"]) < 0.2

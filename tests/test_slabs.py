@@ -1,5 +1,6 @@
 """Slabs: neighbouring slices through the network together, and the mean of all slabs that hold a slice."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,15 @@ from torch import nn
 from data.loading.single_dataset import SingleDataset, SlabMean
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from models.inference_settings import InferenceSettings, read_inference_settings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 from models.test_model import TestModel
 
 SETTINGS = InferenceSettings(
-    netG="unet", ngf=2, norm="batch", use_dropout=False, upsample="resize", direction="AtoB", size=16, spacing_mm=2.0,
-    slice_mm=3.0, mr_window=(0.0, 1.0), typical_mr=None, ct=IntensityMap(CT_TRANSFERS["soft_tissue"]), versions={},
-    slab=3,
+    generator=Architecture("unet", 2, "batch", upsample="resize", input_nc=3, output_nc=3), direction="AtoB", size=16,
+    spacing_mm=2.0, slice_mm=3.0, mr_window=(0.0, 1.0), typical_mr=None,
+    ct=IntensityMap(CT_TRANSFERS["soft_tissue"]),
+    versions={}, slab=3,
 )  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def test_single_slices_come_back_bit_for_bit():
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    net = build_generator("unet", 3, 3, 2, norm="batch", upsample="resize")
+    net = build_generator(SETTINGS.generator)
     save_network_weights(net, tmp_path / "net.pth")
     return TestModel(SETTINGS, tmp_path / "net.pth", torch.device("cpu"))
 
@@ -92,8 +94,17 @@ def test_settings_with_an_impossible_slab_are_refused(tmp_path, slab):
 
 def test_settings_of_before_slabs_are_of_single_slices(tmp_path):
     path = SETTINGS.write(tmp_path)
-    path.write_text(path.read_text().replace(',\n "slab": 3', ""))
-    assert read_inference_settings(tmp_path).slab == 1
+    written = json.loads(path.read_text())
+    generator = written.pop("generator")
+    del written["slab"]
+    old = {name: generator[name] for name in ("netG", "ngf", "norm", "use_dropout", "upsample")}
+    for slab in ({}, {"slab": 3}):
+        path.write_text(json.dumps(written | old | slab | {"format_version": 1}))
+        settings = read_inference_settings(tmp_path)
+        assert settings == replace(
+            SETTINGS, slab=slab.get("slab", 1),
+            generator=replace(SETTINGS.generator, input_nc=slab.get("slab", 1), output_nc=slab.get("slab", 1)),
+        )  # fmt: skip
 
 
 def test_the_network_has_as_many_channels_as_a_slab(model):

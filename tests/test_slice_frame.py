@@ -51,7 +51,7 @@ def test_round_trip_is_exact_without_resampling(size, direction, angle, frame_si
     volume = random_volume(size, (1.5, 1.5, 1.5), direction)
     frame = SliceFrame.from_dict(json.loads(json.dumps(SliceFrame.of(volume, frame_size, 1.5).to_dict())))
     slices = frame.prepare(volume, fill=-7.0)
-    back = frame.restore(slices)
+    back = frame.restore(slices, AIR_HU)
     assert slices.shape == (frame.slices, frame_size, frame_size)
     assert_same_geometry(back, volume)
     np.testing.assert_array_equal(back.array, volume.array)
@@ -86,7 +86,7 @@ def test_round_trip_of_a_cropping_frame_is_exact_inside_it(size, direction, fram
 def test_round_trip_of_a_smooth_volume_is_bounded_with_resampling(size, direction, ratio, slice_mm, frame_size):
     volume = random_volume(size, (1.0, 1.0, 1.0), direction, smooth=3.0)
     frame = SliceFrame.of(volume, frame_size, ratio, slice_mm)
-    back = frame.restore(frame.prepare(volume, fill=0.0))
+    back = frame.restore(frame.prepare(volume, fill=0.0), AIR_HU)
     assert_same_geometry(back, volume)
     # 300 HU of standard deviation, smoothed over 3 voxels: the bounds that docs/overview.md states. At the faces of
     # the volume the half voxel beyond the last centre is extrapolated, so the bound holds four voxels inside.
@@ -186,7 +186,7 @@ def test_a_body_beside_the_centre_of_an_odd_axis_fits_at_auto_spacing():
 def test_voxels_outside_the_frame_are_air():
     volume = random_volume((30, 20, 3))
     frame = SliceFrame.of(volume, 16, 1.0)
-    back = frame.restore(frame.prepare(volume, fill=0.0)).array
+    back = frame.restore(frame.prepare(volume, fill=0.0), AIR_HU).array
     np.testing.assert_array_equal(back[:, 2:18, 7:23], volume.array[:, 2:18, 7:23])
     cut = np.ones(back.shape, bool)
     cut[:, 2:18, 7:23] = False

@@ -1,12 +1,21 @@
 """Finding volumes and naming cases and patients."""
 
+import errno
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data.errors import InputError
-from data.prepared.sources import find_sources, find_volumes, name_cases
+from data.prepared.manifest import read_manifest
+from data.prepared.sources import Source, find_sources, find_volumes, name_cases
+from data.prepared.volume_jobs import run_jobs
+from data.volumes.volume import write_volume
+from scripts import prepare_dataset
+from tests.test_preparation import ct_volume, mr_volume
 from tests.test_volume import write_series
 
 
@@ -159,3 +168,78 @@ def test_hidden_files_of_a_folder_are_no_volumes(tmp_path):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
         assert find_volumes(str(pattern)) == [tmp_path / "p1.nii.gz"]
+
+
+# What the system says of a path: of the path itself, of what lies in it, and where that is asked for.
+BLOCKS = {
+    "may not be listed": (errno.EACCES, True, False, ("os.listdir", "os.scandir", "io.open")),
+    "may not be entered": (errno.EACCES, False, True, ("os.stat", "io.open")),
+    "too long": (errno.ENAMETOOLONG, True, True, ("os.listdir", "os.scandir", "os.stat", "io.open")),
+}
+
+
+@pytest.fixture
+def forbid(monkeypatch) -> Callable[[Path, str], None]:
+    """Have a path raise one of `BLOCKS` where it is looked at: as root, permissions bind nobody."""
+
+    def forbid(path: Path, block: str) -> None:
+        number, itself, inside, functions = BLOCKS[block]
+        for function in functions:
+            module, name = function.split(".")
+            real = getattr(sys.modules[module], name)
+
+            def guarded(other=".", *given, real=real, **named):
+                asked = Path(other) if isinstance(other, str | Path) else Path()
+                if (itself and asked == path) or (inside and path in asked.parents):
+                    raise OSError(number, "not to be looked at")
+                return real(other, *given, **named)
+
+            monkeypatch.setattr(sys.modules[module], name, guarded)
+
+    return forbid
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("kind", ["series", "folder of volumes", "volume"])
+@pytest.mark.parametrize("pattern", ["*", "**"])
+def test_what_cannot_be_looked_at_fails_alone_and_by_name(tmp_path, forbid, caplog, block, kind, pattern):
+    for k in range(2):
+        write_volume(mr_volume(scale=1 + k), tmp_path / f"mr/p{k}.nii.gz")
+        write_volume(ct_volume(), tmp_path / f"ct/q{k}.mha")
+    path = tmp_path / "mr" / ("p9.nii.gz" if kind == "volume" else "p9")
+    if kind == "volume":
+        if block == "may not be entered":
+            pytest.skip("of folders")
+        write_volume(mr_volume(), path)
+    elif kind == "series":
+        write_series(path)
+    else:
+        write_volume(mr_volume(), path / "mr.nii.gz")
+    forbid(path, block)
+    sources = ["--mr", f"{tmp_path}/mr/{pattern}", "--ct", f"{tmp_path}/ct/*", "--out", str(tmp_path / "set")]
+    code = prepare_dataset.main([*sources, "--size", "64", "--workers", "1"])
+    cases = read_manifest(tmp_path / "set").select("train", "A")
+    assert [Path(case.source).name for case in cases] == ["p0.nii.gz", "p1.nii.gz"]
+    failed = re.findall(rf"{path}[^ ]*: cannot be read: .*not to be looked at", caplog.text)
+    assert code == 1 and len(failed) == 1
+
+
+def test_an_error_of_the_system_costs_its_volume_alone(tmp_path):
+    def work(job):
+        if job.source.name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", "b.nii")
+        return job.source.name
+
+    jobs = [SimpleNamespace(source=Source(name, name, tmp_path / name)) for name in "abc"]
+    done, failures = run_jobs(work, jobs, 1, "test")
+    assert done == ["a", "c"]
+    assert [failure.reason for failure in failures] == [
+        f"{tmp_path}/b: cannot be read: [Errno 13] Permission denied: 'b.nii'"
+    ]
+
+
+def test_an_unreadable_file_beside_slices_hides_none(tmp_path, forbid):
+    write_series(tmp_path / "p1")
+    (tmp_path / "p1/notes").write_text("x")
+    forbid(tmp_path / "p1/notes", "may not be listed")
+    assert find_volumes(f"{tmp_path}/*") == [tmp_path / "p1"]

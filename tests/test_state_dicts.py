@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from data.errors import InputError
 from models import state_dicts
-from models.networks import DISCRIMINATORS, GENERATORS, build_discriminator, build_generator
+from models.networks import DISCRIMINATORS, GENERATORS, Architecture, build_discriminator, build_generator
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights
 
 
@@ -41,7 +41,9 @@ class Touch:
 def test_every_network_round_trips(name, norm, tmp_path):
     def make() -> nn.Module:
         if name in GENERATORS:
-            return build_generator(name, ngf=2, norm=norm, upsample="resize" if name == "unet" else "transposed")
+            return build_generator(
+                Architecture(name, ngf=2, norm=norm, upsample="resize" if name == "unet" else "transposed")
+            )
         return build_discriminator(name, ndf=2, norm=norm)
 
     net, other = make(), make()
@@ -136,7 +138,7 @@ def test_weights_of_another_norm_are_refused(saved, wanted):
 
 def test_long_lists_of_keys_are_cut():
     with pytest.raises(InputError, match=r"missing: (model[.\w]+, ){9}model[.\w]+ and \d+ more"):
-        load_network_weights(build_generator("resnet_6blocks", ngf=2), small().state_dict())
+        load_network_weights(build_generator(Architecture("resnet_6blocks", ngf=2)), small().state_dict())
 
 
 def test_empty_state_dict_is_refused():
@@ -265,7 +267,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value):
 
 @pytest.mark.parametrize("colour", ["in", "out", "both"])
 def test_weights_of_a_colour_network_are_named_as_such(colour):
-    net = build_generator("resnet_6blocks", ngf=2)
+    net = build_generator(Architecture("resnet_6blocks", ngf=2))
     state = dict(net.state_dict())
     first, last = "model.1.weight", [key for key in state if key.endswith("weight")][-1]
     if colour != "out":

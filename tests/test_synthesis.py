@@ -17,7 +17,7 @@ from data.values.intensity import AIR_HU, IntensityMap
 from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from models import test_model
 from models.inference_settings import InferenceSettings, read_inference_settings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.precision import choose_precision
 from models.state_dicts import save_network_weights
 from models.synthesis import Synthesiser, fill_air, load_synthesiser, synthesize_volume
@@ -26,13 +26,13 @@ from scripts import import_generator
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(
-    netG="resnet_6blocks", ngf=4, norm="instance", use_dropout=False, upsample="resize", direction="AtoB", size=32,
+    generator=Architecture("resnet_6blocks", ngf=4, norm="instance", upsample="resize"), direction="AtoB", size=32,
     spacing_mm=2.0, slice_mm=None, mr_window=(0.0, 500.0), typical_mr=IntensityMap.window(0, 800),
     ct=IntensityMap.window(-1000, 1400), versions={},
 )  # fmt: skip
 
 
-SETTINGS_16 = replace(SETTINGS, ngf=16, upsample="transposed")
+SETTINGS_16 = replace(SETTINGS, generator=Architecture("resnet_6blocks", ngf=16))
 
 
 class Known(torch.nn.Module):
@@ -47,7 +47,7 @@ class Known(torch.nn.Module):
 def known_synthesiser(tmp_path, **changes) -> Synthesiser:
     settings = replace(SETTINGS, **changes)
     path = tmp_path / "latest_net_G_A.pth"
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), path)
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), path)
     model = TestModel(settings, path, CPU)
     model.netG = Known().eval()
     return Synthesiser(settings, model)
@@ -121,7 +121,7 @@ def test_mirrored_is_the_mean_over_four_mirrorings_and_undone(tmp_path, mirrored
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_mirrored_model_is_the_plain_one_on_four_mirrored_slices(tmp_path, precision):
     path = tmp_path / "latest_net_G_A.pth"
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), path)
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), path)
     plain, mirrored = (TestModel(replace(SETTINGS, mirrored=m), path, CPU, precision) for m in (False, True))
     x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32)).astype(np.float32)
     each = [np.flip(plain.translate(np.flip(x, axes).copy()), axes) for axes in ((), (1,), (2,), (1, 2))]
@@ -286,7 +286,7 @@ def test_slices_at_a_time_are_those_that_half_the_free_memory_holds(tmp_path, mo
 def test_on_a_cpu_no_voxel_depends_on_threads_or_batches(tmp_path, precision):
     path = tmp_path / "latest_net_G_A.pth"
     torch.manual_seed(0)
-    save_network_weights(build_generator("resnet_6blocks", ngf=16), path)
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=16)), path)
     slices = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64)).astype(np.float32)
     results, before = [], torch.get_num_threads()
     try:
@@ -311,7 +311,7 @@ def test_an_output_that_is_not_finite_is_an_error(tmp_path):
 def test_half_precision_is_close_to_single(tmp_path, precision, limit):
     path = tmp_path / "latest_net_G_A.pth"
     torch.manual_seed(0)
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), path)
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), path)
     slices = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32)).astype(np.float32)
     exact, half = (TestModel(SETTINGS, path, CPU, name).translate(slices, 2) for name in ("fp32", precision))
     assert half.dtype == np.float32
@@ -348,8 +348,8 @@ def test_ct_to_mr_comes_back_in_the_training_sets_units(tmp_path):
 
 def test_inference_changes_no_weight_and_does_not_depend_on_the_batch(tmp_path):
     path = tmp_path / "latest_net_G_A.pth"
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, norm="batch", upsample="resize"), path)
-    model = TestModel(replace(SETTINGS, norm="batch"), path, CPU)
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, norm="batch", upsample="resize")), path)
+    model = TestModel(replace(SETTINGS, generator=replace(SETTINGS.generator, norm="batch")), path, CPU)
     before = {key: value.clone() for key, value in model.netG.state_dict().items()}
     slices = np.random.default_rng(0).uniform(-1, 1, (5, 32, 32)).astype(np.float32)
     results = [model.translate(slices, batch_size) for batch_size in (1, 2, 5)]
@@ -387,7 +387,7 @@ def test_missing_and_damaged_models_are_named(tmp_path):
         read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="use_dropout, mirrored and solid_body cannot be"):
+        with pytest.raises(InputError, match="mirrored and solid_body cannot be"):
             read_inference_settings(tmp_path / "good")
 
 
@@ -400,7 +400,7 @@ def test_models_of_before_mirrored_and_solid_body_are_neither(tmp_path):
 
 
 def test_published_weights_are_taken_over_and_used(tmp_path):
-    net = build_generator("resnet_6blocks", ngf=4)
+    net = build_generator(Architecture("resnet_6blocks", ngf=4))
     stale = dict(net.state_dict()) | {"model.2.running_mean": torch.zeros(4), "model.2.running_var": torch.ones(4)}
     torch.save(stale, tmp_path / "published.pth")
     where = ["--checkpoints_dir", str(tmp_path / "checkpoints")]

@@ -134,12 +134,25 @@ def named(folder: Path, files: str) -> Path:
     return nrrd(folder, SPACE + DIRECTIONS, data_file=f"data file: {files}\n")
 
 
+def first_line(folder: Path) -> Path:
+    """Write an NRRD that ends behind its first line."""
+    (folder / "a.nrrd").write_bytes(b"NRRD0004\n")
+    return folder / "a.nrrd"
+
+
 HARMFUL = {
     # The first four end ITK's process, or never come back.
     "pattern of step 0": (lambda p: meta(p, data="x%d.raw 1 5 0"), "ElementDataFile 'x%d.raw 1 5 0'"),
     "wide pattern": (lambda p: named(p, "x%0300d.raw 1 4 1 2"), "NRRD data file"),
     "endless pattern": (lambda p: meta(p, data="x%d.raw 1 999999999999 1"), "ElementDataFile"),
     "two formats": (lambda p: named(p, "x%d%s%n.raw 1 4 1"), "NRRD data file"),
+    "the first line alone": (first_line, "NRRD dimension missing"),
+    "an empty list": (lambda p: meta(p, data="LIST", body=b"\n"), "ElementDataFile 'LIST'; expected a file name, LIST"),
+    "a long name in a list": (
+        lambda p: nrrd(p, SPACE + DIRECTIONS, data_file="data file: LIST\n", body=b"s00.raw\n" + b"a" * 300),
+        "NRRD data file 'LIST'",
+    ),
+    "four numbers in MetaImage": (lambda p: meta(p, data="s%02d.raw 0 3 1 2"), "ElementDataFile 's%02d.raw 0 3 1 2'"),
     "15 dimensions": (lambda p: plain(p, "dimension: 3", "dimension: 15"), "NRRD sizes '2 3 4'"),
     "more sizes": (lambda p: plain(p, "2 3 4", "2 3 4 1 1 1 1 1"), "expected 3 numbers"),
     "a negative size": (lambda p: plain(p, "2 3 4", "2 3 -4"), "NRRD sizes '2 3 -4'"),

@@ -54,7 +54,12 @@ def test_a_run_leaves_what_users_and_inference_need(dataroot, tmp_path):  # noqa
         "latest_state.pth", "previous_state.pth", "inference.json", "opt.json", "losses.jsonl", "loss_log.txt", "web",
     }  # fmt: skip
     settings = read_inference_settings(folder)
-    assert (settings.size, settings.spacing_mm, settings.netG, settings.ngf) == (16, 1.0, "resnet_6blocks", 2)
+    assert (settings.size, settings.spacing_mm, settings.generator.netG, settings.generator.ngf) == (
+        16,
+        1.0,
+        "resnet_6blocks",
+        2,
+    )
     assert settings.mr_window == (0.0, 90.0)
     assert settings.typical_mr == IntensityMap.window(0, 90)
     assert settings.ct.knots[1] == (-250.0, -0.6)
@@ -261,25 +266,26 @@ REQUIRED = ["--dataroot", "d", "--name", "n"]
 def test_published_option_names_are_aliases(published):
     name, text, value = PUBLISHED[published]
     used = ["--preprocess", "resize_and_crop", "--init_from", "other"]
-    assert getattr(train_options.parse([*REQUIRED, *used, published, text]), name) == value
-    assert getattr(train_options.parse([*REQUIRED, *used, f"--{name}", text]), name) == value
+    for word in (published, f"--{name}"):
+        assert train_options.parse([*REQUIRED, *used, word, text]).values()[name] == value
 
 
 def test_values_may_begin_with_a_minus():
-    knots = train_options.parse([*REQUIRED, "--ct_transfer", "-1000:-1,0:0.2,1400:1"]).ct_map.knots
+    knots = train_options.parse([*REQUIRED, "--ct_transfer", "-1000:-1,0:0.2,1400:1"]).data.ct_map.knots
     assert knots == ((-1000.0, -1.0), (0.0, 0.2), (1400.0, 1.0))
-    options = train_options.parse([*REQUIRED, "--ct_window", "-1e3", "1400", "--mr_window", "-2", "3.5"])
+    options = train_options.parse([*REQUIRED, "--ct_window", "-1e3", "1400", "--mr_window", "-2", "3.5"]).data
     assert (options.ct_map.range, options.mr_window) == ((-1000.0, 1400.0), (-2.0, 3.5))
-    assert train_options.parse([*REQUIRED, "--gpu_ids", "-1"]).device == torch.device("cpu")
+    assert train_options.parse([*REQUIRED, "--gpu_ids", "-1"]).run.device == torch.device("cpu")
 
 
 def test_defaults_are_the_published_settings():
-    options = vars(train_options.parse(REQUIRED))
+    settings = train_options.parse(REQUIRED)
+    options = settings.values() | {"ct_map": settings.data.ct_map}
     published = {
         "netG": "resnet_9blocks", "netD": "basic", "ngf": 64, "ndf": 64, "norm": "instance", "init_type": "normal",
         "init_gain": 0.02, "gan_mode": "lsgan", "pool_size": 50, "lr": 2e-4, "beta1": 0.5, "n_epochs": 100,
         "n_epochs_decay": 100, "lr_policy": "linear", "batch_size": 1, "lambda_A": 10, "lambda_B": 10,
-        "lambda_identity": 0.5, "lambda_correlation_A": 2, "lambda_correlation_B": 2, "flip": False, "lambda_shape": 10,
+        "lambda_identity": 0.5, "lambda_correlation_A": 2, "lambda_correlation_B": 2, "flip": "", "lambda_shape": 10,
         "shape_loss": "l1",
         "mr_window": "percentile", "ct_map": IntensityMap.window(-1000, 1400), "upsample": "transposed",
     }  # fmt: skip
@@ -311,7 +317,8 @@ def test_defaults_are_the_published_settings():
         (["--ct_transfer", "spread"], "expected a name"),
         (["--n_epochs", "0", "--n_epochs_decay", "0"], "at least one epoch"),
         (["--n_epochs_warm", "2"], "does nothing without --warm_start simulated_mr"),
-        (["--lambda_simulated", "0"], "does nothing without --warm_start simulated_mr"),
+        (["--warm_lr", "0.1"], "does nothing without --warm_start simulated_mr"),
+        (["--lambda_simulated", "1", "--preprocess", "resize_and_crop"], "use body_crop"),
         (["--warm_start", "simulated_mr", "--preprocess", "resize_and_crop"], "use body_crop"),
         (["--ema", "1"], "from 0 to below 1"),
         (["--n_layers_D", "4"], "needs --netD n_layers"),
@@ -340,21 +347,34 @@ def test_bad_options_end_the_parsing_with_their_reason(arguments, message, capsy
     assert message in capsys.readouterr().err
 
 
-def test_the_options_are_these():
+SHARED_OPTIONS = (
+    "batch_size beta1 checkpoints_dir compile continue_train crop_size ct_transfer ct_window dataroot "
+    "deterministic device display_env display_freq display_id display_ncols display_port display_server "
+    "display_start display_window ema epoch flip init_from load_size lr lr_decay_iters lr_policy "
+    "max_dataset_size mr_window n_epochs n_epochs_decay name no_html num_threads precision preprocess "
+    "print_freq rotate save_epoch_freq save_latest_freq seconds seed slab sync_batch_norm val val_criterion "
+    "val_freq val_patients zoom"
+).split()
+GENERATOR_OPTIONS = "init_gain init_type netG ngf norm upsample use_dropout".split()
+PAIRS_OPTIONS = "bias field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
+OPTIONS = {
+    "cycle_gan": (
+        "direction gan_mode lambda_A lambda_B lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity "
+        "lambda_shape lambda_shape_gan lambda_simulated lcc_window n_epochs_warm n_layers_D ndf netD pool_size "
+        "shape_extractor shape_loss warm_lr warm_start"
+    ).split()
+    + GENERATOR_OPTIONS,
+    "simulated_pairs": ["leave_out", "limbs", "limbs_share", *PAIRS_OPTIONS, *GENERATOR_OPTIONS],
+    "paired": PAIRS_OPTIONS + GENERATOR_OPTIONS,
+    "shape_extractor": ["val_share", "width"],
+}
+
+
+@pytest.mark.parametrize("model", train_options.METHODS)
+def test_the_options_are_these(model):
     """An option is added, renamed or removed on purpose only."""
-    names = sorted(vars(train_options.parse(REQUIRED)))
-    assert names == sorted(
-        "augmentation batch_size beta1 checkpoints_dir compile continue_train crop_size ct_map ct_transfer ct_window "
-        "dataroot deterministic sync_batch_norm "
-        "device direction display_env display_freq display_id display_ncols display_port display_server display_start "
-        "display_window epoch flip gan_mode init_from init_gain init_type lambda_A lambda_B "
-        "ema lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity lambda_shape lambda_shape_gan "
-        "lambda_simulated lcc_window load_size lr n_epochs_warm rotate warm_lr warm_start zoom "
-        "lr_decay_iters lr_policy max_dataset_size mr_window "
-        "n_epochs n_epochs_decay n_layers_D name ndf netD netG ngf no_html norm num_threads pool_size precision "
-        "preprocess print_freq save_epoch_freq save_latest_freq seed "
-        "shape_extractor shape_loss upsample use_dropout".split()
-    )
+    settings = train_options.parse([*REQUIRED, "--model", model])
+    assert sorted(settings.values()) == sorted([*SHARED_OPTIONS, *OPTIONS[model], "model"])
 
 
 def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_path, caplog):  # noqa: F811

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.errors import InputError
+from models.published_unet import published_state, unet_from_state
 from models.state_dicts import save_atomically
-from unet.unet_model import UNet, published_state, unet_from_state
+from unet.unet_model import UNet
 
 # Block: (features in, features out) at width 64, and what stands between its name and those of its two convolutions.
 BLOCKS = {

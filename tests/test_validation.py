@@ -17,8 +17,10 @@ from data.volumes.volume import Volume
 from evaluation.metrics import ssim
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import InferenceSettings
+from models.networks import Architecture
 from models.synthesis import Synthesiser, synthesize_volume
 from models.test_model import LARGEST_BATCH, Translator
+from tests.test_cycle_gan_model import NO_SHAPE
 from training import validation as validation_module
 from training.validation import Validation, _around
 
@@ -26,7 +28,7 @@ SIZE, SLICES, MM = 32, 12, 8.0
 CPU = torch.device("cpu")
 CT_MAP = IntensityMap.window(-1000, 1400)
 SETTINGS = InferenceSettings(
-    netG="resnet_6blocks", ngf=2, norm="instance", use_dropout=False, upsample="resize", direction="AtoB", size=SIZE,
+    generator=Architecture("resnet_6blocks", ngf=2, upsample="resize"), direction="AtoB", size=SIZE,
     spacing_mm=MM, slice_mm=None, mr_window=(0.0, 100.0), typical_mr=None, ct=CT_MAP, versions={},
 )  # fmt: skip
 
@@ -139,7 +141,7 @@ def test_a_value_that_no_volume_defines_is_left_out(tmp_path):
 
 def test_volumes_go_the_way_of_use(prepared):
     """The slices that are shown are those that `synthesize_volume` makes of the MR."""
-    net = CycleGANModel(CycleGANSettings(netG="resnet_6blocks", ngf=2, netD="pixel", ndf=2), CPU).netG_A
+    net = CycleGANModel(CycleGANSettings(**NO_SHAPE, netG="resnet_6blocks", ngf=2, netD="pixel", ndf=2), CPU).netG_A
     _, shown = validation(prepared).run(net)
     ct, mask = body_ct()
     source = Volume(as_mr(ct), (MM, MM, 10.0))
@@ -200,7 +202,9 @@ def test_memory_is_bounded_by_the_batch(prepared, monkeypatch):
 def test_training_is_the_same_bit_for_bit_with_and_without_validation(prepared, monkeypatch, batches):
     if batches:
         one_threaded_batches(monkeypatch)  # a DataLoader draws from torch's random numbers
-    settings = CycleGANSettings(netG="resnet_6blocks", ngf=2, netD="pixel", ndf=2, norm="batch", use_dropout=True)
+    settings = CycleGANSettings(
+        **NO_SHAPE, netG="resnet_6blocks", ngf=2, netD="pixel", ndf=2, norm="batch", use_dropout=True
+    )
 
     def train(validate: Validation | None):
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.winograd import WinogradConv2d, speed_up, transforms
 
 
@@ -68,7 +68,7 @@ def test_only_convolutions_of_this_kind_are_replaced():
 )
 def test_a_generator_stays_what_it_is(name, size, replaced, options):
     torch.manual_seed(0)
-    net = build_generator(name, ngf=8, **options).eval().requires_grad_(False)
+    net = build_generator(Architecture(name, ngf=8, **options)).eval().requires_grad_(False)
     fast = copy.deepcopy(net)
     speed_up(fast)
     layers = [module for module in fast.modules() if isinstance(module, WinogradConv2d)]

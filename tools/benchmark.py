@@ -28,9 +28,9 @@ from benchmarks.networks import measure_synthesis, measure_training, upsampling
 from data.errors import run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
+from data.settings.values import nonnegative_int, positive_int, torch_device
 from models.networks import GENERATORS
 from models.precision import PRECISIONS
-from options.base_options import nonnegative_int, positive_int, torch_device
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 

@@ -30,9 +30,9 @@ import test_pipeline
 from benchmarks.networks import upsampling, write_random_model
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, patient_files, patient_id, write_dataset
-from models.networks import GENERATORS, build_generator
+from data.settings.values import positive_int, torch_device
+from models.networks import GENERATORS, Architecture, build_generator
 from models.run_folder import weights_path
-from options.base_options import positive_int, torch_device
 
 NAME = "benchmark"
 BODY_MM = 512.0
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_time(opt: argparse.Namespace, volumes: list[Path]) -> dict:
     """Return seconds of both ways, their ratio, and the device's share of ours."""
-    net = build_generator(opt.netG, ngf=opt.ngf, upsample=upsampling(opt.netG))
+    net = build_generator(Architecture(opt.netG, ngf=opt.ngf, upsample=upsampling(opt.netG)))
     net.load_state_dict(torch.load(weights_path(opt.work / "checkpoints" / NAME, "latest", "G_A"), weights_only=True))
     net.to(opt.device).eval()
     seconds = {"published": [], "ours": []}

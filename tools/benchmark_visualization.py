@@ -21,10 +21,10 @@ import requests
 import torch
 
 from data.errors import InputError, run_command
+from data.settings.values import positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from options import train_options
-from options.base_options import positive_int
 from visualization.console import Console
 from visualization.display import Display, RunInfo
 from visualization.panels import VisualsStyle

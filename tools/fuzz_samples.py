@@ -15,12 +15,12 @@ from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
 from models.inference_settings import InferenceSettings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 
 SIZE, SLICES, SPACING_MM = 8, 4, 2.5
 SETTINGS = InferenceSettings(
-    netG="resnet_6blocks", ngf=2, norm="instance", use_dropout=False, upsample="resize", direction="AtoB", size=SIZE,
+    generator=Architecture("resnet_6blocks", ngf=2, norm="instance", upsample="resize"), direction="AtoB", size=SIZE,
     spacing_mm=SPACING_MM, slice_mm=None, mr_window="percentile", typical_mr=IntensityMap.window(0, 100),
     ct=IntensityMap.window(-1000, 1400), versions={"torch": "2"},
     training=TrainingStatistics((1,) * (len(HU_EDGES) - 1), (1.0, 2.0), (9.0, 9.5), (0.4, 0.5), (1.0, 1.0), (3.0, 3.0)),
@@ -74,7 +74,7 @@ def write_samples(folder: Path) -> None:
     Image.fromarray(array[0].astype(np.uint16)).save(folder / "slice.png")
     write_data_set(folder)
     SETTINGS.write(folder)
-    net = build_generator(SETTINGS.netG, ngf=SETTINGS.ngf, norm=SETTINGS.norm, upsample=SETTINGS.upsample)
+    net = build_generator(SETTINGS.generator)
     save_network_weights(net, folder / "latest_net_G_A.pth")
     small = {"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2)}
     torch.save({"kind": "sample", "epoch": 3, "model": small}, folder / "weights.pth")

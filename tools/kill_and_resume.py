@@ -21,8 +21,8 @@ import torch
 
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, write_dataset
+from data.settings.values import nonnegative_int, positive_int
 from models.run_folder import has_state
-from options.base_options import nonnegative_int, positive_int
 from scripts import prepare_dataset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
+from data.settings.values import positive_int
 from evaluation.report import markdown_table
-from options.base_options import positive_int
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ MUTATIONS = (
              "F.resize(image, size, F.InterpolationMode.NEAREST_EXACT)",
              "images are resized by nearest neighbour, as masks are",
              "tests/test_datasets.py::test_images_are_turned_and_resized_by_interpolation"),
-    Mutation("data/loading/unaligned_dataset.py", "range(self.start, ", "range(self.start + 1, ",
+    Mutation("data/loading/batches.py", "range(self.start, ", "range(self.start + 1, ",
              "a run that goes on in mid-epoch leaves a sample out",
              "tests/test_datasets.py::test_order_derives_from_seed_and_epoch_and_resumes_in_mid_epoch"),
     Mutation("data/prepared/manifest.py",
@@ -160,15 +160,15 @@ MUTATIONS = (
              "self._run_together(self.netG_A, real_A, real_A)",
              "identity loss on the wrong domain",
              "tests/test_cycle_gan_model.py::test_the_losses_are_those_of_the_method"),
-    Mutation("models/cycle_gan_model.py", "_require_gradients(discriminators, False)",
-             "_require_gradients(discriminators, True)",
+    Mutation("models/cycle_gan_model.py", " require_gradients(discriminators, False)",
+             " require_gradients(discriminators, True)",
              "the generators' update leaves gradients in the discriminators",
              "tests/test_cycle_gan_model.py::test_each_optimiser_moves_its_own_networks"),
     Mutation("models/cycle_gan_model.py", 'images["mask"] = label_channels(labels, self.shape_classes)',
              'images["mask"] = label_channels(labels[:1], self.shape_classes).expand_as(logits)',
              "all slices of a batch have the first one's mask",
              "tests/test_shape_constraint.py::test_every_sample_has_its_own_mask"),
-    Mutation("models/cycle_gan_model.py", "        bad = self.finite.watch(losses, total, batch)\n",
+    Mutation("models/base_model.py", "        bad = self.finite.watch(losses, total, batch)\n",
              "        self.optimisers[name].zero_grad(set_to_none=True)\n"
              "        total.backward(retain_graph=True)\n"
              "        self.optimisers[name].step()\n"
@@ -199,7 +199,7 @@ MUTATIONS = (
     # Schedule, states, resuming
     Mutation("models/schedules.py", "max(0, epoch - n_epochs) /", "max(0, epoch - n_epochs + 1) /",
              "the learning rate falls one epoch too early", "tests/test_schedules.py::test_linear_published"),
-    Mutation("models/cycle_gan_model.py", 'yield "optimisers", self.optimisers', 'yield "optimisers", {}',
+    Mutation("models/base_model.py", 'yield "optimisers", self.optimisers', 'yield "optimisers", {}',
              "optimisers start anew when a run goes on",
              "tests/test_cycle_gan_model.py::test_a_restored_model_goes_on_bit_for_bit"),
     Mutation("models/run_folder.py", 'torch.set_rng_state(state["cpu"])', "torch.get_rng_state()",

@@ -26,8 +26,8 @@ import psutil
 from ct_segmentation import train as train_extractor
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, write_dataset
+from data.settings.values import nonnegative_int, positive_float, positive_int
 from models.run_folder import has_state
-from options.base_options import nonnegative_int, positive_float, positive_int
 from scripts import prepare_dataset
 from tools.kill_and_resume import ROOT, differing_tensors
 

@@ -14,7 +14,7 @@ Nothing here draws a random number of the training's, nor leaves a trace in its 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,9 @@ from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume
 from evaluation import metrics
+from evaluation.criteria import score
 from evaluation.unpaired import body_dice, mean_difference
+from models.base_model import BaseModel
 from models.inference_settings import InferenceSettings
 from models.synthesis import plan_volume, restore_volume
 from models.test_model import Translator
@@ -204,6 +206,23 @@ class Validation:
 
     def _slice_mm(self, case: Case) -> float:
         return self.manifest.slice_mm or through_mm(case)
+
+
+class GeneratorValidator:
+    """The validation of a model's generators, and the criterion by which its best weights are chosen."""
+
+    def __init__(self, validation: Validation, criterion: str) -> None:
+        """Choose by `criterion`, of `evaluation.criteria.CRITERIA`."""
+        self.validation, self.criterion = validation, criterion
+
+    def run(self, model: BaseModel) -> tuple[dict[str, float], list[ValidationSlice]]:
+        """Return the values of the weights that are kept for use, and slices to show."""
+        kept = model.kept_networks
+        return self.validation.run(kept["G_A"], kept.get("G_B"))
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Return the score by the criterion: less is better."""
+        return score(values, self.criterion)
 
 
 def _slices_to_show(

@@ -34,6 +34,9 @@ _VISUALS = {
     "from_simulated_A": ("synthetic", "B"),
     "simulated_B": ("simulated pair,", "B"),
     "from_simulated_B": ("synthetic", "A"),
+    "image_B": ("", "B"),
+    "mask_B": ("body", "mask"),
+    "found_B": ("body as it is found", "mask"),
     "mask": ("body of the MR", "mask"),
     "shape": ("body of the synthetic CT", "mask"),
 }

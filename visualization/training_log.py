@@ -9,7 +9,6 @@ The losses come off the accelerator at the print frequency only, images at the d
 
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from functools import cache
 from typing import Self
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.inference_settings import package_versions
+from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, ValidationRecord, read_records, read_validations
+from visualization.settings import DisplaySettings
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
 
@@ -146,22 +146,28 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 
 def open_training_log(
-    opt: Namespace, epochs: int, steps_per_epoch: int, start: tuple[int, int], shown: bool = True
-) -> TrainingLog:
-    """Return the log of the run with the options `opt` of `train.py`, on the displays that they ask for.
+    run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: tuple[int, int],
+    shown: bool = True,
+) -> TrainingLog:  # fmt: skip
+    """Return the log of a run on the displays that its settings ask for.
 
-    Of several processes that train together one has it `shown`.
+    Args:
+        run: the run.
+        display: its displays.
+        ct_map: HU to the networks' [-1, 1]; direction: 'AtoB' where A is MR.
+        start: where the run begins or resumes: epoch, and steps of it that are done.
+        shown: whether anything is shown: of several processes that train together one does.
     """
-    folder = opt.checkpoints_dir / opt.name
-    run = RunInfo(opt.name, folder, vars(opt), package_versions(), epochs, steps_per_epoch)
-    style = VisualsStyle(opt.ct_map, opt.display_window, opt.direction, opt.display_ncols)
+    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols)
     if not shown:
         return TrainingLog(run, style, [], start)
-    displays: list[tuple[str, Display]] = [("log files", Console(folder))]
-    if opt.display_id > 0:
-        env = opt.display_env or opt.name
-        visdom = VisdomDisplay(run, opt.display_server, opt.display_port, env, opt.display_id, opt.display_start)
+    displays: list[tuple[str, Display]] = [("log files", Console(run.folder))]
+    if display.display_id > 0:
+        visdom = VisdomDisplay(
+            run, display.display_server, display.display_port, display.display_env or run.name, display.display_id,
+            display.display_start,
+        )  # fmt: skip
         displays.append(("visdom", visdom))
-    if not opt.no_html:
+    if not display.no_html:
         displays.append(("web page", TrainingPage(run)))
     return TrainingLog(run, style, displays, start)

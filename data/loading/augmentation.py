@@ -9,6 +9,7 @@ from data.errors import InputError
 from data.loading.slices import Slice
 
 PREPROCESS = ("none", "crop", "body_crop", "resize_and_crop")
+FLIPS = ("x", "y", "xy")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Augmentation:
         preprocess: 'none' takes slices as prepared; 'crop' takes a random square of `crop_size`; 'resize_and_crop'
             first resizes the slice to `load_size` x `load_size`; 'body_crop' takes a square about a random point of the
             body, so that crops show body wherever it is.
-        flip: mirror left and right at random. It teaches that a body has no side: for limbs, not for whole bodies.
+        flip: mirror at random, half of the time: 'x' left and right, 'y' front and back, 'xy' both, each by itself. It
+            teaches that a body has no such side.
         rotate_deg: turn about the slice's centre by a random angle up to this, either way; -1 (air) comes in.
         zoom: enlarge or shrink at random by up to this share: 0.2 is a factor of 1 / 1.2 to 1.2.
     """
@@ -27,7 +29,7 @@ class Augmentation:
     preprocess: str = "none"
     load_size: int = 286
     crop_size: int = 256
-    flip: bool = False
+    flip: str = ""
     rotate_deg: float = 0.0
     zoom: float = 0.0
 
@@ -69,8 +71,9 @@ class Augmentation:
             image, mask = (
                 None if x is None else F.crop(x, top, left, self.crop_size, self.crop_size) for x in (image, mask)
             )
-        if self.flip and rng.random() < 0.5:
-            image, mask = (None if x is None else F.horizontal_flip(x) for x in (image, mask))
+        for axis, mirror in (("x", F.horizontal_flip), ("y", F.vertical_flip)):
+            if axis in self.flip and rng.random() < 0.5:
+                image, mask = (None if x is None else mirror(x) for x in (image, mask))
         return image, mask
 
     def _corner(self, mask: torch.Tensor | None, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -158,6 +158,8 @@ def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_m
 
 
 def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
+    if mr_rule == "tissue" and case.fat_problem:
+        raise InputError(f"{case.name} ({case.source}): {case.fat_problem}")
     if mr_rule == "tissue" and case.fat_level is None:
         raise InputError(
             f"{case.name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "

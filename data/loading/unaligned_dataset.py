@@ -1,20 +1,16 @@
-"""MR and CT slices of different patients: the unpaired training set, its order and its batches."""
+"""MR and CT slices of different patients: the unpaired training set and its order."""
 
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import batched, islice
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
+from data.loading.batches import EpochSampler
 from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
-from data.loading.threads import one_thread
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
@@ -74,12 +70,10 @@ class UnalignedDataset(Dataset):
         return sample
 
 
-class UnalignedSampler(Sampler[Draw]):
+class UnalignedSampler(EpochSampler[Draw]):
     """The order of one epoch: every slice of each domain as often as every other, give or take one.
 
-    The two domains are shuffled independently, from (seed, epoch) alone. Several processes draw from one order: of each
-    batch that they take together each has its part. The last batch of an epoch, where it does not come out even, is
-    filled from the epoch's first samples.
+    The two domains are shuffled independently, from (seed, epoch) alone.
     """
 
     def __init__(
@@ -92,45 +86,14 @@ class UnalignedSampler(Sampler[Draw]):
         processes: int = 1,
     ) -> None:
         """Draw from `dataset` what process `rank` of `processes` takes; `limit` caps the samples of an epoch."""
-        self.len_a, self.len_b = len(dataset.a), len(dataset.b)
-        self.samples = min(len(dataset), limit or len(dataset))
-        self.batch_size, self.rank, self.processes = batch_size, rank, processes
-        self.seed, self.epoch, self.start = seed, 1, 0
+        super().__init__(min(len(dataset), limit or len(dataset)), batch_size, rank, processes)
+        self.len_a, self.len_b, self.seed = len(dataset.a), len(dataset.b), seed
 
-    @property
-    def together(self) -> int:
-        """The samples that all processes take in one step."""
-        return self.batch_size * self.processes
-
-    @property
-    def steps(self) -> int:
-        """The steps of a whole epoch."""
-        return -(-self.samples // self.together)
-
-    @property
-    def steps_left(self) -> int:
-        """The steps of this epoch from its start on."""
-        return -(-(self.samples - self.start) // self.together)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch (from 1) and the sample to begin at, so that a run can go on in mid-epoch."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        """Return the samples that this process takes in what is left of this epoch."""
-        whole, rest = divmod(self.samples - self.start, self.together)
-        return whole * self.batch_size + -(-rest // self.processes)
-
-    def __iter__(self) -> Iterator[Draw]:
-        """Yield the draws of this process, from `start` on."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def order(self, epoch: int) -> Callable[[int], Draw]:
+        """Return what is drawn at a position of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
         order_a, order_b = (_shuffled(rng, length, self.samples) for length in (self.len_a, self.len_b))
-        for first in range(self.start, self.samples, self.together):
-            # As many for each, so that each counts alike in the mean of their gradients.
-            count = min(self.batch_size, -(-(self.samples - first) // self.processes))
-            for k in range(count):
-                position = (first + self.rank * count + k) % self.samples
-                yield Draw(self.epoch, position, int(order_a[position]), int(order_b[position]))
+        return lambda position: Draw(epoch, position, int(order_a[position]), int(order_b[position]))
 
 
 def _shuffled(rng: np.random.Generator, length: int, samples: int) -> np.ndarray:
@@ -192,64 +155,3 @@ def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:
             "one size, since batches and the pool of generated images hold several: use --preprocess resize_and_crop, "
             "or --batch_size 1 --pool_size 0"
         )
-
-
-def load_batches(
-    dataset: UnalignedDataset, draws: Iterable[Draw], batch_size: int, threads: int, pin_memory: bool = False
-) -> Iterator[dict]:
-    """Yield the batches of an epoch, in order, as `collate` makes them; `threads` load those to come, 0: none does.
-
-    Threads, not processes: reading and transforming release Python's lock, and three arrays a sample need not go from
-    one process to another, which takes longer than reading them.
-
-    Args:
-        dataset: samples; draws: which, in which order.
-        batch_size: samples of a batch; the last may have fewer.
-        threads: how many load; batches waiting are twice as many at most.
-        pin_memory: whether tensors lie where a GPU can fetch them while the host goes on.
-
-    Raises:
-        InputError: a sample's, when its batch is due.
-    """
-
-    def load(some: tuple[Draw, ...]) -> dict:
-        # Small operations: more threads for each would stand in the way of the training's. And as many whoever loads,
-        # so that `threads` changes no sum.
-        with one_thread():
-            batch = collate([dataset[draw] for draw in some])
-        if not pin_memory:
-            return batch
-        return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-
-    chunks = batched(draws, batch_size)
-    if not threads:
-        yield from map(load, chunks)
-        return
-    pool = ThreadPoolExecutor(threads, "load")
-    try:
-        waiting = deque(pool.submit(load, chunk) for chunk in islice(chunks, 2 * threads))
-        while waiting:
-            batch = waiting.popleft().result()
-            waiting.extend(pool.submit(load, chunk) for chunk in islice(chunks, 1))
-            yield batch
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def collate(samples: list[dict]) -> dict:
-    """Stack samples to tensors (N, 1, H, W) and lists of names.
-
-    Raises:
-        InputError: slices of different sizes, which only image folders can hold.
-    """
-    batch = {}
-    for key in samples[0]:
-        values = [sample[key] for sample in samples]
-        if not isinstance(values[0], torch.Tensor):
-            batch[key] = values
-            continue
-        if len({value.shape for value in values}) > 1:
-            names = ", ".join(sample[f"origin_{key[-1]}"] for sample in samples)
-            raise InputError(f"slices of different sizes in one batch ({names}); use --preprocess resize_and_crop")
-        batch[key] = torch.stack(values)
-    return batch

@@ -5,6 +5,7 @@ the back and to the left. There its parts are told from noise, markers and couch
 outline is then drawn at full resolution, slice by slice, within one coarse voxel of the coarse one. Lengths are in mm.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, check_mr, in_hu
 from data.volumes.volume import Volume, axial_order, describe_grid, read_volume, same_grid
 
+log = logging.getLogger(__name__)
+
 COARSE_MM = 3.0
 # Half air (-1000 HU), half soft tissue (about 0 HU): where skin begins. Lung is below and gets filled in.
 CT_BODY_HU = -500.0
@@ -30,6 +33,9 @@ CT_LUNG_HU = -950.0
 MR_BACKGROUND = 0.2
 # ... and where there is none, all that is brighter than this is tissue.
 MR_TISSUE = 0.15
+# The darkest of an MR may be air that is not at 0 where nothing lies below this share of what is bright, and so much of
+# the volume this near to the darkest.
+MR_FLOOR, MR_FLOOR_SHARE, MR_FLOOR_WIDTH = 0.12, 0.05, 0.1
 # A hand, the smallest part that may lie apart, is 0.6 % of a body's mass (Winter, Biomechanics and Motor Control of
 # Human Movement, table 4.1). Skin markers and tubes beside a limb hold a few mL.
 PART_SHARE = 0.005
@@ -222,6 +228,7 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
         raise _not_found("MR", mr, "the volume is constant")
     values = np.minimum(values, np.percentile(values, 99.5))  # a few spikes would stretch Otsu's histogram
     bright = float(np.median(values[values > threshold_otsu(values)]))
+    _warn_of_shift(mr, coarse, bright)
     logs = np.log(np.maximum(values / bright, 0.1 * MR_BACKGROUND))
     split = threshold_otsu(logs)
     if np.exp(logs[logs <= split].mean()) <= MR_BACKGROUND:
@@ -231,6 +238,18 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
     if light < 1.5 * dark:
         raise _not_found("MR", mr, f"noise without contrast ({dark:.4g} to {light:.4g} when smoothed)")
     return lowest + bright * MR_TISSUE
+
+
+def _warn_of_shift(mr: Volume, coarse: _Coarse, bright: float) -> None:
+    """Warn of an MR whose darkest is taken for tissue and may be air: it was shifted, or shows nothing but tissue."""
+    step = max(1, mr.array.size // 2_000_000)
+    floor = float(np.percentile(mr.array.ravel()[::step], 0.5))  # noise alone reaches down to 0
+    share = np.mean(coarse.array < floor + MR_FLOOR_WIDTH * (bright - floor))
+    if floor > MR_FLOOR * bright and share > MR_FLOOR_SHARE:
+        log.warning(
+            "warning: MR (values %g to %g): its darkest %.4g is taken for tissue; where it is air, of an MR that was "
+            "shifted, shift it back so that air is at 0, or supply a body mask", mr.array.min(), mr.array.max(), floor,
+        )  # fmt: skip
 
 
 def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, couch: bool) -> np.ndarray | None:

@@ -51,13 +51,3 @@ def body_mask(labels: np.ndarray) -> np.ndarray:
 def arm_mask(labels: np.ndarray) -> np.ndarray:
     """Return where a label array holds the arms, from the shoulder's outer side to the hands, bones included."""
     return np.isin(labels, ARM_LABELS)
-
-
-def bone_mask(labels: np.ndarray) -> np.ndarray:
-    """Return where a label array holds bone: cortex, trabecular bone and the marrow of long bones."""
-    return np.isin(labels, BONE_LABELS)
-
-
-def couch_mask(labels: np.ndarray) -> np.ndarray:
-    """Return where a label array holds the CT couch, its foam included."""
-    return np.isin(labels, COUCH_LABELS)

@@ -35,7 +35,9 @@ class Case:
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.values.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
-        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None in data sets of earlier versions.
+        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None where there is none, and in data
+            sets of earlier versions.
+        fat_problem: MR only: why there is no fat level.
         bias_corrected: whether the slices, and all that is recorded of the MR, were corrected by
             `data.values.mr_scale.correct_bias`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
@@ -69,6 +71,7 @@ class Case:
     hu_slice_spread: tuple[float, float] | None = None
     method: int = 0
     fat_level: float | None = None
+    fat_problem: str | None = None
     bias_corrected: bool = False
 
     @property
@@ -80,11 +83,6 @@ class Case:
     def mask_file(self) -> str:
         """Path of the masks below the data set's root: (slices, size, size), uint8."""
         return f"mask{self.domain}/{self.name}.npy"
-
-    @property
-    def body_file(self) -> str:
-        """Path of the body mask on the source's own grid."""
-        return f"bodies/{self.split}{self.domain}/{self.name}.nii.gz"
 
     def to_dict(self) -> dict:
         """Return a JSON-ready form."""
@@ -177,6 +175,7 @@ def case_problems(case: Case) -> list[str]:
         "percentiles": (case.domain == "B" and pair is None)
         or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
         "fat_level": case.fat_level is None or (_is_number(case.fat_level) and case.fat_level > 0),
+        "fat_problem": case.fat_problem is None or isinstance(case.fat_problem, str),
         "bias_corrected": isinstance(case.bias_corrected, bool),
         "slices": all(map(_is_count, counts)) and first <= last <= case.slices,
         "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,

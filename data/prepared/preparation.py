@@ -36,14 +36,15 @@ from data.prepared.training_statistics import MIN_BODY_SHARE, slice_spread
 from data.prepared.volume_jobs import Failure, run_jobs
 from data.values.intensity import AIR_HU, mr_percentiles
 from data.values.modality import check_ct, check_mr
-from data.values.mr_scale import correct_bias, fat_level
+from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
-# To be raised when the same volume comes to give another mask or other slices: body masks, couch removal, frame.
-METHOD_VERSION = 1
+# To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
+# removal, frame, the level of fat.
+METHOD_VERSION = 2
 # What the record of a case says while its files are written for the first time.
 BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
@@ -122,6 +123,9 @@ def prepare_dataset(
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
     manifest.write(root)
+    for case in cases:
+        if case.fat_problem:
+            log.warning("warning: %s: prepared, but not for --mr_window tissue: %s", case.source, case.fat_problem)
     return manifest, failures
 
 
@@ -205,8 +209,9 @@ def analyse(job: Job) -> Case:
         body_digest = job.known.body_sha256 if job.known else None
     else:
         body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
-    if job.corrects_bias:
-        volume = correct_bias(volume, body)
+    level, problem = None, None
+    if job.domain == "A":
+        volume, level, problem = _scaled(job, volume, body)
     frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
     case = Case(
         name=source.name,
@@ -220,7 +225,8 @@ def analyse(job: Job) -> Case:
         in_plane_mm=frame.in_plane_mm,
         percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
         mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
-        fat_level=fat_level(volume.array, body) if job.domain == "A" else None,
+        fat_level=level,
+        fat_problem=problem,
         bias_corrected=job.corrects_bias,
         series_uid=source.series_uid,
         body_sha256=body_digest,
@@ -249,12 +255,29 @@ def _find_body(job: Job, volume: Volume, mask_path: Path | None) -> np.ndarray:
     return body
 
 
+def _scaled(job: Job, volume: Volume, body: np.ndarray) -> tuple[Volume, float | None, str | None]:
+    """Return an MR, corrected where that is wanted, and the level of its fat or why there is none.
+
+    Raises:
+        InputError: its bias field is to be corrected, and it has no intensities that could be.
+    """
+    try:
+        check_starts_at_zero(volume.array, body)
+        if job.corrects_bias:
+            volume = correct_bias(volume, body)
+        return volume, fat_level(volume.array, body), None
+    except InputError as error:
+        if job.corrects_bias:
+            raise InputError(f"{job.source.path}: {error}") from error
+        return volume, None, str(error)
+
+
 def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
     """Tell whether what was recorded of a volume still holds."""
     known, source = job.known, job.source
     if known is None or not _body_path(job).exists():
         return False
-    if job.domain == "A" and known.fat_level is None:  # of a version that did not record it
+    if job.domain == "A" and known.fat_level is None and known.fat_problem is None:  # of an older version
         return False
     of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
     recorded = (*of_source, known.method, known.bias_corrected)

@@ -34,32 +34,19 @@ def find_volumes(pattern: str) -> list[Path]:
     A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
     its series, and volume files beside the slices (a mask, a converted copy) are passed over with a warning, unless
     `pattern` names them and not the folder. Of other folders a wildcard takes only those that hold DICOM files
-    directly.
+    directly. What cannot be looked at counts as a volume: whoever reads it says why it cannot be read.
 
     Raises:
         InputError: nothing matches, or DICOM slices do without their folder.
     """
     matches = sorted(find_paths(pattern))
-    series = {match for match in matches if match.is_dir() and holds_slices(match)}
+    series = {match for match in matches if _is_series(match)}
     volumes = []
     for match in matches:
-        inside = _volumes_in(match) if match.is_dir() else []
-        if match in series:
-            volumes.append(match)
-            if inside:
-                names = ", ".join(file.name for file in inside)
-                log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
-        elif inside:
-            volumes += inside
-        elif match.is_dir() and (not glob.has_magic(pattern) or holds_dicom(match)):
-            volumes.append(match)
-        elif match.is_file() and match.parent not in series:
-            if volume_suffix(match) in ("", ".dcm") and is_slice(match):
-                folder = str(Path(pattern).parent)
-                raise InputError(
-                    f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
-                )
-            if is_volume(match):
+        try:
+            volumes += _volumes_at(match, pattern, series)
+        except OSError:  # its case says why it cannot be read, and fails alone
+            if match.parent not in volumes:  # else its folder's does
                 volumes.append(match)
     if not volumes:
         raise InputError(
@@ -67,6 +54,35 @@ def find_volumes(pattern: str) -> list[Path]:
             + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
         )
     return list(dict.fromkeys(volumes))
+
+
+def _is_series(path: Path) -> bool:
+    try:
+        return path.is_dir() and holds_slices(path)
+    except OSError:
+        return False
+
+
+def _volumes_at(match: Path, pattern: str, series: set[Path]) -> list[Path]:
+    """Return the volumes that a match of `find_volumes` stands for; `series`: those of its matches that are DICOM."""
+    inside = _volumes_in(match) if match.is_dir() else []
+    if match in series:
+        if inside:
+            names = ", ".join(file.name for file in inside)
+            log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
+        return [match]
+    if inside:
+        return inside
+    if match.is_dir():
+        return [match] if not glob.has_magic(pattern) or holds_dicom(match) else []
+    if not match.is_file() or match.parent in series:
+        return []
+    if volume_suffix(match) in ("", ".dcm") and is_slice(match):
+        folder = str(Path(pattern).parent)
+        raise InputError(
+            f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
+        )
+    return [match] if is_volume(match) else []
 
 
 def _volumes_in(folder: Path) -> list[Path]:
@@ -227,7 +243,7 @@ def _part(option: str, regex: str, what: str, text: str) -> str:
 
 def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
     """Return the one of `series_uids` that lies in a DICOM folder, None for a file or where none does."""
-    if not series_uids or not path.is_dir():
+    if not series_uids or not _is_series(path):
         return None
     found = [series.uid for series in list_series(path) if series.uid in series_uids]
     if len(found) > 1:

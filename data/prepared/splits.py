@@ -68,7 +68,7 @@ class ValidationCases:
     def true_ct(self, mr: Case) -> Case | None:
         """Return the CT of an MR's patient on the very grid of that MR, the first by name; None where there is none."""
         of_patient = [case for case in self.ct if case.patient == mr.patient]
-        on_grid = [case for case in of_patient if _same_frame(mr, case)]
+        on_grid = [case for case in of_patient if same_frame(mr, case)]
         if of_patient and not on_grid:
             log.info(
                 "%s: the patient's CT (%s) lies on another grid, so it is no truth to compare with; register it to the "
@@ -110,7 +110,7 @@ def _with_body(cases: list[Case]) -> list[Case]:
     return [case for case in cases if case.body_slices[1] > case.body_slices[0]]
 
 
-def _same_frame(a: Case, b: Case) -> bool:
+def same_frame(a: Case, b: Case) -> bool:
     """Tell whether the slices of two cases lie at the same places of the patient."""
     if not a.frame or not b.frame:
         return False

@@ -7,6 +7,7 @@ distributions (Vallender, Theory Probab Appl 1974).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -155,3 +156,19 @@ def through_mm(case: Case) -> float:
 def _range(values) -> Range:
     values = [float(value) for value in values]
     return min(values), max(values)
+
+
+def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
+    """Return the one spacing between slices in mm, which the volumes of a model of slabs share within 10 %.
+
+    Raises:
+        InputError: they do not.
+    """
+    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
+    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
+    if spacings[high] > 1.1 * spacings[low]:
+        raise InputError(
+            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
+            "slabs need one spacing: prepare the data set with --slice_mm"
+        )
+    return float(np.median(list(spacings.values())))

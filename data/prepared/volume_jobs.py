@@ -60,6 +60,8 @@ def run_jobs[Job: VolumeJob, Result](
                 done.append(call.result() if pool else call())
             except InputError as error:
                 failures.append(Failure(calls[call].source, str(error)))
+            except OSError as error:
+                failures.append(_unreadable(calls[call].source, error))
             except BrokenProcessPool:
                 lost.append(calls[call])
     if lost:
@@ -70,10 +72,16 @@ def run_jobs[Job: VolumeJob, Result](
                 done.append(pool.submit(work, job).result())
         except InputError as error:
             failures.append(Failure(job.source, str(error)))
+        except OSError as error:
+            failures.append(_unreadable(job.source, error))
         except BrokenProcessPool:
             reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
             failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
     return done, failures
+
+
+def _unreadable(source: Source, error: OSError) -> Failure:
+    return Failure(source, f"{source.path}: cannot be read: {error}")
 
 
 def _submit(pool: Executor, work: Callable, job: VolumeJob) -> Future:

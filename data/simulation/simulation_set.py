@@ -5,6 +5,7 @@ import json
 import logging
 import zipfile
 import zlib
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,14 +16,16 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.files import whole_file
-from data.prepared.manifest import Case, Manifest, read_manifest
+from data.outputs import check_free
+from data.prepared.manifest import Case, read_manifest
+from data.prepared.training_statistics import common_slice_spacing
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
 
 log = logging.getLogger(__name__)
 
 FOLDER = "simulation"
-# What a damaged file raises; its checksums are verified on reading.
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# What a damaged file raises, or one that holds an array alone; checksums are verified on reading.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,22 @@ class SimulationSet:
     size: int
 
 
-def open_simulation_set(dataroot: Path, workers: int = 1) -> SimulationSet:
+def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
     """Return the training CT of the data set in `dataroot`; what is not kept there yet is computed and kept.
 
     Raises:
-        InputError: no prepared data set, no CT in it, a damaged file, or CT of different slice spacings.
+        InputError: no prepared data set, no CT in it, a damaged file, a file of others in the way, or CT of different
+            slice spacings.
     """
-    manifest = read_manifest(dataroot)
+    manifest = read_manifest(dataroot).without(leave_out)
     cases = [case for case in manifest.select("train", "B") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
-    slice_mm = _common_spacing(dataroot, manifest, cases)
+    slice_mm = common_slice_spacing(dataroot, manifest, cases)
     missing = [case for case in cases if not _is_current(dataroot, case)]
     if missing:
+        made = [path for path in (_path(dataroot, case) for case in missing) if _is_own(path)]
+        check_free([_path(dataroot, case) for case in missing], "--dataroot", made=made, overwrite=None)
         (dataroot / FOLDER).mkdir(exist_ok=True)
         jobs = [(dataroot, case, manifest.spacing_mm, slice_mm) for case in missing]
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -75,18 +81,6 @@ def simulation_maps(dataroot: Path, case: Case, pixel_mm: float, slice_mm: float
     return _read(_path(dataroot, case))
 
 
-def _common_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
-    """Return the one spacing between slices, which the volumes of a model of slabs share within 10 %."""
-    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
-    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
-    if spacings[high] > 1.1 * spacings[low]:
-        raise InputError(
-            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
-            "slabs need one spacing: prepare the data set with --slice_mm"
-        )
-    return float(np.median(list(spacings.values())))
-
-
 def _path(dataroot: Path, case: Case) -> Path:
     return dataroot / FOLDER / f"{case.name}.npz"
 
@@ -102,6 +96,15 @@ def _is_current(dataroot: Path, case: Case) -> bool:
     try:
         with np.load(_path(dataroot, case), allow_pickle=False) as kept:
             return str(kept["identity"]) == _identity(dataroot, case)
+    except _DAMAGE:
+        return False
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether a file is one of these, of whatever CT and method."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return set(kept) == {"hu", "depth", "identity"}
     except _DAMAGE:
         return False
 

@@ -94,6 +94,32 @@ def parse_ct_transfer(text: str) -> IntensityMap:
     return IntensityMap(knots)
 
 
+def parse_window(words: list[str], expected: str = "LO HI") -> tuple[float, float]:
+    """Return the two numbers of a window, the first below the second.
+
+    Raises:
+        InputError: they are not; it says what is `expected`.
+    """
+    try:
+        low, high = map(float, words)
+        if low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise InputError(f"expected {expected} with LO below HI")
+
+
+def parse_mr_window(words: list[str]) -> str | tuple[float, float]:
+    """Return what the words of `--mr_window` mean: one of `MR_RULES`, or (low, high).
+
+    Raises:
+        InputError: neither.
+    """
+    if len(words) == 1 and words[0] in MR_RULES:
+        return words[0]
+    return parse_window(words, f"{', '.join(MR_RULES)} or LO HI")
+
+
 def mr_percentiles(mr: np.ndarray, body: np.ndarray) -> tuple[float, float]:
     """Return the `MR_PERCENTILES` of the MR's voxels inside the body mask (arrays of one shape)."""
     low, high = np.percentile(mr[body], MR_PERCENTILES)

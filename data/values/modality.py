@@ -29,13 +29,16 @@ _FEW, _PLATEAU, _BORDER = 0.001, 0.005, 0.05
 _DRAWN_VALUES = 64
 # Soft tissue before the rescale to HU; of a CT in HU less than this share is bone of these values.
 _STORED_SOFT, _STORED_SHARE = (850, 1200), 0.2
-# More labels than a mask has, fewer values than an MR.
-_MOST_LABELS = 32
+# Whole values as few as this are labels, or an image that was drawn, with values beyond a byte; an MR has hundreds.
+_MOST_LABELS, _HIGHEST_LABEL = 32, 255
+# Of neighbours beside each other in a body, this share has one value where the values are labels, or were before they
+# were resampled. Noise leaves less.
+_LABELLED_SHARE = 0.8
 _SAMPLE_VOXELS = 2_000_000
 
 
 def check_mr(mr: Volume) -> None:
-    """Refuse what is no MR: a mask, a CT in HU, an image whose padding lies below its intensities.
+    """Refuse what is no MR: a mask or label map, a CT in HU, an image whose padding lies below its intensities.
 
     A few low voxels are accepted, as are those that interpolation by splines leaves beside bright tissue.
 
@@ -43,15 +46,10 @@ def check_mr(mr: Volume) -> None:
         InputError: says what the values look like.
     """
     sample = _sample(mr.array)
-    values = np.unique(sample)
-    if len(values) <= _MOST_LABELS:
-        values = np.unique(mr.array)  # of all voxels: others may hide between those of the sample
-    labels = len(values) <= _MOST_LABELS and np.array_equal(values, np.arange(len(values)))
-    if len(values) == 2 or (labels and len(values) > 1):
-        why = f"only {len(values)} different values: this looks like a mask"
-        raise _refused("no MR", mr, why, "expected a volume of intensities: give the image that the mask is of")
     low, high = np.percentile(sample, (100 * _FEW, 99))
     if low > _LOW_MR or -low <= _UNDERSHOOT * high:
+        if why := _labelled(mr.array, sample):
+            raise _refused("no MR", mr, why, "expected a volume of intensities: give the image that the mask is of")
         return
     seen = sample[sample >= LOWEST_HU - 100]
     if seen.size and np.percentile(seen, 100 * _FEW) <= _LOW_MR:
@@ -61,6 +59,28 @@ def check_mr(mr: Volume) -> None:
     share = 100 * (1 - seen.size / sample.size)
     why = f"{share:.2g} % of the voxels lie below {LOWEST_HU - 100}, far below intensities: padding"
     raise _refused("no MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
+
+
+def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
+    """Say so where there are few different values, or where neighbours have the same one nearly everywhere."""
+    values, counts = np.unique(sample, return_counts=True)
+    background = values[counts.argmax()]
+    if len(values) <= _MOST_LABELS:
+        values = np.unique(array)  # others may hide between the voxels of the sample
+    if len(values) <= _MOST_LABELS:
+        whole = np.array_equal(values, np.rint(values)) and values.max() <= _HIGHEST_LABEL
+        if len(values) == 2 or (whole and len(values) > 1):
+            return f"only {len(values)} different values: this looks like a mask or a label map"
+        return None
+    step = _step(array)
+    rows = array[::step, ::step]  # along a row no voxel is left out
+    before, after = rows[..., :-1], rows[..., 1:]
+    of_body = (before != background) | (after != background)
+    same = np.count_nonzero((before == after) & of_body) / max(1, np.count_nonzero(of_body))
+    if same < _LABELLED_SHARE:
+        return None
+    share = 100 * same
+    return f"{share:.0f} % of the neighbours have one value: this looks like a label map, or a mask that was resampled"
 
 
 def check_ct(ct: Volume, synthetic: bool = False) -> None:
@@ -153,8 +173,12 @@ def _is_drawn(values: np.ndarray) -> bool:
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    step = max(1, int(np.ceil((array.size / _SAMPLE_VOXELS) ** (1 / 3))))
+    step = _step(array)
     return array[::step, ::step, ::step]
+
+
+def _step(array: np.ndarray) -> int:
+    return max(1, int(np.ceil((array.size / _SAMPLE_VOXELS) ** (1 / 3))))
 
 
 def _refused(what: str, volume: Volume, why: str, way_out: str) -> InputError:

@@ -27,11 +27,23 @@ MODE_SHARE = 0.05
 MODE_REACH = 0.27
 # Where fat lies relative to the unit where no two modes are found: the limbs' median where they are.
 ONE_MODE_LEVEL = 0.95
+# What is measured starts at 0. Noise is all that air shows; it leaves few voxels of a body below 0 (some images are no
+# magnitudes), and the lower quartile of the air between these shares of the level of fat. Bone and vessels are darker
+# than half of it.
+NEGATIVE_SHARE = 0.05
+AIR_TO_FAT = (-0.05, 0.2)
+DARKEST_TO_FAT = 0.5
+# Less of an image than this is no air to go by.
+AIR_SHARE = 0.03
 # N4 sees blocks of about this size: bias fields are smooth over centimetres.
 N4_MM = 4.5
 N4_ITERATIONS = (30, 30)
 # The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
 N4_MESH = (1, 1, 1)
+_WAY_OUT = (
+    "for --mr_window tissue and --bias_correction give the image as the scanner wrote it, or use --mr_window "
+    "percentile without --bias_correction"
+)
 
 
 def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
@@ -51,10 +63,39 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
     values = mr[body].astype(np.float64)
     values = values[values > 0]
     if not values.size:
-        raise InputError("no voxel of the MR is above 0 inside the body mask; expected a magnitude image of a body")
+        raise InputError(f"no voxel of the MR is above 0 inside the body mask; {_WAY_OUT}")
     unit = float(np.percentile(values, UNIT_PERCENTILE))
     fat = _upper_mode(np.log(values / unit))
     return unit * (ONE_MODE_LEVEL if fat is None else float(np.exp(fat)))
+
+
+def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
+    """Refuse an MR that was shifted or standardised: where fat lies says nothing of its other tissues then.
+
+    Args:
+        mr: intensities as they were given, not corrected for their bias field.
+        body: where the body is, bool, of the same shape.
+
+    Raises:
+        InputError: says what shows it, and the way out.
+    """
+    values, outside = mr[body], mr[~body]
+    fat = fat_level(mr, body)
+    negative = np.mean(values < 0)
+    darkest = np.percentile(values, 1) / fat
+    # A body that fills the image has no air around it; of the whole image then hardly anything lies below its bone.
+    around = outside.size > AIR_SHARE * mr.size
+    air = (np.percentile(outside, 25) if around else np.percentile(mr, 1)) / fat
+    if negative > NEGATIVE_SHARE:
+        why = f"{100 * negative:.2g} % of the body's voxels lie below 0"
+    elif not AIR_TO_FAT[0] <= air <= AIR_TO_FAT[1]:
+        where = "around the body" if around else "where it is darkest"
+        why = f"{where} it lies at {air * fat:.4g}, where fat lies at {fat:.4g}"
+    elif darkest > DARKEST_TO_FAT:
+        why = f"hardly anything in the body is darker than {darkest * fat:.4g}, where fat lies at {fat:.4g}"
+    else:
+        return
+    raise InputError(f"the MR does not start at 0 ({why}): it was shifted or standardised; {_WAY_OUT}")
 
 
 def _upper_mode(logs: np.ndarray) -> float | None:
@@ -107,7 +148,7 @@ def correct_bias(mr: Volume, body: np.ndarray) -> Volume:
     """
     seen = body & (mr.array > 0)
     if not seen.any():
-        raise InputError("no voxel of the MR is above 0 inside the body mask; expected a magnitude image of a body")
+        raise InputError(f"no voxel of the MR is above 0 inside the body mask; {_WAY_OUT}")
     unit = np.percentile(mr.array[seen], UNIT_PERCENTILE)
     image = mr.with_array(np.where(seen, mr.array / unit, 0).astype(np.float32)).to_sitk()
     factors = [max(1, min(round(N4_MM / s), n // 4)) for s, n in zip(mr.spacing, mr.size, strict=True)]

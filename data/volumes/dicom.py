@@ -110,9 +110,9 @@ def _is_damaged(file: Path) -> bool:
     """Tell whether a file that is in no series was meant to be a slice, by its ending or by what it says it stores."""
     if file.name.startswith("."):
         return False
-    if not _looks_like_dicom(file):
-        return file.suffix.lower() in _SUFFIXES
     try:
+        if not _looks_like_dicom(file):
+            return file.suffix.lower() in _SUFFIXES
         stored = pydicom.filereader.read_file_meta_info(file).get("MediaStorageSOPClassUID")
         return stored is None or "Image Storage" in stored.name
     except Exception:  # pydicom raises errors of many types on damaged headers

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ UNITS_MM = {
 _MAX_DIGITS = 18
 # Slices of one volume that lie in files of their own.
 _MAX_FILES = 1 << 16
+# File systems take no longer names.
+_NAME_CHARACTERS = 255
 
 _MAGIC = {
     b"\x1f\x8b": "a gzip-compressed file",
@@ -125,11 +127,52 @@ def finite_number(text: str) -> float | None:
     return number if math.isfinite(number) and abs(number) <= GREATEST_MM else None
 
 
-def numbered_files(folder: Path, pattern: str, numbers: Sequence[str]) -> list[Path] | None:
-    """Return the files that a printf pattern with a first and last number, and a step, names; None if they are none.
+class TextHeader:
+    """The values of a header in text, each once, asked for by what they must be."""
+
+    format = ""  # what messages call it
+
+    def __init__(self, path: Path) -> None:
+        """Begin without any; who derives from it reads them."""
+        self.path = path
+        self.values: dict[str, str] = {}
+
+    def damaged(self, key: str, found: str | None, expected: str) -> InputError:
+        """Return the error of a value that is not what it must be, or (None) missing."""
+        text = "missing" if found is None else ascii(found[:80])
+        return unreadable(self.path, f"{self.format} {key} {text}; expected {expected}: damaged, or no {self.format}")
+
+    def whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
+        """Return a value that is a whole number from `least` to `most`, `default` where it is missing."""
+        number = whole_number(self.values[key], least, most) if key in self.values else default
+        if number is None:
+            raise self.damaged(key, self.values.get(key), f"{least} to {most}")
+        return number
+
+    def data_files(self, key: str, listed: Iterable[str], numbers: int = 3) -> tuple[Path, ...]:
+        """Return the files beside the header that a value names: one, those of a list, or those of a pattern.
+
+        Args:
+            key: of the value.
+            listed: lines behind the header, where the list stands.
+            numbers: how many may stand behind a pattern; one behind the step has no bearing on the order of the voxels.
+        """
+        value = self.values[key]
+        names: list[str] | None = [value]
+        if value.split()[:1] == ["LIST"]:
+            names = [line.strip() for line in listed if line.strip()]
+        elif "%" in value:
+            pattern, *given = value.split()
+            names = _numbered(pattern, given[:3]) if len(given) <= numbers else None
+        if not names or any(not name or "\0" in name or len(name) > _NAME_CHARACTERS for name in names):
+            raise self.damaged(key, value, "a file name, LIST and names, or a pattern such as mr%03d.raw 1 20 1")
+        return tuple(self.path.parent / name for name in names)
+
+
+def _numbered(pattern: str, numbers: Sequence[str]) -> list[str] | None:
+    """Return the names that a printf pattern with a first and last number, and a step, stands for; None if it is none.
 
     Args:
-        folder: of the header.
         pattern: a file name with one `%d`, `%3d` or `%03d` in it.
         numbers: first, last and, where it is not 1, step.
     """
@@ -140,4 +183,4 @@ def numbered_files(folder: Path, pattern: str, numbers: Sequence[str]) -> list[P
     first, last, step = (*values, 1)[:3]
     if step < 1 or not first <= last <= first + step * _MAX_FILES:
         return None
-    return [folder / f"{parts[1]}{f'%{parts[2]}d' % number}{parts[3]}" for number in range(first, last + 1, step)]
+    return [f"{parts[1]}{f'%{parts[2]}d' % number}{parts[3]}" for number in range(first, last + 1, step)]

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import InputError
 from data.volumes.headers import (
     UNITS_MM,
+    TextHeader,
     check_size,
     finite_number,
-    numbered_files,
     read_start,
-    unreadable,
     whole_number,
 )
 from data.volumes.streams import StoredVolume
@@ -50,13 +48,12 @@ def read_metaimage(path: Path) -> StoredVolume:
     return _Header(path).volume()
 
 
-class _Header:
-    """The keys of a header and their values, each once, asked for by what they must be."""
+class _Header(TextHeader):
+    format = "MetaImage"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         start = read_start(path)
-        self.values: dict[str, str] = {}
         at = 0
         while "ElementDataFile" not in self.values:
             end = start.find(b"\n", at) + 1 or len(start)
@@ -76,16 +73,12 @@ class _Header:
             raise self.damaged("key", key, "each key once")
         self.values[key] = value
 
-    def damaged(self, key: str, found: str | None, expected: str) -> InputError:
-        text = "missing" if found is None else ascii(found[:80])
-        return unreadable(self.path, f"MetaImage {key} {text}; expected {expected}: damaged, or not a MetaImage")
-
     def volume(self) -> StoredVolume:
-        dimensions = self._whole("NDims", 1, _MAX_DIMENSIONS)
+        dimensions = self.whole("NDims", 1, _MAX_DIMENSIONS)
         size = self._sizes(dimensions)
         if self.values.get("ObjectType", "Image") != "Image":
             raise self.damaged("ObjectType", self.values["ObjectType"], "Image")
-        check_size(self.path, size, self._whole("ElementNumberOfChannels", 1, _MAX_CHANNELS, 1))
+        check_size(self.path, size, self.whole("ElementNumberOfChannels", 1, _MAX_CHANNELS, 1))
         for key, expected in _EXPECTED.items():
             if key in self.values and finite_number(self.values[key]) != expected:
                 raise self.damaged(key, self.values[key], f"{expected:g}: other values are not read")
@@ -102,24 +95,19 @@ class _Header:
         factor = UNITS_MM.get("mm" if unit == "?" else unit.lower())
         if factor is None:
             raise self.damaged("DistanceUnits", unit, f"one of {', '.join(filter(None, UNITS_MM))}")
-        files = self._files()
-        header = self._whole("HeaderSize", -1, 1 << 40, 0)
+        local = self.values["ElementDataFile"].lower() == "local"
+        listed = self.rest.decode("utf-8", "surrogateescape").splitlines()
+        files = (self.path,) if local else self.data_files("ElementDataFile", listed)
+        header = self.whole("HeaderSize", -1, 1 << 40, 0)
         encoding = self._encoding()
         if header == -1 and encoding != "raw":
             raise self.damaged("HeaderSize", "-1", "0 or more for data that are compressed or text")
-        local = files == (self.path,)
         return StoredVolume(
             self.path, files, encoding, self._dtype(), size[:3], tuple(value * factor for value in spacing[:3]),
             tuple(value * factor for value in origin[:3]),
             tuple(rows[:3, :3].T.ravel().tolist()), self.bytes if local else max(header, 0),
             None if header == -1 else 0,
         )  # fmt: skip
-
-    def _whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        number = whole_number(self.values[key], least, most) if key in self.values else default
-        if number is None:
-            raise self.damaged(key, self.values.get(key), f"{least} to {most}")
-        return number
 
     def _sizes(self, dimensions: int) -> tuple[int, ...]:
         text = self.values.get("DimSize")
@@ -159,21 +147,3 @@ class _Header:
         if len(orders) == 2:
             raise self.damaged(_BYTE_ORDER[1], self.values[_BYTE_ORDER[1]], f"the same as {_BYTE_ORDER[0]}")
         return np.dtype((">" if True in orders else "<") + _TYPES[name])
-
-    def _files(self) -> tuple[Path, ...]:
-        """Return the files of the voxels: this one, one or more that are named, or those of a pattern."""
-        value = self.values["ElementDataFile"]
-        folder = self.path.parent
-        if value.lower() == "local":
-            return (self.path,)
-        if value.split()[:1] == ["LIST"]:
-            names = [line.strip() for line in self.rest.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
-            files = [folder / name for name in names if "\0" not in name and len(name) < 256]
-        elif "%" in value:
-            name, *numbers = value.split()
-            files = numbered_files(folder, name, numbers)
-        else:
-            files = [folder / value] if value and len(value) < 256 else None
-        if not files:
-            raise self.damaged("ElementDataFile", value, "LOCAL, a file name, or a pattern such as mr%03d.raw 1 20 1")
-        return tuple(files)

@@ -33,6 +33,8 @@ _SIZE_TOLERANCE = 0.01
 _ROUNDING = 1e-3
 # Corners of the volume that lie apart by less than this are the same.
 _SAME_MM = 0.1
+# Elements of two transforms, in mm, that differ by less than this are of one geometry.
+_UNMOVED = 1e-6
 # What nibabel would say of a header is said here, with the file's name.
 nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -43,7 +45,7 @@ class NiftiForms:
     """A header's transforms: 4 x 4, from voxel indices to RAS coordinates in mm.
 
     Attributes:
-        used: the one that the volume's geometry was taken from.
+        used: the volume's own: that of its geometry, straightened.
         qform, sform: None where the header has none.
         qform_code, sform_code: as the header has them.
     """
@@ -115,7 +117,8 @@ def set_forms(header: Nifti1Header, affine: np.ndarray, forms: NiftiForms | None
             `affine`, in scanner coordinates.
     """
     header.set_xyzt_units("mm")
-    if forms is None or not np.allclose(forms.used, affine, rtol=_ROUNDING, atol=_SAME_MM):
+    # What is still the geometry that was read is the same to arithmetic's rounding; all else was moved.
+    if forms is None or not np.allclose(forms.used, affine, rtol=0, atol=_UNMOVED):
         forms = NiftiForms(affine, affine, affine, 1, 1)
     header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
     if forms.qform is not None:
@@ -162,7 +165,9 @@ def _geometry(path: Path, header: Nifti1Header, size: tuple[int, ...]) -> tuple:
         notes += _disagreement(path, sform, qform, spacing, pixdim, size)
     if sound and np.allclose(spacing, pixdim, rtol=_ROUNDING, atol=0):
         spacing = pixdim
-    forms = NiftiForms(used, qform, sform, codes[0] if qform is not None else 0, codes[1] if sform is not None else 0)
+    own = used.copy()
+    own[:3, :3] = direction * spacing
+    forms = NiftiForms(own, qform, sform, codes[0] if qform is not None else 0, codes[1] if sform is not None else 0)
     direction = _LPS[:3, :3] @ direction
     return tuple(spacing.tolist()), tuple(direction.ravel().tolist()), forms, tuple(notes)
 

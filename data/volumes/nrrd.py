@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import InputError
 from data.volumes.headers import (
     UNITS_MM,
+    TextHeader,
     check_size,
     finite_number,
-    numbered_files,
     read_start,
     split_axes,
     unreadable,
@@ -69,21 +68,20 @@ def read_nrrd(path: Path) -> StoredVolume:
     return _Header(path).volume()
 
 
-class _Header:
-    """The fields of a header, each once, asked for by what they must be."""
+class _Header(TextHeader):
+    format = "NRRD"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         start = read_start(path)
         if not re.match(rb"NRRD000[1-5]\r?\n", start):
             raise unreadable(path, f"it begins with {ascii(start[:12])[1:]}; expected NRRD0004: damaged, or no NRRD")
-        self.fields: dict[str, str] = {}
-        at = start.index(b"\n") + 1
+        at, line = start.index(b"\n") + 1, ""
         while at < len(start):
             end = start.find(b"\n", at) + 1 or len(start)
             line = start[at:end].decode("utf-8", "surrogateescape").rstrip("\r\n")
             at = end
-            if not line or self.fields.get("data file", "").split()[:1] == ["LIST"]:
+            if not line or self.values.get("data file", "").split()[:1] == ["LIST"]:
                 break
             self._add(line)
         self.bytes, self.list = at, [line, *start[at:].decode("utf-8", "surrogateescape").splitlines()]
@@ -96,44 +94,35 @@ class _Header:
         field = _SYNONYMS.get(name.lower().replace(" ", ""))
         if not colon or field is None:
             raise unreadable(self.path, f"NRRD line {line[:80]!a}; expected 'field: value' of the format: damaged")
-        if field in self.fields:
+        if field in self.values:
             raise self.damaged(field, value, "each field once")
-        self.fields[field] = value.strip()
-
-    def damaged(self, field: str, found: str | None, expected: str) -> InputError:
-        text = "missing" if found is None else ascii(found[:80])
-        return unreadable(self.path, f"NRRD {field} {text}; expected {expected}")
+        self.values[field] = value.strip()
 
     def volume(self) -> StoredVolume:
-        dimensions = self._whole("dimension", 1, _MAX_DIMENSIONS)
-        sizes = [whole_number(word, 1) for word in self.fields.get("sizes", "").split()]
+        dimensions = self.whole("dimension", 1, _MAX_DIMENSIONS)
+        sizes = [whole_number(word, 1) for word in self.values.get("sizes", "").split()]
         if len(sizes) != dimensions or None in sizes:
-            raise self.damaged("sizes", self.fields.get("sizes"), f"{dimensions} numbers of voxels")
+            raise self.damaged("sizes", self.values.get("sizes"), f"{dimensions} numbers of voxels")
         axes = self._spatial_axes(sizes)
         size = tuple(sizes[axis] for axis in axes)
         spacing, origin, direction = self._geometry(axes, dimensions)
-        files, encoding = self._files(), self._encoding()
-        skipped = self._whole("byte skip", -1, 1 << 40, 0)
+        files = self.data_files("data file", self.list, 4) if "data file" in self.values else (self.path,)
+        encoding = self._encoding()
+        skipped = self.whole("byte skip", -1, 1 << 40, 0)
         if skipped == -1 and encoding != "raw":
             raise self.damaged("byte skip", "-1", "0 or more, with an encoding other than raw")
-        if self._whole("line skip", 0, 1 << 40, 0):
-            raise self.damaged("line skip", self.fields["line skip"], "0: lines before the data are not read")
+        if self.whole("line skip", 0, 1 << 40, 0):
+            raise self.damaged("line skip", self.values["line skip"], "0: lines before the data are not read")
         return StoredVolume(
             self.path, files, encoding, self._dtype(encoding), size, spacing, origin, direction,
             self.bytes if files == (self.path,) else 0, None if skipped == -1 else skipped,
         )  # fmt: skip
 
-    def _whole(self, field: str, least: int, most: int, default: int | None = None) -> int:
-        number = whole_number(self.fields[field], least, most) if field in self.fields else default
-        if number is None:
-            raise self.damaged(field, self.fields.get(field), f"{least} to {most}")
-        return number
-
     def _spatial_axes(self, sizes: list[int]) -> list[int]:
         """Return the three axes of a volume; others must have one place."""
-        kinds = self.fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
+        kinds = self.values.get("kinds", "").lower().split() or ["domain"] * len(sizes)
         if len(kinds) != len(sizes):
-            raise self.damaged("kinds", self.fields["kinds"], f"{len(sizes)} words")
+            raise self.damaged("kinds", self.values["kinds"], f"{len(sizes)} words")
         values = [axis for axis, kind in enumerate(kinds) if kind not in _DOMAIN_KINDS]
         axes = [axis for axis in range(len(sizes)) if axis not in values]
         shape = [sizes[axis] for axis in axes]
@@ -142,16 +131,16 @@ class _Header:
 
     def _geometry(self, axes: list[int], dimensions: int) -> tuple[tuple, tuple, tuple]:
         """Return spacing, origin and direction."""
-        if "space" not in self.fields and "space dimension" not in self.fields:
+        if "space" not in self.values and "space dimension" not in self.values:
             return self._plain_geometry(axes, dimensions)
-        space = self.fields.get("space", "scanner-xyz").lower().removesuffix("-time")
+        space = self.values.get("space", "scanner-xyz").lower().removesuffix("-time")
         if space not in _SPACES:
-            raise self.damaged("space", self.fields["space"], f"one of {', '.join(_SPACES)}")
+            raise self.damaged("space", self.values["space"], f"one of {', '.join(_SPACES)}")
         vectors = [self._vector("space directions", text) for text in self._vectors(dimensions)]
         steps = [vectors[axis] for axis in axes]
-        origin = self._vector("space origin", self.fields.get("space origin", "(0,0,0)"))
+        origin = self._vector("space origin", self.values.get("space origin", "(0,0,0)"))
         if None in steps or origin is None:
-            raise self.damaged("space directions", self.fields.get("space directions"), "a vector for each axis")
+            raise self.damaged("space directions", self.values.get("space directions"), "a vector for each axis")
         signs = np.array(_SPACES[space])
         units = self._units()
         spacing, direction = split_axes(np.array(steps) * signs * units)
@@ -159,23 +148,23 @@ class _Header:
 
     def _plain_geometry(self, axes: list[int], dimensions: int) -> tuple[tuple, tuple, tuple]:
         """Return the geometry of a header that names no space: its spacings along the axes of the array."""
-        words = self.fields.get("spacings", "").split()
+        words = self.values.get("spacings", "").split()
         numbers = [finite_number(word) for word in words]
         if len(numbers) != dimensions or None in [numbers[axis] for axis in axes]:
-            raise self.damaged("spacings", self.fields.get("spacings"), f"{dimensions} finite numbers of mm")
-        factors = [self._factor(unit) for unit in _QUOTED.findall(self.fields.get("units", ""))] or [1.0] * dimensions
+            raise self.damaged("spacings", self.values.get("spacings"), f"{dimensions} finite numbers of mm")
+        factors = [self._factor(unit) for unit in _QUOTED.findall(self.values.get("units", ""))] or [1.0] * dimensions
         if len(factors) != dimensions:
-            raise self.damaged("units", self.fields["units"], f"{dimensions} of them in quotes")
+            raise self.damaged("units", self.values["units"], f"{dimensions} of them in quotes")
         spacing = tuple(numbers[axis] * factors[axis] for axis in axes)
-        minima = [finite_number(word) for word in self.fields.get("axis mins", "").split()] or [0.0] * dimensions
+        minima = [finite_number(word) for word in self.values.get("axis mins", "").split()] or [0.0] * dimensions
         if len(minima) != dimensions:
-            raise self.damaged("axis mins", self.fields["axis mins"], f"{dimensions} numbers")
-        centers = self.fields.get("centers", "").lower().split() or ["cell"] * dimensions
+            raise self.damaged("axis mins", self.values["axis mins"], f"{dimensions} numbers")
+        centers = self.values.get("centers", "").lower().split() or ["cell"] * dimensions
         if len(centers) != dimensions:
-            raise self.damaged("centers", self.fields["centers"], f"{dimensions} words")
+            raise self.damaged("centers", self.values["centers"], f"{dimensions} words")
         # The least place of an axis is a border of its first voxel, unless it says that it is the centre.
         inside = [0.0 if centers[axis] == "node" or minima[axis] is None else numbers[axis] / 2 for axis in axes]
-        has_minima = "axis mins" in self.fields
+        has_minima = "axis mins" in self.values
         origin = tuple(
             ((minima[axis] or 0.0) + shift) * factors[axis] if has_minima else 0.0
             for axis, shift in zip(axes, inside, strict=True)
@@ -183,7 +172,7 @@ class _Header:
         return spacing, origin, tuple(np.eye(3).ravel().tolist())
 
     def _vectors(self, dimensions: int) -> list[str]:
-        text = self.fields.get("space directions")
+        text = self.values.get("space directions")
         found = _VECTOR.findall(text or "")
         if len(found) != dimensions or _VECTOR.sub("", text).strip():
             raise self.damaged("space directions", text, f"{dimensions} vectors such as (1,0,0)")
@@ -200,10 +189,10 @@ class _Header:
 
     def _units(self) -> float:
         """Return the mm of one unit of the space."""
-        units = _QUOTED.findall(self.fields.get("space units", ""))
+        units = _QUOTED.findall(self.values.get("space units", ""))
         factors = {self._factor(unit) for unit in units} or {1.0}
         if len(factors) > 1:
-            raise self.damaged("space units", self.fields["space units"], "one unit for all axes")
+            raise self.damaged("space units", self.values["space units"], "one unit for all axes")
         return factors.pop()
 
     def _factor(self, unit: str) -> float:
@@ -212,34 +201,16 @@ class _Header:
         return UNITS_MM[unit.lower()]
 
     def _encoding(self) -> str:
-        encoding = self.fields.get("encoding", "")
+        encoding = self.values.get("encoding", "")
         if encoding.lower() not in _ENCODINGS:
-            raise self.damaged("encoding", self.fields.get("encoding"), f"one of {', '.join(_ENCODINGS)}")
+            raise self.damaged("encoding", self.values.get("encoding"), f"one of {', '.join(_ENCODINGS)}")
         return _ENCODINGS[encoding.lower()]
 
     def _dtype(self, encoding: str) -> np.dtype:
-        code = _DTYPES.get(" ".join(self.fields.get("type", "").lower().split()))
+        code = _DTYPES.get(" ".join(self.values.get("type", "").lower().split()))
         if code is None:
-            raise self.damaged("type", self.fields.get("type"), "a number such as short or float")
-        order = {"little": "<", "big": ">"}.get(self.fields.get("endian", "").lower())
+            raise self.damaged("type", self.values.get("type"), "a number such as short or float")
+        order = {"little": "<", "big": ">"}.get(self.values.get("endian", "").lower())
         if order is None and encoding != "text" and not code.endswith("1"):
-            raise self.damaged("endian", self.fields.get("endian"), "little or big")
+            raise self.damaged("endian", self.values.get("endian"), "little or big")
         return np.dtype((order or "=") + code)
-
-    def _files(self) -> tuple[Path, ...]:
-        """Return the files of the voxels: this one, one or more that are named, or those of a pattern."""
-        value = self.fields.get("data file")
-        folder = self.path.parent
-        if value is None:
-            return (self.path,)
-        if value.split()[:1] == ["LIST"]:
-            names = [name.strip() for name in self.list if name.strip()]
-            files = [folder / name for name in names if "\0" not in name and len(name) < 256]
-        elif "%" in value:
-            name, *numbers = value.split()
-            files = numbered_files(folder, name, numbers[:3])
-        else:
-            files = [folder / value] if value and "\0" not in value and len(value) < 256 else None
-        if not files:
-            raise self.damaged("data file", value, "a file name, or a pattern such as mr%03d.raw 1 20 1")
-        return tuple(files)

@@ -17,7 +17,6 @@ from functools import cached_property
 import numpy as np
 
 from data.errors import InputError
-from data.values.intensity import AIR_HU
 from data.volumes.volume import Volume, axial_order
 
 # Spacings that differ by less than this many pixels over the whole width count as equal: no resampling.
@@ -90,7 +89,7 @@ class SliceFrame:
             array = np.take(array, index, axis=dimension) * inside.reshape(shape).astype(array.dtype)
         return array
 
-    def restore(self, slices: np.ndarray, fill: float = AIR_HU) -> Volume:
+    def restore(self, slices: np.ndarray, fill: float) -> Volume:
         """Return slices (N, size, size) on the source's own grid, float32; voxels outside the frame become `fill`."""
         if slices.shape != (self.slices, self.size, self.size):
             expected = (self.slices, self.size, self.size)

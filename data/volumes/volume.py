@@ -126,7 +126,11 @@ def volume_suffix(path: str | Path) -> str:
 def volume_stem(path: str | Path) -> str:
     """Return a volume's file name without the ending that names its format; of a folder, its name."""
     path = Path(path).absolute()
-    return path.name[: len(path.name) - len(volume_suffix(path))] if not path.is_dir() else path.name
+    try:
+        is_folder = path.is_dir()
+    except OSError:  # whoever reads it says so
+        is_folder = False
+    return path.name if is_folder else path.name[: len(path.name) - len(volume_suffix(path))]
 
 
 def volume_files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import test_pipeline
 from data.errors import InputError
 from data.volumes.volume import read_volume, same_grid, write_volume
 from models.inference_settings import FILE_NAME, read_inference_settings
-from models.networks import build_generator
+from models.networks import Architecture, build_generator
 from models.state_dicts import save_network_weights
 from models.test_model import TestModel
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_model, write_patients
@@ -48,15 +48,15 @@ def trap_by_torch(site):
 
 
 def other_width(site):
-    save_network_weights(build_generator("resnet_6blocks", ngf=4, upsample="resize"), weights(site))
+    save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), weights(site))
 
 
 def other_network(site):
-    save_network_weights(build_generator("unet_128", ngf=2), weights(site))
+    save_network_weights(build_generator(Architecture("unet_128", ngf=2)), weights(site))
 
 
 def not_finite(site):
-    net = build_generator("resnet_6blocks", ngf=2, upsample="resize")
+    net = build_generator(Architecture("resnet_6blocks", ngf=2, upsample="resize"))
     with torch.no_grad():
         next(net.parameters()).fill_(float("nan"))
     save_network_weights(net, weights(site))
@@ -97,6 +97,15 @@ def no_weights(site):
     weights(site).unlink()
 
 
+def set_generator(**changes):
+    def change(site):
+        path = site / "checkpoints" / NAME / FILE_NAME
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"generator": content["generator"] | changes}))
+
+    return change
+
+
 def set_to(**changes):
     def change(site):
         path = site / "checkpoints" / NAME / FILE_NAME
@@ -124,16 +133,16 @@ FAULTS = {
     "settings nested without end": (write_text('{"ct": ' * 100_000), "inference.json: damaged"),
     "settings of a list": (write_text("[]"), "inference.json: damaged, holds a list"),
     "settings empty": (write_text(""), "inference.json: damaged"),
-    "width of True": (set_to(ngf=True), "damaged (ValueError('ngf cannot be'))"),
+    "width of True": (set_generator(ngf=True), "damaged (ValueError('generator cannot be"),
     "size of True": (set_to(size=True), "damaged (ValueError('size cannot be'))"),
-    "width of a fraction": (set_to(ngf=2.0), "damaged (ValueError('ngf cannot be'))"),
+    "width of a fraction": (set_generator(ngf=2.0), "damaged (ValueError('generator cannot be"),
     "window the wrong way round": (set_to(mr_window=[400, 0]), "mr_window cannot be"),
     "training of a list": (set_to(training=[1]), "inference.json: damaged"),
     "training without figures": (set_to(training={"mr_high": 1}), "inference.json: damaged"),
     "settings of another version": (set_to(format_version=99), "format version 99, expected 1"),
     "size of text": (set_to(size="large"), "damaged (ValueError('size cannot be'))"),
     "size of all memory": (set_to(size=3_000_000), "damaged (ValueError('size cannot be'))"),
-    "width of all memory": (set_to(ngf=30_000_000), "damaged (ValueError('ngf cannot be'))"),
+    "width of all memory": (set_generator(ngf=30_000_000), "damaged (ValueError('ngf cannot be'))"),
     "negative spacing": (set_to(spacing_mm=-1.0), "spacing_mm and slice_mm cannot be"),
     "window of text": (set_to(mr_window=["a", "b"]), "mr_window cannot be"),
     "unknown direction": (set_to(direction="AtoC"), "direction cannot be"),

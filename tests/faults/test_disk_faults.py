@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import test_adapt
 import test_pipeline
 from data.errors import InputError
 from data.volumes.volume import Volume, read_volume, write_volume
@@ -94,6 +95,36 @@ def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_
     made = page.stat().st_mtime_ns
     assert test_pipeline.main(arguments) == 0
     assert page.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("part", ["save_preview", "score_case", "write_report", "write_case_page"])
+def test_a_disk_that_is_full_after_the_volume_is_no_run_that_was_not_started(site, monkeypatch, caplog, part):
+    """Exit code 2 would say that nothing was written."""
+    name = {"save_preview": "picture", "write_case_page": "page"}.get(part, "report")
+    ct = patient_mr().with_array(np.where(patient_mr().array > 100, 40, -1000).astype(np.int16))
+    write_volume(ct, site / "ct.nii.gz")
+    volume = site / "new/sct.nii.gz"
+    arguments = adapt(site, site / "good.nii.gz", "--reference", site / "ct.nii.gz", "--output", volume)
+    real = getattr(test_adapt, part)
+    calls = []
+
+    def full(*given, **named):
+        calls.append(given)
+        if part == "write_report" and len(calls) == 1:  # that of before the volume, which says whose it is
+            return real(*given, **named)
+        raise InputError("cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(test_adapt, part, full)
+        assert test_adapt.main(arguments) == 1
+    (warning,) = [entry.getMessage() for entry in caplog.records if entry.getMessage().startswith("warning: no ")]
+    assert warning == (f"warning: no {name}: cannot be written: No space left on device; the volume is there: {volume}")
+    assert read_volume(volume).array.shape == (6, 60, 60)
+    others = {"picture": "sct.png", "page": "sct_page/index.html", "report": "sct.json"}
+    assert all((site / "new" / file).exists() for other, file in others.items() if other != name)
+    assert test_adapt.main(arguments) == 0  # there is room again
+    assert all((site / "new" / file).exists() for file in others.values())
+    assert "mae" in json.loads((site / "new/sct.json").read_text())
 
 
 LIMITED = """

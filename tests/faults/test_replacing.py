@@ -12,12 +12,23 @@ from PIL import Image
 import fill_hole
 import test_adapt
 import test_pipeline
+from benchmarks import first_step
 from data.errors import InputError
 from data.outputs import check_free, volume_targets
 from data.prepared import preparation
-from data.prepared.manifest import read_manifest, write_json
+from data.prepared.manifest import read_json, read_manifest, write_json
 from data.volumes.volume import Volume, read_volume, write_volume
-from scripts import evaluate, export_model, figure, import_generator, plot_losses, prepare_dataset, trivial_predictors
+from models.run_folder import check_new
+from scripts import (
+    evaluate,
+    export_model,
+    figure,
+    gpu_check,
+    import_generator,
+    plot_losses,
+    prepare_dataset,
+    trivial_predictors,
+)
 from tests.cohort_data import NAME, patient_mr, write_patients
 from tests.faults.commands import adapt, assert_refused, pipeline, prepare, snapshot
 from visualization.case_page import write_case_page
@@ -74,6 +85,7 @@ def test_the_voxels_of_an_input_s_header_stay(site, capsys, header):
         ("sct.json", b'{"EchoTime": 0.0'),
         ("sct.json", b"[" * 100_000),
         ("sct.json", b'{"made": "all", "input": 3}'),
+        ("sct.json", b'{"made": ["a/b", "", ".", "..", "\\u0000", 3], "input": "INPUT"}'),
         ("sct.png", b"a figure"),
         ("sct_page/index.html", b"a page"),
         ("sct_page/data/mine.js", b"data"),
@@ -82,7 +94,7 @@ def test_the_voxels_of_an_input_s_header_stay(site, capsys, header):
 )
 def test_files_of_others_beside_an_output_stay(site, capsys, name, content):
     (site / "d" / name).parent.mkdir(parents=True)
-    (site / "d" / name).write_bytes(content)
+    (site / "d" / name).write_bytes(content.replace(b"INPUT", str(site / "good.nii.gz").encode()))
     arguments = adapt(site, site / "good.nii.gz", "--output", site / "d/sct.nii.gz")
     top = name.partition("/")[0]
     assert_stays(capsys, site, lambda: test_adapt.main(arguments), f"{top}: exists already", "--output", "--overwrite")
@@ -237,11 +249,11 @@ def test_another_method_prepares_anew(raw, monkeypatch):
     corrected = read_volume(body)
     corrected.array[0] = 0
     write_volume(corrected, body)
-    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", 2)
+    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", preparation.METHOD_VERSION + 1)
     monkeypatch.setattr("data.prepared.preparation._ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
     assert prepare_dataset.main(prepare(raw)) == 0
     manifest = read_manifest(raw / "set")
-    assert {case.method for case in manifest.cases} == {2}
+    assert {case.method for case in manifest.cases} == {preparation.METHOD_VERSION}
     assert (np.load(raw / "set/trainB/q0.npy") == 7).all()
     np.testing.assert_array_equal(read_volume(body).array, corrected.array)  # corrected by hand: kept and used
     # A data set of before methods were recorded is prepared anew, too.
@@ -252,3 +264,49 @@ def test_another_method_prepares_anew(raw, monkeypatch):
     monkeypatch.undo()
     assert prepare_dataset.main(prepare(raw)) == 0
     assert not (np.load(raw / "set/trainB/q0.npy") == 7).any()
+
+
+RUN_FILES = ("inference.json", "opt.json", "losses.jsonl", "loss_log.txt", "web/index.html")
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_no_run_begins_where_files_of_others_have_its_names(tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"of": "somebody else"}')
+    (tmp_path / "run/notes.txt").write_text("in nobody's way")
+    before = snapshot(tmp_path)
+    top = name.partition("/")[0]
+    with pytest.raises(InputError, match=rf"run/{top}: exists already; choose another --name, or move it away"):
+        check_new(tmp_path / "run")
+    assert snapshot(tmp_path) == before
+    path.rename(tmp_path / "elsewhere")
+    if top == "web":
+        path.parent.rmdir()
+    check_new(tmp_path / "run")
+
+
+def test_what_a_run_left_that_never_saved_is_no_file_of_others(site):
+    run = site / "begun"
+    run.mkdir()
+    (run / "inference.json").write_bytes((site / "checkpoints" / NAME / "inference.json").read_bytes())
+    for name in RUN_FILES[1:]:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+    check_new(run)
+    assert sorted(path.name for path in run.iterdir()) == ["inference.json", "opt.json", "web"]
+
+
+def test_a_report_of_a_command_without_overwrite_is_not_put_in_the_place_of_another_file(tmp_path, monkeypatch, capsys):
+    report = tmp_path / "first_step.json"
+    report.write_text("of somebody else")
+    monkeypatch.setattr("sys.argv", ["first_step", str(report), "--dataroot", "none", "--name", "none"])
+    assert_stays(capsys, tmp_path, first_step.main, "first_step.json: exists already; choose another REPORT.json")
+    (tmp_path / "gpu_check.json").write_text('{"of": "somebody else"}')
+    arguments = ["--out", str(tmp_path), "--device", "cpu", "--tiny"]
+    assert_stays(capsys, tmp_path, lambda: gpu_check.main(arguments), "gpu_check.json: exists already", "--out")
+    report = {"date": "", "settings": {}, "hardware": {}, "sections": {}}
+    write_json(tmp_path / "gpu_check.json", report)
+    monkeypatch.setattr(gpu_check.Checks, "sections", lambda self: {"one": lambda: {"passed": True}})
+    assert gpu_check.main(arguments) == 0  # its own is renewed: scripts/gpu_run.sh is started again to resume
+    assert read_json(tmp_path / "gpu_check.json")["sections"]["one"]["status"] == "done"

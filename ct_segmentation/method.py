@@ -1,0 +1,233 @@
+"""The shape extractor as a training method: cross entropy and Dice on CT slices and masks, validated by patient."""
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ct_segmentation.predict import segment_slices
+from ct_segmentation.scoring import dice_by_class, mean_by_class
+from ct_segmentation.training_data import ShapeSampler, ShapeSlices, count_classes
+from data.errors import InputError
+from data.loading.batches import LoadedBatches
+from data.loading.settings import DataSettings
+from data.loading.slices import read_case
+from data.prepared.manifest import Case, Manifest, read_manifest, write_json
+from data.prepared.splits import split_by_patient
+from data.settings.declaration import Nature, option, redefault
+from data.settings.values import positive_int, positive_share
+from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
+from models.initialisation import initialise
+from models.shape_extractor import (
+    FILE_NAME,
+    ExtractorSettings,
+    ShapeExtractor,
+    label_channels,
+    save_extractor,
+    software_versions,
+)
+
+log = logging.getLogger(__name__)
+
+VALIDATION_NAME = "validation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorOptions:
+    """shape extractor."""
+
+    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution")
+    val_share: float = option(
+        0.2, nature=Nature.FIXED, parse=positive_share, help="share of the patients that only validate"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeExtractorSettings(ExtractorOptions, MethodSettings):
+    """shape extractor."""
+
+    lr: float = redefault(OptimiserSettings, "lr", 1e-3)
+    beta1: float = redefault(OptimiserSettings, "beta1", 0.9)
+
+    @property
+    def uses_batch_norm(self) -> bool:
+        """Whether statistics are taken over batches."""
+        return True
+
+
+class ShapeData(NamedTuple):
+    """What an extractor learns from: slices of the `train` cases; the cases that validate; labels that masks have."""
+
+    manifest: Manifest
+    slices: ShapeSlices
+    train: list[Case]
+    validation: list[Case]
+    n_classes: int
+
+
+class ShapeExtractorModel(BaseModel):
+    """The shape extractor: draws the body, or its classes, in a CT slice."""
+
+    settings_type = ShapeExtractorSettings
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 8, "n_epochs": 20, "n_epochs_decay": 0, "lr_policy": "cosine", "save_epoch_freq": 1000,
+        "val_freq": 1,
+    }  # fmt: skip
+    fixed_facts = ("patients to train on", "patients to validate with", "classes")
+
+    def __init__(self, settings: ShapeExtractorSettings, extractor: ShapeExtractor, place: Place) -> None:
+        """Train an extractor whose weights are drawn already."""
+        super().__init__(settings, place.device, place.processes)
+        self.extractor = extractor.to(self.device)
+        self.networks["E"] = self.extractor
+        self.optimisers["G"] = self._adam(self.extractor)
+        self._wrap_networks()
+
+    @classmethod
+    def check(cls, settings: ShapeExtractorSettings, data: DataSettings) -> None:
+        """Refuse options of the data that an extractor does not follow.
+
+        Raises:
+            InputError: it names them.
+        """
+        plain = DataSettings(dataroot=data.dataroot)
+        for name in ("preprocess", "flip", "rotate", "zoom", "slab", "mr_window", "max_dataset_size"):
+            if getattr(data, name) != getattr(plain, name):
+                raise InputError(
+                    f"--{name} does nothing to the shape extractor, which augments CT slices in its own way"
+                )
+
+    @classmethod
+    def open_data(
+        cls, settings: ShapeExtractorSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> ShapeData:
+        """Open the CT and masks of a prepared data set, and split its patients."""
+        manifest = read_manifest(data.dataroot).without(leave_out)
+        train, validation = split_by_patient(manifest.select("train", "B"), settings.val_share, settings.seed)
+        slices = ShapeSlices(data.dataroot, train, data.ct_map, settings.seed)
+        return ShapeData(manifest, slices, train, validation, count_classes(data.dataroot, [*train, *validation]))
+
+    @classmethod
+    def from_data(cls, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place) -> Self:
+        """Build the extractor for the classes of the masks; the same seed gives the same weights."""
+        log.info(
+            "training on %d CT (%d slices), validating with %d", len(dataset.train), len(dataset.slices),
+            len(dataset.validation),
+        )  # fmt: skip
+        manifest = dataset.manifest
+        described = ExtractorSettings(
+            width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=manifest.size,
+            spacing_mm=manifest.spacing_mm, versions=software_versions(),
+            training={
+                "dataset": data.dataroot.resolve().name,
+                "ct": len(dataset.train),
+                "patients": len(patients_of(dataset.train)),
+                "slices": len(dataset.slices),
+                "sources": sorted(case.source_sha256 for case in dataset.train),
+            },
+        )  # fmt: skip
+        extractor = ShapeExtractor(described)
+        initialise(extractor, "kaiming", generator=torch.Generator().manual_seed(settings.seed))
+        return cls(settings, extractor, place)
+
+    @classmethod
+    def batches(
+        cls, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place
+    ) -> LoadedBatches:
+        """Return the batches of CT slices and masks."""
+        sampler = ShapeSampler(len(dataset.slices), settings.seed, data.batch_size, place.rank, place.processes)
+        return LoadedBatches(dataset.slices, sampler, data.num_threads, pin_memory=place.device.type == "cuda")
+
+    def describe(self, data: DataSettings, dataset: ShapeData) -> None:
+        """Return nothing: an extractor's file says what its use must know."""
+
+    def facts(self, data: DataSettings, dataset: ShapeData) -> dict[str, str]:
+        """Return which patients train and validate: those that were trained on must not validate later."""
+        return {
+            "patients to train on": " ".join(patients_of(dataset.train)),
+            "patients to validate with": " ".join(patients_of(dataset.validation)),
+            "classes": str(dataset.n_classes),
+        }
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Update the extractor on `image` (N, 1, H, W) in [-1, 1] and `mask`, labels; see `BaseModel.step`."""
+        self.extractor.train()
+        images = batch["image"].to(self.device, non_blocking=True)
+        targets = label_channels(batch["mask"].to(self.device, non_blocking=True), self.extractor.settings.n_classes)
+        logits = self._run(self.extractor, images)
+        losses = {"segmentation": segmentation_loss(logits, targets)}
+        total = self._update("G", losses, batch)
+        self.scaler.update()
+        self.visuals = {"image_B": images, "mask_B": targets, "found_B": logits.detach().sigmoid()}
+        return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
+
+    def open_validator(self, data: DataSettings, dataset: ShapeData) -> "DiceValidator":
+        """Return the validation by Dice over whole patients."""
+        return DiceValidator(data.dataroot, dataset)
+
+    def keep_best(self, folder: Path, validator: Any, values: Mapping[str, float]) -> None:
+        """Write the extractor, and what it found in every case, as `extractor.pth` and `validation.json`."""
+        dice = {
+            case: {name: None if math.isnan(value) else value for name, value in row.items()}
+            for case, row in validator.cases.items()
+        }
+        validation = {"dice": dice, "patients": validator.patients}
+        save_extractor(self.extractor, folder / FILE_NAME, validation)
+        write_json(folder / VALIDATION_NAME, validation)
+
+
+class DiceValidator:
+    """Dice of every class over the whole volumes of patients that do not train."""
+
+    def __init__(self, dataroot: Path, dataset: ShapeData) -> None:
+        """Validate with the `validation` cases of a data set."""
+        self.dataroot, self.dataset = dataroot, dataset
+        self.patients = {"train": patients_of(dataset.train), "validation": patients_of(dataset.validation)}
+        self.cases: dict[str, dict[str, float]] = {}
+
+    def run(self, model: BaseModel) -> tuple[dict[str, float], list[Any]]:
+        """Return the mean Dice of each class where it is defined; nothing is shown."""
+        self.cases = validate(model.networks["E"], self.dataroot, self.dataset.validation)
+        means = {f"dice_{name}": value for name, value in mean_by_class(self.cases).items() if not math.isnan(value)}
+        log.info("Dice of unseen patients: %s", ", ".join(f"{name[5:]} {value:.4f}" for name, value in means.items()))
+        return means, []
+
+    def score(self, values: Mapping[str, float]) -> float:
+        """Return 1 less the mean of the classes' Dice."""
+        return 1 - sum(values.values()) / len(values) if values else math.inf
+
+
+def validate(extractor: ShapeExtractor, root: Path, cases: list[Case]) -> dict[str, dict[str, float]]:
+    """Return the Dice of every class in every case, over all slices of the case together."""
+    scores = {}
+    for case in cases:
+        slices, reference = read_case(root, case)
+        scores[case.name] = dice_by_class(segment_slices(extractor, slices), reference, extractor.settings.class_names)
+    return scores
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return binary cross entropy plus soft Dice loss, a scalar.
+
+    Mean over classes of 1 - (2 sum p t + 1) / (sum p + sum t + 1) with sums over the batch's pixels, after Milletari et
+    al., "V-Net", 3DV 2016, without squares; the ones keep slices without a body from dividing by 0.
+
+    Args:
+        logits: (N, K, H, W).
+        targets: 0 or 1, of the same shape.
+    """
+    probabilities = logits.sigmoid()
+    overlap = 2 * (probabilities * targets).sum(dim=(0, 2, 3)) + 1
+    dice = overlap / ((probabilities + targets).sum(dim=(0, 2, 3)) + 1)
+    return F.binary_cross_entropy_with_logits(logits, targets) + (1 - dice).mean()
+
+
+def patients_of(cases: list[Case]) -> list[str]:
+    """Return the patients of cases, by name."""
+    return sorted({case.patient for case in cases})

@@ -1,0 +1,74 @@
+"""Prepared MR and CT of the same patients on one grid, to train on as pairs."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import InputError
+from data.loading.slices import prepared_windows, read_case
+from data.prepared.manifest import Case, read_manifest
+from data.prepared.splits import same_frame
+from data.prepared.training_statistics import common_slice_spacing
+from data.values.intensity import IntensityMap
+
+log = logging.getLogger(__name__)
+
+_AIR_BELOW_HU = -500
+
+
+@dataclass(frozen=True)
+class PairedSet:
+    """MR and CT of the same patients.
+
+    Attributes:
+        volumes: by the MR's case name its maps, (n, H, W): `mr`, float16 in [-1, 1]; `hu`, int16; and `counted`,
+            uint8, 1 inside the MR's body mask and where the CT is air. An MR whose field of view ends within the body
+            says nothing of what lies beyond.
+        slice_mm, pixel_mm: their spacing; size: pixels of a slice's side.
+    """
+
+    volumes: dict[str, dict[str, np.ndarray]]
+    slice_mm: float
+    pixel_mm: float
+    size: int
+
+
+def open_paired_set(
+    dataroot: Path, mr_rule: str | tuple[float, float], ct_map: IntensityMap, leave_out: Collection[str] = ()
+) -> PairedSet:
+    """Open the training volumes below `dataroot` of patients that have an MR and a CT on the MR's grid.
+
+    MR without such a CT, and CT without such an MR, are passed over, and that is said. `leave_out`: patients that do
+    not train.
+
+    Raises:
+        InputError: no such patient, a damaged file, or volumes of different slice spacings.
+    """
+    manifest = read_manifest(dataroot).without(leave_out)
+    of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
+    pairs: list[tuple[Case, Case]] = []
+    for mr in of_mr:
+        of_patient = [ct for ct in manifest.select("train", "B") if ct.patient == mr.patient and same_frame(mr, ct)]
+        pairs += [(mr, ct) for ct in of_patient[:1]]
+    if not pairs:
+        raise InputError(
+            f"{dataroot}: no patient has an MR and a CT on the MR's grid; register the CT to the MR, resample it to "
+            "its grid, and give both the same --patient_regex of python -m scripts.prepare_dataset"
+        )
+    if len(pairs) < len(of_mr):
+        log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))
+    windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
+    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), window in zip(pairs, windows, strict=True)}
+    slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])
+    return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
+
+
+def _read(dataroot: Path, mr: Case, ct: Case, window: IntensityMap) -> dict[str, np.ndarray]:
+    kept = slice(*mr.body_slices)
+    of_mr, body = (array[kept] for array in read_case(dataroot, mr))
+    hu = np.array(read_case(dataroot, ct)[0][kept])
+    counted = (body > 0) | (hu < _AIR_BELOW_HU)
+    return {"mr": window.to_network(of_mr).astype(np.float16), "hu": hu, "counted": counted.astype(np.uint8)}

@@ -1,0 +1,110 @@
+"""Options of what training reads: the data set, how slices are drawn and augmented, and their intensities."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import InputError
+from data.loading.augmentation import FLIPS, PREPROCESS, Augmentation
+from data.settings.declaration import Nature, option
+from data.settings.values import nonnegative_float, nonnegative_int, odd_int, positive_int
+from data.values.intensity import (
+    CT_TRANSFERS,
+    CT_WINDOW_HU,
+    IntensityMap,
+    parse_ct_transfer,
+    parse_mr_window,
+    parse_window,
+)
+
+DEFAULT_LOAD_SIZE, DEFAULT_CROP_SIZE = 286, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtMapSettings:
+    """CT intensities."""
+
+    # What they mean together is recorded, as `ct_map`.
+    ct_window: tuple[float, float] | None = option(
+        None, nature=Nature.FREE, nargs=2, metavar=("LO", "HI"), convert=parse_window,
+        help="HU at -1 and 1 (default: -1000 1400)",
+    )  # fmt: skip
+    ct_transfer: str | None = option(
+        None, nature=Nature.FREE,
+        help=f"curve in place of --ct_window: {', '.join(CT_TRANSFERS)} or HU:VALUE,HU:VALUE,...",
+    )  # fmt: skip
+
+    @property
+    def ct_map(self) -> IntensityMap:
+        """HU to the networks' [-1, 1].
+
+        Raises:
+            InputError: both options were given, or the curve is none.
+        """
+        if self.ct_window and self.ct_transfer:
+            raise InputError("--ct_window and --ct_transfer: expected one of them")
+        if self.ct_transfer:
+            return parse_ct_transfer(self.ct_transfer)
+        return IntensityMap.window(*(self.ct_window or CT_WINDOW_HU))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(CtMapSettings):
+    """data."""
+
+    dataroot: Path = option(
+        nature=Nature.FREE, parse=Path, help="prepared data set, or folder of trainA/ and trainB/ images"
+    )
+    batch_size: int = option(
+        1, nature=Nature.RESULT, parse=positive_int, aliases=("--batchSize",), help="slices of each domain a step"
+    )
+    num_threads: int = option(
+        2, nature=Nature.FREE, parse=nonnegative_int, aliases=("--nThreads",), help="threads that load slices"
+    )
+    slab: int = option(
+        1, nature=Nature.FIXED, parse=odd_int, help="neighbouring slices that the networks see together, odd"
+    )
+    max_dataset_size: int | None = option(
+        None, nature=Nature.RESULT, parse=positive_int, help="at most this many samples an epoch"
+    )
+    preprocess: str = option("none", nature=Nature.FIXED, choices=PREPROCESS, help="none takes slices as prepared")
+    load_size: int | None = option(
+        None, nature=Nature.FIXED, parse=positive_int, aliases=("--loadSize",),
+        help=f"resize_and_crop: resize to this first ({DEFAULT_LOAD_SIZE})",
+    )  # fmt: skip
+    crop_size: int | None = option(
+        None, nature=Nature.FIXED, parse=positive_int, aliases=("--fineSize",),
+        help=f"crop, body_crop, resize_and_crop: random crop ({DEFAULT_CROP_SIZE})",
+    )  # fmt: skip
+    flip: str = option(
+        "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES",
+        help="mirror at random: x left and right (--flip alone means it), y front and back; for limbs, not for whole "
+        "bodies",
+    )  # fmt: skip
+    rotate: float = option(
+        0.0, nature=Nature.RESULT, parse=nonnegative_float, help="turn at random by up to so many degrees"
+    )
+    zoom: float = option(0.0, nature=Nature.RESULT, parse=nonnegative_float, help="scale at random by up to this share")
+    mr_window: str | tuple[float, float] = option(
+        "percentile", nature=Nature.FIXED, nargs="+", metavar="W", convert=parse_mr_window,
+        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that nothing would use, and maps and crops that cannot be.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        if self.load_size and self.preprocess != "resize_and_crop":
+            raise InputError("--load_size does nothing without --preprocess resize_and_crop")
+        if self.crop_size and self.preprocess == "none":
+            raise InputError(f"--crop_size does nothing without --preprocess {', '.join(PREPROCESS[1:])}")
+        _ = self.ct_map, self.augmentation
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to every slice."""
+        return Augmentation(
+            self.preprocess, self.load_size or DEFAULT_LOAD_SIZE, self.crop_size or DEFAULT_CROP_SIZE, self.flip,
+            self.rotate, self.zoom,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Settings that are declared once: as command-line options, in saved states and in files."""

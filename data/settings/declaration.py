@@ -1,0 +1,166 @@
+"""Options declared as fields of frozen dataclasses, a class a subject.
+
+A field says its name, default, choices, help and published aliases, and its nature: what happens where a run resumes
+with another value. From the fields come the parser, the check on resume and the files that record a run:
+
+    @dataclass(frozen=True)
+    class ScheduleSettings:
+        '''schedule'''                                   # the title in --help
+
+        n_epochs: int = option(100, nature=Nature.RESULT, parse=nonnegative_int, help="epochs at the full rate")
+
+A class that inherits from several such classes has all their options; `redefault` gives one another default in it.
+"""
+
+import argparse
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, get_type_hints
+
+from data.errors import InputError
+
+
+class Nature(StrEnum):
+    """What another value means where a run resumes."""
+
+    FREE = "free to change: no result depends on it"
+    RESULT = "changes the result: the run resumes, with a warning"
+    FIXED = "fixed by the saved state: refused"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """How a field is said on a command line.
+
+    Attributes:
+        help: one sentence; the default is added to it.
+        nature: see `Nature`.
+        parse: from one word to a value; raises `argparse.ArgumentTypeError`.
+        convert: from all words of an option that takes several to a value; raises `InputError`.
+        choices: the words that are taken.
+        aliases: further names, such as the published ones.
+        nargs, metavar, const: as in argparse.
+    """
+
+    help: str
+    nature: Nature
+    parse: Callable[[str], Any] | None = None
+    convert: Callable[[list[str]], Any] | None = None
+    choices: Sequence[str] | None = None
+    aliases: tuple[str, ...] = ()
+    nargs: int | str | None = None
+    metavar: str | tuple[str, ...] | None = None
+    const: Any = None
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each option's help, where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", False):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def option(default: Any = dataclasses.MISSING, **description: Any) -> Any:
+    """Return a dataclass field that is an option; without a default it has to be given. Arguments as in `Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(**description)})
+
+
+def redefault(group: type, name: str, default: Any) -> Any:
+    """Return the field `name` of another settings class with another default."""
+    described = {field.name: field.metadata["option"] for field in dataclasses.fields(group)}
+    return dataclasses.field(default=default, metadata={"option": described[name]})
+
+
+def options_of(group: type) -> Iterator[tuple[dataclasses.Field, Option]]:
+    """Yield the fields of a settings class that are options."""
+    for field in dataclasses.fields(group):
+        if described := field.metadata.get("option"):
+            yield field, described
+
+
+def natures(group: type) -> dict[str, Nature]:
+    """Return the nature of every option of a settings class, by name."""
+    return {field.name: described.nature for field, described in options_of(group)}
+
+
+def add_options(parser: argparse.ArgumentParser, group: type, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add all options of a settings class to a parser, under the titles of the classes that declare them.
+
+    `defaults`: other defaults than the class's, by name.
+    """
+    owned = {field.name: _owner(group, field.name) for field, _ in options_of(group)}
+    sections = {}
+    for owner in (base for base in group.__mro__ if base in owned.values()):
+        title, _, description = (owner.__doc__ or owner.__name__).strip().rstrip(".").partition(": ")
+        sections[owner] = parser.add_argument_group(title, description or None)
+    for field, described in options_of(group):
+        default = (defaults or {}).get(field.name, field.default)
+        _add_option(sections[owned[field.name]], field, described, default)
+
+
+def _owner(group: type, name: str) -> type:
+    """Return the class that first declared a field, the most general one."""
+    return next(base for base in reversed(group.__mro__) if name in inspect.get_annotations(base))
+
+
+def _add_option(section: Any, field: dataclasses.Field, described: Option, default: Any) -> None:
+    names = [f"--{field.name}", *described.aliases]
+    more: dict[str, Any] = {"dest": field.name, "help": described.help}
+    if default is dataclasses.MISSING:
+        more["required"] = True
+    else:
+        more["default"] = default
+    if field.type in (bool, "bool"):
+        section.add_argument(*names, action="store_true", **more)
+        return
+    for key in ("choices", "nargs", "metavar", "const"):
+        if (value := getattr(described, key)) is not None:
+            more[key] = value
+    if described.parse:
+        more["type"] = described.parse
+    if described.convert:
+        more["action"] = _converted(described.convert)
+    section.add_argument(*names, **more)
+
+
+def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
+    class Converted(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            try:
+                setattr(namespace, self.dest, convert([word.strip() for word in values]))
+            except InputError as error:
+                raise argparse.ArgumentError(self, f"{' '.join(values).strip()}: {error}") from error
+
+    return Converted
+
+
+def from_namespace[T](group: type[T], namespace: argparse.Namespace) -> T:
+    """Return a settings class filled with parsed options.
+
+    Raises:
+        InputError: values that do not go together, as the class's `__post_init__` says.
+    """
+    return group(**{field.name: getattr(namespace, field.name) for field, _ in options_of(group)})
+
+
+def plain_values(settings: Any) -> dict[str, Any]:
+    """Return a settings object's options by name, as JSON holds them; what it cannot hold is text."""
+    plain = (str, int, float, list, tuple, type(None))
+    values = {field.name: getattr(settings, field.name) for field, _ in options_of(type(settings))}
+    return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+
+
+def check_types(settings: Any) -> list[str]:
+    """Return which fields hold values of another plain type than they are declared with: for settings from a file."""
+    hints = get_type_hints(type(settings))
+    return [
+        f"{field.name} {value!r}"
+        for field in dataclasses.fields(settings)
+        if hints[field.name] in (bool, int, float, str)
+        and type(value := getattr(settings, field.name)) is not hints[field.name]
+        and not (hints[field.name] is float and type(value) is int)
+    ]

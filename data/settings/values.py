@@ -1,0 +1,126 @@
+"""Values of options: from the words of a command line to numbers, names and devices."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# More than any count or size can be that a computer takes.
+LARGEST_INT = 2**31 - 1
+NAME_PATTERN = re.compile(r"[^/\\\0]+")
+
+
+def positive_int(text: str) -> int:
+    """Return an integer of 1 or more."""
+    return _number(text, int, lambda value: 1 <= value <= LARGEST_INT, f"a whole number of 1 or more, to {LARGEST_INT}")
+
+
+def nonnegative_int(text: str) -> int:
+    """Return an integer of 0 or more."""
+    return _number(text, int, lambda value: 0 <= value <= LARGEST_INT, f"a whole number of 0 or more, to {LARGEST_INT}")
+
+
+def odd_int(text: str) -> int:
+    """Return an odd integer of 1 or more."""
+    return _number(text, int, lambda value: 1 <= value <= LARGEST_INT and value % 2 == 1, "an odd number of 1 or more")
+
+
+def port_number(text: str) -> int:
+    """Return the number of a TCP port."""
+    port = positive_int(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a port number up to 65535")
+    return port
+
+
+def positive_float(text: str) -> float:
+    """Return a finite number above 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def nonnegative_float(text: str) -> float:
+    """Return a finite number of 0 or more."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of 0 or more")
+
+
+def share(text: str) -> float:
+    """Return a number from 0 to below 1."""
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def positive_share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
+def _number(text: str, kind: type, fits: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value
+
+
+def experiment_name(text: str) -> str:
+    """Return a name that is one folder, not a path out of the folder of models."""
+    if not NAME_PATTERN.fullmatch(text) or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes")
+    return text
+
+
+def epoch_name(text: str) -> str:
+    """Return 'latest', 'best' or the number of an epoch, as file names have it."""
+    return text if text in ("latest", "best") else str(positive_int(text))
+
+
+def torch_device(text: str) -> torch.device:
+    """Return the device that `--device` names; 'auto' is the GPU where there is one.
+
+    Raises:
+        argparse.ArgumentTypeError: unknown, or not on this machine.
+    """
+    if text == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise argparse.ArgumentTypeError("mps: not available on this machine")
+    return device
+
+
+def parse_numbers(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse; words that begin like a negative number (-1e3, -1000:-1,...) are values, never options."""
+    return parser.parse_args(protected_numbers(arguments))
+
+
+def protected_numbers(arguments: list[str] | None) -> list[str]:
+    """Return a command line's words in a form in which argparse takes none of its negative numbers for an option."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # argparse takes such words for options unless they are plain negative numbers; a leading space settles it, and
+    # float() does not mind.
+    return [f" {word}" if re.match(r"-\.?\d", word) else word for word in words]
+
+
+def gpu_of_ids(parser: argparse.ArgumentParser, text: str) -> torch.device:
+    """Return the device that upstream's `--gpu_ids` names."""
+    try:
+        ids = [int(word) for word in text.split(",")]
+        if len(ids) > 1:
+            parser.error(f"--gpu_ids {text}: one a process; for several, torchrun train.py")
+        return torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
+    except ValueError:
+        parser.error(f"--gpu_ids {text!r}: expected a number, or -1 for the CPU")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--gpu_ids {error}")

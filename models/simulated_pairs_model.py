@@ -1,0 +1,128 @@
+"""Training a generator on pairs that are simulated from CT alone, on the training device: no MR is read.
+
+    loss = |G_A(mr) - map(ct)|_1 + lambda_hu |map^-1(G_A(mr)) - ct|_1 / 1000 HU
+           + lambda_reverse |G_B(map(ct)) - mr|_1
+
+over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulation/simulated_mr.py`) and `map` takes
+HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
+The third is for models that are to start a CycleGAN by `--init_from`, which needs a way back.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.loading.settings import DataSettings
+from data.settings.declaration import Nature, option
+from data.settings.values import share
+from data.simulation.pasted_limbs import paste_limbs
+from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
+from data.simulation.simulation_set import SimulationSet, open_simulation_set
+from data.simulation.slab_stock import SlabStock
+from data.values.intensity import AIR_HU
+from models.base_model import Place
+from models.slab_model import SlabModel, SlabModelSettings
+
+log = logging.getLogger(__name__)
+
+# Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
+_MARGIN = 1
+_OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions:
+    """simulation: what MR is made of CT, and of which."""
+
+    limbs: str = option(
+        "", nature=Nature.RESULT, metavar="TEXT",
+        help="CT whose names hold TEXT are limbs, put beside trunks as arms",
+    )  # fmt: skip
+    limbs_share: float = option(0.4, nature=Nature.RESULT, parse=share, help="share of limbs in a batch, with --limbs")
+    leave_out: str = option(
+        "", nature=Nature.RESULT, metavar="TEXT", help="CT whose names hold TEXT are not trained on"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedPairsSettings(SimulationOptions, SlabModelSettings):
+    """simulated pairs."""
+
+
+class SimulatedPairsModel(SlabModel):
+    """Simulated pairs: MR made from CT; no MR is read."""
+
+    settings_type = SimulatedPairsSettings
+
+    def __init__(self, settings: SimulatedPairsSettings, data: DataSettings, ct: SimulationSet, place: Place) -> None:
+        """Load the CT onto the device and build the networks; the same seed gives the same weights."""
+        super().__init__(settings, data, place)
+        s = settings
+        limbs = _limbs(s, ct)
+        trunks = sorted(ct.volumes.keys() - set(limbs))
+        groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
+        self.spacing = (ct.slice_mm, ct.pixel_mm)
+        self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
+        self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias))
+        of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
+        self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
+
+    @classmethod
+    def open_data(
+        cls, settings: SimulatedPairsSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> SimulationSet:
+        """Open the CT, prepared for the simulation; see `open_simulation_set`."""
+        ct = open_simulation_set(data.dataroot, max(data.num_threads, 1), leave_out)
+        if settings.leave_out:
+            kept = {name: v for name, v in ct.volumes.items() if settings.leave_out not in name}
+            if not kept:
+                raise InputError(f"--leave_out {settings.leave_out}: leaves out every CT of {data.dataroot}")
+            ct = replace(ct, volumes=kept)
+        if settings.limbs and not _limbs(settings, ct):
+            names = ", ".join(sorted(ct.volumes)[:5])
+            raise InputError(f"--limbs {settings.limbs}: no CT has that in its name; they are called {names}, ...")
+        cls.check_crop(data, ct.size)
+        return ct
+
+    @classmethod
+    def from_data(
+        cls, settings: SimulatedPairsSettings, data: DataSettings, dataset: SimulationSet, place: Place
+    ) -> Self:
+        """Build the model for the CT of `dataset`."""
+        model = cls(settings, data, dataset, place)
+        slices = sum(len(volume["hu"]) for volume in dataset.volumes.values())
+        log.info(
+            "%d CT volumes (%d of limbs), %d slices of %g mm; no MR is read", len(dataset.volumes),
+            len(_limbs(settings, dataset)), slices, dataset.slice_mm,
+        )  # fmt: skip
+        return model
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the next batch; see `SlabModel.draw`. Everything counts."""
+        slabs = []
+        for stock, count in zip(self.stocks, self.parts, strict=True):
+            draws = self.draws(count)
+            slab = stock.draw(self.crop, draws, _MARGIN)
+            if len(self.stocks) == 2 and stock is self.stocks[0]:
+                paste_limbs(slab, self.stocks[1], self.crop, self.spacing[1], draws)
+            slabs.append(slab)
+        hu, depth, zoom = (torch.cat([slab[name] for slab in slabs]) for name in ("hu", "depth", "zoom"))
+        draws = self.draws(len(hu))
+        seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
+        mr = simulate_mr(hu, depth / 4 * zoom, self.spacing, draws, self.simulation)
+        kept = slice(_MARGIN, _MARGIN + self.crop.slices)
+        mr, hu = torch.where(seen, mr[:, kept], -1.0), torch.where(seen, hu[:, kept], AIR_HU)
+        return mr, hu, torch.ones_like(hu)
+
+    def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:
+        """Return the names of the CT that is trained on."""
+        return {"volumes": " ".join(sorted(dataset.volumes))}
+
+
+def _limbs(settings: SimulatedPairsSettings, ct: SimulationSet) -> list[str]:
+    return sorted(name for name in ct.volumes if settings.limbs and settings.limbs in name)

@@ -1,0 +1,198 @@
+"""What methods share that learn from pairs of slabs which the model draws by itself, on its device."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.loading.batches import DrawnBatches
+from data.loading.settings import DEFAULT_CROP_SIZE, DataSettings
+from data.prepared.manifest import read_manifest
+from data.prepared.training_statistics import training_statistics
+from data.settings.declaration import Nature, option, redefault
+from data.settings.values import nonnegative_float, positive_int, share
+from data.simulation.simulated_mr import Draws
+from data.simulation.slab_stock import Crop
+from data.values.curve import curve, inverse
+from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
+from models.inference_settings import InferenceSettings, package_versions
+from models.initialisation import InitialisationSettings, initialise
+from models.networks import GeneratorSettings, build_generator
+
+# Adam's second moment, its weight decay (Loshchilov and Hutter, ICLR 2019), and the norm that gradients are cut to.
+_BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """scans: how MR differ from one to the next."""
+
+    field_of_view: float = option(
+        0.8, nature=Nature.RESULT, parse=share, help="twice the probability that a side is cut"
+    )
+    bias: float = option(
+        0.15, nature=Nature.RESULT, parse=nonnegative_float, help="greatest spread of the added bias field"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLosses:
+    """losses of pairs."""
+
+    lambda_hu: float = option(
+        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the error in HU / 1000"
+    )
+    lambda_reverse: float = option(
+        0.0, nature=Nature.FIXED, parse=nonnegative_float,
+        help="weight of a generator of the way back, which --init_from of a CycleGAN starts from; 0: none is trained",
+    )  # fmt: skip
+    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="steps that count as one epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, PairLosses, MethodSettings):
+    """pairs of slabs."""
+
+    netG: str = redefault(GeneratorSettings, "netG", "unet")
+    ngf: int = redefault(GeneratorSettings, "ngf", 32)
+    norm: str = redefault(GeneratorSettings, "norm", "batch")
+    upsample: str = redefault(GeneratorSettings, "upsample", "resize")
+    init_type: str = redefault(InitialisationSettings, "init_type", "kaiming")
+    lr: float = redefault(OptimiserSettings, "lr", 1e-3)
+    beta1: float = redefault(OptimiserSettings, "beta1", 0.9)
+    ema: float = redefault(OptimiserSettings, "ema", 0.999)
+
+    @property
+    def uses_batch_norm(self) -> bool:
+        """Whether statistics are taken over batches."""
+        return self.norm == "batch"
+
+
+class SlabModel(BaseModel):
+    """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
+        "zoom": 0.2, "mr_window": "tissue", "ct_transfer": "soft_tissue", "lr_policy": "warmup_cosine",
+        "n_epochs": 24, "n_epochs_decay": 0,
+    }  # fmt: skip
+
+    def __init__(self, settings: SlabModelSettings, data: DataSettings, place: Place) -> None:
+        """Build the networks; the same seed gives the same weights."""
+        super().__init__(settings, place.device, place.processes)
+        s = settings
+        self.ct_map = data.ct_map
+        self.crop = Crop(
+            data.slab, data.crop_size or DEFAULT_CROP_SIZE, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
+        )
+        self.architecture = s.generator(data.slab, data.slab)
+        weights = torch.Generator().manual_seed(s.seed)
+        for name in ("G_A", "G_B")[: 2 if s.lambda_reverse > 0 else 1]:
+            net = build_generator(self.architecture)
+            initialise(net, s.init_type, s.init_gain, weights)
+            if s.sync_batch_norm:
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            self.networks[name] = net.to(self.device, memory_format=torch.channels_last)
+        self.check_multiple(data, self.networks["G_A"])
+        parameters = [parameter for net in self.networks.values() for parameter in net.parameters()]
+        self.optimisers["G"] = torch.optim.AdamW(
+            parameters, s.lr, betas=(s.beta1, _BETA2), weight_decay=_WEIGHT_DECAY, fused=True
+        )
+        self._wrap_networks(averaged=tuple(self.networks))
+        self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
+        for generator in self.generators.values():
+            generator.manual_seed(s.seed + place.rank)
+
+    @classmethod
+    def batches(cls, settings: SlabModelSettings, data: DataSettings, dataset: Any, place: Place) -> DrawnBatches:
+        """Return an epoch of `steps_per_epoch` batches, which the model draws."""
+        return DrawnBatches(settings.steps_per_epoch, data.batch_size, place.processes)
+
+    @classmethod
+    def check(cls, settings: Any, data: DataSettings) -> None:
+        """Refuse what slabs that are drawn on the device cannot follow.
+
+        Raises:
+            InputError: another way to crop, or a limit on an epoch's samples.
+        """
+        if data.preprocess != "body_crop":
+            raise InputError(f"--preprocess {data.preprocess}: slabs are cut about bodies here: leave it out")
+        if data.max_dataset_size:
+            raise InputError("--max_dataset_size does nothing here: an epoch has --steps_per_epoch steps")
+
+    @classmethod
+    def check_crop(cls, data: DataSettings, size: int) -> None:
+        """Refuse crops larger than the slices.
+
+        Raises:
+            InputError: `crop_size` is above `size` pixels.
+        """
+        if (data.crop_size or DEFAULT_CROP_SIZE) > size:
+            raise InputError(
+                f"--crop_size {data.crop_size}: the slices of {data.dataroot} have {size} pixels; crop no more"
+            )
+
+    @classmethod
+    def check_multiple(cls, data: DataSettings, net: nn.Module) -> None:
+        """Refuse crops that the generator cannot halve as often as it does.
+
+        Raises:
+            InputError: `crop_size` is no multiple of the generator's.
+        """
+        if data.crop_size % net.multiple:
+            raise InputError(f"--crop_size {data.crop_size}: expected a multiple of {net.multiple} for this --netG")
+
+    @abstractmethod
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the next batch, all (N, S, H, W): MR in [-1, 1], its CT in HU, and 1 where they count, else 0."""
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Update the generators on the next batch, which is drawn here; see `BaseModel.step`."""
+        s = self.settings
+        with torch.no_grad():
+            mr, hu, counted = self.draw()
+            target = curve(hu, self.ct_map.knots)
+        mr = mr.contiguous(memory_format=torch.channels_last)
+        output = self._run(self.networks["G_A"], mr)
+        in_hu = curve(output, inverse(self.ct_map.knots))
+        losses = {
+            "pairs": ((output - target).abs() * counted).mean(),
+            "hu": s.lambda_hu * ((in_hu - hu.clamp(*self.ct_map.range)).abs() * counted).mean() / 1000,
+        }
+        images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": output}
+        if s.lambda_reverse > 0:
+            back = self._run(self.networks["G_B"], target.contiguous(memory_format=torch.channels_last))
+            losses["reverse"] = s.lambda_reverse * ((back - mr).abs() * counted).mean()
+            images["from_simulated_B"] = back
+        total = self._update("G", losses, {}, clip=_CLIP)
+        self.scaler.update()
+        self._average()
+        self.visuals = {name: image.detach() for name, image in images.items()}
+        return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
+
+    def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings:
+        """Return what the use of `G_A` must know; `dataset` has `size`, `pixel_mm` and `slice_mm`."""
+        manifest = read_manifest(data.dataroot)
+        return InferenceSettings(
+            generator=self.architecture, direction="AtoB", size=dataset.size, spacing_mm=dataset.pixel_mm,
+            slice_mm=dataset.slice_mm if data.slab > 1 else manifest.slice_mm, mr_window=data.mr_window,
+            typical_mr=None, ct=data.ct_map, versions=package_versions(), training=training_statistics(manifest),
+            slab=data.slab, bias_correction=manifest.bias_corrected,
+        )  # fmt: skip
+
+    def draws(self, count: int) -> Draws:
+        """Return the source of randomness of `count` slabs."""
+        return Draws(count, self.generators["device"], self.generators["host"])
+
+    def process_state(self) -> dict[str, Any]:
+        """Return the state of what is drawn from."""
+        return {name: generator.get_state() for name, generator in self.generators.items()}
+
+    def load_process_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where `process_state` was taken."""
+        for name, generator in self.generators.items():
+            generator.set_state(state[name].cpu())

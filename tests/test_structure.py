@@ -1,0 +1,87 @@
+"""How the code hangs together: packages import in one direction, and commands are not imported by what they use."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# From the bottom: a package imports those before it, never one after it. `commands` are the files of the top folder.
+LAYERS = (
+    "data", "evaluation", "unet", "models", "visualization", "training", "ct_segmentation", "options", "cohort",
+    "benchmarks", "scripts", "tools", "commands",
+)  # fmt: skip
+# The rooms of `data`, likewise; the files of `data` itself lie below them all.
+ROOMS = ("settings", "volumes", "values", "masks", "prepared", "outputs", "simulation", "loading", "phantom")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def layer_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else "commands"
+
+
+def sources() -> list[Path]:
+    packages = [path for layer in LAYERS[:-1] for path in sorted((ROOT / layer).rglob("*.py"))]
+    return packages + sorted(ROOT.glob("*.py"))
+
+
+def test_every_package_has_its_layer():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages == set(LAYERS) - {"commands"}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packages_import_in_one_direction(layer):
+    later = set(LAYERS[LAYERS.index(layer) + 1 :]) - {"commands"} | {"tests"}
+    if layer not in ("benchmarks", "tools", "commands"):  # what measures commands runs them
+        later |= {path.stem for path in ROOT.glob("*.py")} - {"fill_hole"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources()
+        if layer_of(path) == layer
+        for module in imports_of(path)
+        if module.partition(".")[0] in later
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_the_rooms_of_data_import_in_one_direction(room):
+    later = ROOMS[ROOMS.index(room) + 1 :] if room else ROOMS
+    files = [*(ROOT / "data" / room).glob("*.py"), *(ROOT / "data").glob(f"{room}.py")]
+    files = [path for path in files if room or path.stem not in ROOMS]
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files
+        for module in imports_of(path)
+        if module.startswith("data.") and module.split(".")[1] in later
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rule_can_fail(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("def f():\n    from models import networks\n\nimport cohort.inputs\n")
+    assert imports_of(file) == {"models", "models.networks", "cohort.inputs"}
+
+
+@pytest.mark.parametrize("package", ["models", "training", "visualization", "data", "evaluation"])
+def test_no_command_line_travels_below_the_commands(package):
+    """Functions take settings; only what parses, and what converts words, knows argparse."""
+    allowed = {"data/settings/declaration.py", "data/settings/values.py", "training/settings.py"}
+    users = {
+        str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")
+        if any(module.partition(".")[0] == "argparse" for module in imports_of(path))
+    }  # fmt: skip
+    assert users <= allowed

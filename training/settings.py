@@ -1,0 +1,262 @@
+"""Options of a training run as a whole, and all settings of a run together."""
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import InputError
+from data.loading.settings import DataSettings
+from data.settings.declaration import (
+    HelpFormatter,
+    Nature,
+    add_options,
+    from_namespace,
+    natures,
+    option,
+    options_of,
+    plain_values,
+)
+from data.settings.values import (
+    epoch_name,
+    experiment_name,
+    gpu_of_ids,
+    nonnegative_int,
+    positive_int,
+    positive_share,
+    protected_numbers,
+    torch_device,
+)
+from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
+from models.base_model import BaseModel, MethodSettings
+from models.schedules import POLICIES
+from visualization.settings import DisplaySettings
+
+
+@dataclass(frozen=True)
+class SaveRhythm:
+    """When a training state is saved in mid-epoch: every so many steps, or minutes."""
+
+    steps: int | None
+    minutes: int | None
+
+    def due(self, iteration: int, saved_at: float) -> bool:
+        """Tell whether it is time after an epoch's step `iteration`, the last state being of `time.monotonic()`."""
+        if self.steps:
+            return iteration % self.steps == 0
+        return time.monotonic() - saved_at >= 60 * self.minutes
+
+
+def save_rhythm(text: str) -> SaveRhythm:
+    """Return the value of `--save_latest_freq`: '5000' is steps, '10min' minutes."""
+    found = re.fullmatch(r"\s*(\d+)\s*(min)?\s*", text)
+    if not found or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of steps, or of minutes as in 10min")
+    number = int(found[1])
+    return SaveRhythm(None, number) if found[2] else SaveRhythm(number, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """run."""
+
+    name: str = option(
+        nature=Nature.FREE, parse=experiment_name, help="the model's name: its folder in --checkpoints_dir"
+    )
+    checkpoints_dir: Path = option(Path("checkpoints"), nature=Nature.FREE, parse=Path, help="where models are kept")
+    device: torch.device = option(
+        "auto", nature=Nature.FREE, parse=torch_device, help="auto, cpu, cuda, cuda:1, ... or mps"
+    )
+    continue_train: bool = option(False, nature=Nature.FREE, help="go on from the last saved state of --name")
+    init_from: str | None = option(
+        None, nature=Nature.FREE, parse=experiment_name, metavar="NAME", help="start a new run from this model"
+    )
+    epoch: str = option(
+        "latest", nature=Nature.FREE, parse=epoch_name, aliases=("--which_epoch",),
+        help="of --init_from: latest, best, or a saved epoch",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse two beginnings.
+
+        Raises:
+            InputError: it names the options.
+        """
+        if self.init_from and self.continue_train:
+            raise InputError("--init_from and --continue_train: expected one of them; --init_from starts a new run")
+        if self.epoch != "latest" and not self.init_from:
+            raise InputError("--epoch does nothing without --init_from (a run goes on from its last state)")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.checkpoints_dir / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """schedule."""
+
+    n_epochs: int = option(
+        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",), help="epochs at the full learning rate"
+    )
+    n_epochs_decay: int = option(
+        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter_decay",),
+        help="epochs of decay after them",
+    )  # fmt: skip
+    lr_policy: str = option("linear", nature=Nature.FIXED, choices=POLICIES, help="learning-rate schedule")
+    lr_decay_iters: int | None = option(
+        None, nature=Nature.RESULT, parse=positive_int, help="step: epochs between steps (50)"
+    )
+    seconds: int | None = option(
+        None, nature=Nature.RESULT, parse=positive_int,
+        help="train so long instead of so many epochs, as for a rented GPU; needs --lr_policy warmup_cosine",
+    )  # fmt: skip
+    save_latest_freq: SaveRhythm = option(
+        SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
+        help="between two saved states: N steps, or minutes as in 10min (5000)",
+    )  # fmt: skip
+    save_epoch_freq: int = option(
+        5, nature=Nature.FREE, parse=positive_int, help="epochs between two kept sets of weights"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing would use, and a training of no length.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        if self.lr_decay_iters and self.lr_policy != "step":
+            raise InputError("--lr_decay_iters does nothing without --lr_policy step")
+        if self.seconds and self.lr_policy != "warmup_cosine":
+            raise InputError("--seconds needs --lr_policy warmup_cosine, which follows the clock")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """validation: whole volumes that do not train go through the generator as in use."""
+
+    val: bool = option(
+        False, nature=Nature.FIXED,
+        help="validate with the prepared test patients, or else a share of the training patients, which then do not "
+        "train; the best weights are kept as 'best'",
+    )  # fmt: skip
+    val_patients: float = option(
+        0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
+        help="that share, where there are no test patients",
+    )  # fmt: skip
+    val_freq: int = option(5, nature=Nature.RESULT, parse=positive_int, help="epochs between two validations")
+    val_criterion: str = option(
+        DEFAULT_CRITERION, nature=Nature.FIXED, choices=tuple(CRITERIA), help="by which the best weights are chosen"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All settings of a run: of its method (`model`), and those that all methods share."""
+
+    method: str
+    model: Any
+    run: RunSettings
+    data: DataSettings
+    schedule: ScheduleSettings
+    validation: ValidationSettings
+    display: DisplaySettings
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """The objects that hold options."""
+        return self.run, self.data, self.model, self.schedule, self.validation, self.display
+
+    @property
+    def epochs_warm(self) -> int:
+        """Epochs before those that the schedule counts."""
+        return getattr(self.model, "n_epochs_warm", 0)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.epochs_warm + self.schedule.n_epochs + self.schedule.n_epochs_decay
+
+    def values(self) -> dict[str, Any]:
+        """Return all options by name, as JSON holds them."""
+        values: dict[str, Any] = {"model": self.method}
+        for group in self.groups:
+            values |= plain_values(group)
+        return values
+
+    def natures(self) -> dict[str, Nature]:
+        """Return what another value of each option, or of what follows from them, means on resume."""
+        found = {"model": Nature.FIXED, "ct_map": Nature.FIXED}
+        for group in self.groups:
+            found |= natures(type(group))
+        return found
+
+    def record(self) -> dict[str, str]:
+        """Return as text what a run's result depends on, for its state."""
+        texts = {"model": self.method, "ct_map": str(self.data.ct_map)}
+        for group in self.groups:
+            texts |= {field.name: str(getattr(group, field.name)) for field, _ in options_of(type(group))}
+        kinds = self.natures()
+        return {name: text for name, text in texts.items() if kinds[name] != Nature.FREE}
+
+
+SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, ValidationSettings, DisplaySettings)
+
+
+def training_parser(method: type[BaseModel], prog: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a method's training, with the method's own defaults."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
+        add_options(parser, group, method.defaults)
+    parser.add_argument(
+        "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
+    )
+    return parser
+
+
+def parse_training(
+    parser: argparse.ArgumentParser, name: str, method: type[BaseModel], arguments: Sequence[str] | None = None
+) -> TrainingSettings:
+    """Return the checked settings of a command line; nothing changes them afterwards."""
+    words = protected_numbers(arguments)
+    options = parser.parse_args(words)
+    if options.gpu_ids is not None:
+        options.device = gpu_of_ids(parser, options.gpu_ids)
+    # A method's own curve is a default, in place of which a window may be given.
+    if options.ct_window and not any(re.match(r"--ct_transfer(=|$)", word) for word in words):
+        options.ct_transfer = None
+    try:
+        model: MethodSettings = from_namespace(method.settings_type, options)
+        settings = TrainingSettings(name, model, *(from_namespace(group, options) for group in SHARED_GROUPS))
+        _check_together(settings)
+        method.check(model, settings.data)
+    except InputError as error:
+        parser.error(str(error))
+    return settings
+
+
+def _check_together(settings: TrainingSettings) -> None:
+    """Refuse options of several groups that do not go together.
+
+    Raises:
+        InputError: it names them.
+    """
+    if settings.epochs < 1:
+        raise InputError("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
+    if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
+        raise InputError(
+            f"--sync_batch_norm: {settings.run.device} cannot; it needs GPUs, one for each process of torchrun"
+        )
+
+
+def with_precision(settings: TrainingSettings, precision: str) -> TrainingSettings:
+    """Return the settings with the precision that 'auto' stands for."""
+    return replace(settings, model=replace(settings.model, precision=precision))

@@ -1,0 +1,63 @@
+"""Options of what a running training shows."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from data.errors import InputError
+from data.settings.declaration import Nature, option
+from data.settings.values import nonnegative_int, port_number, positive_int
+from visualization.windows import CT_WINDOWS, DisplayWindow, parse_display_window
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisplaySettings:
+    """display: nothing here changes a result or can stop a training."""
+
+    print_freq: int = option(100, nature=Nature.FREE, parse=positive_int, help="steps between two lines of losses")
+    display_freq: int = option(400, nature=Nature.FREE, parse=positive_int, help="steps between two pictures")
+    display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images in a row of a picture")
+    display_window: DisplayWindow = option(
+        CT_WINDOWS["default"], nature=Nature.FREE, nargs="+", metavar="W", convert=parse_display_window,
+        help=f"how CT is shown: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
+    )  # fmt: skip
+    no_html: bool = option(False, nature=Nature.FREE, help="keep no page of pictures and curves in NAME/web")
+    display_id: int = option(
+        0, nature=Nature.FREE, parse=nonnegative_int, help="above 0: number of the windows in visdom; 0: no visdom"
+    )
+    display_server: str = option("http://localhost", nature=Nature.FREE, help="visdom server")
+    display_port: int = option(8097, nature=Nature.FREE, parse=port_number, help="its port")
+    display_env: str | None = option(None, nature=Nature.FREE, help="its environment (default: NAME)")
+    display_start: bool = option(
+        False, nature=Nature.FREE,
+        help="start a visdom server for this run, which this machine alone can reach; it ends with the run",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing would use; take the address of a server that is started here in whatever form it has.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        for name in ("display_start", "display_env"):
+            if getattr(self, name) and not self.display_id:
+                raise InputError(f"--{name} does nothing without --display_id 1")
+        if self.display_start:
+            object.__setattr__(self, "display_server", local_server(self.display_server))
+
+
+def local_server(text: str) -> str:
+    """Return the address of a visdom server that is started here, in whatever way it is written.
+
+    Raises:
+        InputError: it is elsewhere, or says more than a host.
+    """
+    address = urlsplit(text if "://" in text else f"http://{text}")
+    if address.hostname not in LOCAL_HOSTS or address.scheme != "http":
+        raise InputError(
+            f"--display_start starts a server here, --display_server {text} is elsewhere; expected http://localhost"
+        )
+    if address.netloc.lower() != address.hostname or address.path.strip("/"):
+        raise InputError(f"--display_server {text}: expected http://{address.hostname}, and the port in --display_port")
+    return f"http://{address.hostname}"
