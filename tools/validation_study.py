@@ -31,6 +31,7 @@ from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
 from data.prepared.manifest import read_json, read_manifest, write_json
 from data.prepared.splits import ValidationCases
+from data.settings.values import positive_int
 from data.volumes.volume import Volume, read_volume
 from evaluation import metrics
 from evaluation.criteria import CRITERIA, score
@@ -39,7 +40,6 @@ from models.inference_settings import read_inference_settings
 from models.run_folder import weights_path
 from models.synthesis import load_synthesiser, synthesize_volume
 from models.test_model import TestModel
-from options.base_options import positive_int
 from scripts import prepare_dataset
 from training.validation import Validation
 
