@@ -11,8 +11,9 @@ discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Disti
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -375,7 +376,8 @@ class GeneratorSettings:
 
     def generator(self, input_nc: int = 1, output_nc: int = 1) -> "Architecture":
         """Return the architecture of a generator of so many channels."""
-        return Architecture(self.netG, self.ngf, self.norm, self.use_dropout, self.upsample, input_nc, output_nc)
+        own = {field.name: getattr(self, field.name) for field in fields(GeneratorSettings)}
+        return Architecture(**own, input_nc=input_nc, output_nc=output_nc)
 
 
 @dataclass(frozen=True)
@@ -398,13 +400,19 @@ class Architecture:
 
 
 def build_generator(architecture: Architecture) -> nn.Module:
-    """Return a generator.
+    """Return a generator. It gets those of the architecture's values that it takes.
 
     Raises:
-        InputError: unknown `netG`, `norm` or `upsample`, or a combination that the generator does not have.
+        InputError: unknown `netG`, `norm` or `upsample`, a combination that the generator does not have, or a value
+            other than the default that it does not take.
     """
-    arguments = asdict(architecture)
-    return _pick(GENERATORS, arguments.pop("netG"), "generator")(**arguments)
+    make = _pick(GENERATORS, architecture.netG, "generator")
+    taken = signature(make).parameters
+    for field in fields(architecture):
+        value = getattr(architecture, field.name)
+        if field.name not in ("netG", *taken) and value != field.default:
+            raise InputError(f"--{field.name} {value} does nothing to --netG {architecture.netG}")
+    return make(**{name: value for name, value in asdict(architecture).items() if name in taken})
 
 
 @dataclass(frozen=True, kw_only=True)

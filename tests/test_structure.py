@@ -12,7 +12,7 @@ LAYERS = (
     "benchmarks", "scripts", "tools", "commands",
 )  # fmt: skip
 # The rooms of `data`, likewise; the files of `data` itself lie below them all.
-ROOMS = ("settings", "volumes", "values", "masks", "prepared", "outputs", "simulation", "loading", "phantom")
+ROOMS = ("settings", "volumes", "values", "masks", "outputs", "prepared", "simulation", "loading", "phantom")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
-from data.volumes.volume import volume_files
+from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -262,18 +262,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(data, dict):
         raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
     return data
-
-
-def source_files(path: Path) -> list[Path]:
-    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
-
-    Raises:
-        InputError: they cannot be listed.
-    """
-    try:
-        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def hash_source(path: Path) -> str:
