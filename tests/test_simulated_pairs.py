@@ -326,6 +326,16 @@ def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_
     assert taken[5:] == pytest.approx([warmup_cosine_factor(k / 7) for k in (5, 6)])
 
 
+def test_a_training_by_the_clock_is_of_one_process(dataroot):
+    settings = train_options.parse(
+        ["--model", "simulated_pairs", "--dataroot", str(dataroot), "--name", "x", "--seconds", "5", *OPTIONS]
+    )
+    group = training.run.ProcessGroup()
+    group.size = 2
+    with pytest.raises(InputError, match=r"--seconds: 2 processes train together"):
+        training.run.TrainingRun(SimulatedPairsModel, settings, group)
+
+
 def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):
     run(dataroot, tmp_path, "--name", "pairs", "--n_epochs", "1", "--steps_per_epoch", "2", "--slab", "1")
     where = ["--dataroot", str(dataroot), "--checkpoints_dir", str(tmp_path), "--name", "gan", "--init_from", "pairs"]

@@ -50,6 +50,8 @@ class TrainingRun:
             InputError: data or options that cannot be used.
         """
         self.group, self.folder = group, settings.run.folder
+        if settings.schedule.seconds and group.size > 1:  # their clocks would give them different learning rates
+            raise InputError(f"--seconds: {group.size} processes train together; give them --n_epochs instead")
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data
