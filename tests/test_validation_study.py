@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import InputError
 from tools import validation_study
-from tools.validation_study import UNPAIRED, arms, correlate, format_figures
+from tools.validation_study import UNPAIRED, arms, correlate, format_figures, lost_by_the_last
 
 
 def checkpoint(run: str, simulated: float, histogram: float, mae: float) -> dict:
@@ -31,6 +31,7 @@ def test_figures_of_the_study_in_closed_form():
     assert figures["histogram"] == pytest.approx({
         "all": 1 - 6 * 10 / 210, "in_a_run": (-1 + 0.5) / 2, "in_a_run_least": -1, "lost_hu": 15, "lost_most": 20,
     })  # fmt: skip
+    assert lost_by_the_last(ROWS) == 0 and lost_by_the_last(ROWS[::-1]) == 20
     constant = correlate([row | {"unpaired": {"body_dice": 0.0}} for row in ROWS], ["body_dice"])["body_dice"]
     assert constant == {"all": 0, "in_a_run": 0, "in_a_run_least": 0, "lost_hu": 20, "lost_most": 20}
     table = format_figures(figures).splitlines()

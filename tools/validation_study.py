@@ -180,6 +180,14 @@ def correlate(rows: Sequence[Mapping], criteria: Sequence[str]) -> dict[str, dic
     return figures
 
 
+def lost_by_the_last(rows: Sequence[Mapping]) -> float:
+    """Return how far (HU) the true MAE of a run's last epoch is above that of its best one, the mean over the runs."""
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        errors.setdefault(row["run"], []).append(row["truth"][TRUTH])
+    return float(np.mean([of_run[-1] - min(of_run) for of_run in errors.values()]))
+
+
 def _rank_correlation(points: np.ndarray) -> float:
     """Return Spearman's correlation of two columns; 0 where one is the same everywhere and says nothing."""
     if np.ptp(points, axis=0).min() == 0:
@@ -213,9 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"run": folder.name, "arm": arm, "seed": seed, "epoch": epoch}
             rows.append(row | _kept(folder, epoch, validation, tests))
             log.info("%s epoch %d: true MAE %.1f HU", folder.name, epoch, rows[-1]["truth"][TRUTH])
-    figures = correlate(rows, UNPAIRED)
-    sys.stdout.write(f"{format_figures(figures)}\n{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs\n")
-    write_json(options.out, {"options": _described(options), "figures": figures, "checkpoints": rows})
+    figures, last = correlate(rows, UNPAIRED), lost_by_the_last(rows)
+    runs = len({row["run"] for row in rows})
+    sys.stdout.write(
+        f"{format_figures(figures)}\n{len(rows)} checkpoints of {runs} runs; the last epochs lose {last:.1f} HU\n"
+    )
+    described = {"options": _described(options), "figures": figures, "last_lost_hu": last}
+    write_json(options.out, {**described, "checkpoints": rows})
 
 
 def _without_pairs(held_back: Path, dataroot: Path, run: Path) -> Validation:
