@@ -193,7 +193,9 @@ class DiceValidator:
 
     def run(self, model: BaseModel) -> tuple[dict[str, float], list[Any]]:
         """Return the mean Dice of each class where it is defined; nothing is shown."""
-        self.cases = validate(model.networks["E"], self.dataroot, self.dataset.validation)
+        extractor = model.networks["E"]
+        assert isinstance(extractor, ShapeExtractor)
+        self.cases = validate(extractor, self.dataroot, self.dataset.validation)
         means = {f"dice_{name}": value for name, value in mean_by_class(self.cases).items() if not math.isnan(value)}
         log.info("Dice of unseen patients: %s", ", ".join(f"{name[5:]} {value:.4f}" for name, value in means.items()))
         return means, []

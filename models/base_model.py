@@ -274,7 +274,7 @@ class BaseModel(ABC):
             parameters = chain.from_iterable(group["params"] for group in optimiser.param_groups)
             nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
         if not self.scaler.is_enabled():  # the scaler finds what is not finite by itself
-            optimiser.found_inf = bad
+            optimiser.found_inf = bad  # type: ignore[attr-defined]  # what torch's fused optimisers read
         self.scaler.step(optimiser)
         return total
 

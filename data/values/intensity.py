@@ -137,8 +137,9 @@ def mr_window(
         fat_level: `data.values.mr_scale.fat_level` of the volume, for 'tissue': the window is 0 to 1200/950 of it.
     """
     if rule == "tissue":
+        assert fat_level is not None, "'tissue' needs the level of fat"
         return IntensityMap.window(0.0, TISSUE_REACH * fat_level)
-    low, high = percentiles if rule == "percentile" else rule
+    low, high = percentiles if isinstance(rule, str) else rule
     if not low < high:
         raise InputError(f"MR window {low} .. {high}: the MR is constant inside the body, or the window is reversed")
     return IntensityMap.window(low, high)
