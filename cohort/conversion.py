@@ -19,6 +19,7 @@ from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
 from data.prepared.manifest import hash_files, hash_source
+from data.volumes.contrasts import describe_paths, shown_name
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
@@ -128,10 +129,11 @@ class Conversion:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
                 self._targets(work)
-                source = read_volume(case.path, case.series_uid)
+                source = read_volume(case.path, case.series_uid, contrast=case.contrast)
+                further = [read_volume(path, case.series_uid, contrast=name) for name, path in case.further]
                 body = read_mask(case.mask, source) if case.mask else None
             with _timed(work, "prepare"):
-                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body)
+                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
             return work
         return failure[0]
 
@@ -205,9 +207,11 @@ class Conversion:
 
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
+        contrast = shown_name(self.synthesiser.settings.contrasts)
         try:
             if not self.pages:
-                save_preview(work.plan.source, synthetic, reference, self.results.folder / f"{work.case.name}.png")
+                picture = self.results.folder / f"{work.case.name}.png"
+                save_preview(work.plan.source, synthetic, reference, picture, contrast=contrast)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,
@@ -217,8 +221,9 @@ class Conversion:
                 reference,
                 scores,
                 body=work.plan.body,
-                details={"input": work.case.path, "warnings": "; ".join(warnings) or None},
+                details={"input": describe_paths(work.case.paths), "warnings": "; ".join(warnings) or None},
                 cohort_page=self.results.folder / "index.html",
+                contrast=contrast,
             )
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
@@ -234,7 +239,8 @@ class Conversion:
         """
         volume, page, picture = (targets := self.results.targets(work.case.name))
         names = [volume, page if self.pages else picture]
-        inputs = [path for path in (work.case.path, work.case.mask, work.case.reference) if path and exists(path)]
+        read = (*work.case.paths.values(), work.case.mask, work.case.reference)
+        inputs = [path for path in read if path and exists(path)]
         made = [targets[name] for name in self._made(work) if name in targets]
         check_free([targets[name] for name in names], "--results_dir", inputs, made, self.overwrite)
         return names

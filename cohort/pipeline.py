@@ -4,12 +4,13 @@ import logging
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
-from cohort.inputs import Cohort, CohortCase, find_cohort, read_list, short_hash
+from cohort.inputs import Cohort, CohortCase, read_list, short_hash
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress, describe_seconds
 from cohort.results import CaseRecord, Results, now
@@ -64,7 +65,7 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     if settings.direction != "AtoB":
         raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
     model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
-    cohort = _find(opt, results)
+    cohort = _find(opt, results, settings.contrasts)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
 
     def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
@@ -92,14 +93,14 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 
-def _find(opt: Namespace, results: Results) -> Cohort:
+def _find(opt: Namespace, results: Results, contrasts: Sequence[str]) -> Cohort:
     if opt.list:
-        cohort = read_list(opt.list)
+        cohort = read_list(opt.list, contrasts)
     else:
         if opt.input_dir.resolve().is_relative_to(opt.results_dir.resolve()):
             raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
         log.info("searching %s", opt.input_dir)
-        cohort = find_cohort(opt.input_dir, opt.pattern, opt.series_description, without=opt.results_dir)
+        cohort = find_contrast_cohort(opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts)
     cases = cohort.cases[: opt.num_test]
     return replace(cohort, cases=tuple(_with_known_name(case, results) for case in cases))
 

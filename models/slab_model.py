@@ -121,6 +121,8 @@ class SlabModel(BaseModel):
         """
         if data.preprocess != "body_crop":
             raise InputError(f"--preprocess {data.preprocess}: slabs are cut about bodies here: leave it out")
+        if isinstance(data.mr_window, Mapping):
+            raise InputError("--mr_window NAME=...: MR of one contrast are learnt here; expected one rule")
         if data.max_dataset_size:
             raise InputError("--max_dataset_size does nothing here: an epoch has --steps_per_epoch steps")
 

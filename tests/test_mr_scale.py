@@ -155,7 +155,7 @@ def test_preparation_records_fat_and_its_windows_follow(raw):  # noqa: F811
     cases = manifest.select("train", "A")
     for k, case in enumerate(cases):
         assert case.fat_level == pytest.approx(FAT_MR * (1 + k), rel=0.02)
-        assert prepared_windows([case], "tissue", CT_MAP)[0].range == (0, 1200 / 950 * case.fat_level)
+        assert prepared_windows([case], "tissue", CT_MAP)[0][0].range == (0, 1200 / 950 * case.fat_level)
     typical = np.mean([case.fat_level for case in cases])
     assert typical_mr_window(manifest, "tissue").range == pytest.approx((0, 1200 / 950 * typical))
     assert not manifest.bias_corrected

@@ -16,6 +16,7 @@ from data.errors import InputError, is_out_of_memory
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import ValidationCases, validation_cases
 from data.settings.declaration import Nature
+from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.base_model import BaseModel, Place
 from models.inference_settings import check_compatible, check_continued, package_versions, read_inference_settings
@@ -95,12 +96,14 @@ class TrainingRun:
             settings.model.precision, f", with {self.group.size} processes" if self.group.size > 1 else "",
         )  # fmt: skip
         start = (at.epoch, at.samples // self.batches.together)
+        described = self.model.describe(settings.data, self.dataset)
         run = RunInfo(settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps)
         with (
             Interruption() as interruption,
             open_training_log(
                 run, settings.display, settings.data.ct_map, settings.model.direction, start,
-                shown=self.group.rank == 0,
+                shown=self.group.rank == 0, slab=settings.data.slab,
+                contrast=described and shown_name(described.contrasts),
             ) as training_log,
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()

@@ -17,7 +17,7 @@ from evaluation.report import COLUMNS
 from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
-from visualization.panels import DIFFERENCE_HU, preview
+from visualization.panels import DIFFERENCE_HU, mr_title, preview
 from visualization.planes import PLANES, Plane
 from visualization.svg_charts import histogram_chart, joint_histogram_chart
 from visualization.windows import CT_WINDOWS, mr_display_range
@@ -49,6 +49,7 @@ def write_case_page(
     body: np.ndarray | None = None,
     details: Mapping[str, object] | None = None,
     cohort_page: Path | None = None,
+    contrast: str | None = None,
 ) -> Path:
     """Write the results page of a case into `folder`: `index.html`, `preview.png` and the volumes in `data`.
 
@@ -63,6 +64,7 @@ def write_case_page(
         body: where voxels count in the histograms, bool (z, y, x); computed from the CT if None.
         details: further lines, e.g. input, model, epoch; what is None is left out.
         cohort_page: page of the cohort to lead back to.
+        contrast: which one of several the MR is.
 
     Returns:
         The page.
@@ -71,7 +73,7 @@ def write_case_page(
         InputError: the volumes lie on different grids, or the folder cannot be written.
     """
     shown = [
-        ShownVolume.of("mr", "MR" if synthetic == "CT" else "synthetic MR", "MR", mr),
+        ShownVolume.of("mr", mr_title(contrast) if synthetic == "CT" else "synthetic MR", "MR", mr),
         ShownVolume.of("ct", "synthetic CT" if synthetic == "CT" else "CT", "CT", ct),
     ]
     if reference is not None:
@@ -98,7 +100,7 @@ def write_case_page(
     _remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
     with whole_file(folder / PREVIEW_NAME) as scratch:
-        preview(mr, ct, reference, synthetic).save(scratch)
+        preview(mr, ct, reference, synthetic, contrast).save(scratch)
     return write_document(document, page)
 
 

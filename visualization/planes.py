@@ -76,10 +76,10 @@ def patient_order(grid: Volume) -> PatientOrder:
     affine = np.empty((3, 4))
     affine[:, 3] = grid.origin
     spacing, angles = [], []
-    for d, (axis, flipped) in enumerate(zip(order, flips, strict=True)):
+    for d, (axis, flip) in enumerate(zip(order, flips, strict=True)):
         index_axis = 2 - axis  # x, y, z
         step = directions[:, index_axis] * grid.spacing[index_axis]
-        if flipped:
+        if flip:
             affine[:, 3] += step * (grid.array.shape[axis] - 1)
             step = -step
         affine[:, d] = step

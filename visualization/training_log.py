@@ -146,7 +146,7 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 def open_training_log(
     run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: tuple[int, int],
-    shown: bool = True,
+    shown: bool = True, slab: int = 1, contrast: str | None = None,
 ) -> TrainingLog:  # fmt: skip
     """Return the log of a run on the displays that its settings ask for.
 
@@ -156,8 +156,9 @@ def open_training_log(
         ct_map: HU to the networks' [-1, 1]; direction: 'AtoB' where A is MR.
         start: where the run begins or resumes: epoch, and steps of it that are done.
         shown: whether anything is shown: of several processes that train together one does.
+        slab: slices of an image; contrast: what the first of several is called.
     """
-    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols)
+    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols, slab, contrast)
     if not shown:
         return TrainingLog(run, style, [], start)
     displays: list[tuple[str, Display]] = [("log files", Console(run.folder))]

@@ -1,4 +1,4 @@
-"""Random transforms of training slices; a slice and its mask go through the very same one."""
+"""Random transforms of training slices; all channels of an image and its masks go through the very same one."""
 
 from dataclasses import dataclass
 
@@ -44,12 +44,12 @@ class Augmentation:
             raise InputError(f"--crop_size {self.crop_size} is larger than --load_size {self.load_size}")
 
     def __call__(self, item: Slice, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return image float32 (1, h, w) in [-1, 1] and mask uint8 (1, h, w) or None, after one random transform."""
+        """Return image float32 (C, h, w) in [-1, 1] and mask uint8 (S, h, w) or None, after one random transform."""
         # Here, since torchvision takes as long to import as torch, and commands that train nothing need none of it.
         from torchvision.transforms.v2 import functional as F
 
-        image = torch.from_numpy(np.ascontiguousarray(item.image))[None]
-        mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))[None]
+        image = torch.from_numpy(np.ascontiguousarray(item.image))
+        mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))
         if self.preprocess == "resize_and_crop":
             size = [self.load_size, self.load_size]
             image = F.resize(image, size, antialias=True)
@@ -78,7 +78,7 @@ class Augmentation:
 
     def _corner(self, mask: torch.Tensor | None, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Return the first row and column of the crop."""
-        body = np.flatnonzero(mask.numpy()) if self.preprocess == "body_crop" else ()
+        body = np.flatnonzero(mask[len(mask) // 2].numpy()) if self.preprocess == "body_crop" else ()
         if not len(body):
             return int(rng.integers(height - self.crop_size + 1)), int(rng.integers(width - self.crop_size + 1))
         row, column = divmod(int(body[rng.integers(len(body))]), width)

@@ -10,8 +10,8 @@ import numpy as np
 from data.errors import InputError
 from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import Case, read_manifest
+from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
-from data.prepared.training_statistics import common_slice_spacing
 from data.values.intensity import IntensityMap
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,14 @@ def open_paired_set(
     not train.
 
     Raises:
-        InputError: no such patient, a damaged file, or volumes of different slice spacings.
+        InputError: no such patient, a damaged file, volumes of different slice spacings, or MR of several contrasts.
     """
     manifest = read_manifest(dataroot).without(leave_out)
+    if len(manifest.contrasts) > 1:
+        raise InputError(
+            f"{dataroot}: pairs are of an MR of one contrast; the data set has {', '.join(manifest.contrasts)}: "
+            "prepare it with one of them, or train with --model cycle_gan"
+        )
     of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     pairs: list[tuple[Case, Case]] = []
     for mr in of_mr:
@@ -61,7 +66,7 @@ def open_paired_set(
     if len(pairs) < len(of_mr):
         log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
-    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), window in zip(pairs, windows, strict=True)}
+    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), (window,) in zip(pairs, windows, strict=True)}
     slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])
     return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
 

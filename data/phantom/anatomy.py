@@ -13,8 +13,17 @@ import numpy as np
 from data.phantom.labels import Tissue
 from data.phantom.organs import draw_abdomen, draw_chest
 from data.phantom.shapes import (
-    SIDES, Canvas, Point, SmoothField, Tube, View, as_point, capsule, ellipsoid, smooth_union,
-)  # fmt: skip
+    SIDES,
+    Canvas,
+    Point,
+    SmoothField,
+    Tube,
+    View,
+    as_point,
+    capsule,
+    ellipsoid,
+    smooth_union,
+)
 from data.phantom.skeleton import draw_arm_bones, draw_head, draw_legs, draw_pelvis, draw_ribs, draw_spine
 
 CENTRE_Z, TOP_Z = 1120.0, 1703.0

@@ -7,13 +7,12 @@ distributions (Vallender, Theory Probab Appl 1974).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
-from data.prepared.manifest import Case, Manifest
-from data.volumes.volume import axial_order
+from data.prepared.manifest import Manifest
+from data.prepared.slice_spacing import through_mm
 
 # Bins of 32 HU over what CT holds; values beyond count in the first and last bin.
 HU_EDGES = np.arange(-1024, 3072 + 1, 32)
@@ -147,28 +146,6 @@ def _cumulative(counts: Sequence[int]) -> np.ndarray:
     return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
 
 
-def through_mm(case: Case) -> float:
-    """Return how far apart (mm) the slices of a case's source lie."""
-    order, _ = axial_order(case.frame["source_direction"])
-    return case.frame["source_spacing"][2 - order[0]]
-
-
 def _range(values) -> Range:
     values = [float(value) for value in values]
     return min(values), max(values)
-
-
-def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
-    """Return the one spacing between slices in mm, which the volumes of a model of slabs share within 10 %.
-
-    Raises:
-        InputError: they do not.
-    """
-    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
-    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
-    if spacings[high] > 1.1 * spacings[low]:
-        raise InputError(
-            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
-            "slabs need one spacing: prepare the data set with --slice_mm"
-        )
-    return float(np.median(list(spacings.values())))

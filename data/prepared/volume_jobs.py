@@ -85,7 +85,7 @@ def _unreadable(source: Source, error: OSError) -> Failure:
 def _calls[Job: VolumeJob, Result](
     pool: Executor | None, work: Callable[[Job], Result], jobs: list[Job]
 ) -> Iterator[tuple[Job, Callable[[], Result]]]:
-    """Yield every job with what returns its result: as they are done in a pool, else in order, each done when called."""
+    """Yield jobs with what returns their results: in a pool as they are done, else in order, each done when called."""
     if pool is None:
         yield from ((job, partial(work, job)) for job in jobs)
         return

@@ -50,19 +50,23 @@ class SimulationSettings:
 
 @dataclass(frozen=True)
 class SimulatedPairs:
-    """Makes training pairs from single CT slices as the networks see them: through `ct_map`, pixels of `spacing_mm`."""
+    """Makes training pairs from CT slabs as the networks see them: through `ct_map`, pixels of `spacing_mm`.
+
+    `slice_mm`: what the slices of a slab lie apart; None for single slices.
+    """
 
     ct_map: IntensityMap
     spacing_mm: float
+    slice_mm: float | None = None
 
     def __call__(self, ct: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return simulated MR and CT, cut to one field of view, of a CT slice; all float32 (1, H, W) in [-1, 1]."""
-        clean = denoised(self.ct_map.to_physical(ct[0].numpy()))
-        maps = (clean, bone_depth(clean, self.spacing_mm))
-        hu, depth_mm = (torch.from_numpy(array)[None, None].float() for array in maps)
+        """Return simulated MR and CT, cut to one field of view, of a CT slab; all float32 (S, H, W) in [-1, 1]."""
+        planes = [denoised(plane) for plane in self.ct_map.to_physical(ct.numpy())]
+        clean, depth = np.stack(planes), np.stack([bone_depth(plane, self.spacing_mm) for plane in planes])
+        hu, depth_mm = (torch.from_numpy(array)[None].float() for array in (clean, depth))
         draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
         settings = SimulationSettings()
-        mr = simulate_mr(hu, depth_mm, (self.spacing_mm, self.spacing_mm), draws, settings)[0]
+        mr = simulate_mr(hu, depth_mm, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
         seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
         air = float(self.ct_map.to_network(np.array(AIR_HU)))
         return torch.where(seen, mr, -1.0), torch.where(seen, ct, air)

@@ -176,12 +176,10 @@ class _Header(TextHeader):
         return spacing, origin, tuple(np.eye(3).ravel().tolist())
 
     def _vectors(self, dimensions: int) -> list[str]:
-        text = self.values.get("space directions", "")
-        found = _VECTOR.findall(text)
-        if len(found) != dimensions or _VECTOR.sub("", text).strip():
-            raise self.damaged(
-                "space directions", self.values.get("space directions"), f"{dimensions} vectors such as (1,0,0)"
-            )
+        text = self.values.get("space directions")
+        found = _VECTOR.findall(text or "")
+        if text is None or len(found) != dimensions or _VECTOR.sub("", text).strip():
+            raise self.damaged("space directions", text, f"{dimensions} vectors such as (1,0,0)")
         return found
 
     def _vector(self, field: str, text: str) -> list[float] | None:

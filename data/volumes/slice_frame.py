@@ -80,6 +80,11 @@ class SliceFrame:
         """The finer in-plane spacing of the source, in mm."""
         return min(axis.source_mm for axis in self._axes[1:])
 
+    @property
+    def through_mm(self) -> float:
+        """The spacing of the source between its slices, in mm."""
+        return self._axes[0].source_mm
+
     def prepare(self, volume: Volume, fill: float) -> np.ndarray:
         """Return the volume's slices, float32 (N, size, size) in the volume's units; `fill` where it has no voxels."""
         return self._through(self._canonical(volume), fill, lambda axis: axis.forward())

@@ -170,13 +170,16 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
-def read_volume(path: str | Path, series_uid: str | None = None, again: bool = False) -> Volume:
+def read_volume(
+    path: str | Path, series_uid: str | None = None, again: bool = False, contrast: str | None = None
+) -> Volume:
     """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
 
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
         again: it was read before, so its notes are not said another time.
+        contrast: which one of a folder that holds several, by its name (`data.volumes.dicom_contrasts`).
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
@@ -194,7 +197,7 @@ def read_volume(path: str | Path, series_uid: str | None = None, again: bool = F
     if series_uid is not None and not path.is_dir():
         raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
-        volume = from_sitk(dicom.read_series(path, series_uid)) if path.is_dir() else _read_file(path)
+        volume = from_sitk(dicom.read_series(path, series_uid, contrast)) if path.is_dir() else _read_file(path)
     except InputError:
         raise
     except _UNREADABLE as error:
