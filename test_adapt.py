@@ -82,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     write_claimed(synthetic, results, row, made)
     log.info("volume: %s", results.volume)
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    shown = {"synthetic": "CT" if to_ct else "MR", "contrast": shown_name(names)}
+    made_of, contrast = "CT" if to_ct else "MR", shown_name(names)
 
     def picture() -> None:
-        save_preview(mr, ct, reference, results.picture, **shown)
+        save_preview(mr, ct, reference, results.picture, made_of, contrast)
 
     def report() -> None:
         if reference is not None:
@@ -98,11 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
         taken = describe_paths(paths)
         details = {"input": taken, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
         scores = {name: row[name] for name in COLUMNS if name in row}
-        write_case_page(results.page, case, mr, ct, reference, scores, body=body, details=details, **shown)
+        write_case_page(
+            results.page, case, mr, ct, reference, scores, synthetic=made_of, body=body, details=details,
+            contrast=contrast,
+        )  # fmt: skip
 
     parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
-    made = [make_beside(results.volume, path, make) for path, make in parts.items()]
-    return 0 if all(made) else 1
+    written = [make_beside(results.volume, path, make) for path, make in parts.items()]
+    return 0 if all(written) else 1
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:

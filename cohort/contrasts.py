@@ -41,7 +41,9 @@ def find_contrast_cohort(
                 case = without_name(case_name(path, root), name) or root.absolute().name
                 found.setdefault(case, {}).setdefault(name, []).append(path)
     if not found:
-        raise InputError(f"--input_dir {root}: no volume file or DICOM folder that matches {' or '.join(patterns)}")
+        raise InputError(
+            f"--input_dir {root}: no volume file or DICOM folder that matches {' or '.join(patterns or ())}"
+        )
     return Cohort(tuple(_joined(case, by_name, names) for case, by_name in sorted(found.items())))
 
 

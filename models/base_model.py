@@ -61,7 +61,10 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
     `direction` says which domain A is: with 'AtoB' MR.
     """
 
-    direction: ClassVar[str] = "AtoB"
+    @property
+    def direction(self) -> str:
+        """AtoB: MR to CT."""
+        return "AtoB"
 
     @property
     def uses_batch_norm(self) -> bool:

@@ -103,7 +103,7 @@ class TrainingRun:
             open_training_log(
                 run, settings.display, settings.data.ct_map, settings.model.direction, start,
                 shown=self.group.rank == 0, slab=settings.data.slab,
-                contrast=described and shown_name(described.contrasts),
+                contrast=shown_name(described.contrasts) if described else None,
             ) as training_log,
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()

@@ -185,7 +185,8 @@ def prepared_windows(
 def mr_windows(case: Case, mr_rule: Rule | Mapping[str, Rule]) -> tuple[IntensityMap, ...]:
     """Return the map of each contrast of an MR to [-1, 1]."""
     rules = rules_in_order(mr_rule, case.contrasts)
-    return tuple(_window(case.name, one, rule) for one, rule in zip((case, *case.further), rules, strict=True))
+    contrasts: tuple[Case | FurtherContrast, ...] = (case, *case.further)
+    return tuple(_window(case.name, one, rule) for one, rule in zip(contrasts, rules, strict=True))
 
 
 def _window(name: str, contrast: Case | FurtherContrast, rule: Rule) -> IntensityMap:
@@ -242,6 +243,7 @@ class ImageFolderSlices:
         image, full_range = _read_gray(self.files[index])
         mask = None
         if with_mask:
+            assert self.masks is not None, "masks are read where they were asked for"
             mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
             _check_mask_shape(self.masks[index], mask.shape, image.shape)
             mask = mask[None]

@@ -88,8 +88,10 @@ def mr_images(
         return {"in_phase": _stored(in_phase, scale)}
     fat = partial_volume((signal * fat_share)[fine_labels], parts) * texture * shading
     opposed = _echo(total - 2 * fat, noise, rng)
-    water, fat = ([(a + sign * b) / 2 for a, b in zip(in_phase, opposed, strict=True)] for sign in (1, -1))
-    images = (in_phase, opposed, water, fat)
+    images = [in_phase, opposed]
+    for sign in (1, -1):  # water and fat
+        real, imaginary = ((a + sign * b) / 2 for a, b in zip(in_phase, opposed, strict=True))
+        images.append((real, imaginary))
     return {name: _stored(image, scale) for name, image in zip(DIXON_NAMES, images, strict=True)}
 
 

@@ -50,6 +50,7 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
         except InputError as error:
             raise InputError(f"{one.path}: {error}") from error
         if body is None:
+            assert mask_path is not None, "without a mask the body is found"
             body = read_mask(mask_path, volume)
         low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
         if not low < high:
@@ -57,6 +58,7 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
                 f"{one.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
                 "volume, and its mask where one is supplied"
             )
+    assert body is not None, "a case has a volume"
     return body
 
 

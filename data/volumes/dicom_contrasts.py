@@ -44,7 +44,7 @@ def pick_contrast(folder: Path, series: Sequence[Files], name: str) -> list[File
         return list(series)
     if name not in known:
         raise InputError(f"{folder}: no {name} in it; its DICOM images are {', '.join(known)}")
-    picked = []
+    picked: list[Files] = []
     for files, labels in zip(series, told, strict=True):
         fitting = {contrasts for contrasts in labels if name in contrasts}
         if len(fitting) > 1:
