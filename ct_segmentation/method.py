@@ -75,6 +75,7 @@ class ShapeExtractorModel(BaseModel):
     """The shape extractor: draws the body, or its classes, in a CT slice."""
 
     settings_type = ShapeExtractorSettings
+    settings: ShapeExtractorSettings
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 8, "n_epochs": 20, "n_epochs_decay": 0, "lr_policy": "cosine", "save_epoch_freq": 1000,
         "val_freq": 1,

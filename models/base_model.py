@@ -98,7 +98,7 @@ class BaseModel(ABC):
     none by name. The engine calls `open_data`, `from_data` and `batches`, then `step` for every batch.
 
     Class attributes:
-        settings_type: the method's options.
+        settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
 
@@ -110,6 +110,7 @@ class BaseModel(ABC):
     """
 
     settings_type: ClassVar[type[MethodSettings]]
+    settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
 
@@ -164,7 +165,7 @@ class BaseModel(ABC):
 
     def __init__(self, settings: MethodSettings, device: torch.device, processes: int = 1) -> None:
         """Begin without any network; `processes`: how many train together and average their gradients."""
-        self.settings: Any = settings
+        self.settings = settings
         self.device, self.processes = device, processes
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}

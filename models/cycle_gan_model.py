@@ -140,7 +140,7 @@ class WarmStart:
     @property
     def simulates(self) -> bool:
         """Whether pairs of simulated MR and CT are needed."""
-        return self.warm_start != "none" or (self.lambda_simulated or 0) > 0
+        return self.warm_start != "none" or bool(self.lambda_simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,7 @@ class CycleGANModel(BaseModel):
     """Unpaired MR and CT: a CycleGAN with the correlation-coefficient loss and the shape constraint."""
 
     settings_type = CycleGANSettings
+    settings: CycleGANSettings
     fixed_facts = ("contrasts",)
 
     def __init__(
@@ -305,7 +306,7 @@ class CycleGANModel(BaseModel):
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
-        self._warm = epoch <= self.settings.n_epochs_warm
+        self._warm = epoch <= (self.settings.n_epochs_warm or 0)
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
@@ -348,7 +349,7 @@ class CycleGANModel(BaseModel):
         losses = self._generator_losses(images)
         if self.settings.uses_shape:
             losses |= self._shape_losses(images, batch["mask_A"].to(self.device, non_blocking=True))
-        if self.settings.lambda_simulated > 0:
+        if self.settings.lambda_simulated:
             simulated, losses_simulated = self._simulated(batch, self.settings.lambda_simulated)
             images, losses = images | simulated, losses | losses_simulated
         total = self._update("G", losses, batch)

@@ -75,6 +75,7 @@ class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, 
 class SlabModel(BaseModel):
     """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
 
+    settings: SlabModelSettings
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
         "zoom": 0.2, "mr_window": "tissue", "ct_transfer": "soft_tissue", "lr_policy": "warmup_cosine",

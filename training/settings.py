@@ -162,7 +162,7 @@ class TrainingSettings:
     """All settings of a run: of its method (`model`), and those that all methods share."""
 
     method: str
-    model: Any
+    model: MethodSettings
     run: RunSettings
     data: DataSettings
     schedule: ScheduleSettings
