@@ -82,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     write_claimed(synthetic, results, row, made)
     log.info("volume: %s", results.volume)
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    made_of, contrast = "CT" if to_ct else "MR", shown_name(names)
+    kind, contrast = "CT" if to_ct else "MR", shown_name(names)
 
     def picture() -> None:
-        save_preview(mr, ct, reference, results.picture, made_of, contrast)
+        save_preview(mr, ct, reference, results.picture, kind, contrast)
 
     def report() -> None:
         if reference is not None:
@@ -99,9 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         details = {"input": taken, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(
-            results.page, case, mr, ct, reference, scores, synthetic=made_of, body=body, details=details,
-            contrast=contrast,
-        )  # fmt: skip
+            results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details, contrast=contrast
+        )
 
     parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
     written = [make_beside(results.volume, path, make) for path, make in parts.items()]

@@ -156,3 +156,25 @@ def test_an_even_slab_is_refused(capsys):
     with pytest.raises(SystemExit):
         train.main(["--dataroot", "d", "--name", "n", "--slab", "2"])
     assert "--slab" in capsys.readouterr().err
+
+
+def test_several_contrasts_validate_as_in_use(root, tmp_path):
+    rule = ["--val", "--val_patients", "0.5", "--val_criterion", "histogram"]
+    folder = start(root, tmp_path, "both, with shape", "--lambda_shape", "0", "--lambda_shape_gan", "0", *rule)
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    (values,) = [line["validation"] for line in lines if "validation" in line]
+    assert {"histogram", "cycle", "body_dice"} <= values.keys()
+    assert not any(name.startswith("simulated") for name in values)
+    assert (folder / "best_net_G_A.pth").exists()
+    with pytest.raises(InputError, match=r"--val_criterion simulated_mae: MR is simulated in one contrast"):
+        start(root, tmp_path, "two contrasts", *rule[:3], name="other")
+
+
+def test_pairs_are_of_one_contrast(root, tmp_path, capsys):
+    where = ["--name", "pairs", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(InputError, match="pairs are of an MR of one contrast; the data set has in_phase, fat"):
+        train.main(["--model", "paired", "--dataroot", str(root / "two"), *where])
+    rule = ["--mr_window", "in_phase=tissue"]
+    with pytest.raises(SystemExit):
+        train.main(["--model", "simulated_pairs", "--dataroot", str(root / "one"), *where, *rule])
+    assert "--mr_window NAME=...: MR of one contrast are learnt here" in capsys.readouterr().err

@@ -184,8 +184,8 @@ def prepared_windows(
 
 def mr_windows(case: Case, mr_rule: Rule | Mapping[str, Rule]) -> tuple[IntensityMap, ...]:
     """Return the map of each contrast of an MR to [-1, 1]."""
-    rules = rules_in_order(mr_rule, case.contrasts)
     contrasts: tuple[Case | FurtherContrast, ...] = (case, *case.further)
+    rules = rules_in_order(mr_rule, case.contrasts)
     return tuple(_window(case.name, one, rule) for one, rule in zip(contrasts, rules, strict=True))
 
 

@@ -88,11 +88,9 @@ def mr_images(
         return {"in_phase": _stored(in_phase, scale)}
     fat = partial_volume((signal * fat_share)[fine_labels], parts) * texture * shading
     opposed = _echo(total - 2 * fat, noise, rng)
-    images = [in_phase, opposed]
-    for sign in (1, -1):  # water and fat
-        real, imaginary = ((a + sign * b) / 2 for a, b in zip(in_phase, opposed, strict=True))
-        images.append((real, imaginary))
-    return {name: _stored(image, scale) for name, image in zip(DIXON_NAMES, images, strict=True)}
+    (r1, i1), (r2, i2) = in_phase, opposed
+    echoes = (in_phase, opposed, ((r1 + r2) / 2, (i1 + i2) / 2), ((r1 - r2) / 2, (i1 - i2) / 2))
+    return {name: _stored(echo, scale) for name, echo in zip(DIXON_NAMES, echoes, strict=True)}
 
 
 def _echo(signal: np.ndarray, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The volumes of one case in preparation, a CT or the contrasts of an MR: read, checked, corrected and described."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,25 +42,29 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
         InputError: a volume is not what it is given as.
     """
     is_mr = domain == "A"
-    body = None
-    for one, volume in zip((source, *source.further), volumes, strict=True):
-        try:
-            (check_mr if is_mr else check_ct)(volume)
-            if body is None and not mask_path:
-                body = (mr_body_mask if is_mr else ct_body_mask)(volume)
-        except InputError as error:
-            raise InputError(f"{one.path}: {error}") from error
-        if body is None:
-            assert mask_path is not None, "without a mask the body is found"
-            body = read_mask(mask_path, volume)
-        low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
+    sources = (source, *source.further)
+    for one, volume in zip(sources, volumes, strict=True):
+        _said_of(one, check_mr if is_mr else check_ct, volume)
+    if mask_path:
+        body = read_mask(mask_path, volumes[0])
+    else:
+        body = _said_of(source, mr_body_mask if is_mr else ct_body_mask, volumes[0])
+    for one, volume in zip(sources, volumes if is_mr else (), strict=is_mr):
+        low, high = mr_percentiles(volume.array, body)
         if not low < high:
             raise InputError(
                 f"{one.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
                 "volume, and its mask where one is supplied"
             )
-    assert body is not None, "a case has a volume"
     return body
+
+
+def _said_of[T](source: Source, look: Callable[[Volume], T], volume: Volume) -> T:
+    """Return what a look at a volume gives; its error is said of the source."""
+    try:
+        return look(volume)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from error
 
 
 def without_bias(source: Source, volumes: list[Volume], body: np.ndarray) -> list[Volume]:

@@ -39,7 +39,7 @@ def find_contrasts(
         raise InputError(
             f"{option} {unnamed[0]}: one of {len(given)}, without a name; expected {option} NAME=GLOB of each"
         )
-    names = names or list(dict.fromkeys(name for name, _ in given if name is not None))
+    names = names or list(dict.fromkeys(name for name, _ in given if name))
     found: dict[str, dict[str, Source]] = {}
     for name, pattern in zip(names, in_order(option, given, names), strict=True):
         mask = None if found else mask_pattern

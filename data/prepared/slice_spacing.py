@@ -26,7 +26,7 @@ def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: Sequence[Cas
         InputError: they do not.
     """
     spacings = {(case.domain, case.name): manifest.slice_mm or through_mm(case) for case in cases}
-    low, high = min(spacings, key=spacings.__getitem__), max(spacings, key=spacings.__getitem__)
+    low, high = (extreme(spacings, key=lambda case: spacings[case]) for extreme in (min, max))
     if spacings[high] > (1 + TOLERANCE) * spacings[low]:
         raise InputError(
             f"{dataroot}: slices of {low[1]} lie {spacings[low]:g} mm apart, those of {high[1]} {spacings[high]:g} mm; "
