@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
     parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
-    made = [make_beside(results.volume, path, make) for path, make in parts.items()]
-    return 0 if all(made) else 1
+    written = [make_beside(results.volume, path, make) for path, make in parts.items()]
+    return 0 if all(written) else 1
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:

@@ -190,7 +190,8 @@ def _cases_of_folder(
     taken = [one for one in series if not reasons[one.uid]]
     cases = [_series_case(name, folder, one) for one in taken]
     if len(taken) > 1:
-        cases = [replace(case, name=f"{name}__{short_hash(case.series_uid)}", lone_name=name) for case in cases]
+        called = [f"{name}__{short_hash(one.uid)}" for one in taken]
+        cases = [replace(case, name=own, lone_name=name) for case, own in zip(cases, called, strict=True)]
     return cases, [f"{folder}: {one.describe()}: {reasons[one.uid]}" for one in series if reasons[one.uid]]
 
 

@@ -108,7 +108,9 @@ def _find(opt: Namespace, results: Results, contrasts: Sequence[str]) -> Cohort:
 def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
     """Return a DICOM series under the name that it was converted as when it was its folder's only one."""
     record = results.read(case.lone_name) if case.lone_name else None
-    return replace(case, name=case.lone_name) if record and record.key.get("series_uid") == case.series_uid else case
+    if case.lone_name and record and record.key.get("series_uid") == case.series_uid:
+        return replace(case, name=case.lone_name)
+    return case
 
 
 def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> CohortCase:
@@ -139,7 +141,7 @@ def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Resul
         for outcome in _outcomes(conversion, _dealt(survey.todo, group), workers):
             progress.report(outcome)
             counts[outcome.what] += 1
-            if outcome.what != "elsewhere":
+            if outcome.what != "elsewhere" and outcome.record is not None:
                 device_seconds += outcome.record.seconds.get("device", 0.0)
     seconds = time.perf_counter() - started
     figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
@@ -196,7 +198,7 @@ def _account(opt: Namespace, survey: Survey, results: Results, processes: list[d
     by_name = {record.case: record for record in records}
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
-    if any(figures["done"] for figures in processes):
+    if last_run and any(figures["done"] for figures in processes):
         log.info(
             "%s, the device busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +41,8 @@ def count_classes(root: Path, cases: Sequence[Case]) -> int:
     return len(labels)
 
 
-class SliceDraw(NamedTuple):
+@dataclass(frozen=True)
+class SliceDraw:
     """What one training sample is: its place in the run, and which slice it takes."""
 
     epoch: int

@@ -39,7 +39,7 @@ from models.losses import (
     shape_loss,
     shape_with_edges,
 )
-from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator, multiple_of
 from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class WarmStart:
     @property
     def simulates(self) -> bool:
         """Whether pairs of simulated MR and CT are needed."""
-        return self.warm_start != "none" or self.lambda_simulated > 0
+        return self.warm_start != "none" or bool(self.lambda_simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,7 @@ class CycleGANModel(BaseModel):
     """Unpaired MR and CT: a CycleGAN with the correlation-coefficient loss and the shape constraint."""
 
     settings_type = CycleGANSettings
+    settings: CycleGANSettings
     fixed_facts = ("contrasts",)
 
     def __init__(
@@ -215,23 +216,26 @@ class CycleGANModel(BaseModel):
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
             return net.to(device)
 
-        options_D = {"ndf": s.ndf, "n_layers": s.n_layers_D, "norm": s.norm}
+        def discriminator(channels: int) -> nn.Module:
+            return prepared(build_discriminator(s.netD, channels, s.ndf, s.n_layers_D, s.norm))
+
         self.slab = slab
         mr, ct = contrasts * slab, slab
         self.channels = {"A": mr, "B": ct} if s.direction == "AtoB" else {"A": ct, "B": mr}
         a, b = self.channels.values()
         self.netG_A, self.netG_B = (prepared(build_generator(s.generator(*nc))) for nc in ((a, b), (b, a)))
-        self.netD_A, self.netD_B = (prepared(build_discriminator(s.netD, nc, **options_D)) for nc in (b, a))
+        self.netD_A, self.netD_B = map(discriminator, (b, a))
         self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
         self.optimisers = {
             "G": self._adam(self.netG_A, self.netG_B),
             "D": self._adam(self.netD_A, self.netD_B),
         }
         if s.uses_shape:
+            assert extractor is not None, "it is opened where it is used"
             self.netE = extractor.to(device)
             self.shape_classes = min(extractor.settings.n_classes, mask_labels)
         if s.lambda_shape_gan > 0:
-            self.netD_S = prepared(build_discriminator(s.netD, input_nc=2 * slab * self.shape_classes, **options_D))
+            self.netD_S = discriminator(2 * slab * self.shape_classes)
             self.networks["D_S"] = self.netD_S
             self.optimisers["D_S"] = self._adam(self.netD_S)
         self.pools = {
@@ -291,7 +295,7 @@ class CycleGANModel(BaseModel):
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
         architecture = self.settings.generator(self.channels["A"], self.channels["B"])
-        return describe_run(data, architecture, self.settings.direction, dataset, self.netG_A.multiple)
+        return describe_run(data, architecture, self.settings.direction, dataset, multiple_of(self.netG_A))
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
         """Return the numbers of slices, the contrasts, and which shape extractor there is."""
@@ -302,7 +306,7 @@ class CycleGANModel(BaseModel):
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
-        self._warm = epoch <= self.settings.n_epochs_warm
+        self._warm = epoch <= (self.settings.n_epochs_warm or 0)
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
@@ -345,7 +349,7 @@ class CycleGANModel(BaseModel):
         losses = self._generator_losses(images)
         if self.settings.uses_shape:
             losses |= self._shape_losses(images, batch["mask_A"].to(self.device, non_blocking=True))
-        if self.settings.lambda_simulated > 0:
+        if self.settings.lambda_simulated:
             simulated, losses_simulated = self._simulated(batch, self.settings.lambda_simulated)
             images, losses = images | simulated, losses | losses_simulated
         total = self._update("G", losses, batch)

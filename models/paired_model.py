@@ -40,6 +40,7 @@ class PairedModel(SlabModel):
     """True pairs: MR and CT of the same patients on one grid."""
 
     settings_type = PairedSettings
+    settings: PairedSettings
 
     def __init__(self, settings: PairedSettings, data: DataSettings, pairs: PairedSet, place: Place) -> None:
         """Load the pairs onto the device and build the networks; the same seed gives the same weights."""

@@ -21,7 +21,7 @@ from data.values.curve import curve, inverse
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
 from models.inference_settings import InferenceSettings, package_versions
 from models.initialisation import InitialisationSettings, initialise
-from models.networks import GeneratorSettings, build_generator
+from models.networks import GeneratorSettings, build_generator, multiple_of
 
 # Adam's second moment, its weight decay (Loshchilov and Hutter, ICLR 2019), and the norm that gradients are cut to.
 _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
@@ -75,6 +75,7 @@ class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, 
 class SlabModel(BaseModel):
     """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
 
+    settings: SlabModelSettings
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
         "zoom": 0.2, "mr_window": "tissue", "ct_transfer": "soft_tissue", "lr_policy": "warmup_cosine",
@@ -96,7 +97,7 @@ class SlabModel(BaseModel):
             initialise(net, s.init_type, s.init_gain, weights)
             if s.sync_batch_norm:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-            self.networks[name] = net.to(self.device, memory_format=torch.channels_last)
+            self.networks[name] = net.to(self.device).to(memory_format=torch.channels_last)
         self.check_multiple(data, self.networks["G_A"])
         parameters = [parameter for net in self.networks.values() for parameter in net.parameters()]
         self.optimisers["G"] = torch.optim.AdamW(
@@ -145,8 +146,9 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is no multiple of the generator's.
         """
-        if data.crop_size % net.multiple:
-            raise InputError(f"--crop_size {data.crop_size}: expected a multiple of {net.multiple} for this --netG")
+        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, multiple_of(net)
+        if size % multiple:
+            raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 
     @abstractmethod
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:

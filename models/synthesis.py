@@ -189,6 +189,7 @@ def plan_volume(
     """Return what `prepare_volume` does, of the contrasts of a source whose body and `intensity_maps` are known."""
     source, (source_maps, target_map) = volumes[0], maps
     to_ct = settings.direction == "AtoB"
+    assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
     used = frame.slices_with(body)

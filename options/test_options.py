@@ -49,7 +49,7 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-test_parser.__test__ = False  # pytest would take it for a test
+test_parser.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

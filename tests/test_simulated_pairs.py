@@ -307,6 +307,7 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
 
 
 def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_left(dataroot, tmp_path, monkeypatch):
+    open_simulation_set(dataroot)  # its processes wait by the clock that is put aside below
     now, taken, step = [0.0], [], SimulatedPairsModel.step
 
     def slow(self, batch):

@@ -135,14 +135,16 @@ class TrainingRun:
 
     def _validate(self, epoch: int, iteration: int, training_log: TrainingLog) -> None:
         """Measure the model on what does not train, and keep its weights where it is the best so far."""
+        validator = self.validator
+        assert validator is not None, "it is asked for where there is one"
 
         def measure() -> float:
-            values, slices = self.validator.run(self.model)
+            values, slices = validator.run(self.model)
             training_log.write_validation(epoch, iteration, values, slices)
-            score = self.validator.score(values)
+            score = validator.score(values)
             if score < self.best["score"]:
                 run_folder.save_weights(self.folder, self.model, "best")
-                self.model.keep_best(self.folder, self.validator, values)
+                self.model.keep_best(self.folder, validator, values)
             return score
 
         self.model.finite.settle()
@@ -192,9 +194,11 @@ class TrainingRun:
                 training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
             if iteration % display.display_freq == 0 or last:
                 training_log.write_pictures(epoch, iteration, self.model.visuals)
-            due = schedule.save_latest_freq.due(iteration, self._saved_at)
-            over = bool(schedule.seconds) and not last and self._seconds() >= schedule.seconds
-            received, due, over = self.group.greatest(interruption.received, due, over)
+            received, due, over = self.group.greatest(
+                interruption.received,
+                schedule.save_latest_freq.due(iteration, self._saved_at),
+                schedule.seconds is not None and not last and self._seconds() >= schedule.seconds,
+            )
             if received or due or over:
                 samples = min(at.samples + (iteration - first) * batches.together, batches.samples)
                 here = Position(epoch, samples, self._mean_loss(epoch_loss))

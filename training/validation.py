@@ -106,8 +106,9 @@ class Validation:
         for case in cases.mr:
             self._check(case)
         self._mr_maps = prepared_windows(list(cases.mr), settings.mr_window, settings.ct)
-        known = [case.hu_histogram for case in manifest.without(cases.left_out).select("train", "B")]
-        self._histogram = np.sum(known, axis=0) if known and None not in known else None
+        trained = manifest.without(cases.left_out).select("train", "B")
+        known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
+        self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
         # MR is simulated in one contrast.
         of_ct = cases.ct if len(settings.contrasts) == 1 else ()
         self._simulated = [self._simulate(case, hash_number(case.name, seed) % 2**62) for case in of_ct]
@@ -148,7 +149,7 @@ class Validation:
                 slabs = SingleDataset(slices, self.settings.slab)
                 back = enumerate(cycle.translate_slabs(slices, self.batch_size))
                 values["cycle"].append(mean_difference((slabs[k].numpy(), slab) for k, slab in back))
-            if volume.ct is not None:
+            if volume.ct is not None and volume.scored is not None:
                 for name, metric in COMPARISONS.items():
                     values[name].append(metric(*_around(volume.scored, synthetic, volume.ct)))
             shown += _slices_to_show(volume, synthetic, number, len(self.cases.mr), SHOWN)
@@ -163,6 +164,7 @@ class Validation:
         for number, volume in enumerate(self._simulated):
             _, synthetic = self._synthesize(translator, volume)
             for name in ("mae", "dice_bone"):
+                assert volume.ct is not None and volume.scored is not None, "it was simulated from a CT"
                 metric = COMPARISONS[name](*_around(volume.scored, synthetic, volume.ct))
                 values[f"simulated_{name}"].append(metric)
             shown += _slices_to_show(volume, synthetic, number, len(self._simulated), SHOWN_SIMULATED)

@@ -322,11 +322,11 @@ def joint_counts(
     """
     counts = np.zeros((x_edges.size - 1, y_edges.size - 1))
     for x_slice, y_slice, inside in zip(x, y, body, strict=True):
-        values = (
+        x_values, y_values = (
             values[inside].astype(np.float32).clip(edges[0], edges[-1])
             for values, edges in ((x_slice, x_edges), (y_slice, y_edges))
         )
-        counts += np.histogram2d(*values, (x_edges, y_edges))[0]
+        counts += np.histogram2d(x_values, y_values, (x_edges, y_edges))[0]
     return counts
 
 

@@ -183,7 +183,7 @@ def arrange(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
     return sheet
 
 
-def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return the words of a text that fit into `width` pixels; the first one is kept whatever its width."""
     words = text.split()
     while len(words) > 1 and font.getlength(" ".join(words)) > width:

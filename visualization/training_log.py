@@ -48,7 +48,7 @@ class TrainingLog:
         self.displays = [Guarded(name, display, self.history) for name, display in displays]
         for display in self.displays:
             display.restore(start)
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)  # until an epoch begins
         self._restart_clock()
 
     def start_epoch(self, epoch: int, done: int) -> None:
@@ -112,8 +112,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Finish every display."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         for display in self.displays:
             display.close()
 
@@ -136,9 +135,9 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
         for record in read_records(run.folder):
             if record.position <= start:
                 history.add(record)
-        for record in read_validations(run.folder):
-            if record.position <= start:
-                history.add_validation(record)
+        for validation in read_validations(run.folder):
+            if validation.position <= start:
+                history.add_validation(validation)
     except Exception as error:  # as in `Guarded`: curves are not worth the training
         log.warning("warning: earlier losses cannot be read: %s; curves begin at epoch %d", error, start[0])
         return History(run.steps_per_epoch)

@@ -1,7 +1,7 @@
 """Prepared MR and CT of the same patients on one grid, to train on as pairs."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
 from data.values.intensity import IntensityMap
+from data.values.mr_rules import Rule
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class PairedSet:
 
 
 def open_paired_set(
-    dataroot: Path, mr_rule: str | tuple[float, float], ct_map: IntensityMap, leave_out: Collection[str] = ()
+    dataroot: Path, mr_rule: Rule | Mapping[str, Rule], ct_map: IntensityMap, leave_out: Collection[str] = ()
 ) -> PairedSet:
     """Open the training volumes below `dataroot` of patients that have an MR and a CT on the MR's grid.
 

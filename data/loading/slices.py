@@ -243,6 +243,7 @@ class ImageFolderSlices:
         image, full_range = _read_gray(self.files[index])
         mask = None
         if with_mask:
+            assert self.masks is not None, "masks are read where they were asked for"
             mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
             _check_mask_shape(self.masks[index], mask.shape, image.shape)
             mask = mask[None]

@@ -136,6 +136,8 @@ def open_unaligned(
     """
     slice_mm = spacing_mm = None
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+    a: SliceSource
+    b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot).without(leave_out)
         spacing_mm, contrasts = manifest.spacing_mm, manifest.contrasts
@@ -151,11 +153,12 @@ def open_unaligned(
             )
         if isinstance(mr_rule, Mapping):
             raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
-        a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
-        b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
+        of_a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
+        of_b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
         if one_size and augmentation.preprocess == "none":
-            for folder, source in (("trainA", a), ("trainB", b)):
-                _check_one_size(dataroot / folder, source)
+            for folder, images in (("trainA", of_a), ("trainB", of_b)):
+                _check_one_size(dataroot / folder, images)
+        a, b = of_a, of_b
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
@@ -169,7 +172,7 @@ def open_unaligned(
             f"{dataroot}: T1-like MR is simulated, one contrast (in phase); the data set has {', '.join(contrasts)}: "
             "train with --warm_start none, or prepare it with the in-phase MR alone"
         )
-    pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr else None
+    pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr and spacing_mm is not None else None
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm)
 
 

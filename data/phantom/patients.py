@@ -288,8 +288,10 @@ def _write_patient(out: Path, seed: int, index: int, domain: Domain, settings: P
     patient = make_patient(seed, index, domain, settings, dixon)
     volumes = {"mr": patient.mr, "ct": patient.ct, "labels": patient.labels, **patient.dixon}
     for kind, path in patient_files(out, domain, patient.id, dixon).items():
+        volume = volumes[kind]
+        assert volume is not None, "these are what the patient has"
         if not path.exists():
-            write_volume(volumes[kind], path)
+            write_volume(volume, path)
     return patient.id
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
@@ -121,6 +122,7 @@ class Case:
     @classmethod
     def from_dict(cls, data: dict) -> "Case":
         """Return the case that `to_dict` wrote."""
+        values: dict[str, Any]
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
         further = ({**one, "percentiles": tuple(one["percentiles"])} for one in values.pop("further", ()))
         return cls(**values, further=tuple(FurtherContrast(**one) for one in further))

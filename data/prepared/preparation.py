@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def prepare_dataset(
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
     jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
     for job in jobs:
-        if job.known.mask_source_sha256 and not job.source.mask:
+        if job.known and job.known.mask_source_sha256 and not job.source.mask:
             log.info("%s: corrected by hand, kept and used", _body_path(job))
     writer = _SliceWriter(size, spacing_mm, slice_mm)
     if not all(writer.is_done(job) for job in jobs):
@@ -135,7 +136,7 @@ def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
     if not own and not _is_manifest(root / MANIFEST_NAME):
         check_free([root / MANIFEST_NAME], "--out")
     for job in [job for job in jobs if job not in own]:
-        folders = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        folders: tuple[str, ...] = (f"{job.split}{job.domain}", f"mask{job.domain}")
         folders += tuple(f"{folders[0]}/{one.contrast}" for one in job.source.further)
         files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
         supplied = job.source.mask and _is_body_file(job.source.mask, job)
@@ -202,7 +203,7 @@ def analyse(job: Job) -> Case:
     digests = [hash_source(one.path) for one in (source, *source.further)]
     mask_path = _supplied_mask(job)
     mask_digest = hash_source(mask_path) if mask_path else None
-    if _is_current(job, digests, mask_digest):
+    if job.known and _is_current(job, job.known, digests, mask_digest):
         return job.known
     volumes = read_contrasts(source)
     body = find_body(source, job.domain, volumes, mask_path)
@@ -213,7 +214,7 @@ def analyse(job: Job) -> Case:
         body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
     if job.corrects_bias:
         volumes = without_bias(source, volumes, body)
-    described = [{"percentiles": None}]
+    described: list[dict[str, Any]] = [{"percentiles": None}]
     if job.domain == "A":
         described = [describe_mr(one, body, job.corrects_bias) for one in volumes]
     further = zip(source.further, digests[1:], described[1:], strict=True)
@@ -231,7 +232,7 @@ def analyse(job: Job) -> Case:
         **described[0],
         contrast=source.contrast,
         further=tuple(
-            FurtherContrast(one.contrast, str(one.path), digest, one.series_uid, **figures)
+            FurtherContrast(_contrast_name(one), str(one.path), digest, one.series_uid, **figures)
             for one, digest, figures in further
         ),
         bias_corrected=job.corrects_bias,
@@ -243,10 +244,15 @@ def analyse(job: Job) -> Case:
     return case
 
 
-def _is_current(job: Job, digests: list[str], mask_digest: str | None) -> bool:
+def _contrast_name(source: Source) -> str:
+    assert source.contrast is not None, "of several contrasts each has a name"
+    return source.contrast
+
+
+def _is_current(job: Job, known: Case, digests: list[str], mask_digest: str | None) -> bool:
     """Tell whether what was recorded of a volume still holds."""
-    known, source = job.known, job.source
-    if known is None or not _body_path(job).exists():
+    source = job.source
+    if not _body_path(job).exists():
         return False
     if job.domain == "A" and known.fat_level is None and known.fat_problem is None:  # of an older version
         return False
@@ -254,9 +260,9 @@ def _is_current(job: Job, digests: list[str], mask_digest: str | None) -> bool:
     contrasts = (known.contrast, *((one.name, one.source_sha256, one.series_uid) for one in known.further))
     recorded = (*of_source, known.method, known.bias_corrected, *contrasts)
     further = zip(source.further, digests[1:], strict=True)
-    contrasts = (source.contrast, *((one.contrast, digest, one.series_uid) for one, digest in further))
+    given = (source.contrast, *((one.contrast, digest, one.series_uid) for one, digest in further))
     current = (digests[0], mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
-    return recorded == (*current, *contrasts)
+    return recorded == (*current, *given)
 
 
 def _write_body(job: Job, body: Volume) -> str:
@@ -286,6 +292,11 @@ def _is_body_file(path: Path, job: Job) -> bool:
     return path.resolve() == _body_path(job).resolve()
 
 
+def _analysed(job: Job) -> Case:
+    assert job.known is not None, "the first pass has analysed it"
+    return job.known
+
+
 @dataclass(frozen=True)
 class _SliceWriter:
     """The second pass, for one frame setting; a class so that it travels to worker processes."""
@@ -296,7 +307,7 @@ class _SliceWriter:
 
     def is_done(self, job: Job) -> bool:
         """Tell whether the slices and masks of an analysed volume are there, in this frame."""
-        case = job.known
+        case = _analysed(job)
         made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
         files = [job.root / file for file in (*case.image_files, case.mask_file)]
         recorded = case.domain == "A" or case.hu_histogram is not None
@@ -304,7 +315,7 @@ class _SliceWriter:
 
     def __call__(self, job: Job) -> Case:
         """Write one analysed volume's slices and masks."""
-        case = job.known
+        case = _analysed(job)
         if self.is_done(job):
             return case
         if case.frame:

@@ -63,12 +63,12 @@ class SimulatedPairs:
         """Return simulated MR and CT, cut to one field of view, of a CT slab; all float32 (S, H, W) in [-1, 1]."""
         planes = [denoised(plane) for plane in self.ct_map.to_physical(ct.numpy())]
         clean, depth = np.stack(planes), np.stack([bone_depth(plane, self.spacing_mm) for plane in planes])
-        maps = (torch.from_numpy(array)[None].float() for array in (clean, depth))
+        hu, depth_mm = (torch.from_numpy(array)[None].float() for array in (clean, depth))
         draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
         settings = SimulationSettings()
-        mr = simulate_mr(*maps, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
+        mr = simulate_mr(hu, depth_mm, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
         seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
-        air = float(self.ct_map.to_network(AIR_HU))
+        air = float(self.ct_map.to_network(np.array(AIR_HU)))
         return torch.where(seen, mr, -1.0), torch.where(seen, ct, air)
 
 
@@ -91,8 +91,8 @@ class Draws:
         """Return one number for the whole batch, from `low` to `high`."""
         return int(torch.randint(low, high + 1, (), generator=self.host))
 
-    def smooth_field(self, shape: tuple[int, int, int], cell_mm: float, spacing: tuple[float, float]) -> Tensor:
-        """Return a smooth random field (N, S, H, W), standard normal at nodes `cell_mm` apart.
+    def smooth_field(self, shape: tuple[int, ...], cell_mm: float, spacing: tuple[float, float]) -> Tensor:
+        """Return a smooth random field (N, *shape) for a `shape` (S, H, W), standard normal at nodes `cell_mm` apart.
 
         `spacing`: mm between slices and between pixels.
         """
@@ -163,8 +163,8 @@ def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, flo
         return simulate_mr(ct, quarters / 4, spacing, draws, SimulationSettings())[0].numpy()
 
 
-def field_of_view(shape: tuple[int, int], share: float, draws: Draws) -> Tensor:
-    """Return rectangles, bool (N, 1, H, W), True inside: MR often ends within the body, with nothing beyond.
+def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
+    """Return rectangles in a `shape` (H, W), bool (N, 1, H, W), True inside: MR often ends within the body.
 
     Each side is cut with probability `share` / 2, by up to 45 %.
     """
@@ -257,7 +257,7 @@ def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
     return draws.uniform(0, 0.8) * (torch.hypot(dx, dy) / steepest).clamp(0, 1)
 
 
-def _dark_details(shape: tuple[int, int, int], spacing: tuple[float, float], draws: Draws) -> Tensor:
+def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: Draws) -> Tensor:
     """Return the share of the signal that is lost in vessels, fasciae and tendons, which CT does not tell from others.
 
     Without them all that is dark inside a body would be air or bone.

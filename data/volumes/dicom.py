@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -283,7 +284,9 @@ def _check_length(file: Path, header: pydicom.Dataset) -> None:
     stored = pydicom.dcmread(file, specific_tags=["PixelData"], defer_size=1024, force=True)
     if "PixelData" not in stored:  # said where it is decoded
         return
-    length = stored.get_item("PixelData", keep_deferred=True).length
+    pixels = stored.get_item("PixelData", keep_deferred=True)
+    assert isinstance(pixels, RawDataElement), "nothing has asked for its value"
+    length = pixels.length
     row_bytes = header.Columns * header.BitsAllocated / 8
     expected = math.ceil(header.Rows * row_bytes)
     # Some exports pad the pixels.

@@ -7,6 +7,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 
 import logging
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,6 +116,11 @@ def axial_order(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bo
     _, index_axes = linear_sum_assignment(-np.abs(cosines))
     order = tuple(2 - int(index_axes[patient_axis]) for patient_axis in (2, 1, 0))
     return order, tuple(bool(cosines[2 - d, 2 - order[d]] < 0) for d in range(3))
+
+
+def flipped(array: np.ndarray, flips: Sequence[bool]) -> np.ndarray:
+    """Return a view of an array that runs the other way along the axes for which `flips` says so."""
+    return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 def volume_suffix(path: str | Path) -> str:
