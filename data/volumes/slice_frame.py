@@ -200,8 +200,8 @@ class _Axis:
 
     @property
     def _full_count(self) -> int:
-        """Pixels that cover every voxel centre, before cropping."""
-        return int(np.ceil(self.source_count / self._step - 1e-6))
+        """Pixels that cover every voxel centre, before cropping: one at least."""
+        return max(1, int(np.ceil(self.source_count / self._step - 1e-6)))
 
     @property
     def count(self) -> int:
