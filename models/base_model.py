@@ -19,9 +19,12 @@ from data.settings.values import nonnegative_int, positive_float, share
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
 from models.image_pool import ImagePool
-from models.inference_settings import InferenceSettings
+from models.inference_settings import InferenceSettings, check_compatible, read_inference_settings
 from models.precision import DTYPES, PRECISIONS
 from models.state_dicts import load_optimiser
+
+# Seeds of a process's streams of random numbers, and the distance between one process's and the next one's.
+_STREAMS, _NEXT_RANK = 3, 7919
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class OptimiserSettings:
     """optimiser."""
 
     lr: float = option(2e-4, nature=Nature.RESULT, parse=positive_float, help="learning rate of Adam")
-    beta1: float = option(0.5, nature=Nature.RESULT, parse=share, help="momentum of Adam")
+    beta1: float = option(0.5, nature=Nature.FIXED, parse=share, help="momentum of Adam")
     ema: float = option(
         0.0, nature=Nature.FIXED, parse=share,
         help="decay of the average of the generators that is kept for use, lower in the first steps; 0: none",
@@ -155,6 +158,15 @@ class BaseModel(ABC):
     def open_validator(self, data: DataSettings, dataset: Any) -> Validator | None:
         """Return how the method validates itself; None for one whose generator is validated as generators are."""
         return None
+
+    def check_init_from(self, name: str, folder: Path, data: DataSettings, dataset: Any) -> None:
+        """Refuse to start from the weights of the run `name` in `folder` where they know other images.
+
+        Raises:
+            InputError: it says what differs.
+        """
+        if described := self.describe(data, dataset):
+            check_compatible(name, read_inference_settings(folder), described)
 
     def keep_best(self, folder: Path, validator: Validator, values: Mapping[str, float]) -> None:  # noqa: B027
         """Keep in the run's folder what a best validation yields beside weights."""
@@ -289,6 +301,15 @@ class BaseModel(ABC):
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         parameters = list(chain.from_iterable(net.parameters() for net in networks))
         return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999), fused=True)
+
+
+def process_seed(seed: int, rank: int, stream: int = 0) -> int:
+    """Return the seed of one of a process's streams of random numbers; those of nearby seeds and ranks all differ.
+
+    Args:
+        seed: the run's. rank: the process's number. stream: below `_STREAMS`; which of the process's streams it is.
+    """
+    return _STREAMS * (seed + _NEXT_RANK * rank) + stream
 
 
 def require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

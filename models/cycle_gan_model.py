@@ -26,7 +26,7 @@ from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, o
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, option
 from data.settings.values import nonnegative_float, nonnegative_int, positive_float
-from models.base_model import BaseModel, MethodSettings, Place, require_gradients
+from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
@@ -45,8 +45,6 @@ from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, 
 log = logging.getLogger(__name__)
 
 WARM_STARTS = ("none", "simulated_mr")
-# Between the seeds of one process's pools and the next one's.
-_NEXT_RANK = 7919
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +237,7 @@ class CycleGANModel(BaseModel):
             self.networks["D_S"] = self.netD_S
             self.optimisers["D_S"] = self._adam(self.netD_S)
         self.pools = {
-            name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * (s.seed + _NEXT_RANK * rank) + k))
+            name: ImagePool(s.pool_size, torch.Generator().manual_seed(process_seed(s.seed, rank, k)))
             for k, name in enumerate("ABS")
         }
         self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])

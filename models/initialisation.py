@@ -39,10 +39,8 @@ INITIALISATIONS: dict[str, Callable[[Tensor, float, torch.Generator | None], Non
 class InitialisationSettings:
     """initialisation."""
 
-    init_type: str = option(
-        "normal", nature=Nature.RESULT, choices=tuple(INITIALISATIONS), help="how weights are drawn"
-    )
-    init_gain: float = option(0.02, nature=Nature.RESULT, parse=positive_float, help="their scale")
+    init_type: str = option("normal", nature=Nature.FREE, choices=tuple(INITIALISATIONS), help="how weights are drawn")
+    init_gain: float = option(0.02, nature=Nature.FREE, parse=positive_float, help="their scale")
 
 
 def initialise(

@@ -268,11 +268,22 @@ class ResizingUnetGenerator(nn.Module):
             raise InputError(
                 "--netG unet resizes bilinearly and has no dropout: use --upsample resize, no --use_dropout"
             )
-        self.multiple = MULTIPLE
+        self.multiple, self.norm = MULTIPLE, norm
         self.net = UNet(input_nc, output_nc, ngf, norm=_pick(NORMS, norm, "norm"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the synthetic image."""
+        """Return the synthetic image.
+
+        Raises:
+            InputError: the last level has one pixel, of which the norm cannot take statistics.
+        """
+        alone = self.norm == "instance" or (self.norm == "batch" and self.training and len(x) == 1)
+        if alone and max(x.shape[-2:]) <= MULTIPLE:
+            height, width = x.shape[-2:]
+            raise InputError(
+                f"--netG unet: input of {height} x {width} pixels, {len(x)} a batch; --norm {self.norm} expects more "
+                f"than {MULTIPLE} pixels: take a larger --crop_size"
+            )
         return torch.tanh(self.net(x))
 
 
