@@ -43,9 +43,12 @@ VALIDATION_NAME = "validation.json"
 class ExtractorOptions:
     """shape extractor."""
 
-    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution")
+    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution of the U-Net")
     val_share: float = option(
-        0.2, nature=Nature.FIXED, parse=positive_share, help="share of the patients that only validate"
+        0.2,
+        nature=Nature.FIXED,
+        parse=positive_share,
+        help="fraction of the patients that are used for validation only",
     )
 
 

@@ -39,8 +39,13 @@ INITIALISATIONS: dict[str, Callable[[Tensor, float, torch.Generator | None], Non
 class InitialisationSettings:
     """initialisation."""
 
-    init_type: str = option("normal", nature=Nature.FREE, choices=tuple(INITIALISATIONS), help="how weights are drawn")
-    init_gain: float = option(0.02, nature=Nature.FREE, parse=positive_float, help="their scale")
+    init_type: str = option(
+        "normal",
+        nature=Nature.FREE,
+        choices=tuple(INITIALISATIONS),
+        help="distribution that initial weights are drawn from",
+    )
+    init_gain: float = option(0.02, nature=Nature.FREE, parse=positive_float, help="scale of the initial weights")
 
 
 def initialise(

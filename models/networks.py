@@ -375,15 +375,23 @@ class GeneratorSettings:
 
     netG: str = option(
         "resnet_9blocks", nature=Nature.FIXED, choices=tuple(GENERATORS), aliases=("--which_model_netG",),
-        help="generator",
+        help="architecture of the generators",
     )  # fmt: skip
-    ngf: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features after the generator's first layer")
-    norm: str = option(
-        "instance", nature=Nature.FIXED, choices=tuple(NORMS), help="normalisation layer, of discriminators too"
+    ngf: int = option(
+        64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the generators"
     )
-    use_dropout: bool = option(False, nature=Nature.FIXED, help="dropout in the generator's inner blocks")
+    norm: str = option(
+        "instance",
+        nature=Nature.FIXED,
+        choices=tuple(NORMS),
+        help="normalisation layers of generators and discriminators",
+    )
+    use_dropout: bool = option(False, nature=Nature.FIXED, help="use dropout in the inner blocks of the generators")
     upsample: str = option(
-        "transposed", nature=Nature.FIXED, choices=tuple(UPSAMPLINGS), help="resize avoids checkerboards"
+        "transposed",
+        nature=Nature.FIXED,
+        choices=tuple(UPSAMPLINGS),
+        help="how generators upsample; resize avoids checkerboard patterns",
     )
 
     def generator(self, input_nc: int = 1, output_nc: int = 1) -> "Architecture":
@@ -440,12 +448,14 @@ class DiscriminatorSettings:
 
     netD: str = option(
         "basic", nature=Nature.FIXED, choices=tuple(DISCRIMINATORS), aliases=("--which_model_netD",),
-        help="discriminator",
+        help="architecture of the discriminators",
     )  # fmt: skip
     ndf: int = option(
-        64, nature=Nature.FIXED, parse=positive_int, help="features after the discriminator's first layer"
+        64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the discriminators"
     )
-    n_layers_D: int = option(3, nature=Nature.FIXED, parse=positive_int, help="halvings of --netD n_layers")
+    n_layers_D: int = option(
+        3, nature=Nature.FIXED, parse=positive_int, help="number of strided layers of --netD n_layers"
+    )
 
 
 def build_discriminator(

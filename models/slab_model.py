@@ -32,28 +32,38 @@ _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """scans: how MR differ from one to the next."""
+    """augmentation of MR."""
 
     field_of_view: float = option(
-        0.8, nature=Nature.RESULT, parse=share, help="twice the probability that a side is cut"
+        0.8,
+        nature=Nature.RESULT,
+        parse=share,
+        help="cut the field of view at a side at random; each side with half this probability",
     )
     bias: float = option(
-        0.15, nature=Nature.RESULT, parse=nonnegative_float, help="greatest spread of the added bias field"
+        0.15,
+        nature=Nature.RESULT,
+        parse=nonnegative_float,
+        help="largest standard deviation of the logarithm of a random bias field",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairLosses:
-    """losses of pairs."""
+    """losses."""
 
     lambda_hu: float = option(
-        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the error in HU / 1000"
+        1.0,
+        nature=Nature.RESULT,
+        parse=nonnegative_float,
+        help="weight of the L1 error in HU / 1000, beside the L1 error in the network's units",
     )
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
-        help="weight of a generator of the way back, which --init_from of a CycleGAN starts from; 0: none is trained",
+        help="weight of the L1 loss of a second generator, CT to MR; above 0 it is trained too, so that a CycleGAN can "
+        "start from both by --init_from",
     )  # fmt: skip
-    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="steps that count as one epoch")
+    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="number of steps per epoch")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,7 +253,7 @@ def test_the_unet_generator_cannot_train_where_a_norm_has_one_value(norm, batch,
         image = torch.zeros(batch, 1, 16, size, dtype=torch.float64)
         if norm != "instance":  # which takes statistics in use, too
             assert net.eval()(image).shape == image.shape
-        with nullcontext() if trains or size > 16 else pytest.raises(InputError, match="16 x 16 pixels, . a batch"):
+        with nullcontext() if trains or size > 16 else pytest.raises(InputError, match=r"16 x 16 pixels, . a batch"):
             assert net.train()(image).isfinite().all()
 
 
