@@ -12,7 +12,7 @@ discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Disti
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 
 import torch
@@ -417,6 +417,12 @@ class Architecture:
     upsample: str = "transposed"
     input_nc: int = 1
     output_nc: int = 1
+
+    @cached_property
+    def multiple(self) -> int:
+        """What the height and width of the generator's images are multiples of."""
+        with torch.device("meta"):
+            return multiple_of(build_generator(self))
 
 
 def build_generator(architecture: Architecture) -> nn.Module:
