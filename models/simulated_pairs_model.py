@@ -114,9 +114,9 @@ class SimulatedPairsModel(SlabModel):
         hu, depth, zoom = (torch.cat([slab[name] for slab in slabs]) for name in ("hu", "depth", "zoom"))
         draws = self.draws(len(hu))
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
-        mr = simulate_mr(hu, depth / 4 * zoom, self.spacing, draws, self.simulation)
+        mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)
-        mr, hu = torch.where(seen, mr[:, kept], -1.0), torch.where(seen, hu[:, kept], AIR_HU)
+        mr, hu = torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
         return mr, hu, torch.ones_like(hu)
 
     def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:

@@ -101,10 +101,10 @@ class SlabStock:
         )
         theta = theta * torch.tensor([crop.size / 2, crop.size / 2, 1.0], device=self.device)
         grid = F.affine_grid(theta, [draws.batch, 1, crop.size, crop.size], align_corners=False)
-        return {
-            name: F.grid_sample(slab - self.outside[name], grid, align_corners=False) + self.outside[name]
-            for name, slab in slabs.items()
-        }
+        # All maps at once: where a pixel comes from is worked out once.
+        stacked = torch.cat([slab.sub_(self.outside[name]) for name, slab in slabs.items()], 1)
+        parts = F.grid_sample(stacked, grid, align_corners=False).chunk(len(slabs), 1)
+        return {name: part + self.outside[name] for name, part in zip(slabs, parts, strict=True)}
 
 
 def _boxes(volume: np.ndarray) -> np.ndarray:
