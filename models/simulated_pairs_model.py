@@ -4,8 +4,9 @@
            + lambda_reverse |G_B(map(ct)) - mr|_1
 
 over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulation/simulated_mr.py`) and `map` takes
-HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
-The third is for models that are to start a CycleGAN by `--init_from`, which needs a way back.
+HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike;
+pixels of bone count `bone_weight` times in both. The third is for models that are to start a CycleGAN by `--init_from`,
+which needs a way back.
 """
 
 import logging
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
+# Voxels that are drawn at once on a CPU, about: so many of every array stay in its cache.
+_CACHED_VOXELS = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +107,21 @@ class SimulatedPairsModel(SlabModel):
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next batch; see `SlabModel.draw`. Everything counts."""
+        rounds = 1
+        if self.device.type == "cpu":
+            voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
+            rounds = min(max(1, voxels // _CACHED_VOXELS), min(self.parts))
+        some = [
+            self._draw([count * (k + 1) // rounds - count * k // rounds for count in self.parts])
+            for k in range(rounds)
+        ]
+        mr, hu = (torch.cat(images) for images in zip(*some, strict=True))
+        return mr, hu, torch.ones_like(hu)
+
+    def _draw(self, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Return MR in [-1, 1] and CT in HU of so many slabs of each group."""
         slabs = []
-        for stock, count in zip(self.stocks, self.parts, strict=True):
+        for stock, count in zip(self.stocks, counts, strict=True):
             draws = self.draws(count)
             slab = stock.draw(self.crop, draws, _MARGIN)
             if len(self.stocks) == 2 and stock is self.stocks[0]:
@@ -116,8 +132,7 @@ class SimulatedPairsModel(SlabModel):
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
         mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)
-        mr, hu = torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
-        return mr, hu, torch.ones_like(hu)
+        return torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
 
     def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:
         """Return the names of the CT that is trained on."""

@@ -271,6 +271,16 @@ def test_the_command_reports_data(tmp_path):
     assert abs(report["startup"]["memory_growth_mib"]) < 50
 
 
+def test_the_command_reports_the_simulation(tmp_path, capsys):
+    tiny = "--what simulation --simulation_size 32 --simulation_batch 2 --turns 1 --device cpu"
+    benchmark.main([*tiny.split(), "--work", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)["simulation"]
+    assert found["slices_per_second"].keys() == {"1", "5"}
+    assert min(found["slices_per_second"].values()) > 0
+    assert (found["pixels"], found["slabs_a_batch"], found["device"]) == (32, 2, "cpu")
+    assert found["threads"] >= 1
+
+
 def test_a_training_that_cannot_start_is_reported(tmp_path):
     opt = benchmark.parse_arguments(["--volumes", "1", "--size", "16", "--case_slices", "2", "--device", "cpu"])
     opt.work = tmp_path
