@@ -1,8 +1,11 @@
-"""Turn one patient's MR into a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`."""
+"""Turn one patient's MR into a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`.
+
+A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
+"""
 
 import logging
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +14,7 @@ from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
 from data.prepared.manifest import read_json
 from data.prepared.sources import name_cases
+from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
@@ -52,14 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
         InputError: there is no volume.
     """
     opt = test_options.parse(arguments)
-    case = case_of(opt.input)
-    results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
-    made = made_before(results, opt)
-    refuse_to_replace(results, made, opt)
-    source = read_volume(opt.input, opt.series_uid)
-    body = read_mask(opt.mask, source) if opt.mask else None
     folder = opt.checkpoints_dir / opt.name
     synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    names = synthesiser.settings.contrasts
+    paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
+    case = case_of(paths)
+    results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
+    made = made_before(results, paths, opt.overwrite)
+    refuse_to_replace(results, made, paths, opt)
+    source, *further = (read_volume(path, opt.series_uid, contrast=selector(name)) for name, path in paths.items())
+    body = read_mask(opt.mask, source) if opt.mask else None
     to_ct = synthesiser.settings.direction == "AtoB"
     if opt.reference and not to_ct:
         raise InputError(
@@ -67,19 +73,19 @@ def main(arguments: list[str] | None = None) -> int:
         )
     reference = read_reference(opt.reference, source) if opt.reference else None
     try:
-        synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size)
+        synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size, further)
     except InputError as error:
-        raise InputError(f"{opt.input}: {error}") from error
-    refuse_to_replace(results, made, opt)  # again: somebody may have written there meanwhile
-    row = {"case": case, "input": str(opt.input.resolve()), "model": str(folder), "epoch": opt.epoch}
+        raise InputError(f"{describe_paths(paths)}: {error}") from error
+    refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
+    row = {"case": case, "input": identity(paths), "model": str(folder), "epoch": opt.epoch}
     row["made"] = sorted({*made, *(path.name for path in results.targets)})
     write_claimed(synthetic, results, row, made)
     log.info("volume: %s", results.volume)
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    kind = "CT" if to_ct else "MR"
+    kind, contrast = "CT" if to_ct else "MR", shown_name(names)
 
     def picture() -> None:
-        save_preview(mr, ct, reference, results.picture, synthetic=kind)
+        save_preview(mr, ct, reference, results.picture, kind, contrast)
 
     def report() -> None:
         if reference is not None:
@@ -89,13 +95,16 @@ def main(arguments: list[str] | None = None) -> int:
         write_report(row, results.report)
 
     def page() -> None:
-        details = {"input": opt.input, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
+        taken = describe_paths(paths)
+        details = {"input": taken, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
         scores = {name: row[name] for name in COLUMNS if name in row}
-        write_case_page(results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details)
+        write_case_page(
+            results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details, contrast=contrast
+        )
 
     parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
-    made = [make_beside(results.volume, path, make) for path, make in parts.items()]
-    return 0 if all(made) else 1
+    written = [make_beside(results.volume, path, make) for path, make in parts.items()]
+    return 0 if all(written) else 1
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
@@ -110,13 +119,24 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
     return True
 
 
-def case_of(path: Path) -> str:
-    """Name a patient by its file, or by its folder too where files or series have the same names for all patients."""
+def case_of(paths: Mapping[str, Path]) -> str:
+    """Name a patient by its file, or by its folder too where files or series have the same names for all patients.
+
+    Of several contrasts it is the first's, without the contrast's name; where nothing else is left, the folder's.
+    """
+    contrast, path = next(iter(paths.items()))
     (name,) = name_cases([path])
+    if len(paths) > 1:
+        name = without_name(name, contrast) or path.absolute().parent.name
     return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
 
 
-def made_before(results: Results, opt: Namespace) -> set[str]:
+def identity(paths: Mapping[str, Path]) -> str:
+    """Return what a report says of its input: whose result it is."""
+    return describe_paths({name: path.resolve() for name, path in paths.items()})
+
+
+def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) -> set[str]:
     """Return the names of what this command made there of the same input, as its report says; none without one."""
     try:
         report = read_json(results.report)
@@ -126,9 +146,9 @@ def made_before(results: Results, opt: Namespace) -> set[str]:
     if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
         return set()
     made = {name for name in names if isinstance(name, str)}
-    if earlier == str(opt.input.resolve()):
+    if earlier == identity(paths):
         return made
-    if opt.overwrite:
+    if overwrite:
         return set()
     raise InputError(
         f"{results.volume}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
@@ -136,9 +156,9 @@ def made_before(results: Results, opt: Namespace) -> set[str]:
     )
 
 
-def refuse_to_replace(results: Results, made: set[str], opt: Namespace) -> None:
+def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: Namespace) -> None:
     """Refuse to write over an input, or over what this command did not make of this patient."""
-    inputs = [path for path in (opt.input, opt.mask, opt.reference) if path]
+    inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")

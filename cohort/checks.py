@@ -12,9 +12,9 @@ from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.training_statistics import Range, TrainingStatistics, relative_median, slice_distances
 from data.values.intensity import mr_percentiles
-from data.volumes.volume import Volume, axial_order
+from data.volumes.volume import Volume
 from evaluation.metrics import BONE_ABOVE_HU, dice
-from models.synthesis import VolumePlan, restore_volume
+from models.synthesis import SPACING_FACTOR, VolumePlan, restore_volume
 
 # Dice of the bodies of MR and synthetic CT: that of two discs whose radii differ by a tenth.
 MIN_BODY_DICE = 0.9
@@ -24,9 +24,8 @@ MAX_END_SHARE = 0.05
 MAX_ODD_SLICES = 0.05
 # Share of body voxels that lie outside the MR window, fixed or set by fat; a percentile window leaves out 1 %.
 MAX_CLIPPED_SHARE = 0.05
-# MR intensities and spacings may leave the training set's range by this factor, medians by this much.
+# MR intensities may leave the training set's range by this factor, spacings by `SPACING_FACTOR`, medians by this much.
 INTENSITY_FACTOR = 2.0
-SPACING_FACTOR = 1.5
 MEDIAN_MARGIN = 0.1
 NO_STATISTICS = (
     "HU histogram, MR intensities and spacing against the training set: not in the model's inference.json, which was "
@@ -157,9 +156,10 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
 
 
 def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> None:
-    order, _ = axial_order(plan.source.direction)
-    through = plan.source.spacing[2 - order[0]]
-    spacings = {"in_plane_mm": (plan.frame.in_plane_mm, "in the plane"), "through_mm": (through, "between slices")}
+    spacings = {
+        "in_plane_mm": (plan.frame.in_plane_mm, "in the plane"),
+        "through_mm": (plan.frame.through_mm, "between slices"),
+    }
     for name, (found, where) in spacings.items():
         findings.figures[name] = float(found)
         if training is None:

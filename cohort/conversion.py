@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
 from data.prepared.manifest import hash_files, hash_source
+from data.volumes.contrasts import describe_paths, shown_name
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
@@ -104,8 +106,10 @@ class Conversion:
         self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
         self.batch_size, self.results, self.known = batch_size, results, known
         model = synthesiser.model
-        self.run = {"device": str(model.device), "precision": model.precision, "host": socket.gethostname()}
-        self.run["versions"] = package_versions()
+        self.run: dict[str, Any] = {
+            "device": str(model.device), "precision": model.precision, "host": socket.gethostname(),
+            "versions": package_versions(),
+        }  # fmt: skip
 
     def prepare(self, case: CohortCase) -> Work | Outcome:
         """Claim a case, read it and make its slices."""
@@ -128,16 +132,18 @@ class Conversion:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
                 self._targets(work)
-                source = read_volume(case.path, case.series_uid)
+                source = read_volume(case.path, case.series_uid, contrast=case.contrast)
+                further = [read_volume(path, case.series_uid, contrast=name) for name, path in case.further]
                 body = read_mask(case.mask, source) if case.mask else None
             with _timed(work, "prepare"):
-                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body)
+                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
             return work
         return failure[0]
 
     def translate(self, work: Work) -> np.ndarray | Outcome:
         """Send a case's slices through the network: the stage on the device."""
         with self._isolated(work) as failure:
+            assert work.slices is not None, "`prepare` has made them"
             with _timed(work, "device"):
                 translated = self.synthesiser.model.translate(work.slices, self.batch_size)
             work.slices = None
@@ -147,22 +153,24 @@ class Conversion:
     def finish(self, work: Work, translated: np.ndarray) -> Outcome:
         """Make the volume, check and write it, score it, and record all."""
         with self._isolated(work) as failure:
+            plan = work.plan
+            assert plan is not None, "`prepare` has made it"
             with _timed(work, "restore"):
-                synthetic = restore_volume(translated, work.plan)
+                synthetic = restore_volume(translated, plan)
             with _timed(work, "check"):
                 training = self.synthesiser.settings.training
-                findings = check_conversion(work.plan, translated, synthetic, training)
-                findings.warnings += work.plan.source.notes
-                hu = hu_statistics(synthetic, work.plan.body)
+                findings = check_conversion(plan, translated, synthetic, training)
+                findings.warnings += plan.source.notes
+                hu = hu_statistics(synthetic, plan.body)
             del translated
             with _timed(work, "write"):
                 self._reserve(work)
                 path = write_volume(synthetic, self.results.volume_path(work.case.name))
                 work.output_sha256 = hash_files([path])
             with _timed(work, "score"):
-                scores, reference = self._score(work, synthetic, findings.warnings)
+                scores, reference = self._score(work, plan, synthetic, findings.warnings)
             with _timed(work, "show"):
-                self._show(work, synthetic, reference, scores, findings.warnings)
+                self._show(work, plan, synthetic, reference, scores, findings.warnings)
             work.seconds["total"] = time.perf_counter() - work.started
             record = replace(
                 self._record(work, "done"),
@@ -177,17 +185,20 @@ class Conversion:
                 unwritten=work.unwritten,
             )
             self.results.write(record)
-            work.claim.release()
+            if work.claim is not None:
+                work.claim.release()
             return Outcome(work.case, "done", record)
         return failure[0]
 
-    def _score(self, work: Work, synthetic: Volume, warnings: list[str]) -> tuple[dict[str, float], Volume | None]:
+    def _score(
+        self, work: Work, plan: VolumePlan, synthetic: Volume, warnings: list[str]
+    ) -> tuple[dict[str, float], Volume | None]:
         """Return the scores against the case's reference, and that; what is wrong with it becomes a warning."""
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, work.plan.source)
-            return score_case(synthetic, reference, mr=work.plan.source), reference
+            reference = read_reference(work.case.reference, plan.source)
+            return score_case(synthetic, reference, mr=plan.source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
             warnings.append(f"not scored: {error}")
@@ -196,6 +207,7 @@ class Conversion:
     def _show(
         self,
         work: Work,
+        plan: VolumePlan,
         synthetic: Volume,
         reference: Volume | None,
         scores: Mapping[str, float],
@@ -205,20 +217,23 @@ class Conversion:
 
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
+        contrast = shown_name(self.synthesiser.settings.contrasts)
         try:
             if not self.pages:
-                save_preview(work.plan.source, synthetic, reference, self.results.folder / f"{work.case.name}.png")
+                picture = self.results.folder / f"{work.case.name}.png"
+                save_preview(plan.source, synthetic, reference, picture, contrast=contrast)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,
                 work.case.name,
-                work.plan.source,
+                plan.source,
                 synthetic,
                 reference,
                 scores,
-                body=work.plan.body,
-                details={"input": work.case.path, "warnings": "; ".join(warnings) or None},
+                body=plan.body,
+                details={"input": describe_paths(work.case.paths), "warnings": "; ".join(warnings) or None},
                 cohort_page=self.results.folder / "index.html",
+                contrast=contrast,
             )
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
@@ -234,7 +249,8 @@ class Conversion:
         """
         volume, page, picture = (targets := self.results.targets(work.case.name))
         names = [volume, page if self.pages else picture]
-        inputs = [path for path in (work.case.path, work.case.mask, work.case.reference) if path and exists(path)]
+        read = (*work.case.paths.values(), work.case.mask, work.case.reference)
+        inputs = [path for path in read if path and exists(path)]
         made = [targets[name] for name in self._made(work) if name in targets]
         check_free([targets[name] for name in names], "--results_dir", inputs, made, self.overwrite)
         return names
@@ -243,7 +259,7 @@ class Conversion:
         """Return the names of what earlier runs made of this case's input."""
         record = self.results.read(work.case.name)
         same = record is None or record.input == str(work.case.path.absolute())
-        if not same and record.key.get("input_sha256") != work.key.get("input_sha256"):
+        if not same and record is not None and record.key.get("input_sha256") != work.key.get("input_sha256"):
             return []
         return self.results.made(work.case.name)
 
@@ -281,7 +297,7 @@ class Conversion:
     @contextmanager
     def _isolated(self, work: Work) -> Iterator[list[Outcome]]:
         """Let an error end this case alone: it goes on record, and the list that is yielded gets the outcome."""
-        outcomes = []
+        outcomes: list[Outcome] = []
         try:
             yield outcomes
         except Exception as error:
@@ -291,7 +307,8 @@ class Conversion:
                 self.results.write(record)
             except InputError as unwritten:
                 log.error("%s: %s", work.case.name, unwritten)
-            work.claim.release()
+            if work.claim is not None:
+                work.claim.release()
             outcomes.append(Outcome(work.case, "failed", record))
 
     def _failure(self, work: Work, error: Exception) -> CaseRecord:

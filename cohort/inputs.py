@@ -22,11 +22,13 @@ from data.errors import InputError
 from data.files import check_regular
 from data.prepared.manifest import hash_files, hash_source
 from data.prepared.sources import find_paths, is_folder, is_volume
+from data.volumes.contrasts import ONLY_CONTRAST, selector
 from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
-from data.volumes.volume import volume_suffix
+from data.volumes.volume import source_files, volume_suffix
 
 MODALITY = "MR"
-LIST_COLUMNS = ("id", "path", "reference", "mask", "series_uid")
+# Beside the id, and the path or a column for each contrast.
+OPTIONAL_COLUMNS = ("reference", "mask", "series_uid")
 _NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 # File systems take 255 bytes; endings and the folder that a file is written in need some.
 _NAME_BYTES = 180
@@ -43,6 +45,8 @@ class CohortCase:
         lone_name: its name if it were the only series of its folder; None unless there are others.
         reference: true CT on the MR's grid, to score against.
         mask: body mask on the MR's grid, in place of the computed one.
+        contrast: which contrast the volume is, to choose it in a folder that holds several; None: the only one.
+        further: name and path of the MR's other contrasts, in the model's order.
         problem: why it cannot be converted, where that is known without reading it.
     """
 
@@ -54,10 +58,19 @@ class CohortCase:
     reference: Path | None = None
     mask: Path | None = None
     problem: str | None = None
+    contrast: str | None = None
+    further: tuple[tuple[str, Path], ...] = ()
 
     def hash(self) -> str:
-        """Return the SHA-256 of the volume's files. Raises `InputError` where one cannot be read."""
+        """Return the SHA-256 of the volumes' files. Raises `InputError` where one cannot be read."""
+        if self.further:
+            return hash_files([file for path in self.paths.values() for file in source_files(path)])
         return hash_files(self.files) if self.files else hash_source(self.path)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The path of each contrast by name."""
+        return {self.contrast or ONLY_CONTRAST: self.path, **dict(self.further)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ def find_cohort(
     """
     if not root.is_dir():
         raise InputError(f"--input_dir {root}: no such folder")
-    matches = {match for pattern in patterns or ["**"] for match in _glob(root, pattern)}
+    matches = {match for pattern in patterns or ["**"] for match in glob_below(root, pattern)}
     if not patterns:
         matches.add(Path())
     hidden = without.resolve() if without else None
@@ -126,7 +139,8 @@ def _is_series(path: Path) -> bool:
         return False
 
 
-def _glob(root: Path, pattern: str) -> list[Path]:
+def glob_below(root: Path, pattern: str) -> list[Path]:
+    """Return what a glob names below `root`, relative to it, without `root` itself."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
     found = (_below(root, path) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
@@ -176,7 +190,8 @@ def _cases_of_folder(
     taken = [one for one in series if not reasons[one.uid]]
     cases = [_series_case(name, folder, one) for one in taken]
     if len(taken) > 1:
-        cases = [replace(case, name=f"{name}__{short_hash(case.series_uid)}", lone_name=name) for case in cases]
+        called = [f"{name}__{short_hash(one.uid)}" for one in taken]
+        cases = [replace(case, name=own, lone_name=name) for case, own in zip(cases, called, strict=True)]
     return cases, [f"{folder}: {one.describe()}: {reasons[one.uid]}" for one in series if reasons[one.uid]]
 
 
@@ -211,8 +226,10 @@ def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
         yield replace(case, name=f"{case.name}__{short_hash(str(case.path))}", problem=problem)
 
 
-def read_list(path: Path) -> Cohort:
+def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,)) -> Cohort:
     """Read a table of cases: columns `id` and `path`, and, where wanted, `reference`, `mask` and `series_uid`.
+
+    For a model of several contrasts there is a column for each, called like it, in place of `path`.
 
     Columns stand in any order, parted by commas, semicolons or tabs; relative paths start at the table's folder.
 
@@ -225,20 +242,22 @@ def read_list(path: Path) -> Cohort:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error
     try:
-        return _cohort_of_table(path, text)
+        return _cohort_of_table(path, text, contrasts)
     except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
         raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
 
 
-def _cohort_of_table(path: Path, text: str) -> Cohort:
+def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str]) -> Cohort:
     header = text.partition("\n")[0]
     lines = io.StringIO(text, newline="")
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     columns = [column.strip() for column in rows.fieldnames or []]
-    unknown = set(columns) - set(LIST_COLUMNS)
-    if not {"id", "path"} <= set(columns) or unknown or len(set(columns)) < len(columns):
+    images = {name: "path" for name in contrasts} if len(contrasts) == 1 else {name: name for name in contrasts}
+    needed = ["id", *images.values()]
+    unknown = set(columns) - {*needed, *OPTIONAL_COLUMNS}
+    if not set(needed) <= set(columns) or unknown or len(set(columns)) < len(columns):
         raise InputError(
-            f"--list {path}: columns {', '.join(columns) or 'none'}; expected id, path and, where wanted, "
+            f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and, where wanted, "
             "reference, mask, series_uid, each once"
         )
     rows.fieldnames = columns
@@ -249,24 +268,34 @@ def _cohort_of_table(path: Path, text: str) -> Cohort:
             raise InputError(f"{where}: more values than columns; put a value that holds the delimiter in quotes")
         values = {key: (value or "").strip() for key, value in row.items()}
         if any(values.values()):
-            cases.append(_listed_case(path.parent, values, where))
+            cases.append(_listed_case(path.parent, values, where, images))
     twice = sorted(name for name, count in Counter(case.name.lower() for case in cases).items() if count > 1)
     if twice or not cases:
         raise InputError(f"--list {path}: " + (f"ids more than once: {', '.join(twice[:5])}" if twice else "no case"))
     return Cohort(tuple(cases))
 
 
-def _listed_case(folder: Path, row: dict[str, str], where: str) -> CohortCase:
+def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str, str]) -> CohortCase:
+    """Return the case of a row; `images`: the column of each contrast."""
     name = row["id"]
     if not name or _NOT_IN_A_NAME.search(name) or name.startswith(".") or len(name.encode()) > _NAME_BYTES:
         raise InputError(f"{where}: id {name!r}; expected letters, digits and _ . + -")
-    if not row["path"]:
-        raise InputError(f"{where}: no path")
-    path, reference, mask = (folder / row[key] if row.get(key) else None for key in ("path", "reference", "mask"))
-    case = CohortCase(name, path, row.get("series_uid") or None, reference=reference, mask=mask)
-    if not exists(path):
-        return replace(case, problem=f"{path}: no such file or folder")
-    return _listed_series(case) if path.is_dir() else case
+    paths = {contrast: folder / row[column] for contrast, column in images.items() if row.get(column)}
+    if not paths:
+        raise InputError(f"{where}: no {', no '.join(images.values())}")
+    (first, path), *further = paths.items()
+    reference, mask = (folder / row[key] if row.get(key) else None for key in ("reference", "mask"))
+    case = CohortCase(
+        name, path, row.get("series_uid") or None, reference=reference, mask=mask, contrast=selector(first),
+        further=tuple(further),
+    )  # fmt: skip
+    if missing := [contrast for contrast in images if contrast not in paths]:
+        return replace(case, problem=f"{where}: no {', no '.join(missing)} of {name}")
+    for contrast, one in paths.items():
+        if not exists(one):
+            which = f" ({contrast} of {name})" if further else ""
+            return replace(case, problem=f"{one}: no such file or folder{which}")
+    return _listed_series(case) if path.is_dir() and not case.contrast else case
 
 
 def exists(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 
 def run_overlapped[Item, Work, Output, Result](
@@ -45,7 +46,7 @@ def run_overlapped[Item, Work, Output, Result](
                     continue
                 # The next one is prepared meanwhile.
                 ahead |= {preparing.submit(prepare, item) for item in _take(items, workers - len(ahead))}
-                output = translate(work)
+                output: Any = translate(work)  # `is_result` tells which of the two it is
                 if is_result(output):
                     yield output
                 else:

@@ -4,12 +4,13 @@ import logging
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
-from cohort.inputs import Cohort, CohortCase, find_cohort, read_list, short_hash
+from cohort.inputs import Cohort, CohortCase, read_list, short_hash
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress, describe_seconds
 from cohort.results import CaseRecord, Results, now
@@ -64,7 +65,7 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     if settings.direction != "AtoB":
         raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
     model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
-    cohort = _find(opt, results)
+    cohort = _find(opt, results, settings.contrasts)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
 
     def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
@@ -92,14 +93,14 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 
-def _find(opt: Namespace, results: Results) -> Cohort:
+def _find(opt: Namespace, results: Results, contrasts: Sequence[str]) -> Cohort:
     if opt.list:
-        cohort = read_list(opt.list)
+        cohort = read_list(opt.list, contrasts)
     else:
         if opt.input_dir.resolve().is_relative_to(opt.results_dir.resolve()):
             raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
         log.info("searching %s", opt.input_dir)
-        cohort = find_cohort(opt.input_dir, opt.pattern, opt.series_description, without=opt.results_dir)
+        cohort = find_contrast_cohort(opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts)
     cases = cohort.cases[: opt.num_test]
     return replace(cohort, cases=tuple(_with_known_name(case, results) for case in cases))
 
@@ -107,7 +108,9 @@ def _find(opt: Namespace, results: Results) -> Cohort:
 def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
     """Return a DICOM series under the name that it was converted as when it was its folder's only one."""
     record = results.read(case.lone_name) if case.lone_name else None
-    return replace(case, name=case.lone_name) if record and record.key.get("series_uid") == case.series_uid else case
+    if case.lone_name and record and record.key.get("series_uid") == case.series_uid:
+        return replace(case, name=case.lone_name)
+    return case
 
 
 def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> CohortCase:
@@ -138,7 +141,7 @@ def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Resul
         for outcome in _outcomes(conversion, _dealt(survey.todo, group), workers):
             progress.report(outcome)
             counts[outcome.what] += 1
-            if outcome.what != "elsewhere":
+            if outcome.what != "elsewhere" and outcome.record is not None:
                 device_seconds += outcome.record.seconds.get("device", 0.0)
     seconds = time.perf_counter() - started
     figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
@@ -195,7 +198,7 @@ def _account(opt: Namespace, survey: Survey, results: Results, processes: list[d
     by_name = {record.case: record for record in records}
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
-    if any(figures["done"] for figures in processes):
+    if last_run and any(figures["done"] for figures in processes):
         log.info(
             "%s, the device busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cohort.conversion import Outcome
+from cohort.results import CaseRecord
 from training.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         """Begin."""
-        if self._redirect:
+        if self._redirect is not None:
             self._redirect.__enter__()
         return self
 
@@ -34,13 +35,15 @@ class Progress:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
+        if self._redirect is not None:
             self._redirect.__exit__(*error)
 
     def report(self, outcome: Outcome) -> None:
         """Say what became of a case."""
         done = self._team.count("finished") + 1
         converted = self._team.count("converted") + 1 if outcome.what == "done" else 0
-        text = f"{outcome.case.name}: {_describe(outcome)}"
+        assert outcome.record is not None, "a case that is held is not reported"
+        text = f"{outcome.case.name}: {_describe(outcome.what, outcome.record)}"
         warnings = "".join(f"\n    warning: {warning}" for warning in outcome.record.warnings)
         if self._bar is not None:
             self._bar.update()
@@ -61,11 +64,10 @@ class Progress:
         return f"; about {describe_seconds(seconds)} left"
 
 
-def _describe(outcome: Outcome) -> str:
-    record = outcome.record
-    if outcome.what == "elsewhere":
+def _describe(what: str, record: CaseRecord) -> str:
+    if what == "elsewhere":
         return f"{record.status} by another process"
-    if outcome.what == "failed":
+    if what == "failed":
         return f"failed: {record.reason}"
     return f"done in {record.seconds['total']:.1f} s, {record.seconds['device']:.1f} s on the device"
 

@@ -174,6 +174,7 @@ class Results:
     def summary_lock(self) -> Iterator[None]:
         """Keep other processes from writing the summary."""
         claim = _lock(self.folder / ".claims" / ".summary", blocking=True)
+        assert claim is not None, "it was waited for"
         try:
             self._clean("summary.csv", "summary.json", "index.html")
             yield
@@ -241,7 +242,8 @@ def _lock(path: Path, blocking: bool) -> Claim | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
     except BlockingIOError:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
         return None
     except OSError as error:
         if descriptor is not None:

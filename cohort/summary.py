@@ -95,7 +95,7 @@ def format_csv(records: Iterable[CaseRecord]) -> str:
 
 
 def _row(record: CaseRecord) -> dict[str, object]:
-    row = {
+    row: dict[str, object] = {
         "case": record.case,
         "status": record.status,
         "reason": record.reason,

@@ -75,6 +75,7 @@ class ShapeExtractorModel(BaseModel):
     """The shape extractor: draws the body, or its classes, in a CT slice."""
 
     settings_type = ShapeExtractorSettings
+    settings: ShapeExtractorSettings
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 8, "n_epochs": 20, "n_epochs_decay": 0, "lr_policy": "cosine", "save_epoch_freq": 1000,
         "val_freq": 1,
@@ -193,7 +194,9 @@ class DiceValidator:
 
     def run(self, model: BaseModel) -> tuple[dict[str, float], list[Any]]:
         """Return the mean Dice of each class where it is defined; nothing is shown."""
-        self.cases = validate(model.networks["E"], self.dataroot, self.dataset.validation)
+        extractor = model.networks["E"]
+        assert isinstance(extractor, ShapeExtractor)
+        self.cases = validate(extractor, self.dataroot, self.dataset.validation)
         means = {f"dice_{name}": value for name, value in mean_by_class(self.cases).items() if not math.isnan(value)}
         log.info("Dice of unseen patients: %s", ", ".join(f"{name[5:]} {value:.4f}" for name, value in means.items()))
         return means, []

@@ -155,7 +155,7 @@ def _segment_images(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
     check_free(targets, "--output", slices.files, overwrite=opt.overwrite)
     for index, target in enumerate(targets):
         item = slices.read(index, with_mask=False)
-        labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image)[None])[0]
+        labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image))[0]
         shown = 255 * labels if extractor.settings.n_classes == 1 else labels
         with whole_file(target) as scratch:
             Image.fromarray(shown).save(scratch)

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +41,8 @@ def count_classes(root: Path, cases: Sequence[Case]) -> int:
     return len(labels)
 
 
-class SliceDraw(NamedTuple):
+@dataclass(frozen=True)
+class SliceDraw:
     """What one training sample is: its place in the run, and which slice it takes."""
 
     epoch: int
@@ -61,7 +61,7 @@ class ShapeSlices(Dataset):
         """Join the cases below `root`."""
         # Slices without body, which image translation leaves out, teach what no body looks like.
         whole = [replace(case, body_slices=(0, case.slices)) for case in cases]
-        self.source, self.seed = PreparedSlices(root, whole, [ct_map] * len(whole)), seed
+        self.source, self.seed = PreparedSlices(root, whole, [(ct_map,)] * len(whole)), seed
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -71,7 +71,7 @@ class ShapeSlices(Dataset):
         """Return one sample. Its randomness derives from (seed, epoch, position) alone."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         item = self.source.read(draw.index, with_mask=True)
-        image, mask = augment(torch.from_numpy(item.image)[None], torch.from_numpy(item.mask)[None], rng)
+        image, mask = augment(torch.from_numpy(item.image), torch.from_numpy(item.mask), rng)
         return {"image": image, "mask": mask, "origin_B": item.origin}
 
 

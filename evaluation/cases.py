@@ -115,20 +115,21 @@ def find_cases(
     sources = {"pred": pred, "ref": ref, "mr": mr, "mask": mask}
     given = {key: source for key, source in sources.items() if source is not None}
     found = {key: case_volumes(source) for key, source in given.items()}
-    single = [given[key] for key, volumes in found.items() if volumes is None]
-    if len(single) == len(found):
+    folders = {key: volumes for key, volumes in found.items() if volumes is not None}
+    single = [source for key, source in given.items() if key not in folders]
+    if not folders:
         if names:
             raise InputError(f"cases {' '.join(names)}: names choose from folders of cases, {pred.path} is one volume")
         return [ScoredCase(volume_stem(pred.path), **{key: source.path for key, source in given.items()})]
     if single:
-        folders = [given[key] for key, volumes in found.items() if volumes is not None]
+        folder = given[next(iter(folders))]
         raise InputError(
-            f"{single[0].option} {single[0].path} is one volume, {folders[0].option} {folders[0].path} is "
+            f"{single[0].option} {single[0].path} is one volume, {folder.option} {folder.path} is "
             "a folder of cases; expected only volumes or only folders"
         )
-    wanted = sorted(set(names)) if names else sorted(found["pred"].keys() | found["ref"].keys())
-    _check_complete(given, found, wanted)
-    return [ScoredCase(name, **{key: volumes[name] for key, volumes in found.items()}) for name in wanted]
+    wanted = sorted(set(names)) if names else sorted(folders["pred"].keys() | folders["ref"].keys())
+    _check_complete(given, folders, wanted)
+    return [ScoredCase(name, **{key: volumes[name] for key, volumes in folders.items()}) for name in wanted]
 
 
 def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,8 @@ def score_cohort(cases: Iterable[ScoredCase]) -> dict:
     for case in cases:
         log.info("scoring %s", case.name)
         try:
-            pred, ref, mask, mr = (path and read_volume(path) for path in (case.pred, case.ref, case.mask, case.mr))
+            pred, ref = read_volume(case.pred), read_volume(case.ref)
+            mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
             rows.append({"case": case.name, **score_case(pred, ref, mask, mr)})
         except InputError as error:
             raise InputError(f"case {case.name}: {error}") from error
@@ -126,7 +128,9 @@ def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
     One infinite value makes the mean infinite and the deviation NaN; so does a single value for the
     deviation.
     """
-    mean, std, count = {}, {}, {}
+    mean: dict[str, float] = {}
+    std: dict[str, float] = {}
+    count: dict[str, float] = {}
     for name in COLUMNS:
         values = [row[name] for row in rows if not math.isnan(row[name])]
         spread = len(values) > 1 and np.isfinite(values).all()
@@ -196,7 +200,7 @@ def _cell(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _finite(value: object) -> object:
+def _finite(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

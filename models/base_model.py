@@ -61,7 +61,10 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
     `direction` says which domain A is: with 'AtoB' MR.
     """
 
-    direction: ClassVar[str] = "AtoB"
+    @property
+    def direction(self) -> str:
+        """AtoB: MR to CT."""
+        return "AtoB"
 
     @property
     def uses_batch_norm(self) -> bool:
@@ -95,7 +98,7 @@ class BaseModel(ABC):
     none by name. The engine calls `open_data`, `from_data` and `batches`, then `step` for every batch.
 
     Class attributes:
-        settings_type: the method's options.
+        settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
 
@@ -107,6 +110,7 @@ class BaseModel(ABC):
     """
 
     settings_type: ClassVar[type[MethodSettings]]
+    settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
 
@@ -161,7 +165,7 @@ class BaseModel(ABC):
 
     def __init__(self, settings: MethodSettings, device: torch.device, processes: int = 1) -> None:
         """Begin without any network; `processes`: how many train together and average their gradients."""
-        self.settings: Any = settings
+        self.settings = settings
         self.device, self.processes = device, processes
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
@@ -274,7 +278,7 @@ class BaseModel(ABC):
             parameters = chain.from_iterable(group["params"] for group in optimiser.param_groups)
             nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
         if not self.scaler.is_enabled():  # the scaler finds what is not finite by itself
-            optimiser.found_inf = bad
+            optimiser.found_inf = bad  # type: ignore[attr-defined]  # what torch's fused optimisers read
         self.scaler.step(optimiser)
         return total
 

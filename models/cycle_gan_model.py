@@ -1,7 +1,8 @@
 """The unpaired MR to CT model: generators, discriminators and shape extractor, their losses and their step.
 
 Generator `netG_A` maps the source domain A to the target domain B and `netG_B` maps back; `netD_A` judges images of B
-(real_B against fake_B) and `netD_B` images of A. A is MR and B is CT, or the reverse with `--direction BtoA`.
+(real_B against fake_B) and `netD_B` images of A. A is MR and B is CT, or the reverse with `--direction BtoA`. Images
+are (N, C, H, W): CT has as many channels as a slab has slices, MR as many for each contrast (`data.loading.channels`).
 
 The shape constraint acts on the synthetic CT, whichever of the two fakes that is: the frozen extractor `netE` draws its
 body, which must agree with the mask of the MR that it was made from and look like such masks to `netD_S`.
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from data.errors import InputError
 from data.loading.batches import LoadedBatches
+from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
@@ -37,7 +39,7 @@ from models.losses import (
     shape_loss,
     shape_with_edges,
 )
-from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator, multiple_of
 from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
 
 log = logging.getLogger(__name__)
@@ -138,7 +140,7 @@ class WarmStart:
     @property
     def simulates(self) -> bool:
         """Whether pairs of simulated MR and CT are needed."""
-        return self.warm_start != "none" or self.lambda_simulated > 0
+        return self.warm_start != "none" or bool(self.lambda_simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,8 @@ class CycleGANModel(BaseModel):
     """Unpaired MR and CT: a CycleGAN with the correlation-coefficient loss and the shape constraint."""
 
     settings_type = CycleGANSettings
+    settings: CycleGANSettings
+    fixed_facts = ("contrasts",)
 
     def __init__(
         self,
@@ -183,6 +187,8 @@ class CycleGANModel(BaseModel):
         mask_labels: int = 1,
         rank: int = 0,
         processes: int = 1,
+        slab: int = 1,
+        contrasts: int = 1,
     ) -> None:
         """Build and initialise the networks; the same seed gives the same weights.
 
@@ -195,6 +201,8 @@ class CycleGANModel(BaseModel):
                 pools differ.
             processes: how many they are; with more than one, `torch.distributed` has been started, and gradients are
                 averaged.
+            slab: slices of an image.
+            contrasts: those of an MR.
         """
         if settings.uses_shape and extractor is None:
             raise ValueError("a shape weight is above 0: expected a shape extractor")
@@ -208,19 +216,26 @@ class CycleGANModel(BaseModel):
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
             return net.to(device)
 
-        options_D = {"ndf": s.ndf, "n_layers": s.n_layers_D, "norm": s.norm}
-        self.netG_A, self.netG_B = (prepared(build_generator(s.generator())) for _ in "AB")
-        self.netD_A, self.netD_B = (prepared(build_discriminator(s.netD, **options_D)) for _ in "AB")
+        def discriminator(channels: int) -> nn.Module:
+            return prepared(build_discriminator(s.netD, channels, s.ndf, s.n_layers_D, s.norm))
+
+        self.slab = slab
+        mr, ct = contrasts * slab, slab
+        self.channels = {"A": mr, "B": ct} if s.direction == "AtoB" else {"A": ct, "B": mr}
+        a, b = self.channels.values()
+        self.netG_A, self.netG_B = (prepared(build_generator(s.generator(*nc))) for nc in ((a, b), (b, a)))
+        self.netD_A, self.netD_B = map(discriminator, (b, a))
         self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
         self.optimisers = {
             "G": self._adam(self.netG_A, self.netG_B),
             "D": self._adam(self.netD_A, self.netD_B),
         }
         if s.uses_shape:
+            assert extractor is not None, "it is opened where it is used"
             self.netE = extractor.to(device)
             self.shape_classes = min(extractor.settings.n_classes, mask_labels)
         if s.lambda_shape_gan > 0:
-            self.netD_S = prepared(build_discriminator(s.netD, input_nc=2 * self.shape_classes, **options_D))
+            self.netD_S = discriminator(2 * slab * self.shape_classes)
             self.networks["D_S"] = self.netD_S
             self.optimisers["D_S"] = self._adam(self.netD_S)
         self.pools = {
@@ -247,7 +262,7 @@ class CycleGANModel(BaseModel):
         return open_unaligned(
             data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
             simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
-            leave_out=leave_out,
+            leave_out=leave_out, slab=data.slab,
         )  # fmt: skip
 
     @classmethod
@@ -258,7 +273,10 @@ class CycleGANModel(BaseModel):
         if settings.uses_shape:
             path = settings.extractor_path(data.dataroot)
             extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm)
-        model = cls(settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes)
+        model = cls(
+            settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes, dataset.slab,
+            len(dataset.contrasts),
+        )  # fmt: skip
         if extractor:
             n_classes = extractor.settings.n_classes
             log.info("shape: %d of %d classes, which all masks tell apart", model.shape_classes, n_classes)
@@ -276,24 +294,25 @@ class CycleGANModel(BaseModel):
 
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
-        return describe_run(data, self.settings.generator(), self.settings.direction, dataset, self.netG_A.multiple)
+        architecture = self.settings.generator(self.channels["A"], self.channels["B"])
+        return describe_run(data, architecture, self.settings.direction, dataset, multiple_of(self.netG_A))
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
-        """Return the numbers of slices, and which shape extractor there is."""
-        facts = {"slices of A and B": f"{len(dataset.a)}, {len(dataset.b)}"}
+        """Return the numbers of slices, the contrasts, and which shape extractor there is."""
+        facts = {"slices of A and B": f"{len(dataset.a)}, {len(dataset.b)}", "contrasts": ", ".join(dataset.contrasts)}
         if self.settings.uses_shape:
             facts["shape extractor"] = hash_files([extractor_file(self.settings.extractor_path(data.dataroot))])
         return facts
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
-        self._warm = epoch <= self.settings.n_epochs_warm
+        self._warm = epoch <= (self.settings.n_epochs_warm or 0)
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
 
         Args:
-            batch: `simulated_A` and `simulated_B`, an MR and a CT on one grid, (N, 1, H, W) in [-1, 1].
+            batch: `simulated_A` and `simulated_B`, an MR and a CT on one grid, (N, S, H, W) in [-1, 1].
 
         Returns:
             As `step`, without discriminators.
@@ -312,7 +331,7 @@ class CycleGANModel(BaseModel):
         """Update the generators, then the discriminators, on one batch.
 
         Args:
-            batch: `A` and `B`, (N, 1, H, W) in [-1, 1]; with a shape weight also `mask_A`, labels (N, 1, H, W); with
+            batch: `A` and `B`, (N, C, H, W) in [-1, 1]; with a shape weight also `mask_A`, labels (N, S, H, W); with
                 `lambda_simulated` also what `warm_step` takes.
 
         Returns:
@@ -330,7 +349,7 @@ class CycleGANModel(BaseModel):
         losses = self._generator_losses(images)
         if self.settings.uses_shape:
             losses |= self._shape_losses(images, batch["mask_A"].to(self.device, non_blocking=True))
-        if self.settings.lambda_simulated > 0:
+        if self.settings.lambda_simulated:
             simulated, losses_simulated = self._simulated(batch, self.settings.lambda_simulated)
             images, losses = images | simulated, losses | losses_simulated
         total = self._update("G", losses, batch)
@@ -356,8 +375,10 @@ class CycleGANModel(BaseModel):
         real_A, real_B = self._source_and_target(batch)
         images = {"real_A": real_A, "real_B": real_B}
         if self.settings.lambda_identity > 0:
-            images["fake_B"], images["idt_A"] = self._run_together(self.netG_A, real_A, real_B)
-            images["fake_A"], images["idt_B"] = self._run_together(self.netG_B, real_B, real_A)
+            # Of several contrasts: each stands for itself where a CT is put in, and the first one must give all.
+            as_A, as_B = with_channels(real_B, self.channels["A"]), with_channels(real_A, self.channels["B"])
+            images["fake_B"], images["idt_A"] = self._run_together(self.netG_A, real_A, as_A)
+            images["fake_A"], images["idt_B"] = self._run_together(self.netG_B, real_B, as_B)
         else:
             images |= {"fake_B": self._run(self.netG_A, real_A), "fake_A": self._run(self.netG_B, real_B)}
         images["rec_A"] = self._run(self.netG_B, images["fake_B"])
@@ -412,17 +433,19 @@ class CycleGANModel(BaseModel):
     def _shape_losses(self, images: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the weighted shape terms of L_G, and add the MR's `mask` and the synthetic CT's `shape` to `images`.
 
-        `labels`, (N, 1, H, W), are those of the MR that the synthetic CT was made from.
+        `labels`, (N, S, H, W), are those of the MR that the synthetic CT was made from. The extractor sees each slice
+        by itself. `mask` and `shape` are (N, S K, H, W), a slice's K classes together, so that `netD_S` judges slabs.
         """
         s = self.settings
-        logits = self._run(self.netE, images["fake_B" if s.direction == "AtoB" else "fake_A"])
-        logits = logits[:, : self.shape_classes]
-        images["mask"] = label_channels(labels, self.shape_classes)
-        images["shape"] = torch.sigmoid(logits)
+        fake = images["fake_B" if s.direction == "AtoB" else "fake_A"]
+        logits = self._run(self.netE, fake.flatten(0, 1).unsqueeze(1))[:, : self.shape_classes]
+        mask = label_channels(labels.flatten(0, 1).unsqueeze(1), self.shape_classes)
+        for name, slices in (("mask", mask), ("shape", torch.sigmoid(logits))):
+            images[name] = slices.unflatten(0, (-1, self.slab)).flatten(1, 2)
         losses = {}
         # lambda_shape |sigmoid(E(fake CT)) - mask|_1 + lambda_shape_gan gan(D_S(shape), real), Ge et al., ISBI 2019
         if s.lambda_shape > 0:
-            losses["shape"] = s.lambda_shape * shape_loss(logits, images["mask"], s.shape_loss)
+            losses["shape"] = s.lambda_shape * shape_loss(logits, mask, s.shape_loss)
         if s.lambda_shape_gan > 0:
             scores = self._run(self.netD_S, shape_with_edges(images["shape"]))
             losses["gan_S"] = s.lambda_shape_gan * gan_loss(scores, True, s.gan_mode)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,8 @@ from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_ma
 from data.prepared.training_statistics import TrainingStatistics, training_statistics
 from data.settings.declaration import check_types
 from data.values.intensity import MR_RULES, IntensityMap
+from data.values.mr_rules import Rule
+from data.volumes.contrasts import ONLY_CONTRAST, is_name
 from models.networks import Architecture
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,9 @@ class InferenceSettings:
         generator: its architecture.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
         size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
-        mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units.
+        contrasts: names of the MR's contrasts in the order of channels (`data.loading.channels`).
+        mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units: one rule for all
+            contrasts, or one for each by name.
         bias_correction: whether MR is corrected for its bias field first, as the training set's was.
         typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
         ct: CT map, in HU.
@@ -58,7 +62,7 @@ class InferenceSettings:
     size: int
     spacing_mm: float | None
     slice_mm: float | None
-    mr_window: str | tuple[float, float]
+    mr_window: Rule | Mapping[str, Rule]
     typical_mr: IntensityMap | None
     ct: IntensityMap
     versions: dict[str, str]
@@ -67,6 +71,13 @@ class InferenceSettings:
     solid_body: bool = False
     slab: int = 1
     bias_correction: bool = False
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the generator's input and output: contrasts x slices of the slab, a CT being one contrast."""
+        mr, ct = len(self.contrasts) * self.slab, self.slab
+        return (mr, ct) if self.direction == "AtoB" else (ct, mr)
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -92,8 +103,9 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         data["generator"] = _architecture_1(data) if version == 1 else Architecture(**data["generator"])
         data["ct"] = IntensityMap.from_dict(data["ct"])
         data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
-        if isinstance(data["mr_window"], list):
-            data["mr_window"] = tuple(data["mr_window"])
+        data["mr_window"] = _as_rule(data["mr_window"])
+        if "contrasts" in data:
+            data["contrasts"] = tuple(data["contrasts"])
         if data.get("training"):
             data["training"] = TrainingStatistics.from_dict(data["training"])
         settings = InferenceSettings(**data)
@@ -112,11 +124,23 @@ def _architecture_1(data: dict) -> Architecture:
     return Architecture(**{name: data.pop(name) for name in _GENERATOR_1}, input_nc=slab, output_nc=slab)
 
 
+def _as_rule(value: object) -> object:
+    """Return JSON's form of a rule, or of rules by name, with tuples for lists."""
+    if isinstance(value, dict):
+        return {name: _as_rule(rule) for name, rule in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_rule(rule: object) -> bool:
+    pair = isinstance(rule, tuple) and len(rule) == 2 and all(map(_is_number, rule)) and rule[0] < rule[1]
+    return rule in MR_RULES or pair
+
+
 def _problems(settings: InferenceSettings) -> list[str]:
     """Return which settings are none that a model has: what uses them trusts their types and sizes."""
     s, window = settings, settings.mr_window
     lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
-    pair = isinstance(window, tuple) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
+    rules = window if isinstance(window, Mapping) else dict.fromkeys(s.contrasts, window)
     good = {
         "generator": not check_types(s.generator),
         "ngf": type(s.generator.ngf) is int and 0 < s.generator.ngf <= _GREATEST_NGF,  # True is an int too
@@ -125,9 +149,11 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
-        "mr_window": window in MR_RULES or pair,
+        "contrasts": 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts)),
+        "contrasts of a model that makes MR": len(s.contrasts) == 1 or s.direction == "AtoB",
+        "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
         "bias_correction": isinstance(s.bias_correction, bool),
-        "channels": (s.generator.input_nc, s.generator.output_nc) == (s.slab, s.slab),
+        "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
@@ -147,8 +173,14 @@ def describe_run(
     to a `multiple`, which the generator takes.
 
     Raises:
-        InputError: a folder of images, and the MR window that they were written with is not said.
+        InputError: a folder of images, and the MR window that they were written with is not said; MR of several
+            contrasts to be made from CT.
     """
+    if len(dataset.contrasts) > 1 and direction == "BtoA":
+        raise InputError(
+            f"--direction BtoA: makes MR of one contrast; {data.dataroot} has {', '.join(dataset.contrasts)}: prepare "
+            "a data set with the one that is wanted"
+        )
     if (data.dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(data.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
@@ -160,7 +192,7 @@ def describe_run(
                 f"{data.dataroot}: images do not say what their gray values are; say the windows that they were "
                 "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
-        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape), None, None, None
+        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None
         training, bias_correction = None, False
     if data.preprocess == "resize_and_crop":
         load_size = data.augmentation.load_size
@@ -171,14 +203,15 @@ def describe_run(
         direction=direction,
         size=math.ceil(size / multiple) * multiple,
         spacing_mm=spacing_mm,
-        slice_mm=slice_mm,
+        slice_mm=dataset.slice_mm or slice_mm,  # slabs are used with the spacing that they were trained with
         mr_window=data.mr_window,
         typical_mr=typical_mr,
         ct=data.ct_map,
         versions=package_versions(),
         training=training,
-        slab=data.slab,
+        slab=dataset.slab,
         bias_correction=bias_correction,
+        contrasts=dataset.contrasts,
     )
 
 
@@ -205,7 +238,9 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     Raises:
         InputError: architecture, direction or CT map differ.
     """
-    if differing := _differing(old, new, _NETWORK):
+    # Of one contrast the name says nothing that the weights depend on.
+    several = ("contrasts",) if len(new.contrasts) > 1 else ()
+    if differing := _differing(old, new, (*_NETWORK, *several)):
         raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
     for text in _differing(old, new, ("spacing_mm", "mr_window", "bias_correction")):
         log.warning("warning: --init_from %s: %s", name, text)
@@ -217,7 +252,8 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
     """
-    if differing := _differing(old, new, (*_NETWORK, "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")):
+    keys = (*_NETWORK, "contrasts", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
+    if differing := _differing(old, new, keys):
         raise InputError(
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
             "a new run from its weights by --init_from"

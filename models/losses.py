@@ -42,7 +42,7 @@ def gan_loss(prediction: Tensor, target_is_real: bool, mode: str = "lsgan") -> T
 
 
 def correlation_loss(fake: Tensor, real: Tensor, eps: float = 1e-10) -> Tensor:
-    """Return the mean over samples of 1 - r^2, with Pearson's correlation r over the pixels of one sample.
+    """Return the mean over samples of 1 - r^2, with Pearson's correlation r over the pixels of one slice.
 
         r^2 = cov(x, y)^2 / ((var(x) + eps) (var(y) + eps))
 
@@ -61,9 +61,9 @@ def correlation_loss(fake: Tensor, real: Tensor, eps: float = 1e-10) -> Tensor:
         Scalar in [0, 1], in float32 (float64 for float64 input), whatever autocast says.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes do not go together.
     """
-    _check_one_shape(fake, real)
+    fake, real = _same_slices(fake, real)
     with _no_autocast(fake):
         x = _centred(_at_least_float32(fake))
         y = _centred(_at_least_float32(real))
@@ -77,11 +77,11 @@ def local_correlation_loss(fake: Tensor, real: Tensor, window: int, eps: float =
 
     As `correlation_loss`, but structure counts wherever it is, and one contrast need not hold over the slice: the
     squared local correlation of Avants et al., Medical Image Analysis 2008 (12: 26-41, section 2.3). Windows lie wholly
-    inside the slice, one about every pixel that has room for it.
+    inside the slice, one about every pixel that has room for it. Channels are paired as in `correlation_loss`.
 
     Args:
-        fake: (N, 1, H, W) in [-1, 1].
-        real: as `fake`, of the same shape.
+        fake: (N, K, H, W) in [-1, 1].
+        real: as `fake`, with as many channels, or with C times as many or as few.
         window: side of a window in pixels, up to H and W.
         eps: variance below which a window counts as flat: its loss goes to 1 and its gradient to 0.
 
@@ -89,10 +89,10 @@ def local_correlation_loss(fake: Tensor, real: Tensor, window: int, eps: float =
         Scalar in [0, 1], in float32 (float64 for float64 input), whatever autocast says.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes do not go together.
         InputError: the window is larger than the slice.
     """
-    _check_one_shape(fake, real)
+    fake, real = _same_slices(fake, real)
     if window > min(fake.shape[-2:]):
         raise InputError(f"--lcc_window {window}: larger than the slices, {fake.shape[-1]} x {fake.shape[-2]}")
     with _no_autocast(fake):
@@ -165,9 +165,21 @@ def shape_with_edges(mask: Tensor) -> Tensor:
     return torch.cat([mask, edges], dim=1)
 
 
-def _check_one_shape(fake: Tensor, real: Tensor) -> None:
-    if fake.shape != real.shape:
-        raise ValueError(f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape")
+def _same_slices(fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as (N C S, 1, H, W), so that images of the same slice stand at the same place.
+
+    The one with fewer channels holds the S slices of one contrast; it is repeated for the C contrasts of the other.
+    """
+    slices, most = sorted((fake.shape[1], real.shape[1]))
+    if fake[:, :1].shape != real[:, :1].shape or most % slices:
+        raise ValueError(
+            f"correlation of shapes {tuple(fake.shape)} and {tuple(real.shape)}; expected one shape, or channels of "
+            "one contrast and of several"
+        )
+    contrasts = most // slices
+    repeated = (x.unflatten(1, (-1, slices)).expand(-1, contrasts, -1, -1, -1) for x in (fake, real))
+    x, y = (z.flatten(0, 2).unsqueeze(1) for z in repeated)
+    return x, y
 
 
 def _centred(images: Tensor) -> Tensor:

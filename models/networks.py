@@ -231,10 +231,11 @@ class UnetGenerator(nn.Module):
         upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
         self.multiple = 2**depth
         widths = [ngf * min(2**level, 8) for level in range(depth)]
-        inner = None
+        inner: UnetLevel | None = None
         for level in reversed(range(1, depth)):
             dropout = use_dropout and 4 <= level < depth - 1
             inner = UnetLevel(widths[level - 1], widths[level], inner, norm, dropout, upsample)
+        assert inner is not None, "there are several levels"
         first = nn.Conv2d(input_nc, ngf, kernel_size=4, stride=2, padding=1, bias=_use_bias(norm))
         last = upsampling(2 * ngf, output_nc, 4, True)
         # Published names begin with 'model.model'.
@@ -413,6 +414,13 @@ def build_generator(architecture: Architecture) -> nn.Module:
         if field.name not in ("netG", *taken) and value != field.default:
             raise InputError(f"--{field.name} {value} does nothing to --netG {architecture.netG}")
     return make(**{name: value for name, value in asdict(architecture).items() if name in taken})
+
+
+def multiple_of(generator: nn.Module) -> int:
+    """Return what the height and width of a generator's images are multiples of."""
+    multiple = generator.multiple
+    assert isinstance(multiple, int)
+    return multiple
 
 
 @dataclass(frozen=True, kw_only=True)

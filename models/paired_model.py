@@ -8,7 +8,7 @@ against: the same network, the same budget.
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from data.loading.paired import PairedSet, open_paired_set
 from data.loading.settings import DataSettings
+from data.prepared.manifest import read_manifest
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
 from models.base_model import Place
+from models.inference_settings import InferenceSettings
 from models.slab_model import SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class PairedModel(SlabModel):
     """True pairs: MR and CT of the same patients on one grid."""
 
     settings_type = PairedSettings
+    settings: PairedSettings
 
     def __init__(self, settings: PairedSettings, data: DataSettings, pairs: PairedSet, place: Place) -> None:
         """Load the pairs onto the device and build the networks; the same seed gives the same weights."""
@@ -72,6 +75,10 @@ class PairedModel(SlabModel):
         mr = 2 * mr.clamp(0, 1) - 1
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
         return torch.where(seen, mr, -1.0), torch.where(seen, slab["hu"], AIR_HU), (slab["counted"] > 0.5).float()
+
+    def describe(self, data: DataSettings, dataset: PairedSet) -> InferenceSettings:
+        """Return what the use of `G_A` must know."""
+        return replace(super().describe(data, dataset), contrasts=read_manifest(data.dataroot).contrasts)
 
     def facts(self, data: DataSettings, dataset: PairedSet) -> dict[str, str]:
         """Return the names of the MR whose pairs are trained on."""

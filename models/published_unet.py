@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -14,6 +14,15 @@ from unet.unet_model import UNet
 LATER_NAMES = (("inc.double_conv.", "inc.conv.conv."), (".maxpool_conv.", ".mpconv."), (".double_conv.", ".conv."))
 
 
+class UNetArguments(TypedDict):
+    """What a `UNet` is built with."""
+
+    n_channels: int
+    n_classes: int
+    width: int
+    wide_up: bool
+
+
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Return a U-Net's state dict, of an earlier or a later layout, under the names of `UNet`.
 
@@ -22,12 +31,13 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     Raises:
         InputError: the file cannot be read or holds other things than a network's named tensors.
     """
-    from_file = isinstance(source, str | Path)
-    state = load_checkpoint(source, taken_over=True) if from_file else dict(source)
+    if isinstance(source, str | Path):
+        where, state = str(source), load_checkpoint(source, taken_over=True)
+    else:
+        where, state = "state dict", dict(source)
     # The later training script kept the label values of its masks beside the weights.
     state.pop("mask_values", None)
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        where = source if from_file else "state dict"
         raise InputError(f"{where}: holds other things than named tensors; expected the weights of one U-Net")
     named = {}
     for name, value in unwrapped(state).items():
@@ -40,8 +50,8 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     return named
 
 
-def unet_from_state(source: str | Path | Mapping[str, Any]) -> tuple[UNet, dict[str, int | bool]]:
-    """Return the U-Net whose weights `source` holds, and its arguments `n_channels`, `n_classes`, `width`, `wide_up`.
+def unet_from_state(source: str | Path | Mapping[str, Any]) -> tuple[UNet, UNetArguments]:
+    """Return the U-Net whose weights `source` holds, and its arguments.
 
     Raises:
         InputError: the file cannot be read, or holds the weights of another network.
@@ -56,7 +66,7 @@ def unet_from_state(source: str | Path | Mapping[str, Any]) -> tuple[UNet, dict[
         raise InputError(
             f"{where}: not the weights of a four-level U-Net ({error}); expected the names inc, down1..4, up1..4, outc"
         ) from error
-    arguments = {"n_channels": n_channels, "n_classes": n_classes, "width": width, "wide_up": wide_up}
+    arguments = UNetArguments(n_channels=n_channels, n_classes=n_classes, width=width, wide_up=wide_up)
     net = UNet(**arguments)
     try:
         load_network_weights(net, state)

@@ -61,6 +61,7 @@ class SimulatedPairsModel(SlabModel):
     """Simulated pairs: MR made from CT; no MR is read."""
 
     settings_type = SimulatedPairsSettings
+    settings: SimulatedPairsSettings
 
     def __init__(self, settings: SimulatedPairsSettings, data: DataSettings, ct: SimulationSet, place: Place) -> None:
         """Load the CT onto the device and build the networks; the same seed gives the same weights."""

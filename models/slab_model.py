@@ -21,7 +21,7 @@ from data.values.curve import curve, inverse
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
 from models.inference_settings import InferenceSettings, package_versions
 from models.initialisation import InitialisationSettings, initialise
-from models.networks import GeneratorSettings, build_generator
+from models.networks import GeneratorSettings, build_generator, multiple_of
 
 # Where `bone_weight` counts: its few pixels are else the last that is learnt, since absolute errors are least for a median.
 _BONE_HU = 150.0
@@ -80,6 +80,7 @@ class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, 
 class SlabModel(BaseModel):
     """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
 
+    settings: SlabModelSettings
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
         "zoom": 0.2, "mr_window": "tissue", "ct_transfer": "soft_tissue", "lr_policy": "warmup_cosine",
@@ -101,7 +102,7 @@ class SlabModel(BaseModel):
             initialise(net, s.init_type, s.init_gain, weights)
             if s.sync_batch_norm:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-            self.networks[name] = net.to(self.device, memory_format=torch.channels_last)
+            self.networks[name] = net.to(self.device).to(memory_format=torch.channels_last)
         self.check_multiple(data, self.networks["G_A"])
         parameters = [parameter for net in self.networks.values() for parameter in net.parameters()]
         self.optimisers["G"] = torch.optim.AdamW(
@@ -126,6 +127,8 @@ class SlabModel(BaseModel):
         """
         if data.preprocess != "body_crop":
             raise InputError(f"--preprocess {data.preprocess}: slabs are cut about bodies here: leave it out")
+        if isinstance(data.mr_window, Mapping):
+            raise InputError("--mr_window NAME=...: MR of one contrast are learnt here; expected one rule")
         if data.max_dataset_size:
             raise InputError("--max_dataset_size does nothing here: an epoch has --steps_per_epoch steps")
 
@@ -148,8 +151,9 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is no multiple of the generator's.
         """
-        if data.crop_size % net.multiple:
-            raise InputError(f"--crop_size {data.crop_size}: expected a multiple of {net.multiple} for this --netG")
+        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, multiple_of(net)
+        if size % multiple:
+            raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 
     @abstractmethod
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:

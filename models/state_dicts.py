@@ -120,9 +120,10 @@ def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tenso
     Raises:
         InputError: the file cannot be read, or tensors are missing, unexpected, of another shape or not finite.
     """
-    from_file = isinstance(source, str | Path)
-    where = str(source) if from_file else "state dict"
-    state = load_checkpoint(source, taken_over) if from_file else dict(source)
+    if isinstance(source, str | Path):
+        where, state = str(source), load_checkpoint(source, taken_over)
+    else:
+        where, state = "state dict", dict(source)
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise InputError(f"{where}: holds other things than named tensors; expected the weights of one network")
     own, state = net.state_dict(), unwrapped(state)
@@ -147,7 +148,7 @@ def load_optimiser(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> Non
     for own, saved in zip(optimiser.param_groups, state["param_groups"], strict=True):
         if missing := own.keys() - saved.keys():
             raise ValueError(f"optimiser: no {_listed(missing)}")
-    optimiser.load_state_dict(state)
+    optimiser.load_state_dict(dict(state))
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments = [optimiser.state.get(parameter, {}) for parameter in parameters]
     if not any(moments):  # no step was taken

@@ -5,6 +5,7 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
 from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.values.modality import check_ct, check_mr, in_hu
-from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
+from data.values.mr_rules import Rule, rules_in_order
+from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
+from data.volumes.contrasts import check_together
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 # Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
 FILL_SMOOTH_MM = 2.0
+# By which factor the spacing between slices may leave the model's before that is said.
+SPACING_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class VolumePlan:
     """How one volume goes through the network, and how what comes out becomes a volume.
 
     Attributes:
-        source: the volume, an MR corrected for its bias field where the model asks for it.
+        source: the volume, an MR corrected for its bias field where the model asks for it; of several contrasts the
+            first.
         body: its body mask, bool (z, y, x).
         frame: its slices. with_body: which of the N slices hold body, bool (N,); only those go through the network.
         source_map, target_map: intensities to [-1, 1].
@@ -73,6 +79,16 @@ class VolumePlan:
             f"{self.lost_voxels} body voxels ({share:.1f} %) lie outside the model's frame of {self.frame.size} x "
             f"{self.frame.spacing_mm:g} mm and become air: the body needs {self.frame.body_extent_mm(self.body):.0f} "
             "mm; train on a larger --size or --spacing_mm"
+        )
+
+    def describe_spacing(self) -> str | None:
+        """Return in words how far the slices' spacing is from the model's; None where it is near, or all is taken."""
+        ours, models = self.frame.through_mm, self.frame.slice_mm
+        if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
+            return None
+        return (
+            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to "
+            "those and back"
         )
 
 
@@ -112,7 +128,11 @@ def load_synthesiser(
 
 
 def synthesize_volume(
-    source: Volume, synthesiser: Synthesiser, body: np.ndarray | None = None, batch_size: int | None = None
+    source: Volume,
+    synthesiser: Synthesiser,
+    body: np.ndarray | None = None,
+    batch_size: int | None = None,
+    further: Sequence[Volume] = (),
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
@@ -125,53 +145,87 @@ def synthesize_volume(
         synthesiser: the model.
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
         batch_size: slices in one pass of the network; None chooses by the free memory.
+        further: the MR's other contrasts on its grid, in the model's order.
 
     Raises:
-        InputError: the source is of the other modality, no body is found, or the MR is constant inside it, or does not
-            start at 0 though the model takes its scale from fat or corrects bias fields.
+        InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
+            start at 0 though the model takes its scale from fat or corrects bias fields, or contrasts are too few or
+            many, on different grids or the same image.
     """
-    slices, plan = prepare_volume(source, synthesiser.settings, body)
-    loss = plan.describe_loss()
-    if loss:
-        log.warning("warning: %s", loss)
+    slices, plan = prepare_volume(source, synthesiser.settings, body, further)
+    for problem in filter(None, (plan.describe_loss(), plan.describe_spacing())):
+        log.warning("warning: %s", problem)
     return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
 
 
 def prepare_volume(
-    source: Volume, settings: InferenceSettings, body: np.ndarray | None = None
+    source: Volume, settings: InferenceSettings, body: np.ndarray | None = None, further: Sequence[Volume] = ()
 ) -> tuple[np.ndarray, VolumePlan]:
-    """Return what goes through the network, float32 (M, size, size) in [-1, 1], and the plan for what comes out.
+    """Return what goes through the network, float32 in [-1, 1], and the plan for what comes out.
 
-    Arguments and errors as in `synthesize_volume`.
+    That is (M, size, size), of C contrasts (M, C, size, size). Arguments and errors as in `synthesize_volume`.
     """
     to_ct = settings.direction == "AtoB"
-    (check_mr if to_ct else check_ct)(source)
-    source = source if to_ct else in_hu(source)
+    volumes = [source, *further]
+    _check_sources(volumes, settings)
+    if not to_ct:
+        volumes = [in_hu(source)]
     if body is None:
-        body = (mr_body_mask if to_ct else ct_body_mask)(source)
-    if to_ct and (settings.bias_correction or settings.mr_window == "tissue"):
-        check_starts_at_zero(source.array, body)
+        body = (mr_body_mask if to_ct else ct_body_mask)(volumes[0])
+    if to_ct:
+        _check_scales(volumes, body, settings)
     if to_ct and settings.bias_correction:
-        source = correct_bias(source, body)
-    return plan_volume(source, body, intensity_maps(settings, source, body), settings)
+        field = log_bias_field(volumes[0], body)
+        volumes = [without_field(volume, field) for volume in volumes]
+    return plan_volume(volumes, body, intensity_maps(settings, volumes, body), settings)
 
 
 def plan_volume(
-    source: Volume, body: np.ndarray, maps: tuple[IntensityMap, IntensityMap], settings: InferenceSettings
+    volumes: Sequence[Volume],
+    body: np.ndarray,
+    maps: tuple[Sequence[IntensityMap], IntensityMap],
+    settings: InferenceSettings,
 ) -> tuple[np.ndarray, VolumePlan]:
-    """Return what `prepare_volume` does, of a source whose body and whose `intensity_maps` are known."""
-    source_map, target_map = maps
+    """Return what `prepare_volume` does, of the contrasts of a source whose body and `intensity_maps` are known."""
+    source, (source_maps, target_map) = volumes[0], maps
     to_ct = settings.direction == "AtoB"
+    assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
     frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
     lost = frame.outside(body)
     used = frame.slices_with(body)
     if settings.slab > 1:  # a slab's slices are neighbours
         used[used.argmax() : len(used) - used[::-1].argmax()] = True
-    own_scale = settings.mr_window == "tissue"
-    plan = VolumePlan(source, body, frame, used, source_map, target_map, to_ct, settings.solid_body, lost, own_scale)
-    clean = source if to_ct else remove_couch(source, body)
-    slices = frame.prepare(clean, fill=float(source.array.min()))
-    return source_map.to_network(slices[plan.with_body]), plan
+    own_scale = rules_in_order(settings.mr_window, settings.contrasts)[0] == "tissue"
+    plan = VolumePlan(
+        source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, lost, own_scale
+    )
+    clean = volumes if to_ct else [remove_couch(source, body)]
+    slices = [
+        source_map.to_network(frame.prepare(one, fill=float(volume.array.min()))[used])
+        for one, volume, source_map in zip(clean, volumes, source_maps, strict=True)
+    ]
+    return slices[0] if len(slices) == 1 else np.stack(slices, axis=1), plan
+
+
+def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:
+    """Refuse volumes of the other modality, and contrasts that are not the model's or do not go together."""
+    names = settings.contrasts
+    if len(volumes) != len(names):
+        raise InputError(f"{len(volumes)} contrasts; the model takes {len(names)}: {', '.join(names)}")
+    for name, volume in zip(names, volumes, strict=True):
+        try:
+            (check_mr if settings.direction == "AtoB" else check_ct)(volume)
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if len(names) > 1 else str(error)) from error
+    check_together(dict(zip(names, volumes, strict=True)))
+
+
+def _check_scales(volumes: Sequence[Volume], body: np.ndarray, settings: InferenceSettings) -> None:
+    """Refuse MR that do not start at 0 where that must be: by fat a scale is set, by the first the bias field found."""
+    rules = rules_in_order(settings.mr_window, settings.contrasts)
+    for k, (rule, volume) in enumerate(zip(rules, volumes, strict=True)):
+        if rule == "tissue" or (settings.bias_correction and k == 0):
+            check_starts_at_zero(volume.array, body)
 
 
 def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
@@ -221,11 +275,18 @@ def fill_air(
     return filled
 
 
-def intensity_maps(settings: InferenceSettings, source: Volume, body: np.ndarray) -> tuple[IntensityMap, IntensityMap]:
-    """Return the maps of the source volume and of the model's output to [-1, 1]."""
+def intensity_maps(
+    settings: InferenceSettings, volumes: Sequence[Volume], body: np.ndarray
+) -> tuple[list[IntensityMap], IntensityMap]:
+    """Return the maps of each source volume and of the model's output to [-1, 1]."""
     if settings.direction == "BtoA":
         if settings.typical_mr is None:
             raise InputError("the model makes MR, but was trained on images: no MR units are known")
-        return settings.ct, settings.typical_mr
-    fat = fat_level(source.array, body) if settings.mr_window == "tissue" else None
-    return mr_window(settings.mr_window, mr_percentiles(source.array, body), fat), settings.ct
+        return [settings.ct], settings.typical_mr
+    rules = rules_in_order(settings.mr_window, settings.contrasts)
+    return [_mr_map(rule, volume, body) for rule, volume in zip(rules, volumes, strict=True)], settings.ct
+
+
+def _mr_map(rule: Rule, mr: Volume, body: np.ndarray) -> IntensityMap:
+    fat = fat_level(mr.array, body) if rule == "tissue" else None
+    return mr_window(rule, mr_percentiles(mr.array, body), fat)

@@ -50,18 +50,18 @@ class Translator:
         self._fitting: int | None = None  # slices at a time for which there was memory
 
     def translate(self, slices: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Return the target slices of source slices; both float32 (N, H, W) in [-1, 1].
+        """Return the target slices, float32 (N, H, W), of source slices, (N, H, W); all in [-1, 1].
 
         A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give.
 
         Args:
-            slices: source slices.
+            slices: source slices; of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
-        mean = SlabMean(slices.shape, self.slab)
+        mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
         for centre, output in enumerate(self.translate_slabs(slices, batch_size)):
             mean.add(centre, output)
         translated = mean.result()
@@ -75,7 +75,7 @@ class Translator:
         return translated
 
     def translate_slabs(self, slices: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
-        """Yield the target slab, float32 (S, H, W), of the slab around every slice, in order; see `translate`."""
+        """Yield what the network gives, float32 (K, H, W), of every slice's slab, in order; see `translate`."""
         if batch_size is None and self._fitting is None and len(slices):
             self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
         size = min(filter(None, (batch_size, self._fitting)), default=1)
@@ -92,7 +92,7 @@ class Translator:
                 size = self._fitting = self._smaller(size, error)
 
     def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
-        """Yield target slabs, float32 (`size` or fewer, S, H, W), of source slices (N, H, W) from `start` on."""
+        """Yield target slabs, float32 (`size` or fewer, S, H, W), of all source slices from `start` on."""
         slabs = SingleDataset(slices, self.slab, start)
         if self._threads is None:
             for batch in DataLoader(slabs, size, pin_memory=self.device.type == "cuda"):
@@ -106,21 +106,21 @@ class Translator:
             threads.shutdown(cancel_futures=True)
 
     def _run_alone(self, slab: Tensor) -> np.ndarray:
-        """Return the target slab, float32 (1, S, H, W), of a slab (S, H, W), on one core."""
+        """Return the target slab, float32 (1, S, H, W), of a slab (C S, H, W), on one core."""
         with one_thread():
             return self._run(slab[None])
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
-        """Return the target slabs, float32 (N, S, H, W), of a batch (N, S, H, W) on the device."""
-        total = torch.zeros_like(batch)
+        """Return what the network gives, float32 (N, K, H, W), of a batch (N, C S, H, W) on the device."""
+        total = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             for axes in self._mirrorings:
-                total += self.netG(batch.flip(axes)).flip(axes)
+                total = total + self.netG(batch.flip(axes)).flip(axes).float()
         return (total / len(self._mirrorings)).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
-        """Return how many slices like `one`, (1, H, W), to send through the network at a time."""
+        """Return how many slabs like `one`, (C S, H, W), to send through the network at a time."""
         try:
             fitting = int(MEMORY_SHARE * free_memory(self.device) / self._bytes_of_a_slice(one))
         except (RuntimeError, MemoryError) as error:

@@ -8,6 +8,7 @@ which the transforms interpolate (Barabasz et al., ACM Trans Math Softw 2020).
 """
 
 import math
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ def _powers(count: int) -> Tensor:
 class WinogradConv2d(nn.Module):
     """What a 3 x 3 convolution of stride 1 without padding does; fastest where channels come last in memory."""
 
+    weight: Tensor
+    in_tile: Tensor
+    out_tile: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.bfloat16) -> None:
         """Take over the weights of a convolution for which `fits` holds; all is computed, and returned, in `dtype`."""
         super().__init__()
@@ -47,7 +53,7 @@ class WinogradConv2d(nn.Module):
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(dtype))
 
     @staticmethod
-    def fits(module: nn.Module) -> bool:
+    def fits(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         """Tell whether a module is a convolution of this kind."""
         return isinstance(module, nn.Conv2d) and (
             (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)

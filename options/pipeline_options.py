@@ -19,10 +19,16 @@ def pipeline_parser() -> argparse.ArgumentParser:
     cohort = parser.add_argument_group("cohort")
     where = cohort.add_mutually_exclusive_group(required=True)
     where.add_argument("--input_dir", type=Path, help="folder that is searched for volume files and DICOM series")
-    where.add_argument("--list", type=Path, metavar="CSV", help="table: id, path [, reference, mask, series_uid]")
+    where.add_argument(
+        "--list",
+        type=Path,
+        metavar="CSV",
+        help="table: id, path (or a column for each contrast) [, reference, mask, series_uid]",
+    )
     cohort.add_argument(
-        "--pattern", nargs="+", metavar="GLOB",
-        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all)",
+        "--pattern", nargs="+", metavar="[NAME=]GLOB",
+        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); of "
+        "several contrasts a NAME=GLOB each",
     )  # fmt: skip
     cohort.add_argument(
         "--series_description", type=regular_expression, metavar="REGEX",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from data.settings.values import positive_float, positive_int
+from data.volumes.contrasts import split_name
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import base_parser, finish
 
@@ -26,11 +27,20 @@ def batch_size(text: str) -> int | None:
     return None if text == "auto" else positive_int(text)
 
 
+def named_path(text: str) -> tuple[str | None, Path]:
+    """Return the name of a contrast, None where none is said, and its path."""
+    name, path = split_name(text)
+    return name, Path(path)
+
+
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
     parser = inference_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
     patient = parser.add_argument_group("patient")
-    patient.add_argument("--input", type=Path, required=True, help="MR volume, or folder of one DICOM series")
+    patient.add_argument(
+        "--input", type=named_path, action="append", required=True, metavar="[NAME=]PATH",
+        help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
+    )  # fmt: skip
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
@@ -39,7 +49,7 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-test_parser.__test__ = False  # pytest would take it for a test
+test_parser.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,7 +117,7 @@ class Checks:
     def waits(self) -> dict:
         """Find where steps wait for the GPU."""
         self._need_cuda()
-        found = {}
+        found: dict[str, list[str]] = {}
         for precision in ("bf16", "fp16"):
             found |= {f"{kind}, {precision}": places for kind, places in find_waits(self.small, precision).items()}
         return {"places": found, "passed": not any(found.values())}
@@ -219,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = opt.out / FILE_NAME
     check_free([file], "--out", made=[file] if _is_report(file) else [], overwrite=None)
     opt.out.mkdir(parents=True, exist_ok=True)
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {name: value if isinstance(value, int) else str(value) for name, value in vars(opt).items()},
         "hardware": hardware(opt.device),
@@ -260,7 +261,7 @@ def run_section(section: Callable[[], dict], deadline: float) -> dict:
     return status | {"seconds": round(time.monotonic() - started, 2)} | {"found": found}
 
 
-def _writable(value: object) -> object:
+def _writable(value: object) -> Any:
     """Return a report with numbers that JSON has no form for, such as NaN, as text."""
     if isinstance(value, dict):
         return {key: _writable(part) for key, part in value.items()}

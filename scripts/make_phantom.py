@@ -2,6 +2,7 @@
 
 Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
 arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.
+With --dixon there are four MR a patient in place of one: ID_in_phase.nii.gz, ID_opposed_phase, ID_water and ID_fat.
 The same seed gives the same voxels; patients that are there already are kept.
 """
 
@@ -36,6 +37,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--slice_mm", type=float, default=grid.slice_mm, help=f"distance of slices (default: {grid.slice_mm})"
     )
+    parser.add_argument(
+        "--dixon",
+        action="store_true",
+        help="MR of four contrasts: in_phase (the MR of without), opposed_phase, water, fat",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes; never changes the result (default: 1)")
     return parser.parse_args(arguments)
 
@@ -48,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse_arguments(arguments)
     settings = PhantomSettings(options.matrix, options.slices, options.spacing_mm, options.slice_mm)
-    write_dataset(options.out, settings, options.seed, options.patients, options.test_patients, workers=options.workers)
+    counts = (options.patients, options.test_patients)
+    write_dataset(options.out, settings, options.seed, *counts, options.workers, options.dixon)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from data.errors import InputError, run_command
+from data.prepared.contrast_sources import find_contrasts
 from data.prepared.preparation import lost_body_message, prepare_dataset
-from data.prepared.sources import find_sources
+from data.prepared.sources import Source, find_sources
 
 log = logging.getLogger(__name__)
 
@@ -16,13 +17,21 @@ log = logging.getLogger(__name__)
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_dataset", description=__doc__)
-    parser.add_argument("--mr", required=True, metavar="GLOB", help="MR volumes or DICOM folders to train on")
+    parser.add_argument(
+        "--mr",
+        required=True,
+        action="append",
+        metavar="[NAME=]GLOB",
+        help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each",
+    )
     parser.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on")
     parser.add_argument(
         "--mr_mask", metavar="GLOB", help="body masks of the MR (else computed), matched by name or folder"
     )
     parser.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT (else computed)")
-    parser.add_argument("--test_mr", metavar="GLOB", help="MR volumes of patients to test on")
+    parser.add_argument(
+        "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of patients to test on, as --mr"
+    )
     parser.add_argument("--test_ct", metavar="GLOB", help="CT volumes of patients to test on")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the data set, e.g. datasets/NAME")
     parser.add_argument("--size", type=int, default=256, help="pixels of a slice's side (default %(default)s)")
@@ -81,21 +90,26 @@ def _millimetres(text: str) -> float:
     return value
 
 
+def find_groups(options: argparse.Namespace) -> dict[tuple[str, str], list[Source]]:
+    """Return the volumes that the options name, by (split, domain)."""
+    how = (options.patient_regex, options.series_uid, options.case_regex)
+    mr = find_contrasts("--mr", options.mr, options.mr_mask, *how)
+    groups = {("train", "A"): mr, ("train", "B"): find_sources(options.ct, options.ct_mask, *how)}
+    if options.test_mr:
+        names = [source.contrast for source in (mr[0], *mr[0].further) if source.contrast]
+        groups["test", "A"] = find_contrasts("--test_mr", options.test_mr, None, *how, names)
+    if options.test_ct:
+        groups["test", "B"] = find_sources(options.test_ct, None, *how)
+    return groups
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prepare, report, and return 0, or 1 if a volume failed."""
     options = parse(arguments)
-    wanted = {
-        ("train", "A"): (options.mr, options.mr_mask),
-        ("train", "B"): (options.ct, options.ct_mask),
-        ("test", "A"): (options.test_mr, None),
-        ("test", "B"): (options.test_ct, None),
+    groups = find_groups(options)
+    unknown = set(options.series_uid) - {
+        one.series_uid for found in groups.values() for source in found for one in (source, *source.further)
     }
-    groups = {
-        group: find_sources(pattern, masks, options.patient_regex, options.series_uid, options.case_regex)
-        for group, (pattern, masks) in wanted.items()
-        if pattern
-    }
-    unknown = set(options.series_uid) - {source.series_uid for sources in groups.values() for source in sources}
     if unknown:
         raise InputError(f"--series_uid {' '.join(sorted(unknown))}: in none of the DICOM folders")
     manifest, failures = prepare_dataset(
@@ -106,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         if case.lost_voxels:
             log.warning("warning: %s", lost_body_message(case, manifest.size, manifest.spacing_mm))
     log.info("%s: %d x %d pixels of %g mm", options.out, manifest.size, manifest.size, manifest.spacing_mm)
+    if len(manifest.contrasts) > 1:
+        log.info("  contrasts: %s", ", ".join(manifest.contrasts))
     for split, domain in groups:
         cases = manifest.select(split, domain)
         log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is needed into .venv, check style, run the tests. Arguments go to pytest.
+# Install what is needed into .venv, check style and types, run the tests. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,5 +32,6 @@ if [ -n "${CI:-}" ]; then
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 # Of the same option twice pytest takes the last: bash scripts/test.sh -n 0 tests in one process, as a debugger wants it.
 .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"

@@ -203,10 +203,10 @@ def test_a_simulated_data_set_passes_all_checks_and_takes_no_room(tmp_path):
     root = simulate_data_set(opt, 6)
     manifest = read_manifest(root)
     cases = manifest.select("train", "A")
-    windows = [IntensityMap.window(0, 1000)] * len(cases)
+    windows = [(IntensityMap.window(0, 1000),)] * len(cases)
     source = PreparedSlices(root, cases, windows)
     assert len(source) == 300
-    assert source.read(299, with_mask=True).image.shape == (64, 64)
+    assert source.read(299, with_mask=True).image.shape == (1, 64, 64)
     files = list(root.rglob("*.npy"))
     assert len(files) == 12
     assert sum(file.stat().st_size for file in files) > 6 * 100 * 64 * 64 * 3

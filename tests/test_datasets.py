@@ -60,12 +60,12 @@ def open_plain(dataroot, **augmentation):
 def test_slices_are_the_body_s_in_their_windows(dataroot):
     dataset = open_plain(dataroot)
     assert (len(dataset.a), len(dataset.b), len(dataset)) == (6, 6, 6)
-    found = [(dataset.a.read(k, True).origin, float(dataset.a.read(k, True).image[0, 1])) for k in range(6)]
+    found = [(dataset.a.read(k, True).origin, float(dataset.a.read(k, True).image[0, 0, 1])) for k in range(6)]
     origins = ["m1:1", "m1:2", "m1:3", "m2:1", "m2:2", "m2:3"]
     values = np.array([1, 2, 3, 11, 12, 13]) / 50 - 1  # window 0 .. 100
     assert [origin for origin, _ in found] == origins
     np.testing.assert_allclose([value for _, value in found], values, atol=1e-6)
-    hu = [CT_MAP.to_physical(dataset.b.read(k, False).image[0, 1]) for k in range(6)]
+    hu = [CT_MAP.to_physical(dataset.b.read(k, False).image[0, 0, 1]) for k in range(6)]
     np.testing.assert_allclose(hu, [22, 23, 32, 33, 42, 43], atol=1e-3)
 
 
@@ -80,7 +80,7 @@ def test_a_sample_has_the_declared_shapes_and_ranges(dataroot):
 @pytest.mark.parametrize("options", [{"preprocess": "crop", "crop_size": 11}, {"preprocess": "none"}])
 def test_slice_and_mask_go_through_the_same_transform(options):
     image = np.random.default_rng(0).random((SIZE, SIZE)).astype(np.float32)
-    item = Slice(image, (image > 0.5).astype(np.uint8), "x")
+    item = Slice(image[None], (image > 0.5).astype(np.uint8)[None], "x")
     augmentation = Augmentation(**options, flip="x")
     seen = set()
     for seed in range(40):
@@ -110,7 +110,7 @@ def test_flip_is_off_unless_asked_for(dataroot):
 def test_resizing_keeps_mask_and_slice_together():
     image = np.full((SIZE, SIZE), -1.0, np.float32)
     image[4:12, 6:10] = 1.0
-    item = Slice(image, (image > 0).astype(np.uint8), "x")
+    item = Slice(image[None], (image > 0).astype(np.uint8)[None], "x")
     transformed, mask = Augmentation("resize_and_crop", load_size=32, crop_size=32)(item, np.random.default_rng(0))
     assert mask.shape == transformed.shape == (1, 32, 32)
     torch.testing.assert_close(mask.bool(), transformed > 0)
@@ -135,7 +135,7 @@ def draws(dataset, epoch, start=0, seed=5, limit=None):
 
 def test_every_slice_is_drawn_equally_often(dataroot):
     dataset = open_plain(dataroot)
-    dataset.b = PreparedSlices(dataroot, [make_case("c0", "B", (0, 15))], [CT_MAP])
+    dataset.b = PreparedSlices(dataroot, [make_case("c0", "B", (0, 15))], [(CT_MAP,)])
     order = draws(dataset, epoch=1)
     assert sorted(draw.index_B for draw in order) == list(range(15))
     counts = np.bincount([draw.index_A for draw in order], minlength=6)
@@ -244,7 +244,7 @@ def test_gray_of_every_common_mode_is_read(tmp_path, mode):
     image = Image.fromarray(steps.astype({"I": np.int32, "I;16": np.uint16}[mode]) * 257 if deep else steps)
     (image if deep else image.convert(mode)).save(tmp_path / f"trainA/a.{suffix}")
     read = ImageFolderSlices(tmp_path / "trainA", tmp_path, with_masks=False).read(0, False).image
-    np.testing.assert_allclose(read, steps / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(read, steps[None] / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -315,13 +315,13 @@ def test_a_prepared_file_that_is_gone_or_damaged_is_named(dataroot):
 def test_arrays_of_another_frame_are_refused(dataroot):
     case = replace(make_case("m1", "A"), frame={"size": SIZE, "spacing_mm": 1.0, "slice_mm": None})
     window = IntensityMap.window(0, 100)
-    assert len(PreparedSlices(dataroot, [case], [window])) == 3
+    assert len(PreparedSlices(dataroot, [case], [(window,)])) == 3
     for wrong in (replace(case, slices=6), replace(case, frame=case.frame | {"size": SIZE + 4})):
         with pytest.raises(InputError, match=r"m1\.npy: array of shape \(5, 16, 16\), the manifest says"):
-            PreparedSlices(dataroot, [wrong], [window])
+            PreparedSlices(dataroot, [wrong], [(window,)])
     np.save(dataroot / case.mask_file, np.zeros((5, SIZE, SIZE + 1), np.uint8))
     with pytest.raises(InputError, match="maskA"):
-        PreparedSlices(dataroot, [case], [window])
+        PreparedSlices(dataroot, [case], [(window,)])
 
 
 def test_body_crops_show_body_wherever_it_is():
@@ -330,19 +330,19 @@ def test_body_crops_show_body_wherever_it_is():
     for place, expected in (((1, 2), (1, 2)), ((15, 20), (4, 4)), ((30, 38), (6, 6))):
         image = np.full((32, 40), -1, np.float32)
         image[place] = 1
-        item = Slice(image, (image > 0).astype(np.uint8), "x")
+        item = Slice(image[None], (image > 0).astype(np.uint8)[None], "x")
         for seed in range(5):
             crop, mask = augment(item, np.random.default_rng(seed))
             assert crop.shape == mask.shape == (1, 8, 8)
             assert tuple(np.argwhere(crop[0].numpy() == 1)[0]) == expected
-    empty = Slice(np.full((32, 40), -1, np.float32), np.zeros((32, 40), np.uint8), "x")
+    empty = Slice(np.full((1, 32, 40), -1, np.float32), np.zeros((1, 32, 40), np.uint8), "x")
     assert augment(empty, np.random.default_rng(0))[0].shape == (1, 8, 8)
 
 
 def test_turning_and_zooming_move_slice_and_mask_alike_and_bring_in_air():
     y, x = np.mgrid[:64, :64]
     disc = np.hypot(y - 20, x - 40) < 8
-    item = Slice(np.where(disc, 1, -1).astype(np.float32), disc.astype(np.uint8), "x")
+    item = Slice(np.where(disc, 1, -1).astype(np.float32)[None], disc.astype(np.uint8)[None], "x")
     turned = Augmentation(rotate_deg=30)
     radius = np.hypot(20 - 31.5, 40 - 31.5)
     angles = []
@@ -365,7 +365,7 @@ def test_turning_and_zooming_move_slice_and_mask_alike_and_bring_in_air():
 def test_images_are_turned_and_resized_by_interpolation():
     """A ramp stays a ramp: pixels that come to lie between others get values between theirs."""
     step = 1.8 / 31
-    item = Slice(np.tile(np.arange(32) * step - 0.9, (32, 1)).astype(np.float32), None, "x")
+    item = Slice(np.tile(np.arange(32) * step - 0.9, (1, 32, 1)).astype(np.float32), None, "x")
     larger, _ = Augmentation("resize_and_crop", load_size=64, crop_size=64)(item, np.random.default_rng(0))
     expected = ((np.arange(4, 60) + 0.5) / 2 - 0.5) * step - 0.9
     np.testing.assert_allclose(larger[0, :, 4:60].numpy(), np.tile(expected, (64, 1)), atol=1e-5)
@@ -404,7 +404,7 @@ def test_slices_are_read_alone_and_no_file_stays_open(dataroot):
     before = Path(dataroot, "trainA/m1.npy")
     values = np.load(before) + 1
     np.save(before, values)  # a file that is replaced is read anew
-    assert source.read(0, False).image[0, 1] == pytest.approx(2 / 50 - 1)
+    assert source.read(0, False).image[0, 0, 1] == pytest.approx(2 / 50 - 1)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot,
     assert [(r["epoch"], r["iteration"]) for r in records] == [(e, i) for e in (1, 2, 3) for i in (1, 2, 3)]
     state = torch.load(tmp_path / "two/latest_state.pth", weights_only=True)
     assert len(state["processes"]) == 2 and state["position"]["epoch"] == 4
-    pools = [process["pools"]["A"]["images"] for process in state["processes"]]
+    pools = [process["model"]["A"]["images"] for process in state["processes"]]
     assert not torch.equal(*pools)  # each has seen its own slices
     more = ["--n_epochs", "3", "--continue_train"]
     one = run(dataroot, tmp_path, *more, name="two")  # with one process

@@ -224,3 +224,59 @@ def test_local_correlation_refuses_windows_that_do_not_fit():
         local_correlation_loss(noise(1, 1, 8, 12), noise(1, 1, 8, 12), window=9)
     with pytest.raises(ValueError, match="expected one shape"):
         local_correlation_loss(noise(1, 1, 8, 12), noise(1, 1, 8, 8), window=3)
+
+
+CORRELATIONS = {"whole": correlation_loss, "local": lambda fake, real: local_correlation_loss(fake, real, window=5)}
+
+
+@pytest.mark.parametrize("correlation", CORRELATIONS.values(), ids=CORRELATIONS)
+def test_several_contrasts_against_one_ct_are_the_mean_over_contrasts_and_slices(correlation):
+    """Channels are contrast-major: contrast 0 of slices 0, 1, 2, then contrast 1 of slices 0, 1, 2."""
+    mr, ct = noise(2, 6, 12, 10), noise(2, 3, 12, 10, seed=1)
+    ct += 0.3 * mr[:, :3] - 0.2 * mr[:, 3:]
+    pairs = [correlation(ct[:, k % 3 : k % 3 + 1], mr[:, k : k + 1]).item() for k in range(6)]
+    assert np.std(pairs) > 1e-3
+    assert correlation(ct, mr).item() == pytest.approx(np.mean(pairs), rel=1e-10)
+    assert correlation(mr, ct).item() == pytest.approx(np.mean(pairs), rel=1e-10)
+
+
+def test_correlation_of_channels_in_closed_form():
+    """Of two contrasts one is the CT inverted (r^2 = 1), the other orthogonal to it (r^2 = 0); so in both slices."""
+    rows = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(4)
+    x, y = rows[:, None].expand(8, 8), rows[None, :].expand(8, 8)
+    ct = torch.stack([x, y])[None]
+    mr = torch.stack([-0.5 * x + 0.2, -0.1 * y, y, x])[None]
+    assert correlation_loss(ct, mr).item() == pytest.approx(0.5, abs=1e-7)
+    assert correlation_loss(ct, mr[:, :2]).item() == pytest.approx(0, abs=1e-7)
+    assert correlation_loss(ct, mr[:, 2:]).item() == pytest.approx(1, abs=1e-7)
+
+
+def test_channels_of_a_sample_do_not_pool():
+    """Each slice is orthogonal to its own, but slices that are bright in both would pass for structure."""
+    rows = 0.1 * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(4)
+    x, y = rows[:, None].expand(8, 8), rows[None, :].expand(8, 8)
+    fake, real = torch.stack([x - 0.5, x + 0.5])[None], torch.stack([y - 0.5, y + 0.5])[None]
+    assert correlation_loss(fake, real).item() == pytest.approx(1, abs=1e-9)
+
+
+def plain_correlation(fake: Tensor, real: Tensor) -> Tensor:
+    """The loss of single channels, as it was written before there were several."""
+    x, y = (z.flatten(start_dim=1) - z.flatten(start_dim=1).mean(dim=1, keepdim=True) for z in (fake, real))
+    covariance = (x * y).mean(dim=1)
+    variances = (x.square().mean(dim=1) + 1e-10) * (y.square().mean(dim=1) + 1e-10)
+    return (1 - covariance.square() / variances).mean()
+
+
+def test_one_channel_is_as_before_to_the_last_bit():
+    fake, real = noise(3, 1, 33, 47).float().requires_grad_(), noise(3, 1, 33, 47, seed=1).float()
+    values = [loss(fake, real) for loss in (correlation_loss, plain_correlation)]
+    gradients = [torch.autograd.grad(value, fake)[0] for value in values]
+    assert values[0].item() == values[1].item()
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (2, 3, 8, 8), (1, 3, 8, 9)])
+def test_channels_that_do_not_go_together_are_refused(shape):
+    for loss in CORRELATIONS.values():
+        with pytest.raises(ValueError, match="expected one shape, or channels of one contrast and of several"):
+            loss(noise(1, 3, 8, 8), noise(*shape))

@@ -155,7 +155,7 @@ def test_preparation_records_fat_and_its_windows_follow(raw):  # noqa: F811
     cases = manifest.select("train", "A")
     for k, case in enumerate(cases):
         assert case.fat_level == pytest.approx(FAT_MR * (1 + k), rel=0.02)
-        assert prepared_windows([case], "tissue", CT_MAP)[0].range == (0, 1200 / 950 * case.fat_level)
+        assert prepared_windows([case], "tissue", CT_MAP)[0][0].range == (0, 1200 / 950 * case.fat_level)
     typical = np.mean([case.fat_level for case in cases])
     assert typical_mr_window(manifest, "tissue").range == pytest.approx((0, 1200 / 950 * typical))
     assert not manifest.bias_corrected
@@ -270,7 +270,7 @@ def test_preparation_goes_on_without_the_level_of_fat_and_says_so(raw, caplog): 
     assert (shifted.fat_level, sound.fat_problem) == (None, None)
     assert sound.fat_level == pytest.approx(2 * FAT_MR, rel=0.02)
     assert f"{raw}/mr/p0.nii.gz: prepared, but not for --mr_window tissue: the MR does not start at 0" in caplog.text
-    assert prepared_windows([shifted], "percentile", CT_MAP)[0].range == shifted.percentiles
+    assert prepared_windows([shifted], "percentile", CT_MAP)[0][0].range == shifted.percentiles
     for use in (lambda: prepared_windows([shifted], "tissue", CT_MAP), lambda: typical_mr_window(manifest, "tissue")):
         with pytest.raises(InputError, match=r"^p0 \(.*mr/p0.nii.gz\): the MR does not start at 0 .* percentile"):
             use()

@@ -485,7 +485,7 @@ def adapt(folder, monkeypatch, write=None):
     body[4:6, 8:10, 10:20] = 1
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
-    settings = SimpleNamespace(direction="AtoB")
+    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
     monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_: ct)
     if write:

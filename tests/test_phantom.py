@@ -18,18 +18,17 @@ from data.phantom.labels import (
     arm_mask,
     body_mask,
 )
+from data.phantom.mr_images import FAT_SHARE, MR_SIGNAL, SAME_AS, mr_images
 from data.phantom.patients import (
-    _SAME_AS,
     CT_HU,
-    MR_SIGNAL,
     Patient,
     PhantomSettings,
-    _mr_image,
     make_patient,
     patient_files,
     write_dataset,
 )
 from data.phantom.shapes import Canvas, SmoothField, Tube, capsule, ellipsoid, smooth_union
+from data.volumes.dicom_contrasts import DIXON_NAMES
 from data.volumes.volume import Volume, read_volume, same_grid
 from scripts.make_phantom import main
 
@@ -61,7 +60,7 @@ def places(labels: Volume, *tissues: Tissue) -> np.ndarray:
 def inside(labels: np.ndarray, tissue: Tissue) -> np.ndarray:
     """Voxels with a margin of one pixel of the same tissue (an arm's tissue counts as the body's) around them."""
     merged = labels.copy()
-    for arm_tissue, body_tissue in _SAME_AS.items():
+    for arm_tissue, body_tissue in SAME_AS.items():
         merged[labels == arm_tissue] = body_tissue
     return ndimage.binary_erosion(merged == tissue, np.ones((1, 3, 3), bool))
 
@@ -75,7 +74,7 @@ def test_every_label_is_air_body_or_couch():
     assert set(ARM_LABELS) < set(BODY_LABELS)
     assert set(BONE_LABELS) < set(BODY_LABELS)
     assert [tissue.value for tissue in Tissue] == list(range(len(Tissue)))
-    assert set(CT_HU) | set(_SAME_AS) == set(Tissue) == set(MR_SIGNAL) | set(_SAME_AS)
+    assert set(CT_HU) | set(SAME_AS) == set(Tissue) == set(MR_SIGNAL) | set(SAME_AS)
 
 
 def test_masks_of_labels():
@@ -280,7 +279,7 @@ def test_mr_noise_is_rician(mr_patients):
 def test_mr_bias_field_is_smooth_and_not_flat():
     labels = np.full((30, 64, 64), Tissue.FAT, np.uint8)
     axes = (np.linspace(-250, 250, 64), np.linspace(-250, 250, 64), np.linspace(-600, 600, 30))
-    mr = _mr_image(labels, 1, axes, np.random.default_rng(0)).astype(float)
+    mr = mr_images(labels, 1, axes, np.random.default_rng(0))["in_phase"].astype(float)
     smooth = ndimage.gaussian_filter(mr, (1, 3, 3))
     assert smooth.std() / smooth.mean() > 0.04
     assert abs(np.diff(smooth[5:-5, 10:-10, 10:-10], axis=2)).max() / smooth.mean() < 0.03
@@ -475,3 +474,74 @@ def test_view_holds_every_voxel_of_its_deformed_box():
     assert wanted.sum() > 100
     assert held[wanted].all()
     assert held.sum() < wanted.size / 2
+
+
+@pytest.fixture(scope="module")
+def dixon_patient() -> Patient:
+    return make_patient(5, 0, "test", BODY, dixon=True)
+
+
+def test_the_four_contrasts_leave_everything_else_as_it_is(dixon_patient, paired_patient):
+    assert tuple(dixon_patient.dixon) == DIXON_NAMES
+    np.testing.assert_array_equal(dixon_patient.dixon["in_phase"].array, paired_patient.mr.array)
+    np.testing.assert_array_equal(dixon_patient.ct.array, paired_patient.ct.array)
+    assert paired_patient.dixon == {}
+    assert all(same_grid(volume, paired_patient.mr) for volume in dixon_patient.dixon.values())
+
+
+@pytest.mark.parametrize("tissue", [Tissue.FAT, Tissue.MUSCLE, Tissue.LIVER, Tissue.BRAIN, Tissue.SPLEEN])
+def test_contrasts_are_what_the_fat_share_makes_of_the_signal(dixon_patient, tissue):
+    """Of a signal s with the fat share f: |s (1 - 2 f)| in opposed phase, s (1 - f) of water and s f of fat."""
+    place = ndimage.binary_erosion(dixon_patient.labels.array == tissue, np.ones((1, 3, 3)))
+    assert place.sum() > 50
+    in_phase, *others = (np.median(volume.array[place]) for volume in dixon_patient.dixon.values())
+    f = FAT_SHARE.get(tissue, 0.0)
+    expected = [abs(1 - 2 * f), 1 - f, f]
+    # Beside subcutaneous fat noise is 0.015 to 0.03, which lifts the magnitude of what has no signal.
+    np.testing.assert_allclose(np.divide(others, in_phase), expected, atol=0.12)
+
+
+def test_noise_of_water_and_fat_is_lower_by_the_root_of_two(dixon_patient):
+    """The background of a magnitude image is Rayleigh's: its mean is sigma sqrt(pi / 2)."""
+    air = ndimage.binary_erosion(dixon_patient.labels.array == Tissue.AIR, iterations=3)
+    means = [volume.array[air].mean() for volume in dixon_patient.dixon.values()]
+    np.testing.assert_allclose(np.divide(means, means[0]), [1, 1, 0.5**0.5, 0.5**0.5], rtol=0.02)
+
+
+def test_opposed_phase_is_dark_where_water_and_fat_share_a_voxel():
+    """Of a quarter fat and three of muscle there is 0.75 * 0.36 * 0.97 + 0.25 * 0.05 of water and 0.248 of fat."""
+    block = np.full((2, 2), Tissue.MUSCLE)
+    block[0, 0] = Tissue.FAT
+    labels, axes = np.tile(block, (4, 32, 32)), (np.arange(32.0), np.arange(32.0), np.arange(4.0))
+    images = mr_images(labels, 2, axes, np.random.default_rng(0), dixon=True)
+    in_phase, opposed, water, fat = (np.median(image) for image in images.values())
+    w, f = 0.75 * 0.36 * 0.97 + 0.25 * 0.05, 0.75 * 0.36 * 0.03 + 0.25 * 0.95
+    np.testing.assert_allclose([water / in_phase, fat / in_phase], [w / (w + f), f / (w + f)], atol=0.04)
+    assert opposed < 0.15 * in_phase
+
+
+def test_the_command_writes_a_file_for_each_contrast(tmp_path):
+    size = ["--matrix", "32", "--slices", "8", "--spacing_mm", "16", "--slice_mm", "100", "--seed", "5"]
+    command = ["--out", str(tmp_path), "--patients", "1", "--test_patients", "1", *size]
+    main([*command, "--dixon"])
+    names = [f"train/mr/mr000_{name}.nii.gz" for name in DIXON_NAMES] + [
+        f"test/test000/{name}.nii.gz" for name in DIXON_NAMES
+    ]
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.nii.gz")}
+    others = {"train/ct/ct000_ct.nii.gz", "test/test000/ct.nii.gz", "test/test000/labels.nii.gz"}
+    assert written == {*names, *others, "truth/mr000_labels.nii.gz", "truth/ct000_labels.nii.gz"}
+    plain = make_patient(5, 0, "mr", TINY).mr
+    np.testing.assert_array_equal(read_volume(tmp_path / names[0]).array, plain.array)
+    with pytest.raises(InputError, match=r"made with \{'dixon': True\}, asked for \{'dixon': False\}"):
+        main(command)
+
+
+def test_a_folder_of_before_dixon_goes_on(tmp_path):
+    write_dataset(tmp_path, TINY, 5, patients=1, test_patients=0)
+    path = tmp_path / "phantom.json"
+    data = json.loads(path.read_text())
+    assert data.pop("dixon") is False
+    path.write_text(json.dumps(data))
+    write_dataset(tmp_path, TINY, 5, patients=1, test_patients=0)
+    with pytest.raises(InputError, match="use another --out"):
+        write_dataset(tmp_path, TINY, 5, patients=1, test_patients=0, dixon=True)

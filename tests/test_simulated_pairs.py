@@ -307,6 +307,7 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
 
 
 def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_left(dataroot, tmp_path, monkeypatch):
+    open_simulation_set(dataroot)  # its processes wait by the clock that is put aside below
     now, taken, step = [0.0], [], SimulatedPairsModel.step
 
     def slow(self, batch):
@@ -324,6 +325,16 @@ def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_
     assert len(taken) == 5
     assert run(dataroot, tmp_path, *length[:3], "70", *length[4:], "--continue_train") == 0
     assert taken[5:] == pytest.approx([warmup_cosine_factor(k / 7) for k in (5, 6)])
+
+
+def test_a_training_by_the_clock_is_of_one_process(dataroot):
+    settings = train_options.parse(
+        ["--model", "simulated_pairs", "--dataroot", str(dataroot), "--name", "x", "--seconds", "5", *OPTIONS]
+    )
+    group = training.run.ProcessGroup()
+    group.size = 2
+    with pytest.raises(InputError, match=r"--seconds: 2 processes train together"):
+        training.run.TrainingRun(SimulatedPairsModel, settings, group)
 
 
 def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):

@@ -226,6 +226,14 @@ def test_body_extent_is_the_smallest_centred_square():
     assert SliceFrame.of(volume, 36, 2.0).outside(mask) == 20
 
 
+def test_slices_thicker_than_the_volume_are_one():
+    """Damaged settings may ask for them; what comes back is the volume's value, not a crash."""
+    volume = Volume(np.full((3, 5, 4), 7.0, np.float32))
+    frame = SliceFrame.of(volume, 16, 1.0, 1e12)
+    assert frame.prepare(volume, fill=0.0).shape[0] == 1
+    np.testing.assert_array_equal(frame.restore(frame.prepare(volume, fill=0.0), AIR_HU).array, volume.array)
+
+
 def test_impossible_frames_are_refused():
     volume = random_volume((4, 4, 4))
     for size, spacing in ((0, 1.0), (16, 0.0), (16, -1.0), (16, float("nan"))):

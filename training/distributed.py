@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
@@ -75,7 +76,8 @@ class DistributedProcessGroup(ProcessGroup):
 
     def share[T](self, make: Callable[[], T]) -> T:
         """Return to all what the first process makes; its `InputError` ends them all."""
-        box, error = [None], None
+        box: list[Any] = [None]
+        error: InputError | None = None
         if self.rank == 0:
             try:
                 box = [(True, make())]
@@ -91,7 +93,7 @@ class DistributedProcessGroup(ProcessGroup):
 
     def gather[T](self, value: T) -> list[T]:
         """Return every process's value, by rank, once all have come to this point."""
-        values = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 

@@ -16,6 +16,7 @@ from data.errors import InputError, is_out_of_memory
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import ValidationCases, validation_cases
 from data.settings.declaration import Nature
+from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.base_model import BaseModel, Place
 from models.inference_settings import check_compatible, check_continued, package_versions, read_inference_settings
@@ -49,6 +50,8 @@ class TrainingRun:
             InputError: data or options that cannot be used.
         """
         self.group, self.folder = group, settings.run.folder
+        if settings.schedule.seconds and group.size > 1:  # their clocks would give them different learning rates
+            raise InputError(f"--seconds: {group.size} processes train together; give them --n_epochs instead")
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data
@@ -95,12 +98,14 @@ class TrainingRun:
             settings.model.precision, f", with {self.group.size} processes" if self.group.size > 1 else "",
         )  # fmt: skip
         start = (at.epoch, at.samples // self.batches.together)
+        described = self.model.describe(settings.data, self.dataset)
         run = RunInfo(settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps)
         with (
             Interruption() as interruption,
             open_training_log(
                 run, settings.display, settings.data.ct_map, settings.model.direction, start,
-                shown=self.group.rank == 0,
+                shown=self.group.rank == 0, slab=settings.data.slab,
+                contrast=shown_name(described.contrasts) if described else None,
             ) as training_log,
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()
@@ -130,14 +135,16 @@ class TrainingRun:
 
     def _validate(self, epoch: int, iteration: int, training_log: TrainingLog) -> None:
         """Measure the model on what does not train, and keep its weights where it is the best so far."""
+        validator = self.validator
+        assert validator is not None, "it is asked for where there is one"
 
         def measure() -> float:
-            values, slices = self.validator.run(self.model)
+            values, slices = validator.run(self.model)
             training_log.write_validation(epoch, iteration, values, slices)
-            score = self.validator.score(values)
+            score = validator.score(values)
             if score < self.best["score"]:
                 run_folder.save_weights(self.folder, self.model, "best")
-                self.model.keep_best(self.folder, self.validator, values)
+                self.model.keep_best(self.folder, validator, values)
             return score
 
         self.model.finite.settle()
@@ -187,9 +194,11 @@ class TrainingRun:
                 training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
             if iteration % display.display_freq == 0 or last:
                 training_log.write_pictures(epoch, iteration, self.model.visuals)
-            due = schedule.save_latest_freq.due(iteration, self._saved_at)
-            over = bool(schedule.seconds) and not last and self._seconds() >= schedule.seconds
-            received, due, over = self.group.greatest(interruption.received, due, over)
+            received, due, over = self.group.greatest(
+                interruption.received,
+                schedule.save_latest_freq.due(iteration, self._saved_at),
+                schedule.seconds is not None and not last and self._seconds() >= schedule.seconds,
+            )
             if received or due or over:
                 samples = min(at.samples + (iteration - first) * batches.together, batches.samples)
                 here = Position(epoch, samples, self._mean_loss(epoch_loss))

@@ -49,6 +49,7 @@ class SaveRhythm:
         """Tell whether it is time after an epoch's step `iteration`, the last state being of `time.monotonic()`."""
         if self.steps:
             return iteration % self.steps == 0
+        assert self.minutes is not None, "one of the two is given"
         return time.monotonic() - saved_at >= 60 * self.minutes
 
 
@@ -161,7 +162,7 @@ class TrainingSettings:
     """All settings of a run: of its method (`model`), and those that all methods share."""
 
     method: str
-    model: Any
+    model: MethodSettings
     run: RunSettings
     data: DataSettings
     schedule: ScheduleSettings
@@ -235,7 +236,11 @@ def parse_training(
         options.ct_transfer = None
     try:
         model: MethodSettings = from_namespace(method.settings_type, options)
-        settings = TrainingSettings(name, model, *(from_namespace(group, options) for group in SHARED_GROUPS))
+        settings = TrainingSettings(
+            name, model, from_namespace(RunSettings, options), from_namespace(DataSettings, options),
+            from_namespace(ScheduleSettings, options), from_namespace(ValidationSettings, options),
+            from_namespace(DisplaySettings, options),
+        )  # fmt: skip
         _check_together(settings)
         method.check(model, settings.data)
     except InputError as error:

@@ -25,10 +25,11 @@ from torch import nn
 
 from data.errors import InputError
 from data.loading.single_dataset import SingleDataset
-from data.loading.slices import prepared_windows, read_case
+from data.loading.slices import prepared_windows, read_case, read_contrasts
 from data.prepared.manifest import Case, Manifest
+from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
-from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram, through_mm
+from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
 from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
@@ -57,16 +58,16 @@ class ValidationVolume:
 
     Attributes:
         name: of the case.
-        mr: the MR, in the units of `mr_map`.
-        mr_map: its map to [-1, 1].
+        mr: the contrasts of the MR, each in the units of its map.
+        mr_maps: their maps to [-1, 1].
         body: its body mask, bool (z, y, x).
         ct: the CT that should come out, HU (z, y, x); None where it is not known.
         scored: where the CT is compared, bool (z, y, x); None without one.
     """
 
     name: str
-    mr: Volume
-    mr_map: IntensityMap
+    mr: tuple[Volume, ...]
+    mr_maps: tuple[IntensityMap, ...]
     body: np.ndarray
     ct: np.ndarray | None = None
     scored: np.ndarray | None = None
@@ -105,9 +106,12 @@ class Validation:
         for case in cases.mr:
             self._check(case)
         self._mr_maps = prepared_windows(list(cases.mr), settings.mr_window, settings.ct)
-        known = [case.hu_histogram for case in manifest.without(cases.left_out).select("train", "B")]
-        self._histogram = np.sum(known, axis=0) if known and None not in known else None
-        self._simulated = [self._simulate(case, hash_number(case.name, seed) % 2**62) for case in cases.ct]
+        trained = manifest.without(cases.left_out).select("train", "B")
+        known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
+        self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
+        # MR is simulated in one contrast.
+        of_ct = cases.ct if len(settings.contrasts) == 1 else ()
+        self._simulated = [self._simulate(case, hash_number(case.name, seed) % 2**62) for case in of_ct]
 
     def run(self, to_ct: nn.Module, to_mr: nn.Module | None = None) -> tuple[dict[str, float], list[ValidationSlice]]:
         """Return a validation's values by name, means over the volumes, and slices to show, always the same ones.
@@ -139,13 +143,13 @@ class Validation:
         for number, case in enumerate(self.cases.mr):
             volume = self._read(case, self._mr_maps[number])
             slices, synthetic = self._synthesize(translator, volume)
-            values["body_dice"].append(body_dice(volume.mr.with_array(synthetic), volume.body))
+            values["body_dice"].append(body_dice(volume.mr[0].with_array(synthetic), volume.body))
             counts += hu_histogram(synthetic[volume.body])
             if cycle:
                 slabs = SingleDataset(slices, self.settings.slab)
                 back = enumerate(cycle.translate_slabs(slices, self.batch_size))
                 values["cycle"].append(mean_difference((slabs[k].numpy(), slab) for k, slab in back))
-            if volume.ct is not None:
+            if volume.ct is not None and volume.scored is not None:
                 for name, metric in COMPARISONS.items():
                     values[name].append(metric(*_around(volume.scored, synthetic, volume.ct)))
             shown += _slices_to_show(volume, synthetic, number, len(self.cases.mr), SHOWN)
@@ -160,6 +164,7 @@ class Validation:
         for number, volume in enumerate(self._simulated):
             _, synthetic = self._synthesize(translator, volume)
             for name in ("mae", "dice_bone"):
+                assert volume.ct is not None and volume.scored is not None, "it was simulated from a CT"
                 metric = COMPARISONS[name](*_around(volume.scored, synthetic, volume.ct))
                 values[f"simulated_{name}"].append(metric)
             shown += _slices_to_show(volume, synthetic, number, len(self._simulated), SHOWN_SIMULATED)
@@ -179,18 +184,20 @@ class Validation:
 
     def _synthesize(self, translator: Translator, volume: ValidationVolume) -> tuple[np.ndarray, np.ndarray]:
         """Return what went through the network, and the synthetic CT, int16 HU (z, y, x), on the volume's grid."""
-        slices, plan = plan_volume(volume.mr, volume.body, (volume.mr_map, self.settings.ct), self.settings)
+        slices, plan = plan_volume(volume.mr, volume.body, (volume.mr_maps, self.settings.ct), self.settings)
         return slices, restore_volume(translator.translate(slices, self.batch_size), plan).array
 
-    def _read(self, case: Case, mr_map: IntensityMap) -> ValidationVolume:
+    def _read(self, case: Case, mr_maps: tuple[IntensityMap, ...]) -> ValidationVolume:
         """Read a prepared MR, and the true CT where there is one."""
-        slices, mask = (np.array(array) for array in read_case(self.dataroot, case))
+        images, mask = read_contrasts(self.dataroot, case)
+        slices, mask = np.array(images[0]), np.array(mask)
         ct = scored = None
         if truth := self.cases.true_ct(case):
             ct, ct_mask = (np.array(array) for array in read_case(self.dataroot, truth))
             # As `evaluation.report.score_case` has it: a standardised MR has its background at its minimum, not at 0.
             scored = (ct_mask > 0) & (slices > min(0, slices.min()))
-        return ValidationVolume(case.name, self._on_grid(slices, case), mr_map, mask > 0, ct, scored)
+        mr = tuple(self._on_grid(np.array(image), case) for image in images)
+        return ValidationVolume(case.name, mr, mr_maps, mask > 0, ct, scored)
 
     def _simulate(self, case: Case, seed: int) -> ValidationVolume:
         """Simulate the MR of a prepared CT, of its slices with body."""
@@ -198,7 +205,7 @@ class Validation:
         maps = simulation_maps(self.dataroot, case, spacing[1], spacing[0])
         mr = simulate_volume(maps["hu"], maps["depth"], spacing, seed)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
-        return ValidationVolume(case.name, self._on_grid(mr, case), _NETWORK_UNITS, body, maps["hu"], body)
+        return ValidationVolume(case.name, (self._on_grid(mr, case),), (_NETWORK_UNITS,), body, maps["hu"], body)
 
     def _on_grid(self, slices: np.ndarray, case: Case) -> Volume:
         pixel_mm = self.manifest.spacing_mm
@@ -212,7 +219,17 @@ class GeneratorValidator:
     """The validation of a model's generators, and the criterion by which its best weights are chosen."""
 
     def __init__(self, validation: Validation, criterion: str) -> None:
-        """Choose by `criterion`, of `evaluation.criteria.CRITERIA`."""
+        """Choose by `criterion`, of `evaluation.criteria.CRITERIA`.
+
+        Raises:
+            InputError: it goes by simulated MR, of which there is one contrast, and the model takes several.
+        """
+        contrasts = validation.settings.contrasts
+        if len(contrasts) > 1 and criterion == "simulated_mae":
+            raise InputError(
+                f"--val_criterion {criterion}: MR is simulated in one contrast, and the model takes "
+                f"{', '.join(contrasts)}; choose another, such as histogram"
+            )
         self.validation, self.criterion = validation, criterion
 
     def run(self, model: BaseModel) -> tuple[dict[str, float], list[ValidationSlice]]:
@@ -233,8 +250,8 @@ def _slices_to_show(
     pictures = []
     for place in range(index, shown, volumes):
         z = int(with_body[(place + 1) * len(with_body) // (shown + 1)])
-        mr, ct = volume.mr_map.to_network(volume.mr.array[z]), None if volume.ct is None else volume.ct[z]
-        simulated = volume.mr_map is _NETWORK_UNITS
+        mr, ct = volume.mr_maps[0].to_network(volume.mr[0].array[z]), None if volume.ct is None else volume.ct[z]
+        simulated = volume.mr_maps[0] is _NETWORK_UNITS
         pictures.append(ValidationSlice(f"{volume.name}:{z}", mr, synthetic[z], ct, simulated))
     return pictures
 

@@ -17,7 +17,7 @@ from evaluation.report import COLUMNS
 from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
-from visualization.panels import DIFFERENCE_HU, preview
+from visualization.panels import DIFFERENCE_HU, mr_title, preview
 from visualization.planes import PLANES, Plane
 from visualization.svg_charts import histogram_chart, joint_histogram_chart
 from visualization.windows import CT_WINDOWS, mr_display_range
@@ -49,6 +49,7 @@ def write_case_page(
     body: np.ndarray | None = None,
     details: Mapping[str, object] | None = None,
     cohort_page: Path | None = None,
+    contrast: str | None = None,
 ) -> Path:
     """Write the results page of a case into `folder`: `index.html`, `preview.png` and the volumes in `data`.
 
@@ -63,6 +64,7 @@ def write_case_page(
         body: where voxels count in the histograms, bool (z, y, x); computed from the CT if None.
         details: further lines, e.g. input, model, epoch; what is None is left out.
         cohort_page: page of the cohort to lead back to.
+        contrast: which one of several the MR is.
 
     Returns:
         The page.
@@ -71,7 +73,7 @@ def write_case_page(
         InputError: the volumes lie on different grids, or the folder cannot be written.
     """
     shown = [
-        ShownVolume.of("mr", "MR" if synthetic == "CT" else "synthetic MR", "MR", mr),
+        ShownVolume.of("mr", mr_title(contrast) if synthetic == "CT" else "synthetic MR", "MR", mr),
         ShownVolume.of("ct", "synthetic CT" if synthetic == "CT" else "CT", "CT", ct),
     ]
     if reference is not None:
@@ -98,7 +100,7 @@ def write_case_page(
     _remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
     with whole_file(folder / PREVIEW_NAME) as scratch:
-        preview(mr, ct, reference, synthetic).save(scratch)
+        preview(mr, ct, reference, synthetic, contrast).save(scratch)
     return write_document(document, page)
 
 
@@ -320,11 +322,11 @@ def joint_counts(
     """
     counts = np.zeros((x_edges.size - 1, y_edges.size - 1))
     for x_slice, y_slice, inside in zip(x, y, body, strict=True):
-        values = (
+        x_values, y_values = (
             values[inside].astype(np.float32).clip(edges[0], edges[-1])
             for values, edges in ((x_slice, x_edges), (y_slice, y_edges))
         )
-        counts += np.histogram2d(*values, (x_edges, y_edges))[0]
+        counts += np.histogram2d(x_values, y_values, (x_edges, y_edges))[0]
     return counts
 
 

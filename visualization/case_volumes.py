@@ -54,9 +54,9 @@ class Region:
     """The part of a grid that is shown, in patient order: from `start` to `stop`, every `factor` voxels averaged."""
 
     lie: PatientOrder
-    start: tuple[int, int, int]
-    stop: tuple[int, int, int]
-    factor: tuple[int, int, int]
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    factor: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:

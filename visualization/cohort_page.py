@@ -82,9 +82,10 @@ def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
                 usable = [row for row in rows if _is_defined(row, name)]
                 with tags.figure():
                     tags.figcaption(tags.b(COLUMNS[name][0]), f", {len(usable)} cases")
+                    links = [link_to(row.page, folder) if row.page else None for row in usable]
                     box_chart(
                         [row.scores[name] for row in usable], [row.case for row in usable],
-                        [row.page and link_to(row.page, folder) for row in usable], f"Box plot of {COLUMNS[name][0]}",
+                        links, f"Box plot of {COLUMNS[name][0]}",
                     )  # fmt: skip
         tags.p(
             "Box: quartiles and median; whiskers: the last case within 1.5 box lengths; points: cases, which lead to "

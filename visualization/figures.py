@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from data.errors import InputError
 from data.files import whole_file
@@ -49,9 +50,9 @@ def columns_of(
     Raises:
         InputError: not one label a volume, or volumes on different grids.
     """
-    given = [("MR", mr)] * (mr is not None)
+    given: list[tuple[str, Volume]] = [] if mr is None else [("MR", mr)]
     given += [("CT" if len(cts) == 1 else f"CT {k + 1}", ct) for k, ct in enumerate(cts)]
-    given += [("true CT", reference)] * (reference is not None)
+    given += [] if reference is None else [("true CT", reference)]
     titles = [title for title, _ in given] if labels is None else list(labels)
     if len(titles) != len(given):
         raise InputError(f"--labels: {len(titles)} labels for {len(given)} volumes; expected one for each")
@@ -76,8 +77,8 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
     shares = [_height_over_width(columns[0].volume, lie, plane) for plane, _ in cuts]
     differences = [column for column in columns if column.difference]
     size = (_COLUMN_INCHES * len(columns) + 0.75 * bool(differences), _COLUMN_INCHES * sum(shares) + 0.3)
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=size, layout=layout, facecolor="white")
     panels = figure.subplots(len(cuts), len(columns), squeeze=False, height_ratios=shares)
     for row, (plane, index) in enumerate(cuts):
         for axes, column in zip(panels[row], columns, strict=True):

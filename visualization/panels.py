@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.files import whole_file
+from data.loading.channels import middle_channel
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
@@ -44,18 +45,32 @@ _VISUALS = {
 
 @dataclass(frozen=True)
 class VisualsStyle:
-    """How the images of a training are shown: in [-1, 1] they are MR in their window, and CT under the map `ct`."""
+    """How the images of a training are shown: in [-1, 1] they are MR in their window, and CT under the map `ct`.
+
+    `slab`: slices of an image; `contrast`: what the first of several contrasts is called.
+    """
 
     ct: IntensityMap
     window: DisplayWindow = CT_WINDOWS["default"]
     direction: str = "AtoB"
     columns: int = 4
+    slab: int = 1
+    contrast: str | None = None
 
     def caption(self, name: str) -> str:
-        """Return e.g. 'fake_B: synthetic CT'."""
+        """Return e.g. 'fake_B: synthetic CT', of an MR with its contrast where it is one of several."""
         what, kind = _VISUALS[name]
         shown = "mask_A" if name == "mask" else name
-        return f"{shown}: {what} {self._modality(kind)}".replace("  ", " ").strip()
+        modality = self._modality(kind)
+        modality = mr_title(self.contrast) if modality == "MR" else modality
+        return f"{shown}: {what} {modality}".replace("  ", " ").strip()
+
+    def plane(self, name: str, images: Tensor) -> np.ndarray:
+        """Return what is shown of images (N, C, H, W): of the first one the slab's middle slice, first contrast."""
+        channel = middle_channel(self.slab)
+        if _VISUALS[name][1] == "mask":  # the classes of a slice stand together
+            channel *= images.shape[1] // self.slab
+        return images[0, channel].cpu().float().numpy()
 
     def gray(self, name: str, image: np.ndarray) -> np.ndarray:
         """Return the uint8 picture of one image (H, W) as the networks see it."""
@@ -108,21 +123,27 @@ def _enlarged(picture: np.ndarray) -> Image.Image:
 
 
 def training_sheet(visuals: dict[str, Tensor], style: VisualsStyle) -> Image.Image:
-    """Return the first image of each tensor (N, C, H, W) on one captioned sheet, `style.columns` in a row."""
+    """Return a slice of each tensor's first image (N, C, H, W) on one captioned sheet, `style.columns` in a row."""
     names = [name for name in _VISUALS if name in visuals]
-    tiles = [
-        (style.caption(name), _enlarged(style.gray(name, visuals[name][0, 0].cpu().float().numpy()))) for name in names
-    ]
+    tiles = [(style.caption(name), _enlarged(style.gray(name, style.plane(name, visuals[name])))) for name in names]
     return arrange([tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)])
 
 
-def preview(mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT") -> Image.Image:
+def mr_title(contrast: str | None) -> str:
+    """Return what an MR is called in pictures: with its contrast's name, where it is one of several."""
+    return f"MR ({contrast})" if contrast else "MR"
+
+
+def preview(
+    mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT", contrast: str | None = None
+) -> Image.Image:
     """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
 
-    `synthetic` says which of the two, CT or MR, was made from the other. All volumes are on one grid. CT is shown from
-    -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
+    `synthetic` says which of the two, CT or MR, was made from the other, and `contrast` which one of several the MR is.
+    All volumes are on one grid. CT is shown from -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
     """
-    titles = {modality: f"synthetic {modality}" if modality == synthetic else modality for modality in ("MR", "CT")}
+    titles = {"MR": mr_title(contrast), "CT": "CT"}
+    titles[synthetic] = f"synthetic {titles[synthetic]}"
     ct_range = CT_WINDOWS["default"].range
     columns = [(titles["MR"], mr.array, mr_display_range(mr.array)), (titles["CT"], ct.array, ct_range)]
     if reference is not None:
@@ -138,10 +159,12 @@ def preview(mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "
     return arrange(rows)
 
 
-def save_preview(mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT") -> None:
+def save_preview(
+    mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT", contrast: str | None = None
+) -> None:
     """Write the `preview` to a PNG file."""
     with whole_file(path) as scratch:
-        preview(mr, ct, reference, synthetic).save(scratch)
+        preview(mr, ct, reference, synthetic, contrast).save(scratch)
 
 
 def arrange(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
@@ -160,7 +183,7 @@ def arrange(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
     return sheet
 
 
-def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return the words of a text that fit into `width` pixels; the first one is kept whatever its width."""
     words = text.split()
     while len(words) > 1 and font.getlength(" ".join(words)) > width:

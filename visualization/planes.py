@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.volumes.volume import Volume, axial_order
+from data.volumes.volume import Volume, axial_order, flipped
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class PatientOrder:
 
     order: tuple[int, ...]
     flips: tuple[bool, ...]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, ...]
     affine: np.ndarray
     oblique_deg: float
 
     def array(self, array: np.ndarray) -> np.ndarray:
         """Return a view of an array (z, y, x) of this grid in patient order."""
-        return np.flip(array.transpose(self.order), np.flatnonzero(self.flips))
+        return flipped(array.transpose(self.order), self.flips)
 
 
 def patient_order(grid: Volume) -> PatientOrder:
@@ -76,10 +76,10 @@ def patient_order(grid: Volume) -> PatientOrder:
     affine = np.empty((3, 4))
     affine[:, 3] = grid.origin
     spacing, angles = [], []
-    for d, (axis, flipped) in enumerate(zip(order, flips, strict=True)):
+    for d, (axis, flip) in enumerate(zip(order, flips, strict=True)):
         index_axis = 2 - axis  # x, y, z
         step = directions[:, index_axis] * grid.spacing[index_axis]
-        if flipped:
+        if flip:
             affine[:, 3] += step * (grid.array.shape[axis] - 1)
             step = -step
         affine[:, d] = step

@@ -98,7 +98,7 @@ def drop_records_after(folder: Path, position: tuple[int, int]) -> None:
 
     def place(line: str) -> tuple[int, int] | None:
         record = parse_record(line) or parse_validation(line)
-        return record and record.position
+        return record.position if record else None
 
     drop_lines_after(folder / RECORDS_NAME, position, place)
 
@@ -125,7 +125,8 @@ def drop_lines_after(path: Path, position: tuple[int, int], place: Callable[[str
         file.truncate(size)
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True)
+class Point:
     """The mean of `count` successive records, at the place of the last of them; x in epochs."""
 
     x: float

@@ -48,7 +48,7 @@ class TrainingLog:
         self.displays = [Guarded(name, display, self.history) for name, display in displays]
         for display in self.displays:
             display.restore(start)
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)  # until an epoch begins
         self._restart_clock()
 
     def start_epoch(self, epoch: int, done: int) -> None:
@@ -112,8 +112,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Finish every display."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         for display in self.displays:
             display.close()
 
@@ -136,9 +135,9 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
         for record in read_records(run.folder):
             if record.position <= start:
                 history.add(record)
-        for record in read_validations(run.folder):
-            if record.position <= start:
-                history.add_validation(record)
+        for validation in read_validations(run.folder):
+            if validation.position <= start:
+                history.add_validation(validation)
     except Exception as error:  # as in `Guarded`: curves are not worth the training
         log.warning("warning: earlier losses cannot be read: %s; curves begin at epoch %d", error, start[0])
         return History(run.steps_per_epoch)
@@ -147,7 +146,7 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 def open_training_log(
     run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: tuple[int, int],
-    shown: bool = True,
+    shown: bool = True, slab: int = 1, contrast: str | None = None,
 ) -> TrainingLog:  # fmt: skip
     """Return the log of a run on the displays that its settings ask for.
 
@@ -157,8 +156,9 @@ def open_training_log(
         ct_map: HU to the networks' [-1, 1]; direction: 'AtoB' where A is MR.
         start: where the run begins or resumes: epoch, and steps of it that are done.
         shown: whether anything is shown: of several processes that train together one does.
+        slab: slices of an image; contrast: what the first of several is called.
     """
-    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols)
+    style = VisualsStyle(ct_map, display.display_window, direction, display.display_ncols, slab, contrast)
     if not shown:
         return TrainingLog(run, style, [], start)
     displays: list[tuple[str, Display]] = [("log files", Console(run.folder))]

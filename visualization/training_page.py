@@ -109,7 +109,7 @@ class Gallery:
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
         found = (re.fullmatch(rf"{self.prefix}(\d+)_(\d+)\.png", path.name) for path in images.iterdir())
-        places = sorted(tuple(map(int, match.groups())) for match in found if match)
+        places = sorted((int(match[1]), int(match[2])) for match in found if match)
         self._keep(places, [place for place in places if place <= start])
 
     def add(self, picture: Picture) -> None:

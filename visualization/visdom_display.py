@@ -7,6 +7,7 @@ wait. After every gap the windows are drawn anew from the run's history.
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -46,7 +47,7 @@ class VisdomDisplay:
         self._redraw = True
         self._closing = False
         # Of the thread alone:
-        self._client = None
+        self._client: Any = None  # visdom's, which has no types; see `_connect`
         self._points_sent = 0
         self._validations_sent = 0
         self._pictures_sent: dict[str, Picture] = {}

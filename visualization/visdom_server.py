@@ -80,9 +80,11 @@ class LocalServer:
     def _end(self) -> None:
         if self._process is None:
             return
+        stdin = self._process.stdin
+        assert stdin is not None, "it is a pipe"
         with contextlib.suppress(OSError):  # it may have ended by itself
-            self._process.stdin.write(b".")  # closing is not enough: a process forked meanwhile holds it open
-        self._process.stdin.close()
+            stdin.write(b".")  # closing is not enough: a process forked meanwhile holds it open
+        stdin.close()
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:

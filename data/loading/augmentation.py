@@ -1,4 +1,4 @@
-"""Random transforms of training slices; a slice and its mask go through the very same one."""
+"""Random transforms of training slices; all channels of an image and its masks go through the very same one."""
 
 from dataclasses import dataclass
 
@@ -44,12 +44,12 @@ class Augmentation:
             raise InputError(f"--crop_size {self.crop_size} is larger than --load_size {self.load_size}")
 
     def __call__(self, item: Slice, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return image float32 (1, h, w) in [-1, 1] and mask uint8 (1, h, w) or None, after one random transform."""
+        """Return image float32 (C, h, w) in [-1, 1] and mask uint8 (S, h, w) or None, after one random transform."""
         # Here, since torchvision takes as long to import as torch, and commands that train nothing need none of it.
         from torchvision.transforms.v2 import functional as F
 
-        image = torch.from_numpy(np.ascontiguousarray(item.image))[None]
-        mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))[None]
+        image = torch.from_numpy(np.ascontiguousarray(item.image))
+        mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))
         if self.preprocess == "resize_and_crop":
             size = [self.load_size, self.load_size]
             image = F.resize(image, size, antialias=True)
@@ -68,17 +68,19 @@ class Augmentation:
                     f"{item.origin}: slice of {width} x {height} pixels, --crop_size {self.crop_size} is larger"
                 )
             top, left = self._corner(mask, height, width, rng)
-            image, mask = (
-                None if x is None else F.crop(x, top, left, self.crop_size, self.crop_size) for x in (image, mask)
-            )
+            box = (top, left, self.crop_size, self.crop_size)
+            image, mask = F.crop(image, *box), None if mask is None else F.crop(mask, *box)
         for axis, mirror in (("x", F.horizontal_flip), ("y", F.vertical_flip)):
             if axis in self.flip and rng.random() < 0.5:
-                image, mask = (None if x is None else mirror(x) for x in (image, mask))
+                image, mask = mirror(image), None if mask is None else mirror(mask)
         return image, mask
 
     def _corner(self, mask: torch.Tensor | None, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Return the first row and column of the crop."""
-        body = np.flatnonzero(mask.numpy()) if self.preprocess == "body_crop" else ()
+        body = np.empty(0, int)
+        if self.preprocess == "body_crop":
+            assert mask is not None, "see `needs_mask`"
+            body = np.flatnonzero(mask[len(mask) // 2].numpy())
         if not len(body):
             return int(rng.integers(height - self.crop_size + 1)), int(rng.integers(width - self.crop_size + 1))
         row, column = divmod(int(body[rng.integers(len(body))]), width)

@@ -149,7 +149,7 @@ def collate(samples: list[dict]) -> dict:
     Raises:
         InputError: slices of different sizes, which only image folders can hold.
     """
-    batch = {}
+    batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if not isinstance(values[0], torch.Tensor):

@@ -1,7 +1,7 @@
 """Prepared MR and CT of the same patients on one grid, to train on as pairs."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 from data.errors import InputError
 from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import Case, read_manifest
+from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
-from data.prepared.training_statistics import common_slice_spacing
 from data.values.intensity import IntensityMap
+from data.values.mr_rules import Rule
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class PairedSet:
 
 
 def open_paired_set(
-    dataroot: Path, mr_rule: str | tuple[float, float], ct_map: IntensityMap, leave_out: Collection[str] = ()
+    dataroot: Path, mr_rule: Rule | Mapping[str, Rule], ct_map: IntensityMap, leave_out: Collection[str] = ()
 ) -> PairedSet:
     """Open the training volumes below `dataroot` of patients that have an MR and a CT on the MR's grid.
 
@@ -45,9 +46,14 @@ def open_paired_set(
     not train.
 
     Raises:
-        InputError: no such patient, a damaged file, or volumes of different slice spacings.
+        InputError: no such patient, a damaged file, volumes of different slice spacings, or MR of several contrasts.
     """
     manifest = read_manifest(dataroot).without(leave_out)
+    if len(manifest.contrasts) > 1:
+        raise InputError(
+            f"{dataroot}: pairs are of an MR of one contrast; the data set has {', '.join(manifest.contrasts)}: "
+            "prepare it with one of them, or train with --model cycle_gan"
+        )
     of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     pairs: list[tuple[Case, Case]] = []
     for mr in of_mr:
@@ -61,7 +67,7 @@ def open_paired_set(
     if len(pairs) < len(of_mr):
         log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
-    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), window in zip(pairs, windows, strict=True)}
+    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), (window,) in zip(pairs, windows, strict=True)}
     slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])
     return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
 

@@ -1,5 +1,6 @@
 """Options of what training reads: the data set, how slices are drawn and augmented, and their intensities."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from data.values.intensity import (
     CT_WINDOW_HU,
     IntensityMap,
     parse_ct_transfer,
-    parse_mr_window,
     parse_window,
 )
+from data.values.mr_rules import Rule, parse_mr_rules
 
 DEFAULT_LOAD_SIZE, DEFAULT_CROP_SIZE = 286, 256
 
@@ -84,9 +85,10 @@ class DataSettings(CtMapSettings):
         0.0, nature=Nature.RESULT, parse=nonnegative_float, help="turn at random by up to so many degrees"
     )
     zoom: float = option(0.0, nature=Nature.RESULT, parse=nonnegative_float, help="scale at random by up to this share")
-    mr_window: str | tuple[float, float] = option(
-        "percentile", nature=Nature.FIXED, nargs="+", metavar="W", convert=parse_mr_window,
-        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI",
+    mr_window: Rule | Mapping[str, Rule] = option(
+        "percentile", nature=Nature.FIXED, nargs="+", metavar="W", convert=parse_mr_rules,
+        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI; for contrasts "
+        "also NAME=percentile, NAME=tissue or NAME=LO:HI for each",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

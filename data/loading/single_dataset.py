@@ -6,7 +6,10 @@ from torch.utils.data import Dataset
 
 
 class SingleDataset(Dataset):
-    """Slices (N, H, W) in [-1, 1] as slabs (S, H, W): each slice with its neighbours, in the middle of them."""
+    """Slices (N, H, W) in [-1, 1] as slabs (S, H, W): each slice with its neighbours, in the middle of them.
+
+    Slices of several contrasts, (N, C, H, W), become (C S, H, W) in the order of `data.loading.channels`.
+    """
 
     def __init__(self, slices: np.ndarray, slab: int = 1, start: int = 0) -> None:
         """Wrap prepared slices; nothing is copied. `slab`: slices of a slab, odd; `start`: the first one in the middle.
@@ -20,9 +23,10 @@ class SingleDataset(Dataset):
         return len(self.slices) - self.start
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the slab around slice `start + index`, float32 (S, H, W)."""
+        """Return the slab around slice `start + index`, float32 (C S, H, W)."""
         around = np.arange(self.slab) - self.slab // 2 + self.start + index
-        return torch.from_numpy(self.slices[around.clip(0, len(self.slices) - 1)])
+        slab = np.moveaxis(self.slices[around.clip(0, len(self.slices) - 1)], 0, -3)
+        return torch.from_numpy(slab.reshape(-1, *slab.shape[-2:]))
 
 
 class SlabMean:

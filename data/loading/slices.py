@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -11,13 +12,20 @@ import numpy as np
 
 from data.errors import InputError
 from data.loading.images import image_shape, list_images, read_gray
-from data.prepared.manifest import Case, Manifest
+from data.prepared.manifest import Case, FurtherContrast, Manifest
 from data.values.intensity import IntensityMap, mr_window
+from data.values.mr_rules import Rule, rules_in_order
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice: `image` float32 (H, W) in [-1, 1], `mask` uint8 (H, W) or None, and where it came from."""
+    """One sample of a domain.
+
+    Attributes:
+        image: float32 (C, H, W) in [-1, 1]; the order of channels is that of `data.loading.channels`.
+        mask: uint8 (S, H, W), one for each slice, or None.
+        origin: where the middle slice came from.
+    """
 
     image: np.ndarray
     mask: np.ndarray | None
@@ -42,25 +50,27 @@ class SliceSource(Protocol):
 
 
 class PreparedSlices:
-    """The slices of a prepared data set that show body, by case and position.
+    """The slices of a prepared data set that show body, by case and position, each with its neighbours.
 
     Args:
         root: the data set's folder.
         cases: prepared volumes of one domain.
-        windows: for each case its map to [-1, 1].
+        windows: for each case the map of each of its contrasts to [-1, 1].
+        slab: slices of a sample, odd, the one that it is called by in the middle; where the body ends the last repeats.
     """
 
-    def __init__(self, root: Path, cases: list[Case], windows: list[IntensityMap]) -> None:
+    def __init__(self, root: Path, cases: list[Case], windows: list[tuple[IntensityMap, ...]], slab: int = 1) -> None:
         """Count the slices and check the shapes of the arrays; no voxel is read."""
-        self.root, self.cases, self.windows = root, cases, windows
+        self.root, self.cases, self.windows, self.slab = root, cases, windows, slab
         self._layouts: dict[str, _Layout] = {}
         counts = [case.body_slices[1] - case.body_slices[0] for case in cases]
         self._ends = np.cumsum(counts, dtype=np.int64)
         for case in cases:
-            if not (root / case.image_file).exists():
-                raise InputError(
-                    f"{root / case.image_file}: no such file, but the manifest names it; prepare the data set again"
-                )
+            for file in case.image_files:
+                if not (root / file).exists():
+                    raise InputError(
+                        f"{root / file}: no such file, but the manifest names it; prepare the data set again"
+                    )
             if case.frame:
                 self._check_shapes(case)
 
@@ -78,15 +88,18 @@ class PreparedSlices:
         position = int(np.searchsorted(self._ends, index, side="right"))
         case = self.cases[position]
         first = int(self._ends[position - 1]) if position else 0
-        z = case.body_slices[0] + index - first
-        image = self.windows[position].to_network(self._plane(case.image_file, z))
-        mask = self._plane(case.mask_file, z) if with_mask else None
+        begin, end = case.body_slices
+        z = begin + index - first
+        around = [min(max(z + k - self.slab // 2, begin), end - 1) for k in range(self.slab)]
+        maps = zip(case.image_files, self.windows[position], strict=True)
+        image = np.stack([window.to_network(self._plane(file, k)) for file, window in maps for k in around])
+        mask = np.stack([self._plane(case.mask_file, k) for k in around]) if with_mask else None
         return Slice(image, mask, f"{case.name}:{z}")
 
     def _check_shapes(self, case: Case) -> None:
         """Refuse arrays that were made for another frame than the case's."""
         expected = (case.slices, case.frame["size"], case.frame["size"])
-        for file in (case.image_file, case.mask_file):
+        for file in (*case.image_files, case.mask_file):
             shape = self._layout(file).shape
             if shape != expected:
                 raise InputError(
@@ -116,18 +129,28 @@ class PreparedSlices:
 def read_case(root: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Return a prepared volume, MR float32 or CT int16 HU, and its labels, uint8, (slices, size, size), as memory maps.
 
+    Of an MR of several contrasts it is the first.
+
     Raises:
         InputError: a file is missing or damaged, or they do not belong together.
     """
+    images, mask = read_contrasts(root, case)
+    return images[0], mask
+
+
+def read_contrasts(root: Path, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the images of all contrasts of a prepared volume, and its labels; otherwise as `read_case`."""
     arrays = []
-    for path in (root / case.image_file, root / case.mask_file):
+    for path in (root / file for file in (*case.image_files, case.mask_file)):
         try:
             arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-    if arrays[0].shape != arrays[1].shape:
-        raise InputError(f"{case.name}: image {arrays[0].shape} and mask {arrays[1].shape}; prepare the data set again")
-    return arrays[0], arrays[1]
+    *images, mask = arrays
+    for image in images:
+        if image.shape != mask.shape:
+            raise InputError(f"{case.name}: image {image.shape} and mask {mask.shape}; prepare the data set again")
+    return images, mask
 
 
 class _Layout(NamedTuple):
@@ -152,28 +175,40 @@ def _read_layout(path: Path) -> _Layout:
     return _Layout(shape, dtype, offset)
 
 
-def prepared_windows(cases: list[Case], mr_rule: str | tuple[float, float], ct_map: IntensityMap) -> list[IntensityMap]:
-    """Return each case's map to [-1, 1]: an MR's by the rule of `--mr_window`, a CT's the one `ct_map`."""
-    return [_window(case, mr_rule) if case.domain == "A" else ct_map for case in cases]
+def prepared_windows(
+    cases: list[Case], mr_rule: Rule | Mapping[str, Rule], ct_map: IntensityMap
+) -> list[tuple[IntensityMap, ...]]:
+    """Return each case's maps to [-1, 1]: of an MR's contrasts by the rules of `--mr_window`, of a CT the `ct_map`."""
+    return [mr_windows(case, mr_rule) if case.domain == "A" else (ct_map,) for case in cases]
 
 
-def _window(case: Case, mr_rule: str | tuple[float, float]) -> IntensityMap:
-    if mr_rule == "tissue" and case.fat_problem:
-        raise InputError(f"{case.name} ({case.source}): {case.fat_problem}")
-    if mr_rule == "tissue" and case.fat_level is None:
+def mr_windows(case: Case, mr_rule: Rule | Mapping[str, Rule]) -> tuple[IntensityMap, ...]:
+    """Return the map of each contrast of an MR to [-1, 1]."""
+    contrasts: tuple[Case | FurtherContrast, ...] = (case, *case.further)
+    rules = rules_in_order(mr_rule, case.contrasts)
+    return tuple(_window(case.name, one, rule) for one, rule in zip(contrasts, rules, strict=True))
+
+
+def _window(name: str, contrast: Case | FurtherContrast, rule: Rule) -> IntensityMap:
+    if rule == "tissue" and contrast.fat_problem:
+        raise InputError(f"{name} ({contrast.source}): {contrast.fat_problem}")
+    if rule == "tissue" and contrast.fat_level is None:
         raise InputError(
-            f"{case.name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
+            f"{name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
             "run python -m scripts.prepare_dataset again with the same options, or use --mr_window percentile or LO HI"
         )
     try:
-        return mr_window(mr_rule, case.percentiles, case.fat_level)
+        return mr_window(rule, contrast.percentiles, contrast.fat_level)
     except InputError as error:
-        raise InputError(f"{case.name}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
 
 
-def typical_mr_window(manifest: Manifest, mr_rule: str | tuple[float, float]) -> IntensityMap:
-    """Return the units of a synthetic MR: the window between the medians of the ends of the training MR's windows."""
-    ends = [_window(case, mr_rule).range for case in manifest.select("train", "A")]
+def typical_mr_window(manifest: Manifest, mr_rule: Rule | Mapping[str, Rule]) -> IntensityMap:
+    """Return the units of a synthetic MR: the window between the medians of the ends of the training MR's windows.
+
+    Of several contrasts it is that of the first.
+    """
+    ends = [mr_windows(case, mr_rule)[0].range for case in manifest.select("train", "A")]
     return IntensityMap.window(*np.median(ends, axis=0).tolist())
 
 
@@ -208,9 +243,11 @@ class ImageFolderSlices:
         image, full_range = _read_gray(self.files[index])
         mask = None
         if with_mask:
+            assert self.masks is not None, "masks are read where they were asked for"
             mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
             _check_mask_shape(self.masks[index], mask.shape, image.shape)
-        return Slice(IntensityMap.window(0, full_range).to_network(image), mask, self.files[index].name)
+            mask = mask[None]
+        return Slice(IntensityMap.window(0, full_range).to_network(image)[None], mask, self.files[index].name)
 
 
 def _check_mask_shape(mask: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """MR and CT slices of different patients: the unpaired training set and its order."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,11 @@ from data.loading.augmentation import Augmentation
 from data.loading.batches import EpochSampler
 from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
+from data.prepared.slice_spacing import common_slice_spacing
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
+from data.values.mr_rules import Rule
+from data.volumes.contrasts import ONLY_CONTRAST
 
 
 class Draw(NamedTuple):
@@ -26,11 +29,12 @@ class Draw(NamedTuple):
 
 
 class UnalignedDataset(Dataset):
-    """Unpaired samples: a slice of A with its body mask and a slice of B, drawn independently.
+    """Unpaired samples: a slab of A with its body masks and a slab of B, drawn independently; most often of one slice.
 
-    A sample is a dict of `A` and `B`, float32 (1, H, W) in [-1, 1], `mask_A`, uint8 (1, H, W) under the very same
-    transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the slices. With `pairs` there are
-    `simulated_A` and `simulated_B` too, an MR simulated from the CT slice and that slice, on one grid.
+    A sample is a dict of `A`, float32 (C S, H, W) in [-1, 1] of C contrasts and S slices, `B`, (S, H, W), `mask_A`,
+    uint8 (S, H, W) under the very same transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the
+    slices. With `pairs` there are `simulated_A` and `simulated_B` too, an MR simulated from the CT slab and that slab,
+    on one grid. `slab` is S and `contrasts` are the names of the C; `slice_mm` is what the slices of slabs lie apart.
     """
 
     def __init__(
@@ -42,10 +46,14 @@ class UnalignedDataset(Dataset):
         seed: int,
         spacing_mm: float | None = None,
         pairs: SimulatedPairs | None = None,
+        slab: int = 1,
+        contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
+        slice_mm: float | None = None,
     ) -> None:
         """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are given out."""
         self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
         self.spacing_mm, self.pairs = spacing_mm, pairs
+        self.slab, self.contrasts, self.slice_mm = slab, contrasts, slice_mm
 
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
@@ -104,7 +112,7 @@ def _shuffled(rng: np.random.Generator, length: int, samples: int) -> np.ndarray
 
 def open_unaligned(
     dataroot: Path,
-    mr_rule: str | tuple[float, float],
+    mr_rule: Rule | Mapping[str, Rule],
     ct_map: IntensityMap,
     augmentation: Augmentation,
     masks: bool,
@@ -112,29 +120,45 @@ def open_unaligned(
     simulate_mr: bool = False,
     one_size: bool = False,
     leave_out: Collection[str] = (),
+    slab: int = 1,
 ) -> UnalignedDataset:
     """Open the training slices under `dataroot`: a prepared data set, or a plain folder of trainA/ and trainB/ images.
 
     `masks`: whether A's masks are given out; a folder of images then needs them in `maskA`. `simulate_mr`: whether
     pairs of simulated MR and CT are. `one_size`: whether the slices of a domain meet in a batch or an image pool.
-    `leave_out`: patients of a prepared data set that do not train, such as those that validate.
+    `leave_out`: patients of a prepared data set that do not train, such as those that validate. `slab`: slices of a
+    sample, odd.
 
     Raises:
-        InputError: nothing usable there, a domain without slices, images of several sizes that would meet, or MR to be
-            simulated from images without units.
+        InputError: nothing usable there, a domain without slices, images of several sizes that would meet, slabs of
+            images or of slices that lie differently far apart, or MR to be simulated from images without units or of
+            several contrasts.
     """
+    slice_mm = spacing_mm = None
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+    a: SliceSource
+    b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot).without(leave_out)
-        spacing_mm = manifest.spacing_mm
+        spacing_mm, contrasts = manifest.spacing_mm, manifest.contrasts
         cases = [manifest.select("train", domain) for domain in "AB"]
-        a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map)) for group in cases)
+        a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
+        if slab > 1:
+            slice_mm = common_slice_spacing(dataroot, manifest, [case for group in cases for case in group])
     else:
-        spacing_mm = None
-        a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
-        b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
+        if slab > 1:
+            raise InputError(
+                f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes by "
+                "python -m scripts.prepare_dataset, or train with --slab 1"
+            )
+        if isinstance(mr_rule, Mapping):
+            raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
+        of_a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
+        of_b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
         if one_size and augmentation.preprocess == "none":
-            for folder, source in (("trainA", a), ("trainB", b)):
-                _check_one_size(dataroot / folder, source)
+            for folder, images in (("trainA", of_a), ("trainB", of_b)):
+                _check_one_size(dataroot / folder, images)
+        a, b = of_a, of_b
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
@@ -143,8 +167,13 @@ def open_unaligned(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
             "from volumes by python -m scripts.prepare_dataset, or train with --warm_start none"
         )
-    pairs = SimulatedPairs(ct_map, spacing_mm) if simulate_mr else None
-    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs)
+    if simulate_mr and len(contrasts) > 1:
+        raise InputError(
+            f"{dataroot}: T1-like MR is simulated, one contrast (in phase); the data set has {', '.join(contrasts)}: "
+            "train with --warm_start none, or prepare it with the in-phase MR alone"
+        )
+    pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr and spacing_mm is not None else None
+    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm)
 
 
 def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:

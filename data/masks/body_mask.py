@@ -192,10 +192,11 @@ class _Coarse:
     def of(cls, volume: Volume, couch: tuple[int, int] = BEHIND) -> "_Coarse":
         """Average a volume; `couch` is the axis (1: P, 2: L) and the sense in which the couch lies."""
         order, flips = axial_order(volume.direction)
-        steps = [-1 if flip else 1 for flip in flips]
+        senses = [-1 if flip else 1 for flip in flips]
         axis, sense = couch
-        steps[axis] *= sense
-        order, steps = (tuple(values[a] for a in (0, axis, 3 - axis)) for values in (order, steps))
+        senses[axis] *= sense
+        turned = (0, axis, 3 - axis)
+        order, steps = tuple(order[a] for a in turned), tuple(senses[a] for a in turned)
         fine_mm = [volume.spacing[2 - axis] for axis in order]
         factors = tuple(max(1, int(COARSE_MM / s + 0.5)) for s in fine_mm)
         coarse = cls(np.empty(0), tuple(s * f for s, f in zip(fine_mm, factors, strict=True)), factors, order, steps)

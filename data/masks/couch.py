@@ -28,6 +28,7 @@ def couch_side(tissue: np.ndarray, body: np.ndarray, spacing: tuple[float, ...])
     places = ndimage.find_objects(plates)
     outlines = [next(iter(ndimage.find_objects(part.astype(np.uint8))), None) for part in body]
     # For each side the slices in which a plate reaches out beyond the body at its low end, and at its high end.
+    reached: dict[tuple[int, int], tuple[set[int], set[int], set[int]]]
     reached = {side: (set(), set(), set()) for side in (BEHIND, (1, -1), (2, 1), (2, -1))}
     for place in places:
         row, outline = place[0].start, outlines[place[0].start]

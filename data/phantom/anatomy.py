@@ -12,7 +12,18 @@ import numpy as np
 
 from data.phantom.labels import Tissue
 from data.phantom.organs import draw_abdomen, draw_chest
-from data.phantom.shapes import SIDES, Canvas, Point, SmoothField, Tube, View, capsule, ellipsoid, smooth_union
+from data.phantom.shapes import (
+    SIDES,
+    Canvas,
+    Point,
+    SmoothField,
+    Tube,
+    View,
+    as_point,
+    capsule,
+    ellipsoid,
+    smooth_union,
+)
 from data.phantom.skeleton import draw_arm_bones, draw_head, draw_legs, draw_pelvis, draw_ribs, draw_spine
 
 CENTRE_Z, TOP_Z = 1120.0, 1703.0
@@ -88,8 +99,8 @@ class Body:
     scale: Point
     fat_mm: float
     belly_mm: float
-    warp: tuple[SmoothField, SmoothField, SmoothField]
-    joints: tuple[tuple[Point, ...], tuple[Point, ...]]
+    warp: tuple[SmoothField, ...]
+    joints: tuple[tuple[Point, ...], ...]
     organ_seed: int
 
     @property
@@ -129,7 +140,7 @@ def _arm_joints(rng: np.random.Generator, side: int, fat_mm: float, arms_up: boo
 
 def _step(start: Point, length: float, *direction: float) -> Point:
     unit = np.asarray(direction) / np.linalg.norm(direction)
-    return tuple(float(v) for v in np.asarray(start) + length * unit)
+    return as_point(np.asarray(start) + length * unit)
 
 
 def draw_body(body: Body, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from data.phantom.labels import Tissue
-from data.phantom.shapes import SIDES, Canvas, Point, View, capsule, ellipsoid
+from data.phantom.shapes import SIDES, Canvas, Point, View, as_point, capsule, ellipsoid
 
 
 def draw_chest(canvas: Canvas, cavity: np.ndarray, rng: np.random.Generator) -> None:
@@ -83,7 +83,7 @@ def draw_abdomen(canvas: Canvas, cavity: np.ndarray, rng: np.random.Generator) -
         With a `slope`, its lower end is cut off by a plane that rises to the left.
         """
         centre = _near(rng, centre, wander_mm)
-        radii = tuple(float(r) for r in np.asarray(radii) * rng.uniform(0.9, 1.1, 3))
+        radii = as_point(np.asarray(radii) * rng.uniform(0.9, 1.1, 3))
         near = canvas.around((centre,), max(radii))
         shape = (ellipsoid(near, centre, radii) < 0) & (cavity[near.box] < -2)
         if slope is not None:
@@ -140,4 +140,4 @@ def _draw_bowel(canvas: Canvas, cavity: np.ndarray, rng: np.random.Generator) ->
 
 
 def _near(rng: np.random.Generator, point: Iterable[float], wander_mm: float) -> Point:
-    return tuple(float(v) for v in np.asarray(point) + rng.normal(0, wander_mm / 2, 3))
+    return as_point(np.asarray(point) + rng.normal(0, wander_mm / 2, 3))

@@ -10,19 +10,20 @@ import logging
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import scipy
-from scipy.ndimage import gaussian_filter
 
 from data.errors import InputError
 from data.phantom.anatomy import CENTRE_Z, Body, draw_body, draw_couch, random_body, random_couch
 from data.phantom.labels import Tissue
-from data.phantom.shapes import Point, SmoothField
+from data.phantom.mr_images import SAME_AS, grain, mr_images, partial_volume
+from data.phantom.shapes import Point
 from data.prepared.manifest import read_json, write_json
+from data.volumes.dicom_contrasts import DIXON_NAMES
 from data.volumes.volume import Volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -62,38 +63,6 @@ CT_HU: dict[Tissue, tuple[float, float, float]] = {
     Tissue.COUCH_FOAM: (-900, 20, 8),
 }
 
-# Tissue: (T1-weighted in-phase signal relative to subcutaneous fat, standard deviation between patients).
-MR_SIGNAL: dict[Tissue, tuple[float, float]] = {
-    Tissue.AIR: (0.0, 0),
-    Tissue.FAT: (1.0, 0),
-    Tissue.MUSCLE: (0.36, 0.02),
-    Tissue.CORTEX: (0.05, 0.01),
-    Tissue.MARROW: (0.9, 0.03),
-    Tissue.TRABECULAR: (0.6, 0.05),
-    Tissue.CARTILAGE: (0.3, 0.03),
-    Tissue.BRAIN: (0.45, 0.02),
-    Tissue.CSF: (0.15, 0.02),
-    Tissue.LUNG: (0.06, 0.01),
-    Tissue.BLOOD: (0.3, 0.04),
-    Tissue.LIVER: (0.5, 0.04),
-    Tissue.SPLEEN: (0.31, 0.02),
-    Tissue.KIDNEY: (0.39, 0.03),
-    Tissue.BOWEL: (0.33, 0.04),
-    Tissue.BLADDER: (0.17, 0.02),
-    Tissue.GAS: (0.0, 0),
-    Tissue.COUCH_SHELL: (0.0, 0),
-    Tissue.COUCH_FOAM: (0.0, 0),
-}
-MR_TEXTURE = 0.04
-"""Standard deviation of the MR signal inside a tissue relative to the tissue's mean."""
-
-_SAME_AS = {
-    Tissue.ARM_FAT: Tissue.FAT,
-    Tissue.ARM_MUSCLE: Tissue.MUSCLE,
-    Tissue.ARM_CORTEX: Tissue.CORTEX,
-    Tissue.ARM_MARROW: Tissue.MARROW,
-}
-
 
 @dataclass(frozen=True)
 class PhantomSettings:
@@ -128,6 +97,7 @@ class Patient:
     Attributes:
         id: unique over all domains of a data set.
         mr: T1-weighted in-phase MR, int16 >= 0, scanner's own scale; None in the domain "ct".
+        dixon: the four Dixon contrasts by name, where they are asked for, the first being `mr`.
         ct: CT in HU, int16; None in the domain "mr".
         labels: `Tissue` at the centre of every voxel, uint8, on the same grid.
     """
@@ -136,6 +106,7 @@ class Patient:
     mr: Volume | None
     ct: Volume | None
     labels: Volume
+    dixon: dict[str, Volume] = field(default_factory=dict)
 
 
 def patient_id(domain: Domain, index: int) -> str:
@@ -143,7 +114,7 @@ def patient_id(domain: Domain, index: int) -> str:
     return f"{domain}{index:03d}"
 
 
-def make_patient(seed: int, index: int, domain: Domain, settings: PhantomSettings) -> Patient:
+def make_patient(seed: int, index: int, domain: Domain, settings: PhantomSettings, dixon: bool = False) -> Patient:
     """Make one patient. The same arguments give the same voxels, whatever else is made beside it.
 
     Args:
@@ -151,6 +122,7 @@ def make_patient(seed: int, index: int, domain: Domain, settings: PhantomSetting
         index: of the patient in its domain, >= 0.
         domain: "mr" (arms down), "ct" (arms up, couch) or "test" (MR and CT of one anatomy; arms down, no couch).
         settings: the grid.
+        dixon: whether the MR has four contrasts.
     """
     if seed < 0 or index < 0:
         raise InputError(f"phantom: seed {seed}, patient {index}; expected numbers >= 0")
@@ -164,11 +136,14 @@ def make_patient(seed: int, index: int, domain: Domain, settings: PhantomSetting
     parts = math.ceil(spacing[0] / DRAWN_MM)
     labels, fine_labels = _draw_labels(body, axes, parts, anatomy_rng if domain == "ct" else None)
     grid = Volume(labels, spacing, origin)
+    arrays = {} if domain == "ct" else mr_images(fine_labels, parts, axes, mr_rng, dixon)
+    images = {name: grid.with_array(array) for name, array in arrays.items()}
     return Patient(
         id=patient_id(domain, index),
-        mr=None if domain == "ct" else grid.with_array(_mr_image(fine_labels, parts, axes, mr_rng)),
+        mr=images.get("in_phase"),
         ct=None if domain == "mr" else grid.with_array(_ct_image(fine_labels, parts, ct_rng)),
         labels=grid,
+        dixon=images if dixon else {},
     )
 
 
@@ -219,48 +194,12 @@ def _ct_image(fine_labels: np.ndarray, parts: int, rng: np.random.Generator) -> 
     mean, texture = np.zeros(len(Tissue), np.float32), np.zeros(len(Tissue), np.float32)
     for tissue, (hu, between, within) in CT_HU.items():
         mean[tissue], texture[tissue] = hu + rng.normal(0, 1) * between, within
-    for tissue, model in _SAME_AS.items():
+    for tissue, model in SAME_AS.items():
         mean[tissue], texture[tissue] = mean[model], texture[model]
-    image = _partial_volume(mean[fine_labels], parts)
-    image += _partial_volume(texture[fine_labels], parts) * _grain(image.shape, rng)
+    image = partial_volume(mean[fine_labels], parts)
+    image += partial_volume(texture[fine_labels], parts) * grain(image.shape, rng)
     image += rng.uniform(8, 16) * rng.standard_normal(image.shape, np.float32)
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
-
-
-def _mr_image(
-    fine_labels: np.ndarray, parts: int, axes: tuple[np.ndarray, ...], rng: np.random.Generator
-) -> np.ndarray:
-    """Return a T1-weighted in-phase MR, int16 >= 0: tissue signals, bias field, Rician noise, a scanner's scale.
-
-    Rician noise is that of the magnitude of a complex signal with equal Gaussian noise in both channels
-    (Gudbjartsson and Patz, Magn Reson Med 1995).
-    """
-    signal = np.zeros(len(Tissue), np.float32)
-    for tissue, (mean, between) in MR_SIGNAL.items():
-        signal[tissue] = max(0.0, mean + rng.normal(0, 1) * between)
-    for tissue, model in _SAME_AS.items():
-        signal[tissue] = signal[model]
-    image = _partial_volume(signal[fine_labels], parts)
-    image *= 1 + MR_TEXTURE * _grain(image.shape, rng)
-    image *= np.exp(SmoothField(rng, 0.12, (1400.0, 700.0, 450.0)).evaluate(*axes))
-    noise = rng.uniform(0.015, 0.03)
-    image += noise * rng.standard_normal(image.shape, np.float32)
-    image = np.hypot(image, noise * rng.standard_normal(image.shape, np.float32))
-    scale = np.exp(rng.uniform(np.log(200), np.log(1500)))
-    return np.clip(np.rint(scale * image), 0, np.iinfo(np.int16).max).astype(np.int16)
-
-
-def _grain(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return noise with a grain of about two voxels and a standard deviation of 1."""
-    grain = gaussian_filter(rng.standard_normal(shape, np.float32), 0.8, mode="wrap")
-    return grain / grain.std()
-
-
-def _partial_volume(fine: np.ndarray, parts: int) -> np.ndarray:
-    """Average `parts` x `parts` pixels of each slice to one and blur by 0.4 of the result's pixels."""
-    z, y, x = fine.shape
-    image = fine.reshape(z, y // parts, parts, x // parts, parts).mean(axis=(2, 4))
-    return gaussian_filter(image, (0, 0.4, 0.4), mode="nearest")
 
 
 def write_dataset(
@@ -270,11 +209,13 @@ def write_dataset(
     patients: int = 8,
     test_patients: int = 2,
     workers: int = 1,
+    dixon: bool = False,
 ) -> Path:
     """Write a data set of phantom patients; what is there already from the same call is kept.
 
     Layout: `train/mr/ID_mr.nii.gz`, `train/ct/ID_ct.nii.gz` (other patients), `test/ID/{mr,ct,labels}.nii.gz`,
-    `truth/ID_labels.nii.gz` for the training patients, and `phantom.json`.
+    `truth/ID_labels.nii.gz` for the training patients, and `phantom.json`. With `dixon` there is a file for each
+    contrast in place of the MR: `train/mr/ID_in_phase.nii.gz`, `test/ID/in_phase.nii.gz`, ...
 
     Args:
         out: the folder.
@@ -283,6 +224,7 @@ def write_dataset(
         patients: training patients in each domain.
         test_patients: patients with MR and CT.
         workers: processes; they change the time only.
+        dixon: whether the MR have four contrasts.
 
     Returns:
         The path of `phantom.json`.
@@ -305,13 +247,14 @@ def write_dataset(
         "seed": seed,
         "settings": asdict(settings),
         "patients": counts,
+        "dixon": dixon,
     }
     path = _claim_folder(out, record)
     todo = [
-        (out, seed, index, domain, settings)
+        (out, seed, index, domain, settings, dixon)
         for domain, count in counts.items()
         for index in range(count)
-        if not all(file.exists() for file in patient_files(out, domain, patient_id(domain, index)).values())
+        if not all(file.exists() for file in patient_files(out, domain, patient_id(domain, index), dixon).values())
     ]
     log.info("%s: %d patients to make, %d already there", out, len(todo), sum(counts.values()) - len(todo))
     _write_patients(todo, workers)
@@ -328,19 +271,27 @@ def _write_patients(todo: list[tuple], workers: int) -> None:
             log.info("made %s", future.result())
 
 
-def patient_files(out: Path, domain: Domain, name: str) -> dict[str, Path]:
-    """Return where a patient's volumes lie in a data set: those of "mr", "ct", "labels" that its domain has."""
+def patient_files(out: Path, domain: Domain, name: str, dixon: bool = False) -> dict[str, Path]:
+    """Return where a patient's volumes lie in a data set: those of "mr", "ct", "labels" that its domain has.
+
+    With `dixon` the four contrasts stand in place of "mr".
+    """
+    mr = DIXON_NAMES if dixon else ("mr",)
     if domain == "test":
-        return {kind: out / "test" / name / f"{kind}.nii.gz" for kind in ("mr", "ct", "labels")}
-    image = out / "train" / domain / f"{name}_{domain}.nii.gz"
-    return {domain: image, "labels": out / "truth" / f"{name}_labels.nii.gz"}
+        return {kind: out / "test" / name / f"{kind}.nii.gz" for kind in (*mr, "ct", "labels")}
+    kinds = mr if domain == "mr" else (domain,)
+    images = {kind: out / "train" / domain / f"{name}_{kind}.nii.gz" for kind in kinds}
+    return {**images, "labels": out / "truth" / f"{name}_labels.nii.gz"}
 
 
-def _write_patient(out: Path, seed: int, index: int, domain: Domain, settings: PhantomSettings) -> str:
-    patient = make_patient(seed, index, domain, settings)
-    for kind, path in patient_files(out, domain, patient.id).items():
+def _write_patient(out: Path, seed: int, index: int, domain: Domain, settings: PhantomSettings, dixon: bool) -> str:
+    patient = make_patient(seed, index, domain, settings, dixon)
+    volumes = {"mr": patient.mr, "ct": patient.ct, "labels": patient.labels, **patient.dixon}
+    for kind, path in patient_files(out, domain, patient.id, dixon).items():
+        volume = volumes[kind]
+        assert volume is not None, "these are what the patient has"
         if not path.exists():
-            write_volume(getattr(patient, kind), path)
+            write_volume(volume, path)
     return patient.id
 
 
@@ -349,7 +300,7 @@ def _claim_folder(out: Path, record: dict) -> Path:
     path = out / "phantom.json"
     if path.exists():
         try:
-            found = read_json(path)
+            found = {"dixon": False} | read_json(path)  # what earlier versions did not say
         except InputError as error:
             raise InputError(f"{path}: not a phantom's record ({error}); delete {out} or use another --out") from error
         different = [name for name, value in record.items() if found.get(name) != value]

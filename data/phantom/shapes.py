@@ -4,7 +4,7 @@ Shapes are signed distances in mm (negative inside), evaluated at *deformed* coo
 every shape alike, so that neighbours stay neighbours and nothing has to be resampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,12 @@ SIDES = (-1, 1)
 """Right and left: signs of x."""
 
 OUTSIDE_MM = np.float32(1000.0)
+
+
+def as_point(values: Iterable[float]) -> Point:
+    """Return three numbers, of whatever type, as a point."""
+    x, y, z = (float(value) for value in values)
+    return x, y, z
 
 
 class SmoothField:
@@ -170,7 +176,7 @@ def smooth_union(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:
     return np.minimum(a, b) - overlap**2 / np.float32(4 * blend_mm)
 
 
-def _along_ray(radius: np.ndarray, scaled: np.ndarray, inner: np.ndarray) -> np.ndarray:
+def _along_ray(radius: np.ndarray, scaled: np.ndarray, inner: np.ndarray | np.float32) -> np.ndarray:
     """Distance from the surface, which a ray from the centre crosses where `scaled` is 1; `-inner` at the centre."""
     tiny = np.float32(1e-3)
     return radius - (radius + tiny) / (scaled + tiny / inner)

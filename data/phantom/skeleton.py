@@ -169,7 +169,7 @@ def draw_arm_bones(canvas: Canvas, arms: Iterable[tuple[Point, ...]], rng: np.ra
         across = np.cross(wrist - elbow, (0, 1, 0))
         across = across / np.linalg.norm(across)
         palm = wrist + 0.62 * (tip - wrist)
-        bones = [
+        bones: list[tuple[list[tuple], float]] = [
             ([(shoulder, shoulder, 22, 22), (shoulder, elbow, 12 * thick, 10.5 * thick)], 4),
             ([(elbow - 16 * across, elbow + 16 * across, 12, 12)], 3),
         ]

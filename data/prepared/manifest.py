@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
+from data.volumes.contrasts import ONLY_CONTRAST, is_name
 from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
@@ -19,8 +21,22 @@ _NAME_BYTES = 230
 
 
 @dataclass(frozen=True)
+class FurtherContrast:
+    """A contrast of an MR beside its first, which gave body and frame; attributes are those of `Case`."""
+
+    name: str
+    source: str
+    source_sha256: str
+    series_uid: str | None
+    percentiles: tuple[float, float]
+    mr_median: float
+    fat_level: float | None = None
+    fat_problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Case:
-    """One prepared volume.
+    """One prepared volume; of an MR of several contrasts, all of them.
 
     Attributes:
         name: unique in its domain; the stem of `<split><domain>/<name>.npy` and `mask<domain>/<name>.npy`.
@@ -45,6 +61,8 @@ class Case:
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
+        contrast: MR only: what its contrast, or the first of several, is called; None where it has no name.
+        further: MR only: its other contrasts, in the order of an image's channels.
         method: `data.prepared.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
@@ -73,6 +91,19 @@ class Case:
     fat_level: float | None = None
     fat_problem: str | None = None
     bias_corrected: bool = False
+    contrast: str | None = None
+    further: tuple[FurtherContrast, ...] = ()
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of an MR's contrasts in the order of an image's channels."""
+        return (self.contrast or ONLY_CONTRAST, *(one.name for one in self.further))
+
+    @property
+    def image_files(self) -> tuple[str, ...]:
+        """Paths of the slices of every contrast, the first one's at `image_file`."""
+        further = (f"{self.split}{self.domain}/{one.name}/{self.name}.npy" for one in self.further)
+        return (self.image_file, *further)
 
     @property
     def image_file(self) -> str:
@@ -91,7 +122,10 @@ class Case:
     @classmethod
     def from_dict(cls, data: dict) -> "Case":
         """Return the case that `to_dict` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any]
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        further = ({**one, "percentiles": tuple(one["percentiles"])} for one in values.pop("further", ()))
+        return cls(**values, further=tuple(FurtherContrast(**one) for one in further))
 
 
 @dataclass(frozen=True)
@@ -111,6 +145,11 @@ class Manifest:
     def without(self, patients: Collection[str]) -> "Manifest":
         """Return the data set without the training volumes of some patients."""
         return replace(self, cases=tuple(c for c in self.cases if c.split != "train" or c.patient not in patients))
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the MR's contrasts in the order of an image's channels; those of all MR of a data set."""
+        return next((case.contrasts for case in self.cases if case.domain == "A"), (ONLY_CONTRAST,))
 
     @property
     def bias_corrected(self) -> bool:
@@ -152,6 +191,8 @@ def _manifest_problems(manifest: Manifest) -> list[str]:
     """Return what is wrong with a manifest's own values."""
     lengths = {"spacing_mm": manifest.spacing_mm, "slice_mm": manifest.slice_mm or 1.0}
     problems = [f"{name} {value!r}" for name, value in lengths.items() if not (_is_number(value) and value > 0)]
+    named = {case.contrasts for case in manifest.cases if case.domain == "A"}
+    problems += [f"MR of different contrasts {sorted(named)}"] if len(named) > 1 else []
     return problems if _is_count(manifest.size) and manifest.size else [*problems, f"size {manifest.size!r}"]
 
 
@@ -172,8 +213,7 @@ def case_problems(case: Case) -> list[str]:
         "split": case.split in ("train", "test"),
         "domain": case.domain in ("A", "B"),
         "source_sha256": isinstance(case.source_sha256, str),
-        "percentiles": (case.domain == "B" and pair is None)
-        or (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))),
+        "percentiles": (case.domain == "B" and pair is None) or _is_pair(pair),
         "fat_level": case.fat_level is None or (_is_number(case.fat_level) and case.fat_level > 0),
         "fat_problem": case.fat_problem is None or isinstance(case.fat_problem, str),
         "bias_corrected": isinstance(case.bias_corrected, bool),
@@ -181,17 +221,30 @@ def case_problems(case: Case) -> list[str]:
         "in_plane_mm": _is_number(case.in_plane_mm) and case.in_plane_mm > 0,
         "mr_median": case.mr_median is None or _is_number(case.mr_median),
         "hu_histogram": case.hu_histogram is None or _is_counts(case.hu_histogram),
-        "hu_slice_spread": case.hu_slice_spread is None
-        or (
-            isinstance(case.hu_slice_spread, tuple)
-            and len(case.hu_slice_spread) == 2
-            and all(map(_is_number, case.hu_slice_spread))
-        ),
+        "hu_slice_spread": case.hu_slice_spread is None or _is_pair(case.hu_slice_spread),
         "labels": _is_count(case.labels) and case.labels > 0,
         "method": _is_count(case.method),
+        "contrast": case.contrast is None or (is_name(case.contrast) and case.domain == "A"),
+        "further": not case.further or (case.contrast is not None and _are_contrasts(case)),
         "frame": not frame or _is_count(frame.get("size")),
     }
     return [f"{name} {getattr(case, name)!r} of the case {case.name!r}" for name, fine in good.items() if not fine]
+
+
+def _are_contrasts(case: Case) -> bool:
+    return len(set(case.contrasts)) == len(case.contrasts) and all(
+        is_name(one.name)
+        and isinstance(one.source_sha256, str)
+        and _is_pair(one.percentiles)
+        and _is_number(one.mr_median)
+        and (one.fat_level is None or (_is_number(one.fat_level) and one.fat_level > 0))
+        and isinstance(one.fat_problem, str | None)
+        for one in case.further
+    )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_count(value: object) -> bool:

@@ -13,16 +13,19 @@ import math
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import InputError
 from data.files import whole_file
-from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask, remove_couch
+from data.masks.body_mask import remove_couch
 from data.outputs import check_free
+from data.prepared.case_volumes import describe_mr, find_body, read_contrasts, without_bias
 from data.prepared.manifest import (
     MANIFEST_NAME,
     Case,
+    FurtherContrast,
     Manifest,
     case_problems,
     check_names,
@@ -34,9 +37,7 @@ from data.prepared.manifest import (
 from data.prepared.sources import Source
 from data.prepared.training_statistics import MIN_BODY_SHARE, slice_spread
 from data.prepared.volume_jobs import Failure, run_jobs
-from data.values.intensity import AIR_HU, mr_percentiles
-from data.values.modality import check_ct, check_mr
-from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
+from data.values.intensity import AIR_HU
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, read_volume, write_volume
 
@@ -112,7 +113,7 @@ def prepare_dataset(
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
     jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
     for job in jobs:
-        if job.known.mask_source_sha256 and not job.source.mask:
+        if job.known and job.known.mask_source_sha256 and not job.source.mask:
             log.info("%s: corrected by hand, kept and used", _body_path(job))
     writer = _SliceWriter(size, spacing_mm, slice_mm)
     if not all(writer.is_done(job) for job in jobs):
@@ -135,7 +136,8 @@ def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
     if not own and not _is_manifest(root / MANIFEST_NAME):
         check_free([root / MANIFEST_NAME], "--out")
     for job in [job for job in jobs if job not in own]:
-        folders = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        folders: tuple[str, ...] = (f"{job.split}{job.domain}", f"mask{job.domain}")
+        folders += tuple(f"{folders[0]}/{one.contrast}" for one in job.source.further)
         files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
         supplied = job.source.mask and _is_body_file(job.source.mask, job)
         check_free(files if supplied else [*files, _body_path(job)], "--out")
@@ -198,20 +200,24 @@ def analyse(job: Job) -> Case:
     The mask under `bodies/` is not written where the user corrected it or supplies that very file.
     """
     source = job.source
-    digest = hash_source(source.path)
+    digests = [hash_source(one.path) for one in (source, *source.further)]
     mask_path = _supplied_mask(job)
     mask_digest = hash_source(mask_path) if mask_path else None
-    if _is_current(job, digest, mask_digest):
+    if job.known and _is_current(job, job.known, digests, mask_digest):
         return job.known
-    volume = read_volume(source.path, source.series_uid)
-    body = _find_body(job, volume, mask_path)
+    volumes = read_contrasts(source)
+    body = find_body(source, job.domain, volumes, mask_path)
+    volume = volumes[0]
     if mask_path and _is_body_file(mask_path, job):
         body_digest = job.known.body_sha256 if job.known else None
     else:
         body_digest = _write_body(job, volume.with_array(body.astype(np.uint8)))
-    level, problem = None, None
+    if job.corrects_bias:
+        volumes = without_bias(source, volumes, body)
+    described: list[dict[str, Any]] = [{"percentiles": None}]
     if job.domain == "A":
-        volume, level, problem = _scaled(job, volume, body)
+        described = [describe_mr(one, body, job.corrects_bias) for one in volumes]
+    further = zip(source.further, digests[1:], described[1:], strict=True)
     frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
     case = Case(
         name=source.name,
@@ -219,14 +225,16 @@ def analyse(job: Job) -> Case:
         split=job.split,
         domain=job.domain,
         source=str(source.path),
-        source_sha256=digest,
+        source_sha256=digests[0],
         mask_source_sha256=mask_digest,
         extent_mm=frame.body_extent_mm(body),
         in_plane_mm=frame.in_plane_mm,
-        percentiles=mr_percentiles(volume.array, body) if job.domain == "A" else None,
-        mr_median=float(np.median(volume.array[body])) if job.domain == "A" else None,
-        fat_level=level,
-        fat_problem=problem,
+        **described[0],
+        contrast=source.contrast,
+        further=tuple(
+            FurtherContrast(_contrast_name(one), str(one.path), digest, one.series_uid, **figures)
+            for one, digest, figures in further
+        ),
         bias_corrected=job.corrects_bias,
         series_uid=source.series_uid,
         body_sha256=body_digest,
@@ -236,53 +244,25 @@ def analyse(job: Job) -> Case:
     return case
 
 
-def _find_body(job: Job, volume: Volume, mask_path: Path | None) -> np.ndarray:
-    """Return a volume's body, found or supplied. Raises `InputError` where it is not what it is given as."""
-    is_mr = job.domain == "A"
-    try:
-        (check_mr if is_mr else check_ct)(volume)
-        body = None if mask_path else (mr_body_mask if is_mr else ct_body_mask)(volume)
-    except InputError as error:
-        raise InputError(f"{job.source.path}: {error}") from error
-    if mask_path:
-        body = read_mask(mask_path, volume)
-    low, high = mr_percentiles(volume.array, body) if is_mr else (0, 1)
-    if not low < high:
-        raise InputError(
-            f"{job.source.path}: the MR is constant in the body ({low:g}); expected an image with contrast: check the "
-            "volume, and its mask where one is supplied"
-        )
-    return body
+def _contrast_name(source: Source) -> str:
+    assert source.contrast is not None, "of several contrasts each has a name"
+    return source.contrast
 
 
-def _scaled(job: Job, volume: Volume, body: np.ndarray) -> tuple[Volume, float | None, str | None]:
-    """Return an MR, corrected where that is wanted, and the level of its fat or why there is none.
-
-    Raises:
-        InputError: its bias field is to be corrected, and it has no intensities that could be.
-    """
-    try:
-        check_starts_at_zero(volume.array, body)
-        if job.corrects_bias:
-            volume = correct_bias(volume, body)
-        return volume, fat_level(volume.array, body), None
-    except InputError as error:
-        if job.corrects_bias:
-            raise InputError(f"{job.source.path}: {error}") from error
-        return volume, None, str(error)
-
-
-def _is_current(job: Job, digest: str, mask_digest: str | None) -> bool:
+def _is_current(job: Job, known: Case, digests: list[str], mask_digest: str | None) -> bool:
     """Tell whether what was recorded of a volume still holds."""
-    known, source = job.known, job.source
-    if known is None or not _body_path(job).exists():
+    source = job.source
+    if not _body_path(job).exists():
         return False
     if job.domain == "A" and known.fat_level is None and known.fat_problem is None:  # of an older version
         return False
     of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
-    recorded = (*of_source, known.method, known.bias_corrected)
-    current = (digest, mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
-    return recorded == current
+    contrasts = (known.contrast, *((one.name, one.source_sha256, one.series_uid) for one in known.further))
+    recorded = (*of_source, known.method, known.bias_corrected, *contrasts)
+    further = zip(source.further, digests[1:], strict=True)
+    given = (source.contrast, *((one.contrast, digest, one.series_uid) for one, digest in further))
+    current = (digests[0], mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
+    return recorded == (*current, *given)
 
 
 def _write_body(job: Job, body: Volume) -> str:
@@ -312,6 +292,11 @@ def _is_body_file(path: Path, job: Job) -> bool:
     return path.resolve() == _body_path(job).resolve()
 
 
+def _analysed(job: Job) -> Case:
+    assert job.known is not None, "the first pass has analysed it"
+    return job.known
+
+
 @dataclass(frozen=True)
 class _SliceWriter:
     """The second pass, for one frame setting; a class so that it travels to worker processes."""
@@ -322,29 +307,35 @@ class _SliceWriter:
 
     def is_done(self, job: Job) -> bool:
         """Tell whether the slices and masks of an analysed volume are there, in this frame."""
-        case = job.known
+        case = _analysed(job)
         made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
-        files = [job.root / case.image_file, job.root / case.mask_file]
+        files = [job.root / file for file in (*case.image_files, case.mask_file)]
         recorded = case.domain == "A" or case.hu_histogram is not None
         return recorded and made_for == (self.size, self.spacing_mm, self.slice_mm) and all(f.exists() for f in files)
 
     def __call__(self, job: Job) -> Case:
         """Write one analysed volume's slices and masks."""
-        case = job.known
+        case = _analysed(job)
         if self.is_done(job):
             return case
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
-        volume = read_volume(job.source.path, job.source.series_uid, again=True)
+        volumes = read_contrasts(job.source, again=True)
         body = read_volume(_body_path(job), again=True).array > 0
         if case.bias_corrected:
-            volume = correct_bias(volume, body)
+            volumes = without_bias(job.source, volumes, body)
+        volume = volumes[0]
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
-        slices = _mr_slices(volume, frame) if case.domain == "A" else _ct_slices(volume, body, frame)
-        histogram, spread = slice_spread(slices, masks) if case.domain == "B" else (None, None)
-        _save_array(job.root / case.image_file, slices)
+        histogram = spread = None
+        if case.domain == "B":
+            slices = _ct_slices(volume, body, frame)
+            histogram, spread = slice_spread(slices, masks)
+            _save_array(job.root / case.image_file, slices)
+        else:
+            for file, contrast in zip(case.image_files, volumes, strict=True):
+                _save_array(job.root / file, _mr_slices(contrast, frame))
         _save_array(job.root / case.mask_file, masks)
         case = replace(
             case,

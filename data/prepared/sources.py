@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data.errors import InputError
+from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 
@@ -19,13 +20,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A volume to prepare: case name, patient, file or DICOM folder, supplied body mask, series of the folder."""
+    """A volume to prepare: case name, patient, file or DICOM folder, supplied body mask, series of the folder.
+
+    An MR may have a `contrast`, its name, and `further` ones of the same case.
+    """
 
     name: str
     patient: str
     path: Path
     mask: Path | None = None
     series_uid: str | None = None
+    contrast: str | None = None
+    further: tuple["Source", ...] = ()
 
 
 def find_volumes(pattern: str) -> list[Path]:
@@ -191,10 +197,12 @@ def find_sources(
     patient_regex: str | None,
     series_uids: Sequence[str] = (),
     case_regex: str | None = None,
+    contrast: str | None = None,
 ) -> list[Source]:
     """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
 
-    A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does.
+    A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does. Where the volumes
+    are of one `contrast` among others, its name is left out, and where nothing else is left the folder's is taken.
     A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
     such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Of a folder with several DICOM series the one in
     `series_uids` is taken.
@@ -205,9 +213,12 @@ def find_sources(
     """
     paths = find_volumes(pattern)
     names = _name(paths, case_regex)
+    if contrast:
+        named = zip(names, paths, strict=True)
+        names = [without_name(name, contrast) or _clean(path.absolute().parent.name) for name, path in named]
     masks = _match_masks(names, paths, mask_pattern, case_regex) if mask_pattern else [None] * len(paths)
     return [
-        Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids))
+        Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids), contrast)
         for name, path, mask in zip(names, paths, masks, strict=True)
     ]
 

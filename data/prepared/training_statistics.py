@@ -7,13 +7,12 @@ distributions (Vallender, Theory Probab Appl 1974).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
-from data.prepared.manifest import Case, Manifest
-from data.volumes.volume import axial_order
+from data.prepared.manifest import Manifest
+from data.prepared.slice_spacing import through_mm
 
 # Bins of 32 HU over what CT holds; values beyond count in the first and last bin.
 HU_EDGES = np.arange(-1024, 3072 + 1, 32)
@@ -23,6 +22,7 @@ MIN_BODY_SHARE = 0.005
 SPREAD_QUANTILES = (0.5, 0.95)
 
 Range = tuple[float, float]
+Counts = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,18 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
     mr, ct = manifest.select("train", "A"), manifest.select("train", "B")
     if not mr or not ct or any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
         return None
-    ct = [case for case in ct if sum(case.hu_histogram)]  # a body that lies outside the frame has no voxel in it
+    # A body that lies outside the frame has no voxel in it.
+    ct = [case for case in ct if sum(_given(case.hu_histogram))]
     if not ct:
         return None
-    pooled = np.sum([case.hu_histogram for case in ct], axis=0)
+    pooled = np.sum([_given(case.hu_histogram) for case in ct], axis=0)
     # By the triangle inequality: slice to pooled is at most slice to its case, and its case to pooled.
-    limits = [np.add(case.hu_slice_spread, hu_distance(case.hu_histogram, pooled)) for case in ct]
+    limits = [np.add(_given(case.hu_slice_spread), hu_distance(_given(case.hu_histogram), pooled)) for case in ct]
     return TrainingStatistics(
         hu_histogram=tuple(pooled.tolist()),
         hu_slice_limits=tuple(np.max(limits, axis=0).tolist()),
-        mr_high=_range(case.percentiles[1] for case in mr),
-        mr_median=_range(relative_median(case.mr_median, case.percentiles) for case in mr),
+        mr_high=_range(_given(case.percentiles)[1] for case in mr),
+        mr_median=_range(relative_median(_given(case.mr_median), _given(case.percentiles)) for case in mr),
         in_plane_mm=_range(case.in_plane_mm for case in mr),
         through_mm=_range(through_mm(case) for case in mr),
     )
@@ -101,7 +102,7 @@ def hu_histogram(hu: np.ndarray) -> np.ndarray:
     return np.bincount(bins.astype(np.intp).ravel(), minlength=len(HU_EDGES) - 1)
 
 
-def hu_distance(counts: Sequence[int], reference: Sequence[int], window: Range | None = None) -> float:
+def hu_distance(counts: Counts, reference: Counts, window: Range | None = None) -> float:
     """Return the Wasserstein distance (HU) of two histograms in the bins of `HU_EDGES`; NaN where one is empty.
 
     With a `window` (HU) both are clipped to it first, in whole bins: a model cannot leave its window.
@@ -114,7 +115,7 @@ def hu_distance(counts: Sequence[int], reference: Sequence[int], window: Range |
 
 
 def slice_distances(
-    slices: np.ndarray, masks: np.ndarray, reference: Sequence[int], window: Range | None = None
+    slices: np.ndarray, masks: np.ndarray, reference: Counts, window: Range | None = None
 ) -> np.ndarray:
     """Return the `hu_distance` of every slice that shows enough body (`MIN_BODY_SHARE`) from a reference histogram.
 
@@ -132,7 +133,8 @@ def slice_spread(slices: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, Ran
     """Return a CT's histogram inside the body, and the `SPREAD_QUANTILES` of its slices' distances (HU) from it."""
     counts = hu_histogram(slices[masks > 0])
     distances = slice_distances(slices, masks, counts)
-    return counts, tuple(np.quantile(distances, SPREAD_QUANTILES).tolist()) if distances.size else (0.0, 0.0)
+    low, high = np.quantile(distances, SPREAD_QUANTILES).tolist() if distances.size else (0.0, 0.0)
+    return counts, (low, high)
 
 
 def relative_median(median: float, percentiles: Range) -> float:
@@ -141,34 +143,19 @@ def relative_median(median: float, percentiles: Range) -> float:
     return (median - low) / (high - low) if high > low else 0.0
 
 
-def _cumulative(counts: Sequence[int]) -> np.ndarray:
-    counts = np.asarray(counts, float)
-    total = counts.sum()
-    return np.cumsum(counts) / total if total else np.full(len(counts), np.nan)
+def _given[Figure](figure: Figure | None) -> Figure:
+    """Return a figure that the case of a sound manifest has."""
+    if figure is None:
+        raise TypeError("a figure is missing")
+    return figure
 
 
-def through_mm(case: Case) -> float:
-    """Return how far apart (mm) the slices of a case's source lie."""
-    order, _ = axial_order(case.frame["source_direction"])
-    return case.frame["source_spacing"][2 - order[0]]
+def _cumulative(counts: Counts) -> np.ndarray:
+    values = np.asarray(counts, float)
+    total = values.sum()
+    return np.cumsum(values) / total if total else np.full(len(values), np.nan)
 
 
 def _range(values) -> Range:
     values = [float(value) for value in values]
     return min(values), max(values)
-
-
-def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: list[Case]) -> float:
-    """Return the one spacing between slices in mm, which the volumes of a model of slabs share within 10 %.
-
-    Raises:
-        InputError: they do not.
-    """
-    spacings = {case.name: manifest.slice_mm or case.frame["source_spacing"][2] for case in cases}
-    low, high = min(spacings, key=spacings.get), max(spacings, key=spacings.get)
-    if spacings[high] > 1.1 * spacings[low]:
-        raise InputError(
-            f"{dataroot}: slices of {low} lie {spacings[low]:g} mm apart, those of {high} {spacings[high]:g} mm; "
-            "slabs need one spacing: prepare the data set with --slice_mm"
-        )
-    return float(np.median(list(spacings.values())))

@@ -1,10 +1,10 @@
 """Work on volumes in processes of their own, where one that cannot be read costs no other."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -52,18 +52,16 @@ def run_jobs[Job: VolumeJob, Result](
         title: of the progress shown.
     """
     done, failures, lost = [], [], []
-    with _processes(workers) as pool:
-        calls = {_submit(pool, work, job): job for job in jobs} if pool else {partial(work, job): job for job in jobs}
-        ready = as_completed(calls) if pool else calls
-        for call in tqdm(ready, total=len(jobs), desc=title, unit="volume", disable=None):
+    with _processes(workers) if workers > 1 else nullcontext() as pool:
+        for job, result in tqdm(_calls(pool, work, jobs), total=len(jobs), desc=title, unit="volume", disable=None):
             try:
-                done.append(call.result() if pool else call())
+                done.append(result())
             except InputError as error:
-                failures.append(Failure(calls[call].source, str(error)))
+                failures.append(Failure(job.source, str(error)))
             except OSError as error:
-                failures.append(_unreadable(calls[call].source, error))
+                failures.append(_unreadable(job.source, error))
             except BrokenProcessPool:
-                lost.append(calls[call])
+                lost.append(job)
     if lost:
         log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
     for job in lost:
@@ -84,20 +82,30 @@ def _unreadable(source: Source, error: OSError) -> Failure:
     return Failure(source, f"{source.path}: cannot be read: {error}")
 
 
+def _calls[Job: VolumeJob, Result](
+    pool: Executor | None, work: Callable[[Job], Result], jobs: list[Job]
+) -> Iterator[tuple[Job, Callable[[], Result]]]:
+    """Yield jobs with what returns their results: in a pool as they are done, else in order, each done when called."""
+    if pool is None:
+        yield from ((job, partial(work, job)) for job in jobs)
+        return
+    calls = {_submit(pool, work, job): job for job in jobs}
+    for call in as_completed(calls):
+        yield calls[call], call.result
+
+
 def _submit(pool: Executor, work: Callable, job: VolumeJob) -> Future:
     """Return a call to the pool, also to one that is broken by now."""
     try:
         return pool.submit(work, job)
     except BrokenProcessPool as error:
-        call = Future()
+        call: Future = Future()
         call.set_exception(error)
         return call
 
 
-def _processes(workers: int) -> AbstractContextManager[Executor | None]:
-    """Return a pool of processes, or None for one worker: this process. Spawned: forking ITK's threads can deadlock."""
-    if workers == 1:
-        return nullcontext()
+def _processes(workers: int) -> Executor:
+    """Return a pool of processes. Spawned: forking ITK's threads can deadlock."""
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
 
 

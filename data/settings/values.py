@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,12 +100,12 @@ def torch_device(text: str) -> torch.device:
     return device
 
 
-def parse_numbers(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+def parse_numbers(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; words that begin like a negative number (-1e3, -1000:-1,...) are values, never options."""
     return parser.parse_args(protected_numbers(arguments))
 
 
-def protected_numbers(arguments: list[str] | None) -> list[str]:
+def protected_numbers(arguments: Sequence[str] | None) -> list[str]:
     """Return a command line's words in a form in which argparse takes none of its negative numbers for an option."""
     words = sys.argv[1:] if arguments is None else arguments
     # argparse takes such words for options unless they are plain negative numbers; a leading space settles it, and

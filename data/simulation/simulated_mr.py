@@ -51,20 +51,25 @@ class SimulationSettings:
 
 @dataclass(frozen=True)
 class SimulatedPairs:
-    """Makes training pairs from single CT slices as the networks see them: through `ct_map`, pixels of `spacing_mm`."""
+    """Makes training pairs from CT slabs as the networks see them: through `ct_map`, pixels of `spacing_mm`.
+
+    `slice_mm`: what the slices of a slab lie apart; None for single slices.
+    """
 
     ct_map: IntensityMap
     spacing_mm: float
+    slice_mm: float | None = None
 
     def __call__(self, ct: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return simulated MR and CT, cut to one field of view, of a CT slice; all float32 (1, H, W) in [-1, 1]."""
-        clean = denoised(self.ct_map.to_physical(ct[0].numpy()))
-        maps = (torch.from_numpy(array)[None, None].float() for array in (clean, bone_depth(clean, self.spacing_mm)))
+        """Return simulated MR and CT, cut to one field of view, of a CT slab; all float32 (S, H, W) in [-1, 1]."""
+        planes = [denoised(plane) for plane in self.ct_map.to_physical(ct.numpy())]
+        clean, depth = np.stack(planes), np.stack([bone_depth(plane, self.spacing_mm) for plane in planes])
+        hu, depth_mm = (torch.from_numpy(array)[None].float() for array in (clean, depth))
         draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
         settings = SimulationSettings()
-        mr = simulate_mr(*maps, (self.spacing_mm, self.spacing_mm), draws, settings)[0]
+        mr = simulate_mr(hu, depth_mm, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
         seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
-        air = float(self.ct_map.to_network(AIR_HU))
+        air = float(self.ct_map.to_network(np.array(AIR_HU)))
         return torch.where(seen, mr, -1.0), torch.where(seen, ct, air)
 
 
@@ -89,7 +94,7 @@ class Draws:
 
     def smooth_field(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         cell_mm: float,
         spacing: tuple[float, float],
         spread: Tensor | float = 1.0,
@@ -173,8 +178,8 @@ def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, flo
         return simulate_mr(ct, quarters / 4, spacing, draws, SimulationSettings())[0].numpy()
 
 
-def field_of_view(shape: tuple[int, int], share: float, draws: Draws) -> Tensor:
-    """Return rectangles, bool (N, 1, H, W), True inside: MR often ends within the body, with nothing beyond.
+def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
+    """Return rectangles in a `shape` (H, W), bool (N, 1, H, W), True inside: MR often ends within the body.
 
     Each side is cut with probability `share` / 2, by up to 45 %.
     """
@@ -292,7 +297,7 @@ def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
     return slope.mul_(1 / steepest).clamp_(max=1).mul_(draws.uniform(0, 0.8))
 
 
-def _dark_details(shape: tuple[int, int, int], spacing: tuple[float, float], draws: Draws) -> Tensor:
+def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: Draws) -> Tensor:
     """Return the share of the signal that is lost in vessels, fasciae and tendons, which CT does not tell from others.
 
     Without them all that is dark inside a body would be air or bone.

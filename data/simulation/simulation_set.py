@@ -18,7 +18,7 @@ from data.errors import InputError
 from data.files import whole_file
 from data.outputs import check_free
 from data.prepared.manifest import Case, read_manifest
-from data.prepared.training_statistics import common_slice_spacing
+from data.prepared.slice_spacing import common_slice_spacing
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
 
 log = logging.getLogger(__name__)

@@ -127,7 +127,7 @@ def mr_percentiles(mr: np.ndarray, body: np.ndarray) -> tuple[float, float]:
 
 
 def mr_window(
-    rule: str | tuple[float, float], percentiles: tuple[float, float], fat_level: float | None = None
+    rule: str | tuple[float, float], percentiles: tuple[float, float] | None, fat_level: float | None = None
 ) -> IntensityMap:
     """Return one MR volume's window.
 
@@ -137,8 +137,11 @@ def mr_window(
         fat_level: `data.values.mr_scale.fat_level` of the volume, for 'tissue': the window is 0 to 1200/950 of it.
     """
     if rule == "tissue":
+        assert fat_level is not None, "'tissue' needs the level of fat"
         return IntensityMap.window(0.0, TISSUE_REACH * fat_level)
-    low, high = percentiles if rule == "percentile" else rule
+    window = percentiles if isinstance(rule, str) else rule
+    assert window is not None, "'percentile' needs the percentiles"
+    low, high = window
     if not low < high:
         raise InputError(f"MR window {low} .. {high}: the MR is constant inside the body, or the window is reversed")
     return IntensityMap.window(low, high)

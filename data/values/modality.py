@@ -76,7 +76,7 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
     rows = array[::step, ::step]  # along a row no voxel is left out
     before, after = rows[..., :-1], rows[..., 1:]
     of_body = (before != background) | (after != background)
-    same = np.count_nonzero((before == after) & of_body) / max(1, np.count_nonzero(of_body))
+    same = np.count_nonzero((before == after) & of_body) / max(1, int(np.count_nonzero(of_body)))
     if same < _LABELLED_SHARE:
         return None
     share = 100 * same
@@ -100,9 +100,9 @@ def check_ct(ct: Volume, synthetic: bool = False) -> None:
         raise _refused("no CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied")
     if synthetic:
         return
-    why = _beyond_storage(sample) or _not_rescaled(sample) or _clipped(sample) or _padded(ct)
-    if why:
-        raise _refused("no CT in HU", ct, why, "expected HU, with air at -1000 and padding at -1024 or below")
+    fault = _beyond_storage(sample) or _not_rescaled(sample) or _clipped(sample) or _padded(ct)
+    if fault:
+        raise _refused("no CT in HU", ct, fault, "expected HU, with air at -1000 and padding at -1024 or below")
 
 
 def in_hu(ct: Volume) -> Volume:

@@ -136,8 +136,21 @@ def _vertex(density: np.ndarray, peak: int) -> float:
 def correct_bias(mr: Volume, body: np.ndarray) -> Volume:
     """Return an MR without the smooth shading of its coils, float32, on the same scale and grid.
 
+    Arguments and errors are those of `log_bias_field`, which is divided out.
+    """
+    return without_field(mr, log_bias_field(mr, body))
+
+
+def without_field(mr: Volume, log_field: np.ndarray) -> Volume:
+    """Return an MR, float32, divided by a field that is given by its logarithm (z, y, x)."""
+    return mr.with_array((mr.array * np.exp(-log_field)).astype(np.float32))
+
+
+def log_bias_field(mr: Volume, body: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the smooth shading of an MR's coils, float32 (z, y, x): that of all its contrasts.
+
     N4 (Tustison et al., IEEE Trans Med Imaging 2010) finds the field inside the body on a copy of blocks of about
-    4.5 mm. The field at full resolution is divided out; its geometric mean over the body's voxels above 0 is 1.
+    4.5 mm. At full resolution its geometric mean over the body's voxels above 0 is 1.
 
     Args:
         mr: the volume.
@@ -162,4 +175,4 @@ def correct_bias(mr: Volume, body: np.ndarray) -> Volume:
     n4.Execute(coarse, shares >= 0.5)
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
     field -= field[seen].mean(dtype=np.float64)
-    return mr.with_array((mr.array * np.exp(-field)).astype(np.float32))
+    return field

@@ -6,12 +6,13 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -22,6 +23,7 @@ from pydicom.uid import (
 )
 
 from data.errors import InputError
+from data.volumes.dicom_contrasts import pick_contrast
 from data.volumes.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
 from data.volumes.reader_process import find_unreadable, is_nested, read_slices
 
@@ -33,6 +35,7 @@ _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
     "SOPClassUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "RescaleType",
+    "ImageType", "EchoTime", "MagneticFieldStrength",
 ]  # fmt: skip
 _GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # Names of HU; US is "unspecified", and an empty tag says as little.
@@ -119,16 +122,20 @@ def _is_damaged(file: Path) -> bool:
         return file.suffix.lower() in _SUFFIXES
 
 
-def read_series(folder: Path, series_uid: str | None = None) -> sitk.Image:
-    """Read one series as a 3-D image, slices sorted along their normal, rescaled (CT: in HU).
+def read_series(folder: Path, series_uid: str | None = None, contrast: str | None = None) -> sitk.Image:
+    """Read one series, or the slices in it that show a contrast, as a 3-D image in the order of its normal, rescaled.
 
     Raises:
         InputError: no series, several without `series_uid`, a damaged file, slices that do not make one evenly spaced
             volume, colour or multi-frame images, a header without the geometry, or pixels that cannot be decoded.
     """
     found = list_series(folder)
-    series = _choose(folder, found, series_uid)
     read = {file for one in found for file, _ in one.files}
+    if contrast:
+        found = [one for one in found if one.uid == series_uid] or found
+        picked = pick_contrast(folder, [one.files for one in found], contrast)
+        found = [replace(one, files=tuple(files)) for one, files in zip(found, picked, strict=True) if files]
+    series = _choose(folder, found, series_uid)
     for file in sorted(path for path in folder.iterdir() if path.is_file() and path not in read):
         if _is_damaged(file):  # at an end of the series its loss would show nowhere
             raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
@@ -277,7 +284,9 @@ def _check_length(file: Path, header: pydicom.Dataset) -> None:
     stored = pydicom.dcmread(file, specific_tags=["PixelData"], defer_size=1024, force=True)
     if "PixelData" not in stored:  # said where it is decoded
         return
-    length = stored.get_item("PixelData", keep_deferred=True).length
+    pixels = stored.get_item("PixelData", keep_deferred=True)
+    assert isinstance(pixels, RawDataElement), "nothing has asked for its value"
+    length = pixels.length
     row_bytes = header.Columns * header.BitsAllocated / 8
     expected = math.ceil(header.Rows * row_bytes)
     # Some exports pad the pixels.
@@ -322,7 +331,10 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
     spacing = float(np.median(steps))
     if steps.min() < 1e-3 * max(spacing, 1e-3):
         place = series.files[order[int(steps.argmin()) + 1]][0].name
-        raise InputError(f"{folder}: two slices at one position ({place}): several echoes or time points in one series")
+        raise InputError(
+            f"{folder}: two slices at one position ({place}): several echoes, contrasts or time points in one "
+            "series; contrasts are read by name, as NAME=FOLDER"
+        )
     worst = int(np.abs(steps - spacing).argmax())
     if abs(steps[worst] - spacing) > SPACING_TOLERANCE * spacing:
         before, after = (series.files[order[worst + k]][0].name for k in (0, 1))

@@ -127,6 +127,20 @@ def finite_number(text: str) -> float | None:
     return number if math.isfinite(number) and abs(number) <= GREATEST_MM else None
 
 
+def whole_numbers(words: Iterable[str], least: int = 0) -> list[int] | None:
+    """Return the whole numbers that words are, as `whole_number` does; None if one of them is none."""
+    numbers = [whole_number(word, least) for word in words]
+    found = [number for number in numbers if number is not None]
+    return found if len(found) == len(numbers) else None
+
+
+def finite_numbers(words: Iterable[str]) -> list[float] | None:
+    """Return the numbers that words are, as `finite_number` does; None if one of them is none."""
+    numbers = [finite_number(word) for word in words]
+    found = [number for number in numbers if number is not None]
+    return found if len(found) == len(numbers) else None
+
+
 class TextHeader:
     """The values of a header in text, each once, asked for by what they must be."""
 
@@ -177,8 +191,8 @@ def _numbered(pattern: str, numbers: Sequence[str]) -> list[str] | None:
         numbers: first, last and, where it is not 1, step.
     """
     parts = re.fullmatch(r"([^%]*)%(0?[0-9]{0,2})d([^%]*)", pattern)
-    values = [whole_number(text) for text in numbers]
-    if not parts or len(values) not in (2, 3) or None in values:
+    values = whole_numbers(numbers)
+    if not parts or values is None or len(values) not in (2, 3):
         return None
     first, last, step = (*values, 1)[:3]
     if step < 1 or not first <= last <= first + step * _MAX_FILES:

@@ -4,6 +4,7 @@ The format: https://itk.org/Wiki/ITK/MetaIO/Documentation
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from data.volumes.headers import (
     TextHeader,
     check_size,
     finite_number,
+    finite_numbers,
     read_start,
-    whole_number,
+    whole_numbers,
 )
 from data.volumes.streams import StoredVolume
 
@@ -103,28 +105,27 @@ class _Header(TextHeader):
         if header == -1 and encoding != "raw":
             raise self.damaged("HeaderSize", "-1", "0 or more for data that are compressed or text")
         return StoredVolume(
-            self.path, files, encoding, self._dtype(), size[:3], tuple(value * factor for value in spacing[:3]),
-            tuple(value * factor for value in origin[:3]),
-            tuple(rows[:3, :3].T.ravel().tolist()), self.bytes if local else max(header, 0),
-            None if header == -1 else 0,
+            self.path, files, encoding, self._dtype(), (size[0], size[1], size[2]), _first_three(spacing, factor),
+            _first_three(origin, factor), tuple(rows[:3, :3].T.ravel().tolist()),
+            self.bytes if local else max(header, 0), None if header == -1 else 0,
         )  # fmt: skip
 
-    def _sizes(self, dimensions: int) -> tuple[int, ...]:
+    def _sizes(self, dimensions: int) -> list[int]:
         text = self.values.get("DimSize")
-        sizes = [whole_number(word, 1) for word in (text or "").split()]
-        if len(sizes) != dimensions or None in sizes:
+        sizes = whole_numbers((text or "").split(), 1)
+        if sizes is None or len(sizes) != dimensions:
             raise self.damaged("DimSize", text, f"{dimensions} numbers of voxels")
-        return tuple(sizes)
+        return sizes
 
-    def _numbers(self, keys: tuple[str, ...], count: int, default: list[float] | np.ndarray = ()) -> list[float]:
+    def _numbers(self, keys: tuple[str, ...], count: int, default: Iterable[float] = ()) -> list[float]:
         """Return the numbers of the one of several keys that mean the same."""
         given = [key for key in keys if key in self.values]
         if len(given) > 1:
             raise self.damaged(given[1], self.values[given[1]], f"either this or {given[0]}")
         if not given:
             return list(default)
-        numbers = [finite_number(word) for word in self.values[given[0]].split()]
-        if len(numbers) != count or None in numbers:
+        numbers = finite_numbers(self.values[given[0]].split())
+        if numbers is None or len(numbers) != count:
             raise self.damaged(given[0], self.values[given[0]], f"{count} finite numbers up to 1e9")
         return numbers
 
@@ -147,3 +148,8 @@ class _Header(TextHeader):
         if len(orders) == 2:
             raise self.damaged(_BYTE_ORDER[1], self.values[_BYTE_ORDER[1]], f"the same as {_BYTE_ORDER[0]}")
         return np.dtype((">" if True in orders else "<") + _TYPES[name])
+
+
+def _first_three(values: list[float], factor: float) -> tuple[float, float, float]:
+    x, y, z = (value * factor for value in values[:3])
+    return x, y, z

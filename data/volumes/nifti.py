@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header
 from nibabel.openers import ImageOpener
 
@@ -61,8 +62,8 @@ class NiftiImage(NamedTuple):
     """What a NIfTI file holds: voxels (z, y, x), spacing, origin and direction as in `Volume`; transforms; notes."""
 
     array: np.ndarray
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
     direction: tuple[float, ...]
     forms: NiftiForms
     notes: tuple[str, ...]
@@ -79,7 +80,7 @@ def read_nifti(path: Path, stored_bytes: int) -> NiftiImage:
         InputError: Analyze, no 3-D scalar volume, or transforms that shear or contradict each other.
     """
     image = nibabel.load(path)
-    if not isinstance(image.header, Nifti1Header):
+    if not isinstance(image, nibabel.Nifti1Pair):
         raise InputError(
             f"{path}: Analyze 7.5, which does not say what is left and right; expected NIfTI: convert it with the "
             "software that wrote it"
@@ -93,18 +94,19 @@ def read_nifti(path: Path, stored_bytes: int) -> NiftiImage:
     voxels = np.asanyarray(_verified(path, image).dataobj)
     array = voxels.reshape(voxels.shape[:3], order="F").T
     native = np.dtype(np.float64) if kind.itemsize > 8 and array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    origin = tuple((_LPS @ forms.used)[:3, 3].tolist())
-    return NiftiImage(array.astype(native, copy=False), spacing, origin, direction, forms, notes)
+    x, y, z = (_LPS @ forms.used)[:3, 3].tolist()
+    return NiftiImage(array.astype(native, copy=False), spacing, (x, y, z), direction, forms, notes)
 
 
 def _verified(path: Path, image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
     """Return an image whose bytes lie in memory, all of them: nibabel stops at the last voxel, before the checksum."""
-    stored = image.dataobj
-    file = Path(image.file_map["image"].filename)
+    stored, name = image.dataobj, image.file_map["image"].filename
+    assert isinstance(stored, ArrayProxy) and name is not None, "it was read from a file"
+    file = Path(name)
     check_data_file(file, path)
     encoding = "gzip" if file.name.lower().endswith(".gz") else "raw"
     data = decode(file, file.read_bytes(), encoding, stored.offset + math.prod(stored.shape) * stored.dtype.itemsize)
-    return type(image).from_file_map(image.file_map | {"image": nibabel.FileHolder(fileobj=io.BytesIO(data))})
+    return type(image).from_file_map({**image.file_map, "image": nibabel.FileHolder(fileobj=io.BytesIO(data))})
 
 
 def set_forms(header: Nifti1Header, affine: np.ndarray, forms: NiftiForms | None) -> None:
@@ -130,8 +132,9 @@ def set_forms(header: Nifti1Header, affine: np.ndarray, forms: NiftiForms | None
 
 def _header(image: nibabel.Nifti1Pair) -> Nifti1Header:
     """Return an image's header as it stands in the file: nibabel's own copy has spacings of 0 put to 1."""
-    place = image.file_map.get("header", image.file_map["image"])
-    with ImageOpener(place.filename) as file:
+    name = image.file_map.get("header", image.file_map["image"]).filename
+    assert name is not None, "it was read from a file"
+    with ImageOpener(name) as file:
         return type(image.header).from_fileobj(file, check=False)
 
 

@@ -13,10 +13,11 @@ from data.volumes.headers import (
     TextHeader,
     check_size,
     finite_number,
+    finite_numbers,
     read_start,
     split_axes,
     unreadable,
-    whole_number,
+    whole_numbers,
 )
 from data.volumes.streams import StoredVolume
 
@@ -100,11 +101,11 @@ class _Header(TextHeader):
 
     def volume(self) -> StoredVolume:
         dimensions = self.whole("dimension", 1, _MAX_DIMENSIONS)
-        sizes = [whole_number(word, 1) for word in self.values.get("sizes", "").split()]
-        if len(sizes) != dimensions or None in sizes:
+        sizes = whole_numbers(self.values.get("sizes", "").split(), 1)
+        if sizes is None or len(sizes) != dimensions:
             raise self.damaged("sizes", self.values.get("sizes"), f"{dimensions} numbers of voxels")
         axes = self._spatial_axes(sizes)
-        size = tuple(sizes[axis] for axis in axes)
+        columns, rows, slices = (sizes[axis] for axis in axes)
         spacing, origin, direction = self._geometry(axes, dimensions)
         files = self.data_files("data file", self.list, 4) if "data file" in self.values else (self.path,)
         encoding = self._encoding()
@@ -114,7 +115,7 @@ class _Header(TextHeader):
         if self.whole("line skip", 0, 1 << 40, 0):
             raise self.damaged("line skip", self.values["line skip"], "0: lines before the data are not read")
         return StoredVolume(
-            self.path, files, encoding, self._dtype(encoding), size, spacing, origin, direction,
+            self.path, files, encoding, self._dtype(encoding), (columns, rows, slices), spacing, origin, direction,
             self.bytes if files == (self.path,) else 0, None if skipped == -1 else skipped,
         )  # fmt: skip
 
@@ -149,13 +150,13 @@ class _Header(TextHeader):
     def _plain_geometry(self, axes: list[int], dimensions: int) -> tuple[tuple, tuple, tuple]:
         """Return the geometry of a header that names no space: its spacings along the axes of the array."""
         words = self.values.get("spacings", "").split()
-        numbers = [finite_number(word) for word in words]
-        if len(numbers) != dimensions or None in [numbers[axis] for axis in axes]:
+        steps = finite_numbers(words[axis] for axis in axes) if len(words) == dimensions else None
+        if steps is None:
             raise self.damaged("spacings", self.values.get("spacings"), f"{dimensions} finite numbers of mm")
         factors = [self._factor(unit) for unit in _QUOTED.findall(self.values.get("units", ""))] or [1.0] * dimensions
         if len(factors) != dimensions:
             raise self.damaged("units", self.values["units"], f"{dimensions} of them in quotes")
-        spacing = tuple(numbers[axis] * factors[axis] for axis in axes)
+        spacing = tuple(step * factors[axis] for axis, step in zip(axes, steps, strict=True))
         minima = [finite_number(word) for word in self.values.get("axis mins", "").split()] or [0.0] * dimensions
         if len(minima) != dimensions:
             raise self.damaged("axis mins", self.values["axis mins"], f"{dimensions} numbers")
@@ -163,7 +164,10 @@ class _Header(TextHeader):
         if len(centers) != dimensions:
             raise self.damaged("centers", self.values["centers"], f"{dimensions} words")
         # The least place of an axis is a border of its first voxel, unless it says that it is the centre.
-        inside = [0.0 if centers[axis] == "node" or minima[axis] is None else numbers[axis] / 2 for axis in axes]
+        inside = [
+            0.0 if centers[axis] == "node" or minima[axis] is None else step / 2
+            for axis, step in zip(axes, steps, strict=True)
+        ]
         has_minima = "axis mins" in self.values
         origin = tuple(
             ((minima[axis] or 0.0) + shift) * factors[axis] if has_minima else 0.0
@@ -174,7 +178,7 @@ class _Header(TextHeader):
     def _vectors(self, dimensions: int) -> list[str]:
         text = self.values.get("space directions")
         found = _VECTOR.findall(text or "")
-        if len(found) != dimensions or _VECTOR.sub("", text).strip():
+        if text is None or len(found) != dimensions or _VECTOR.sub("", text).strip():
             raise self.damaged("space directions", text, f"{dimensions} vectors such as (1,0,0)")
         return found
 
@@ -182,8 +186,8 @@ class _Header(TextHeader):
         """Return a vector's three numbers (of four in a space with time, the first three); None for `none`."""
         if text.lower() == "none":
             return None
-        numbers = [finite_number(word) for word in text.strip()[1:-1].split(",")]
-        if not (text.startswith("(") and text.endswith(")")) or len(numbers) != 3 or None in numbers:
+        numbers = finite_numbers(text.strip()[1:-1].split(","))
+        if not (text.startswith("(") and text.endswith(")")) or numbers is None or len(numbers) != 3:
             raise self.damaged(field, text, "three finite numbers, as in (1,0,0)")
         return numbers
 

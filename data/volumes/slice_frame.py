@@ -13,11 +13,12 @@ left, and slice 0 is the most inferior.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from data.errors import InputError
-from data.volumes.volume import Volume, axial_order
+from data.volumes.volume import Volume, axial_order, flipped
 
 # Spacings that differ by less than this many pixels over the whole width count as equal: no resampling.
 _SAME_SPACING_PX = 1e-2
@@ -59,7 +60,10 @@ class SliceFrame:
     @classmethod
     def from_dict(cls, data: dict) -> "SliceFrame":
         """Return the frame that `to_dict` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**fields)
 
     @property
     def slices(self) -> int:
@@ -75,6 +79,11 @@ class SliceFrame:
     def in_plane_mm(self) -> float:
         """The finer in-plane spacing of the source, in mm."""
         return min(axis.source_mm for axis in self._axes[1:])
+
+    @property
+    def through_mm(self) -> float:
+        """The spacing of the source between its slices, in mm."""
+        return self._axes[0].source_mm
 
     def prepare(self, volume: Volume, fill: float) -> np.ndarray:
         """Return the volume's slices, float32 (N, size, size) in the volume's units; `fill` where it has no voxels."""
@@ -95,7 +104,7 @@ class SliceFrame:
             expected = (self.slices, self.size, self.size)
             raise ValueError(f"slices of shape {slices.shape} for a frame of {expected}")
         array = self._through(np.asarray(slices), fill, lambda axis: axis.backward())
-        array = np.flip(array, np.flatnonzero(self._order[1]))
+        array = flipped(array, self._order[1])
         array = np.ascontiguousarray(array.transpose(np.argsort(self._order[0])))
         return Volume(array, self.source_spacing, self.source_origin, self.source_direction)
 
@@ -145,13 +154,14 @@ class SliceFrame:
         counts = [self.source_size[2 - axis] for axis in self._order[0]]
         source_mm = [self.source_spacing[2 - axis] for axis in self._order[0]]
         through = _Axis(counts[0], source_mm[0], self.slice_mm or source_mm[0], None)
-        return through, *(_Axis(counts[d], source_mm[d], self.spacing_mm, self.size) for d in (1, 2))
+        rows, columns = (_Axis(counts[d], source_mm[d], self.spacing_mm, self.size) for d in (1, 2))
+        return through, rows, columns
 
     def _canonical(self, volume: Volume) -> np.ndarray:
         if volume.size != self.source_size:
             raise ValueError(f"volume of size {volume.size} in a frame made for {self.source_size}")
         array = volume.array.transpose(self._order[0])
-        return np.flip(array, np.flatnonzero(self._order[1]))
+        return flipped(array, self._order[1])
 
     def _through(self, array: np.ndarray, fill: float, matrix: Callable[["_Axis"], np.ndarray]) -> np.ndarray:
         """Apply one matrix an axis. A row of zeros marks output without input: it becomes `fill`."""
@@ -190,8 +200,8 @@ class _Axis:
 
     @property
     def _full_count(self) -> int:
-        """Pixels that cover every voxel centre, before cropping."""
-        return int(np.ceil(self.source_count / self._step - 1e-6))
+        """Pixels that cover every voxel centre, before cropping: one at least."""
+        return max(1, int(np.ceil(self.source_count / self._step - 1e-6)))
 
     @property
     def count(self) -> int:

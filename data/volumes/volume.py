@@ -7,6 +7,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 
 import logging
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,6 +118,11 @@ def axial_order(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bo
     return order, tuple(bool(cosines[2 - d, 2 - order[d]] < 0) for d in range(3))
 
 
+def flipped(array: np.ndarray, flips: Sequence[bool]) -> np.ndarray:
+    """Return a view of an array that runs the other way along the axes for which `flips` says so."""
+    return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
 def volume_suffix(path: str | Path) -> str:
     """Return the file-name ending that names the format ('.nii.gz', '.mha', ...), or '' if it is not one of ours."""
     name = Path(path).name.lower()
@@ -164,13 +170,16 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
-def read_volume(path: str | Path, series_uid: str | None = None, again: bool = False) -> Volume:
+def read_volume(
+    path: str | Path, series_uid: str | None = None, again: bool = False, contrast: str | None = None
+) -> Volume:
     """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
 
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
         again: it was read before, so its notes are not said another time.
+        contrast: which one of a folder that holds several, by its name (`data.volumes.dicom_contrasts`).
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
@@ -188,7 +197,7 @@ def read_volume(path: str | Path, series_uid: str | None = None, again: bool = F
     if series_uid is not None and not path.is_dir():
         raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
-        volume = from_sitk(dicom.read_series(path, series_uid)) if path.is_dir() else _read_file(path)
+        volume = from_sitk(dicom.read_series(path, series_uid, contrast)) if path.is_dir() else _read_file(path)
     except InputError:
         raise
     except _UNREADABLE as error:

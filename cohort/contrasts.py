@@ -1,0 +1,66 @@
+"""Patients of several contrasts below a folder: what a pattern for each contrast names, joined by case."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cohort.inputs import Cohort, CohortCase, case_name, find_cohort, glob_below
+from data.errors import InputError
+from data.prepared.sources import is_folder, is_volume
+from data.volumes.contrasts import in_order, selector, split_name, without_name
+from data.volumes.dicom import holds_dicom
+
+
+def find_contrast_cohort(
+    root: Path,
+    patterns: Sequence[str] | None,
+    series_description: re.Pattern | None,
+    without: Path | None,
+    names: Sequence[str],
+) -> Cohort:
+    """Return the cases below `root` for a model of the contrasts `names`; arguments and errors as in `find_cohort`.
+
+    With several contrasts each has a pattern, `NAME=GLOB`. A case is called by its path without the contrast's name.
+    One that lacks a contrast, or has it twice, is reported and costs no other.
+    """
+    given = [split_name(pattern) for pattern in patterns or ()]
+    if len(names) == 1 and all(name is None for name, _ in given):
+        cohort = find_cohort(root, patterns, series_description, without)
+        return replace(cohort, cases=tuple(replace(case, contrast=selector(names[0])) for case in cohort.cases))
+    if series_description:
+        raise InputError("--series_description: contrasts are told apart by name; leave it out, or use a --list")
+    if not root.is_dir():
+        raise InputError(f"--input_dir {root}: no such folder")
+    hidden = without.resolve() if without else None
+    found: dict[str, dict[str, list[Path]]] = {}
+    for name, pattern in zip(names, in_order("--pattern", given, names), strict=True):
+        for relative in sorted(glob_below(root, pattern)):
+            path = root / relative
+            if _is_image(path) and not (hidden and path.resolve().is_relative_to(hidden)):
+                case = without_name(case_name(path, root), name) or root.absolute().name
+                found.setdefault(case, {}).setdefault(name, []).append(path)
+    if not found:
+        raise InputError(
+            f"--input_dir {root}: no volume file or DICOM folder that matches {' or '.join(patterns or ())}"
+        )
+    return Cohort(tuple(_joined(case, by_name, names) for case, by_name in sorted(found.items())))
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        return holds_dicom(path) if is_folder(path) else is_volume(path)
+    except OSError:  # its case says so
+        return True
+
+
+def _joined(name: str, by_contrast: dict[str, list[Path]], names: Sequence[str]) -> CohortCase:
+    missing = [contrast for contrast in names if contrast not in by_contrast]
+    twice = [
+        f"{contrast} twice ({', '.join(map(str, paths))})" for contrast, paths in by_contrast.items() if len(paths) > 1
+    ]
+    paths = {contrast: by_contrast[contrast][0] for contrast in names if contrast in by_contrast}
+    (first, path), *further = paths.items()
+    wrong = [f"no {', no '.join(missing)}"] * bool(missing) + twice
+    problem = f"{path}: the case {name} has {' and '.join(wrong)}; expected {', '.join(names)}, each once"
+    return CohortCase(name, path, contrast=selector(first), further=tuple(further), problem=problem if wrong else None)

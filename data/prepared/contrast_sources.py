@@ -1,0 +1,69 @@
+"""The contrasts of MR volumes, joined by case."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data.errors import InputError
+from data.prepared.sources import Source, find_sources
+from data.volumes.contrasts import in_order, split_name
+
+
+def find_contrasts(
+    option: str,
+    patterns: Sequence[str],
+    mask_pattern: str | None,
+    patient_regex: str | None,
+    series_uids: Sequence[str] = (),
+    case_regex: str | None = None,
+    names: Sequence[str] = (),
+) -> list[Source]:
+    """Return the volumes of one pattern, or those of several `NAME=GLOB` joined by case.
+
+    The first contrast gives a case its body, and its mask where there are any.
+
+    Args:
+        option: that gave the patterns, for messages.
+        patterns: a glob, or one `NAME=GLOB` for each contrast.
+        mask_pattern, patient_regex, series_uids, case_regex: as in `find_sources`.
+        names: the contrasts that there must be, in their order; none: those of the patterns.
+
+    Raises:
+        InputError: as `find_sources`; a pattern without a name beside others, a name that is missing or given twice, a
+            case that lacks a contrast or has it twice.
+    """
+    given = [split_name(pattern) for pattern in patterns]
+    unnamed = [pattern for name, pattern in given if name is None]
+    if unnamed and len(given) == 1 and not names:
+        return find_sources(unnamed[0], mask_pattern, patient_regex, series_uids, case_regex)
+    if unnamed and len(given) > 1:
+        raise InputError(
+            f"{option} {unnamed[0]}: one of {len(given)}, without a name; expected {option} NAME=GLOB of each"
+        )
+    names = names or list(dict.fromkeys(name for name, _ in given if name))
+    found: dict[str, dict[str, Source]] = {}
+    for name, pattern in zip(names, in_order(option, given, names), strict=True):
+        mask = None if found else mask_pattern
+        found[name] = _by_case(option, find_sources(pattern, mask, patient_regex, series_uids, case_regex, name))
+    cases = list(dict.fromkeys(case for of_contrast in found.values() for case in of_contrast))
+    lacking = [f"{case} has no {name}" for case in cases for name in names if case not in found[name]]
+    if lacking:
+        raise InputError(
+            f"{option}: {'; '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}; expected every contrast of every "
+            "case, with names alike but for the contrast's: --case_regex says what a path's case is"
+        )
+    first, *others = names
+    return [
+        replace(source, further=tuple(found[name][case] for name in others)) for case, source in found[first].items()
+    ]
+
+
+def _by_case(option: str, sources: list[Source]) -> dict[str, Source]:
+    by_case: dict[str, Source] = {}
+    for source in sources:
+        if source.name in by_case:
+            raise InputError(
+                f"{option} {source.contrast}=...: the case {source.name} has it twice, {by_case[source.name].path} and "
+                f"{source.path}; leave one out, or say by --case_regex what a path's case is"
+            )
+        by_case[source.name] = source
+    return by_case

@@ -1,0 +1,180 @@
+"""Trainings on generated Dixon patients with two contrasts and with slabs: run, resume bit for bit, convert."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import test_adapt
+import test_pipeline
+import train
+from data.errors import InputError
+from data.prepared.manifest import read_manifest
+from data.volumes.volume import read_volume, same_grid
+from models.cycle_gan_model import CycleGANModel
+from models.inference_settings import read_inference_settings
+from models.shape_extractor import save_extractor
+from scripts import make_phantom, prepare_dataset
+from tests.test_shape_constraint import extractor
+from tests.test_train import TINY, assert_same_weights
+
+SMALL = "--patients 2 --test_patients 1 --matrix 32 --slices 12 --spacing_mm 16 --slice_mm 100 --seed 3".split()
+NAMES = ("in_phase", "fat")
+SHORT = "--n_epochs 2 --n_epochs_decay 1 --print_freq 1 --max_dataset_size 8 --save_latest_freq 3".split()
+ARMS = {
+    "two contrasts": [*NAMES],
+    "slabs": ["in_phase", "--slab", "3"],
+    "both, with shape": [*NAMES, "--slab", "3", "--lambda_shape", "10", "--lambda_shape_gan", "1"],
+    "slabs after a warm start": ["in_phase", "--slab", "3", "--warm_start", "simulated_mr", "--n_epochs_warm", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Generated patients, prepared with one contrast and with two, each with a shape extractor."""
+    root = tmp_path_factory.mktemp("dixon")
+    make_phantom.main(["--out", str(root / "raw"), "--dixon", *SMALL])
+    for name, contrasts in (("one", NAMES[:1]), ("two", NAMES)):
+        mr = [word for c in contrasts for word in ("--mr", f"{c}={root}/raw/train/mr/*_{c}.nii.gz")]
+        where = ["--ct", f"{root}/raw/train/ct/*", "--out", f"{root}/{name}", "--slice_mm", "100"]
+        assert prepare_dataset.main([*mr, *where, "--size", "32", "--workers", "1"]) == 0
+        (root / name / "shape_extractor").mkdir()
+        save_extractor(extractor(), root / name / "shape_extractor/extractor.pth")
+    return root
+
+
+def run(root: Path, arm: str, *more: str, name: str, checkpoints: Path) -> Path:
+    words = ARMS[arm]
+    two = NAMES[1] in words
+    dataroot = root / ("two" if two else "one")
+    where = ["--dataroot", str(dataroot), "--name", name, "--checkpoints_dir", str(checkpoints)]
+    train.main([*where, *TINY, *SHORT, *words[2 if two else 1 :], *more])
+    return checkpoints / name
+
+
+def end_steps_by_a_kill(patch, after: int) -> None:
+    steps, average = [], CycleGANModel._average
+
+    def killed(model):
+        steps.append(1)
+        if len(steps) == after:
+            raise KeyboardInterrupt
+        average(model)
+
+    patch.setattr(CycleGANModel, "_average", killed)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_training_runs_resumes_bit_for_bit_and_converts(root, tmp_path, monkeypatch, arm):
+    whole = run(root, arm, name="whole", checkpoints=tmp_path)
+    with monkeypatch.context() as patch:
+        end_steps_by_a_kill(patch, after=12)  # in the second epoch, a step after a state was saved
+        with pytest.raises(KeyboardInterrupt):
+            run(root, arm, name="parts", checkpoints=tmp_path)
+    parts = run(root, arm, "--continue_train", name="parts", checkpoints=tmp_path)
+    assert_same_weights(whole, parts)
+    settings = read_inference_settings(whole)
+    names = NAMES if "fat" in ARMS[arm] else NAMES[:1]
+    slab = 3 if "--slab" in ARMS[arm] else 1
+    assert (settings.contrasts, settings.slab) == (names, slab)
+    assert settings.slice_mm == 100
+    assert settings.channels == (len(names) * slab, slab)
+    records = [json.loads(line) for line in (whole / "losses.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(list(record["losses"].values())).all() for record in records)
+    with Image.open(next((whole / "web/images").glob("*.png"))) as sheet:
+        assert sheet.width > 32
+    patient = root / "raw/test/test000"
+    inputs = [word for name in names[::-1] for word in ("--input", f"{name}={patient}/{name}.nii.gz")]
+    where = ["--name", "whole", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    test_adapt.main([*where, *inputs, "--reference", f"{patient}/ct.nii.gz", "--output", f"{tmp_path}/sct.nii.gz"])
+    synthetic = read_volume(tmp_path / "sct.nii.gz")
+    assert synthetic.array.dtype == np.int16
+    assert same_grid(synthetic, read_volume(patient / "ct.nii.gz"))
+    patterns = [f"{name}=*/{name}.nii.gz" for name in names]
+    cohort = ["--input_dir", f"{root}/raw/test", "--pattern", *patterns, "--results_dir", f"{tmp_path}/out"]
+    assert test_pipeline.main([*where, *cohort]) == 0
+    np.testing.assert_array_equal(read_volume(tmp_path / "out/whole/test000.nii.gz").array, synthetic.array)
+
+
+def test_a_model_of_two_contrasts_refuses_without_its_second_by_name(root, tmp_path):
+    run(root, "two contrasts", name="two", checkpoints=tmp_path)
+    patient = root / "raw/test/test000"
+    where = ["--name", "two", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(InputError, match="--input: no fat; expected in_phase, fat"):
+        test_adapt.main([*where, "--input", f"in_phase={patient}/in_phase.nii.gz"])
+
+
+def test_the_manifest_says_what_each_contrast_is(root):
+    manifest = read_manifest(root / "two")
+    assert manifest.contrasts == NAMES
+    for case in manifest.select("train", "A"):
+        assert case.further[0].source.endswith(f"{case.name}_fat.nii.gz")
+        assert case.further[0].percentiles != case.percentiles
+
+
+def start(root: Path, tmp_path: Path, arm: str, *more: str, name="run") -> Path:
+    return run(root, arm, *more, "--n_epochs", "1", "--n_epochs_decay", "0", name=name, checkpoints=tmp_path)
+
+
+def test_windows_by_name_reach_the_model(root, tmp_path):
+    rules = ["--mr_window", "fat=0:900", "in_phase=tissue"]
+    folder = start(root, tmp_path, "two contrasts", *rules)
+    assert read_inference_settings(folder).mr_window == {"fat": (0.0, 900.0), "in_phase": "tissue"}
+    with pytest.raises(InputError, match="--mr_window: no fat; expected in_phase, fat"):
+        start(root, tmp_path, "two contrasts", "--mr_window", "in_phase=tissue", name="other")
+
+
+@pytest.mark.parametrize(
+    ("arm", "more", "message"),
+    [
+        ("two contrasts", ["--direction", "BtoA"], "--direction BtoA: makes MR of one contrast; .* in_phase, fat"),
+        (
+            "two contrasts",
+            ["--warm_start", "simulated_mr"],
+            r"one contrast \(in phase\); the data set has in_phase, fat",
+        ),
+    ],
+)
+def test_what_several_contrasts_cannot_is_refused(root, tmp_path, arm, more, message):
+    with pytest.raises(InputError, match=message):
+        start(root, tmp_path, arm, *more)
+
+
+def test_another_slab_or_other_contrasts_are_refused_on_resume_and_as_a_start(root, tmp_path):
+    start(root, tmp_path, "slabs")
+    with pytest.raises(InputError, match="slab: was 3, now 5"):
+        start(root, tmp_path, "slabs", "--slab", "5", "--continue_train")
+    with pytest.raises(InputError, match="contrasts: was in_phase, now in_phase, fat"):
+        start(root, tmp_path, "two contrasts", "--slab", "3", "--continue_train")
+    with pytest.raises(InputError, match=r"--init_from run: .*contrasts: .*in_phase.* there, .*fat.* here"):
+        start(root, tmp_path, "two contrasts", "--slab", "3", "--init_from", "run", name="next")
+
+
+def test_an_even_slab_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--dataroot", "d", "--name", "n", "--slab", "2"])
+    assert "--slab" in capsys.readouterr().err
+
+
+def test_several_contrasts_validate_as_in_use(root, tmp_path):
+    rule = ["--val", "--val_patients", "0.5", "--val_criterion", "histogram"]
+    folder = start(root, tmp_path, "both, with shape", "--lambda_shape", "0", "--lambda_shape_gan", "0", *rule)
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    (values,) = [line["validation"] for line in lines if "validation" in line]
+    assert {"histogram", "cycle", "body_dice"} <= values.keys()
+    assert not any(name.startswith("simulated") for name in values)
+    assert (folder / "best_net_G_A.pth").exists()
+    with pytest.raises(InputError, match=r"--val_criterion simulated_mae: MR is simulated in one contrast"):
+        start(root, tmp_path, "two contrasts", *rule[:3], name="other")
+
+
+def test_pairs_are_of_one_contrast(root, tmp_path, capsys):
+    where = ["--name", "pairs", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(InputError, match="pairs are of an MR of one contrast; the data set has in_phase, fat"):
+        train.main(["--model", "paired", "--dataroot", str(root / "two"), *where])
+    rule = ["--mr_window", "in_phase=tissue"]
+    with pytest.raises(SystemExit):
+        train.main(["--model", "simulated_pairs", "--dataroot", str(root / "one"), *where, *rule])
+    assert "--mr_window NAME=...: MR of one contrast are learnt here" in capsys.readouterr().err
