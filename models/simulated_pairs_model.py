@@ -4,9 +4,8 @@
            + lambda_reverse |G_B(map(ct)) - mr|_1
 
 over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulation/simulated_mr.py`) and `map` takes
-HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike;
-pixels of bone count `bone_weight` times in both. The third is for models that are to start a CycleGAN by `--init_from`,
-which needs a way back.
+HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
+The third is for models that are to start a CycleGAN by `--init_from`, which needs a way back.
 """
 
 import logging
@@ -111,12 +110,9 @@ class SimulatedPairsModel(SlabModel):
         rounds = 1
         if self.device.type == "cpu":
             voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
-            rounds = min(max(1, voxels // _CACHED_VOXELS), min(self.parts))
-        some = [
-            self._draw([count * (k + 1) // rounds - count * k // rounds for count in self.parts])
-            for k in range(rounds)
-        ]
-        mr, hu = (torch.cat(images) for images in zip(*some, strict=True))
+            rounds = max(1, min(voxels // _CACHED_VOXELS, *self.parts))
+        shares = ([n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds))
+        mr, hu = (torch.cat(images) for images in zip(*map(self._draw, shares), strict=True))
         return mr, hu, torch.ones_like(hu)
 
     def _draw(self, counts: list[int]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ train      the model's step against a reference step written plainly (float32, o
 synthesis  64 slices through a trained generator against one by one in float32
 loader     pairs of slices with mask that are loaded in a second
 prepare    slices that are prepared in a second
-simulation pairs of slices that are simulated from CT in a second
+simulation pairs that are simulated from CT in a second
 startup    time and memory of train.py up to its first step, on small and large manifests
 
 Ways that are compared take turns in one process, so that other work on the machine touches them alike: look at ratios.
@@ -81,9 +81,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--case_slices", type=positive_int, default=500, help="startup: of one of them (default: 500)")
     simulation = parser.add_argument_group("simulation")
     add = simulation.add_argument
-    add("--simulation_slab", type=positive_int, nargs="+", default=[1, 5], help="slices of a slab (default: 1 5)")
     add("--simulation_size", type=positive_int, default=128, help="rows and columns of a slice (default: 128)")
-    add("--simulation_batch", type=positive_int, default=16, help="slabs that are drawn at once (default: 16)")
+    add("--simulation_batch", type=positive_int, default=16, help="pairs of a batch (default: 16)")
     opt = parser.parse_args(arguments)
     opt.steps = opt.steps or (1 if opt.device.type == "cpu" else 10)
     opt.upsample = upsampling(opt.netG)

@@ -82,7 +82,7 @@ class Draws:
 
     def uniform(self, low: float, high: float) -> Tensor:
         """Return one number a slab, (N, 1, 1, 1)."""
-        return low + (high - low) * torch.rand(self.batch, 1, 1, 1, generator=self.generator, device=self.device)
+        return torch.empty(self.batch, 1, 1, 1, device=self.device).uniform_(low, high, generator=self.generator)
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers (N, *shape)."""
@@ -109,15 +109,15 @@ class Draws:
             max(2, round(extent * mm / cell_mm) + 2)
             for extent, mm in zip(shape, (spacing[0], spacing[1], spacing[1]), strict=True)
         )
-        nodes = self.normal(nodes_z, nodes_y, nodes_x).mul_(spread).add_(mean)
+        nodes = self.normal(nodes_z, nodes_x, nodes_y).mul_(spread).add_(mean).flatten(2)
         # A random part of the distance between two nodes along z: where a slab is thin, one cell holds it.
         span = min(nodes_z - 1.0, (slices - 1) * spacing[0] / cell_mm)
         start = torch.rand(self.batch, 1, generator=self.generator, device=self.device) * (nodes_z - 1.0 - span)
         position = start + torch.linspace(0, span, slices, device=self.device)[None]
         distance = position[:, :, None] - torch.arange(nodes_z, device=self.device)
-        planes = torch.einsum("nsz,nzyx->nsyx", (1 - distance.abs()).clamp_(min=0), nodes)
+        planes = torch.bmm((1 - distance.abs_()).clamp_(min=0), nodes).view(-1, slices, nodes_x, nodes_y)
         rows, columns = (_cubic(*sizes, self.device) for sizes in ((nodes_y, height), (nodes_x, width)))
-        return rows @ (planes @ columns.T)
+        return (planes @ rows.T).transpose(2, 3).contiguous() @ columns.T
 
 
 def simulate_mr(
@@ -199,9 +199,8 @@ def blur(image: Tensor, sigma: Tensor, largest: float, reach: float = 3.0) -> Te
     The kernel ends after `reach` times the `largest` sigma there may be; the picture goes on beyond its edges.
     """
     radius = max(1, round(reach * largest))
-    weights = [torch.exp(-0.5 * (k / sigma.clamp(min=0.05)) ** 2) for k in range(radius + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    weights = [weight / total for weight in weights]
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    weights = torch.softmax(-0.5 * (offsets.view(-1, 1, 1, 1, 1) / sigma.clamp(min=0.05)) ** 2, 0)[radius:]
     image = F.pad(image, (radius, radius, radius, radius), mode="replicate")
     for axis in (2, 3):
         length = image.shape[axis] - 2 * radius
