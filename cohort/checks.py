@@ -82,10 +82,9 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
 
 
 def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
-    loss = plan.describe_loss()
-    if loss:
-        findings.warnings.append(loss)
-    findings.figures["lost_body_share"] = plan.lost_voxels / np.count_nonzero(plan.body)
+    if wider := plan.describe_frame():
+        findings.warnings.append(wider)
+    findings.figures["slice_width_mm"] = plan.frame.size * plan.frame.spacing_mm
     try:
         found = ct_body_mask(synthetic, synthetic=True)
     except InputError:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 STAGES = ("read", "prepare", "device", "restore", "check", "write", "score", "show", "total")
 HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "bone_share")
 CHECKS = (
-    "body_dice", "lost_body_share", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
+    "body_dice", "slice_width_mm", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
     "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share", "in_plane_mm", "through_mm",
 )  # fmt: skip
 

@@ -29,6 +29,7 @@ from models.shape_extractor import (
     ExtractorSettings,
     ShapeExtractor,
     label_channels,
+    load_extractor,
     save_extractor,
     software_versions,
 )
@@ -42,9 +43,12 @@ VALIDATION_NAME = "validation.json"
 class ExtractorOptions:
     """shape extractor."""
 
-    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution")
+    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution of the U-Net")
     val_share: float = option(
-        0.2, nature=Nature.FIXED, parse=positive_share, help="share of the patients that only validate"
+        0.2,
+        nature=Nature.FIXED,
+        parse=positive_share,
+        help="fraction of the patients that are used for validation only",
     )
 
 
@@ -103,6 +107,8 @@ class ShapeExtractorModel(BaseModel):
                 raise InputError(
                     f"--{name} does nothing to the shape extractor, which augments CT slices in its own way"
                 )
+        if settings.ema:
+            raise InputError("--ema does nothing to the shape extractor, whose best weights are kept")
 
     @classmethod
     def open_data(
@@ -167,6 +173,25 @@ class ShapeExtractorModel(BaseModel):
         self.scaler.update()
         self.visuals = {"image_B": images, "mask_B": targets, "found_B": logits.detach().sigmoid()}
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
+
+    def check_init_from(self, name: str, folder: Path, data: DataSettings, dataset: ShapeData) -> None:
+        """Refuse weights of an extractor of another form, or that knows CT by another map; warn of another scale.
+
+        Raises:
+            InputError: it says what differs, or the run has no extractor.
+        """
+        there, here = load_extractor(folder).settings, self.extractor.settings
+        differing = [
+            f"{key}: {getattr(there, key)} there, {getattr(here, key)} here"
+            for key in ("width", "wide_up", "n_classes", "input_range", "ct")
+            if getattr(there, key) != getattr(here, key)
+        ]
+        if differing:
+            raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
+        if there.spacing_mm != here.spacing_mm:
+            log.warning(
+                "warning: --init_from %s: spacing_mm: %s there, %s here", name, there.spacing_mm, here.spacing_mm
+            )
 
     def open_validator(self, data: DataSettings, dataset: ShapeData) -> "DiceValidator":
         """Return the validation by Dice over whole patients."""

@@ -21,21 +21,24 @@ NAME = "shape_extractor"
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
-    """Return the settings of the command line: `--out` is the folder, `--epochs` their number."""
+    """Return the settings of the command line: `--out` is the folder that `--name` in `--checkpoints_dir` would be."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--out", type=Path)
-    own.add_argument("--epochs", type=positive_int)
-    own.add_argument("--dataroot", type=Path)
-    found, rest = own.parse_known_args(protected_numbers(arguments))
+    for name in ("--dataroot", "--name", "--checkpoints_dir"):
+        own.add_argument(name)
+    words = protected_numbers(arguments)
+    found, _ = own.parse_known_args(words)
     parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__)
     parser.add_argument("--out", type=Path, help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})")
-    parser.add_argument("--epochs", type=positive_int, help="passes over all slices, as --n_epochs")
-    words = list(rest)
-    if found.dataroot is not None:
-        out = (found.out or found.dataroot / FOLDER_NAME).absolute()
-        words += ["--dataroot", str(found.dataroot), "--checkpoints_dir", str(out.parent), "--name", out.name]
-    if found.epochs:
-        words += ["--n_epochs", str(found.epochs)]
+    parser.add_argument(
+        "--epochs", dest="n_epochs", type=positive_int, default=argparse.SUPPRESS, help="the same as --n_epochs"
+    )
+    named = found.name is not None or found.checkpoints_dir is not None
+    if found.out and named:
+        parser.error("--out and --name or --checkpoints_dir: expected one of them; both say the run's folder")
+    if not named:
+        out = (found.out or Path(found.dataroot or ".") / FOLDER_NAME).absolute()
+        words = [*words, "--checkpoints_dir", str(out.parent), "--name", out.name]
     return parse_training(parser, NAME, ShapeExtractorModel, words)
 
 

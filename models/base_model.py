@@ -14,43 +14,58 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loading.batches import Batches
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, option, options_of
+from data.settings.declaration import Nature, option
 from data.settings.values import nonnegative_int, positive_float, share
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
 from models.image_pool import ImagePool
-from models.inference_settings import InferenceSettings
+from models.inference_settings import InferenceSettings, check_compatible, read_inference_settings
 from models.precision import DTYPES, PRECISIONS
 from models.state_dicts import load_optimiser
+
+# Seeds of a process's streams of random numbers, and the distance between one process's and the next one's.
+_STREAMS, _NEXT_RANK = 3, 7919
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
     """optimiser."""
 
-    lr: float = option(2e-4, nature=Nature.RESULT, parse=positive_float, help="learning rate of Adam")
-    beta1: float = option(0.5, nature=Nature.RESULT, parse=share, help="momentum of Adam")
+    lr: float = option(2e-4, nature=Nature.RESULT, parse=positive_float, help="initial learning rate of Adam")
+    beta1: float = option(0.5, nature=Nature.FIXED, parse=share, help="first momentum term of Adam")
     ema: float = option(
         0.0, nature=Nature.FIXED, parse=share,
-        help="decay of the average of the generators that is kept for use, lower in the first steps; 0: none",
+        help="decay of an exponential moving average of the generators' weights, saved in their place; 0: none",
     )  # fmt: skip
-    seed: int = option(0, nature=Nature.RESULT, parse=nonnegative_int, help="of weights, order and augmentation")
+    seed: int = option(
+        0,
+        nature=Nature.RESULT,
+        parse=nonnegative_int,
+        help="random seed of initial weights, order of samples and augmentation",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputingSettings:
-    """engine: speed and repeatability."""
+    """speed and reproducibility."""
 
-    precision: str = option("fp32", nature=Nature.RESULT, choices=PRECISIONS, help="of the networks, not of the losses")
+    precision: str = option(
+        "fp32",
+        nature=Nature.RESULT,
+        choices=PRECISIONS,
+        help="number format that the networks compute in; losses are always fp32",
+    )
     compile: bool = option(
-        False, nature=Nature.RESULT, help="compile the networks: minutes at the start, for faster steps"
+        False,
+        nature=Nature.RESULT,
+        help="compile the networks with torch.compile: faster steps after minutes of compilation",
     )
     deterministic: bool = option(
         False, nature=Nature.RESULT,
-        help="on a GPU, the same result every time, with slower algorithms; a CPU's is in any case",
+        help="use only deterministic algorithms on a GPU, which are slower; a CPU is deterministic anyway",
     )  # fmt: skip
     sync_batch_norm: bool = option(
-        False, nature=Nature.RESULT, help="with --norm batch on several GPUs: statistics of the slices of all"
+        False, nature=Nature.RESULT, help="with --norm batch on several GPUs: take statistics over all GPUs"
     )
 
 
@@ -114,11 +129,6 @@ class BaseModel(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
-    def shared_defaults(cls, group: type) -> dict[str, Any]:
-        """Return the method's own defaults of the options in a settings class that all methods share."""
-        return {field.name: cls.defaults[field.name] for field, _ in options_of(group) if field.name in cls.defaults}
-
     @classmethod  # noqa: B027
     def check(cls, settings: Any, data: DataSettings) -> None:
         """Refuse options of the method and of the data that do not go together.
@@ -155,6 +165,15 @@ class BaseModel(ABC):
     def open_validator(self, data: DataSettings, dataset: Any) -> Validator | None:
         """Return how the method validates itself; None for one whose generator is validated as generators are."""
         return None
+
+    def check_init_from(self, name: str, folder: Path, data: DataSettings, dataset: Any) -> None:
+        """Refuse to start from the weights of the run `name` in `folder` where they know other images.
+
+        Raises:
+            InputError: it says what differs.
+        """
+        if described := self.describe(data, dataset):
+            check_compatible(name, read_inference_settings(folder), described)
 
     def keep_best(self, folder: Path, validator: Validator, values: Mapping[str, float]) -> None:  # noqa: B027
         """Keep in the run's folder what a best validation yields beside weights."""
@@ -289,6 +308,15 @@ class BaseModel(ABC):
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         parameters = list(chain.from_iterable(net.parameters() for net in networks))
         return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999), fused=True)
+
+
+def process_seed(seed: int, rank: int, stream: int = 0) -> int:
+    """Return the seed of one of a process's streams of random numbers; those of nearby seeds and ranks all differ.
+
+    Args:
+        seed: the run's. rank: the process's number. stream: below `_STREAMS`; which of the process's streams it is.
+    """
+    return _STREAMS * (seed + _NEXT_RANK * rank) + stream
 
 
 def require_gradients(networks: Iterable[nn.Module], needed: bool) -> None:

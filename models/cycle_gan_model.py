@@ -26,7 +26,7 @@ from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, o
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, option
 from data.settings.values import nonnegative_float, nonnegative_int, positive_float
-from models.base_model import BaseModel, MethodSettings, Place, require_gradients
+from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
@@ -45,8 +45,6 @@ from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, 
 log = logging.getLogger(__name__)
 
 WARM_STARTS = ("none", "simulated_mr")
-# Between the seeds of one process's pools and the next one's.
-_NEXT_RANK = 7919
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,45 +52,63 @@ class CycleGANLosses:
     """losses."""
 
     gan_mode: str = option("lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss")
-    lambda_gan: float = option(1.0, nature=Nature.RESULT, parse=nonnegative_float, help="adversarial losses")
-    pool_size: int = option(
-        50, nature=Nature.FIXED, parse=nonnegative_int, help="past fakes that a discriminator sees again"
+    lambda_gan: float = option(
+        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the adversarial losses"
     )
-    lambda_A: float = option(10.0, nature=Nature.RESULT, parse=nonnegative_float, help="cycle loss A -> B -> A")
-    lambda_B: float = option(10.0, nature=Nature.RESULT, parse=nonnegative_float, help="cycle loss B -> A -> B")
+    pool_size: int = option(
+        50,
+        nature=Nature.FIXED,
+        parse=nonnegative_int,
+        help="number of past synthetic images that discriminators are shown again",
+    )
+    lambda_A: float = option(
+        10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss A -> B -> A"
+    )
+    lambda_B: float = option(
+        10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss B -> A -> B"
+    )
     lambda_identity: float = option(
-        0.5, nature=Nature.RESULT, parse=nonnegative_float, help="identity losses, times lambda_A or _B"
+        0.5,
+        nature=Nature.RESULT,
+        parse=nonnegative_float,
+        help="weight of the identity losses, relative to lambda_A and lambda_B",
     )
     lambda_correlation_A: float = option(
         2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_A",),
-        help="correlation-coefficient loss 1 - r(fake_B, real_A)^2; 0: plain CycleGAN",
+        help="weight of the correlation-coefficient loss 1 - r(fake_B, real_A)^2; 0: none",
     )  # fmt: skip
     lambda_correlation_B: float = option(
         2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_B",),
-        help="correlation-coefficient loss 1 - r(fake_A, real_B)^2; 0: plain CycleGAN",
+        help="weight of the correlation-coefficient loss 1 - r(fake_A, real_B)^2; 0: none",
     )  # fmt: skip
     lcc_window: int = option(
         0, nature=Nature.RESULT, parse=nonnegative_int,
-        help="side in pixels of the windows that r is taken in; 0: the whole slice, as published",
+        help="compute r in square windows of this side in pixels; 0: over the whole slice, as published",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeConstraint:
-    """shape constraint: with both weights 0 no extractor and no mask is read."""
+    """shape constraint: with both weights 0, neither an extractor nor masks are needed."""
 
     lambda_shape: float = option(
         10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),
-        help="shape consistency with the MR's mask",
+        help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
     )  # fmt: skip
     shape_loss: str = option(
-        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="its form; l1 is the published one"
+        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published"
     )
     lambda_shape_gan: float = option(
-        1.0, nature=Nature.FIXED, parse=nonnegative_float, help="adversarial loss of the shape discriminator"
+        1.0,
+        nature=Nature.FIXED,
+        parse=nonnegative_float,
+        help="weight of the adversarial loss of the shape discriminator",
     )
     shape_extractor: Path | None = option(
-        None, nature=Nature.FREE, parse=Path, help=f"its file, or folder of its run (default: DATAROOT/{FOLDER_NAME})"
+        None,
+        nature=Nature.FREE,
+        parse=Path,
+        help=f"trained shape extractor: its file, or the folder of its run (default: DATAROOT/{FOLDER_NAME})",
     )
 
     @property
@@ -107,20 +123,27 @@ class ShapeConstraint:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """warm start: generators trained on simulated pairs before they meet an opponent."""
+    """warm start: train the generators on simulated pairs before the adversarial training."""
 
     warm_start: str = option(
-        "none", nature=Nature.RESULT, choices=WARM_STARTS, help="simulated_mr: T1-like MR made from the CT slices"
+        "none",
+        nature=Nature.RESULT,
+        choices=WARM_STARTS,
+        help="simulated_mr: on T1-like MR simulated from the CT slices",
     )
     n_epochs_warm: int | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_int, help="epochs on simulated pairs alone (10)"
+        None,
+        nature=Nature.RESULT,
+        parse=nonnegative_int,
+        help="epochs on simulated pairs alone, before --n_epochs (default: 10)",
     )
     warm_lr: float | None = option(
-        None, nature=Nature.RESULT, parse=positive_float, help="learning rate in them (0.001)"
+        None, nature=Nature.RESULT, parse=positive_float, help="learning rate during them (default: 0.001)"
     )
     lambda_simulated: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of simulated pairs beside the unpaired images (10 with a warm start, else 0)",
+        help="weight of the L1 loss on simulated pairs during the adversarial training (default: 10 with a warm start, "
+        "else 0)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -239,7 +262,7 @@ class CycleGANModel(BaseModel):
             self.networks["D_S"] = self.netD_S
             self.optimisers["D_S"] = self._adam(self.netD_S)
         self.pools = {
-            name: ImagePool(s.pool_size, torch.Generator().manual_seed(3 * (s.seed + _NEXT_RANK * rank) + k))
+            name: ImagePool(s.pool_size, torch.Generator().manual_seed(process_seed(s.seed, rank, k)))
             for k, name in enumerate("ABS")
         }
         self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])

@@ -40,9 +40,12 @@ class InitialisationSettings:
     """initialisation."""
 
     init_type: str = option(
-        "normal", nature=Nature.RESULT, choices=tuple(INITIALISATIONS), help="how weights are drawn"
+        "normal",
+        nature=Nature.FREE,
+        choices=tuple(INITIALISATIONS),
+        help="distribution that initial weights are drawn from",
     )
-    init_gain: float = option(0.02, nature=Nature.RESULT, parse=positive_float, help="their scale")
+    init_gain: float = option(0.02, nature=Nature.FREE, parse=positive_float, help="scale of the initial weights")
 
 
 def initialise(

@@ -12,7 +12,7 @@ discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Disti
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 
 import torch
@@ -268,11 +268,22 @@ class ResizingUnetGenerator(nn.Module):
             raise InputError(
                 "--netG unet resizes bilinearly and has no dropout: use --upsample resize, no --use_dropout"
             )
-        self.multiple = MULTIPLE
+        self.multiple, self.norm = MULTIPLE, norm
         self.net = UNet(input_nc, output_nc, ngf, norm=_pick(NORMS, norm, "norm"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the synthetic image."""
+        """Return the synthetic image.
+
+        Raises:
+            InputError: the last level has one pixel, of which the norm cannot take statistics.
+        """
+        alone = self.norm == "instance" or (self.norm == "batch" and self.training and len(x) == 1)
+        if alone and max(x.shape[-2:]) <= MULTIPLE:
+            height, width = x.shape[-2:]
+            raise InputError(
+                f"--netG unet: input of {height} x {width} pixels, {len(x)} a batch; --norm {self.norm} expects more "
+                f"than {MULTIPLE} pixels: take a larger --crop_size"
+            )
         return torch.tanh(self.net(x))
 
 
@@ -364,15 +375,23 @@ class GeneratorSettings:
 
     netG: str = option(
         "resnet_9blocks", nature=Nature.FIXED, choices=tuple(GENERATORS), aliases=("--which_model_netG",),
-        help="generator",
+        help="architecture of the generators",
     )  # fmt: skip
-    ngf: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features after the generator's first layer")
-    norm: str = option(
-        "instance", nature=Nature.FIXED, choices=tuple(NORMS), help="normalisation layer, of discriminators too"
+    ngf: int = option(
+        64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the generators"
     )
-    use_dropout: bool = option(False, nature=Nature.FIXED, help="dropout in the generator's inner blocks")
+    norm: str = option(
+        "instance",
+        nature=Nature.FIXED,
+        choices=tuple(NORMS),
+        help="normalisation layers of generators and discriminators",
+    )
+    use_dropout: bool = option(False, nature=Nature.FIXED, help="use dropout in the inner blocks of the generators")
     upsample: str = option(
-        "transposed", nature=Nature.FIXED, choices=tuple(UPSAMPLINGS), help="resize avoids checkerboards"
+        "transposed",
+        nature=Nature.FIXED,
+        choices=tuple(UPSAMPLINGS),
+        help="how generators upsample; resize avoids checkerboard patterns",
     )
 
     def generator(self, input_nc: int = 1, output_nc: int = 1) -> "Architecture":
@@ -398,6 +417,12 @@ class Architecture:
     upsample: str = "transposed"
     input_nc: int = 1
     output_nc: int = 1
+
+    @cached_property
+    def multiple(self) -> int:
+        """What the height and width of the generator's images are multiples of."""
+        with torch.device("meta"):
+            return multiple_of(build_generator(self))
 
 
 def build_generator(architecture: Architecture) -> nn.Module:
@@ -429,12 +454,14 @@ class DiscriminatorSettings:
 
     netD: str = option(
         "basic", nature=Nature.FIXED, choices=tuple(DISCRIMINATORS), aliases=("--which_model_netD",),
-        help="discriminator",
+        help="architecture of the discriminators",
     )  # fmt: skip
     ndf: int = option(
-        64, nature=Nature.FIXED, parse=positive_int, help="features after the discriminator's first layer"
+        64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the discriminators"
     )
-    n_layers_D: int = option(3, nature=Nature.FIXED, parse=positive_int, help="halvings of --netD n_layers")
+    n_layers_D: int = option(
+        3, nature=Nature.FIXED, parse=positive_int, help="number of strided layers of --netD n_layers"
+    )
 
 
 def build_discriminator(

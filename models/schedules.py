@@ -166,10 +166,11 @@ class LearningRate:
             plateau.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the policy, the current learning rate and what 'plateau' remembers."""
+        """Return the policy, the current learning rate, the base rate and what 'plateau' remembers."""
         return {
             "policy": self._policy,
             "lr": self.current,
+            "base_lr": self._base_lr,
             "plateaus": [plateau.state_dict() for plateau in self._plateaus],
         }
 
@@ -185,7 +186,9 @@ class LearningRate:
                 f"learning rate: the stored policy is {state['policy']!r}, this one {self._policy!r}: "
                 "resume with the policy of the earlier run"
             )
-        self._set(float(state["lr"]))
+        # A plateau's rate is what its reductions left of the base rate, which may be another one now.
+        factor = self._base_lr / state["base_lr"] if self._policy == "plateau" else 1.0
+        self._set(float(state["lr"]) * factor)
         for plateau, stored in zip(self._plateaus, state["plateaus"], strict=True):
             if missing := plateau.state_dict().keys() - stored.keys():  # torch would begin those anew
                 raise ValueError(f"learning rate: the stored plateau lacks {', '.join(sorted(missing))}")

@@ -39,15 +39,17 @@ _CACHED_VOXELS = 2**19
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationOptions:
-    """simulation: what MR is made of CT, and of which."""
+    """simulation."""
 
     limbs: str = option(
         "", nature=Nature.RESULT, metavar="TEXT",
-        help="CT whose names hold TEXT are limbs, put beside trunks as arms",
+        help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
-    limbs_share: float = option(0.4, nature=Nature.RESULT, parse=share, help="share of limbs in a batch, with --limbs")
+    limbs_share: float = option(
+        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone"
+    )
     leave_out: str = option(
-        "", nature=Nature.RESULT, metavar="TEXT", help="CT whose names hold TEXT are not trained on"
+        "", nature=Nature.RESULT, metavar="TEXT", help="do not train on CT whose names contain TEXT"
     )
 
 

@@ -1,5 +1,6 @@
 """What methods share that learn from pairs of slabs which the model draws by itself, on its device."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from data.settings.values import nonnegative_float, positive_int, share
 from data.simulation.simulated_mr import Draws
 from data.simulation.slab_stock import Crop
 from data.values.curve import curve, inverse
-from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
+from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
 from models.inference_settings import InferenceSettings, package_versions
 from models.initialisation import InitialisationSettings, initialise
 from models.networks import GeneratorSettings, build_generator, multiple_of
+
+log = logging.getLogger(__name__)
 
 # Adam's second moment, its weight decay (Loshchilov and Hutter, ICLR 2019), and the norm that gradients are cut to.
 _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
@@ -29,28 +32,38 @@ _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOptions:
-    """scans: how MR differ from one to the next."""
+    """augmentation of MR."""
 
     field_of_view: float = option(
-        0.8, nature=Nature.RESULT, parse=share, help="twice the probability that a side is cut"
+        0.8,
+        nature=Nature.RESULT,
+        parse=share,
+        help="cut the field of view at a side at random; each side with half this probability",
     )
     bias: float = option(
-        0.15, nature=Nature.RESULT, parse=nonnegative_float, help="greatest spread of the added bias field"
+        0.15,
+        nature=Nature.RESULT,
+        parse=nonnegative_float,
+        help="largest standard deviation of the logarithm of a random bias field",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairLosses:
-    """losses of pairs."""
+    """losses."""
 
     lambda_hu: float = option(
-        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the error in HU / 1000"
+        1.0,
+        nature=Nature.RESULT,
+        parse=nonnegative_float,
+        help="weight of the L1 error in HU / 1000, beside the L1 error in the network's units",
     )
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
-        help="weight of a generator of the way back, which --init_from of a CycleGAN starts from; 0: none is trained",
+        help="weight of the L1 loss of a second generator, CT to MR; above 0 it is trained too, so that a CycleGAN can "
+        "start from both by --init_from",
     )  # fmt: skip
-    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="steps that count as one epoch")
+    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="number of steps per epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +104,15 @@ class SlabModel(BaseModel):
             data.slab, data.crop_size or DEFAULT_CROP_SIZE, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
         )
         self.architecture = s.generator(data.slab, data.slab)
+        # A GPU's convolutions are faster with the channels last; a CPU's are not.
+        self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         weights = torch.Generator().manual_seed(s.seed)
         for name in ("G_A", "G_B")[: 2 if s.lambda_reverse > 0 else 1]:
             net = build_generator(self.architecture)
             initialise(net, s.init_type, s.init_gain, weights)
             if s.sync_batch_norm:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-            self.networks[name] = net.to(self.device).to(memory_format=torch.channels_last)
+            self.networks[name] = net.to(self.device).to(memory_format=self.layout)
         self.check_multiple(data, self.networks["G_A"])
         parameters = [parameter for net in self.networks.values() for parameter in net.parameters()]
         self.optimisers["G"] = torch.optim.AdamW(
@@ -105,13 +120,13 @@ class SlabModel(BaseModel):
         )
         self._wrap_networks(averaged=tuple(self.networks))
         self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
-        for generator in self.generators.values():
-            generator.manual_seed(s.seed + place.rank)
+        for k, generator in enumerate(self.generators.values()):
+            generator.manual_seed(process_seed(s.seed, place.rank, stream=k))
 
     @classmethod
     def batches(cls, settings: SlabModelSettings, data: DataSettings, dataset: Any, place: Place) -> DrawnBatches:
         """Return an epoch of `steps_per_epoch` batches, which the model draws."""
-        return DrawnBatches(settings.steps_per_epoch, data.batch_size, place.processes)
+        return DrawnBatches(settings.steps_per_epoch)
 
     @classmethod
     def check(cls, settings: Any, data: DataSettings) -> None:
@@ -160,7 +175,7 @@ class SlabModel(BaseModel):
         with torch.no_grad():
             mr, hu, counted = self.draw()
             target = curve(hu, self.ct_map.knots)
-        mr = mr.contiguous(memory_format=torch.channels_last)
+        mr = mr.contiguous(memory_format=self.layout)
         output = self._run(self.networks["G_A"], mr)
         in_hu = curve(output, inverse(self.ct_map.knots))
         losses = {
@@ -169,7 +184,7 @@ class SlabModel(BaseModel):
         }
         images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": output}
         if s.lambda_reverse > 0:
-            back = self._run(self.networks["G_B"], target.contiguous(memory_format=torch.channels_last))
+            back = self._run(self.networks["G_B"], target.contiguous(memory_format=self.layout))
             losses["reverse"] = s.lambda_reverse * ((back - mr).abs() * counted).mean()
             images["from_simulated_B"] = back
         total = self._update("G", losses, {}, clip=_CLIP)
@@ -193,10 +208,22 @@ class SlabModel(BaseModel):
         return Draws(count, self.generators["device"], self.generators["host"])
 
     def process_state(self) -> dict[str, Any]:
-        """Return the state of what is drawn from."""
-        return {name: generator.get_state() for name, generator in self.generators.items()}
+        """Return the state of what is drawn from, and on which kind of device."""
+        states = {name: generator.get_state() for name, generator in self.generators.items()}
+        return {"kind": self.device.type} | states
 
     def load_process_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `process_state` was taken."""
-        for name, generator in self.generators.items():
-            generator.set_state(state[name].cpu())
+        """Go on where `process_state` was taken.
+
+        Where that was on another kind of device, whose random numbers this one cannot continue, those of the device
+        start anew from a seed that the host draws.
+        """
+        self.generators["host"].set_state(state["host"].cpu())
+        if state["kind"] == self.device.type:
+            self.generators["device"].set_state(state["device"].cpu())
+            return
+        log.warning(
+            "warning: the run was saved on %s and continues on %s, with other random numbers", state["kind"],
+            self.device.type,
+        )  # fmt: skip
+        self.generators["device"].manual_seed(int(torch.randint(2**62, (), generator=self.generators["host"])))

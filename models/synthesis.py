@@ -5,6 +5,7 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ class VolumePlan:
         source_map, target_map: intensities to [-1, 1].
         to_ct: whether CT comes out; else MR.
         solid_body: whether there is no air in the body.
-        lost_voxels: body voxels outside the frame.
+        trained_px: width of the slices that the model was trained on.
         own_scale: whether the MR's window is set by its own fat, so that its scanner's scaling does not matter.
     """
 
@@ -67,18 +68,17 @@ class VolumePlan:
     target_map: IntensityMap
     to_ct: bool
     solid_body: bool
-    lost_voxels: int
+    trained_px: int
     own_scale: bool = False
 
-    def describe_loss(self) -> str | None:
-        """Return in words what part of the body lies outside the frame; None where all is inside."""
-        if not self.lost_voxels:
+    def describe_frame(self) -> str | None:
+        """Return in words how much larger the slices are than those of the training; None where they are not."""
+        if self.frame.size == self.trained_px:
             return None
-        share = 100 * self.lost_voxels / np.count_nonzero(self.body)
+        mm = self.frame.spacing_mm
         return (
-            f"{self.lost_voxels} body voxels ({share:.1f} %) lie outside the model's frame of {self.frame.size} x "
-            f"{self.frame.spacing_mm:g} mm and become air: the body needs {self.frame.body_extent_mm(self.body):.0f} "
-            "mm; train on a larger --size or --spacing_mm"
+            f"the body is {self.frame.body_extent_mm(self.body):.0f} mm wide: slices of {self.frame.size * mm:.0f} mm "
+            f"are converted, the model was trained on {self.trained_px * mm:.0f} mm"
         )
 
     def describe_spacing(self) -> str | None:
@@ -136,9 +136,9 @@ def synthesize_volume(
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
-    That is what lies outside the frame, and slices without body. A model with `solid_body` leaves no other air inside
-    the body (`fill_air`). One trained with `--direction BtoA` takes a CT and returns an MR, float32, in the training
-    set's typical units.
+    Slices are as wide as those of the training, or wider where the body is; those without body are air. A model with
+    `solid_body` leaves no other air inside the body (`fill_air`). One trained with `--direction BtoA` takes a CT and
+    returns an MR, float32, in the training set's typical units.
 
     Args:
         source: the MR.
@@ -153,7 +153,7 @@ def synthesize_volume(
             many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
-    for problem in filter(None, (plan.describe_loss(), plan.describe_spacing())):
+    for problem in filter(None, (plan.describe_frame(), plan.describe_spacing())):
         log.warning("warning: %s", problem)
     return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
 
@@ -189,15 +189,13 @@ def plan_volume(
     """Return what `prepare_volume` does, of the contrasts of a source whose body and `intensity_maps` are known."""
     source, (source_maps, target_map) = volumes[0], maps
     to_ct = settings.direction == "AtoB"
-    assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
-    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
-    lost = frame.outside(body)
+    frame = _frame_around(body, source, settings)
     used = frame.slices_with(body)
     if settings.slab > 1:  # a slab's slices are neighbours
         used[used.argmax() : len(used) - used[::-1].argmax()] = True
     own_scale = rules_in_order(settings.mr_window, settings.contrasts)[0] == "tissue"
     plan = VolumePlan(
-        source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, lost, own_scale
+        source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, settings.size, own_scale
     )
     clean = volumes if to_ct else [remove_couch(source, body)]
     slices = [
@@ -205,6 +203,19 @@ def plan_volume(
         for one, volume, source_map in zip(clean, volumes, source_maps, strict=True)
     ]
     return slices[0] if len(slices) == 1 else np.stack(slices, axis=1), plan
+
+
+def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings) -> SliceFrame:
+    """Return the frame of the training; where it does not hold the body, the smallest that does and the network takes.
+
+    The generators are convolutional: they take slices of any size that halves as often as they do.
+    """
+    assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
+    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
+    if not frame.outside(body):
+        return frame
+    step = math.lcm(2, settings.generator.multiple)  # even, as `body_extent_mm` counts
+    return replace(frame, size=math.ceil(frame.body_extent_mm(body) / settings.spacing_mm / step) * step)
 
 
 def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:

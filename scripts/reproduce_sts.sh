@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Repeat the results on real limbs (docs/results.md): prepare, shape extractor, three arms, the recommended model, scores,
 # figures. Start it again after a stop: what is done is left as it is.
-#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py]]
+#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py, for the three arms]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or what
 # scripts.prepare_sts makes of it (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
 # DEVICE: auto. EPOCHS: of the recommended model (24, of 250 steps). EXTRACTOR_EPOCHS: 4.
@@ -9,7 +9,7 @@
 #   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
-usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py]]"
+usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py, for the arms]]"
 data=${1:?$usage}
 data=$(realpath "$data")
 out=${2:-$(dirname "${BASH_SOURCE[0]}")/../results/sts}
@@ -33,7 +33,7 @@ inputs=(--mr "$data/train/MR/*" --ct "$data/train/CT/*")
 
 extractor=("$python" -m ct_segmentation.train --dataroot "$out/arms" --out "$models/shape_extractor" --width 16
     --epochs "${EXTRACTOR_EPOCHS:-4}" "${device[@]}")
-if [ -f "$models/shape_extractor/latest_state.pth" ]; then extractor+=(--continue_train); fi
+if compgen -G "$models/shape_extractor/*_state.pth" >/dev/null; then extractor+=(--continue_train); fi
 "${extractor[@]}"
 
 arm() { # script, name, options; a run that is done ends at once

@@ -1,6 +1,7 @@
 """Networks: the published ones reproduced, and what every entry of the registries must do."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,20 @@ def test_every_entry_has_a_size_case():
 def test_the_unet_generator_takes_any_size():
     image = torch.rand(1, 1, 21, 38, dtype=torch.float64)
     assert build("unet")(image).shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "trains"),
+    [("batch", 1, False), ("batch", 2, True), ("instance", 2, False), ("none", 1, True)],
+)
+def test_the_unet_generator_cannot_train_where_a_norm_has_one_value(norm, batch, trains):
+    net = build("unet", norm=norm).double()
+    for size in (16, 32):
+        image = torch.zeros(batch, 1, 16, size, dtype=torch.float64)
+        if norm != "instance":  # which takes statistics in use, too
+            assert net.eval()(image).shape == image.shape
+        with nullcontext() if trains or size > 16 else pytest.raises(InputError, match=r"16 x 16 pixels, . a batch"):
+            assert net.train()(image).isfinite().all()
 
 
 @pytest.mark.parametrize("options", [{"upsample": "transposed"}, {"upsample": "resize", "use_dropout": True}])

@@ -149,6 +149,16 @@ def test_resumed_rate_goes_on_exactly(policy, tmp_path):
         assert run(resumed, stop + 1, 15) == whole[stop:]
 
 
+def test_a_plateau_s_reductions_hold_for_another_base_rate():
+    rate = LearningRate([optimiser()], "plateau", 1.0, 9, 0, patience=0, plateau_factor=0.2)
+    for metric in (3.0, 3.0, 3.0):
+        rate.end_epoch(metric)
+    assert rate.current == pytest.approx(0.04)
+    resumed = LearningRate([optimiser()], "plateau", 0.5, 9, 0, patience=0, plateau_factor=0.2)
+    resumed.load_state_dict(rate.state_dict())
+    assert resumed.current == pytest.approx(0.02)
+
+
 def test_state_of_another_policy_is_refused():
     state = LearningRate([optimiser()], "linear", 1.0, 4, 3).state_dict()
     with pytest.raises(InputError, match=r"'linear', this one 'plateau'"):

@@ -257,7 +257,39 @@ def test_it_is_the_method_of_the_training_command(dataroot, tmp_path):
     assert all(torch.equal(value, same[name]) for name, value in own.items())
 
 
-@pytest.mark.parametrize("option", [["--flip"], ["--slab", "3"], ["--mr_window", "0", "9"], ["--zoom", "0.1"]])
+def test_the_extractor_s_own_command_takes_the_name_or_the_folder(dataroot, tmp_path, capsys):
+    where = ["--dataroot", str(dataroot), "--device", "cpu"]
+    assert train.parse(where).run.folder == dataroot / "shape_extractor"
+    assert train.parse([*where, "--out", str(tmp_path / "a/b")]).run.folder == tmp_path / "a/b"
+    named = train.parse([*where, "--checkpoints_dir", str(tmp_path), "--name", "c", "--epochs", "3"])
+    assert (named.run.folder, named.epochs) == (tmp_path / "c", 3)
+    assert train.parse([*where, "--epochs", "3", "--n_epochs", "4"]).epochs == 4
+    with pytest.raises(SystemExit, match="2"):
+        train.parse([*where, "--out", "x", "--name", "y"])
+    assert "--out and --name or --checkpoints_dir: expected one of them" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train.parse([])
+    assert "the following arguments are required: --dataroot\n" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_an_extractor_that_knows_the_same_images(trained, tmp_path, caplog):
+    source = shutil.copytree(trained / "run", tmp_path / "first")
+    words = options(trained / "data", tmp_path / "second", *TRAINED, "--epochs", "1", "--init_from", source.name)
+    with pytest.raises(
+        InputError, match=r"--init_from first: its weights were trained otherwise \(ct: .* there, .* here"
+    ):
+        train.main([*words, "--ct_window", "-1000", "900"])
+    with pytest.raises(InputError, match="trained otherwise \\(width: 8 there, 4 here"):
+        train.main([*words, "--width", "4"])
+    assert not (tmp_path / "second").exists()
+    train.main([*words, "--lr", "1e-30"])  # which changes nothing
+    before, after = (tensors_of(path / STATE_NAME) for path in (source, tmp_path / "second"))
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if name.endswith("conv.weight"))
+
+
+@pytest.mark.parametrize(
+    "option", [["--flip"], ["--slab", "3"], ["--mr_window", "0", "9"], ["--zoom", "0.1"], ["--ema", "0.9"]]
+)
 def test_options_that_an_extractor_does_not_follow_are_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.parse(options(tmp_path, tmp_path, *option))

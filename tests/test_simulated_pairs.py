@@ -5,7 +5,7 @@ import copy
 import json
 import logging
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -127,8 +127,9 @@ def simulation_set() -> SimulationSet:
     return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, 2.0, 32)
 
 
+DATA_DEFAULTS = {field.name for field in fields(DataSettings)} & SimulatedPairsModel.defaults.keys()
 DATA = DataSettings(
-    **SimulatedPairsModel.shared_defaults(DataSettings)
+    **{name: SimulatedPairsModel.defaults[name] for name in DATA_DEFAULTS}
     | {"dataroot": "-", "slab": 3, "crop_size": 16, "batch_size": 4, "flip": "xy"}
 )
 
@@ -169,6 +170,33 @@ def test_processes_draw_different_slabs_with_the_same_weights():
         for a, b in zip(first.networks["G_A"].parameters(), second.networks["G_A"].parameters(), strict=True)
     )
     assert not torch.equal(first.draw()[0], second.draw()[0])
+
+
+def test_no_two_streams_of_random_numbers_are_alike():
+    """Not of the device and the host, nor of this seed's next process and the next seed's first."""
+    models = [model(), model(rank=1), model(seed=1), model(seed=1, rank=1)]
+    drawn = [tuple(torch.rand(4, generator=g).tolist()) for m in models for g in m.generators.values()]
+    assert len(set(drawn)) == 8
+
+
+def test_a_state_of_another_kind_of_device_gives_other_random_numbers_and_says_so(caplog):
+    """What a run on a GPU saved continues on a CPU; twice the same way."""
+    learner = model()
+    learner.step({})
+    state = learner.process_state()
+    assert state["kind"] == "cpu"
+    elsewhere = {**state, "kind": "cuda", "device": torch.zeros(16, dtype=torch.uint8)}
+    with caplog.at_level(logging.WARNING):
+        drawn = []
+        for _ in range(2):
+            resumed = model()
+            resumed.load_process_state(elsewhere)
+            drawn.append(resumed.draw()[0])
+    assert "saved on cuda and continues on cpu" in caplog.text
+    assert torch.equal(*drawn)
+    learner.load_process_state(state)
+    assert not torch.equal(drawn[0], learner.draw()[0])
+    assert not torch.equal(drawn[0], model().draw()[0])
 
 
 def test_a_batch_holds_trunks_and_limbs_by_share():
@@ -304,6 +332,26 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     ct = synthesize_volume(Volume(mr, (2.0, 2.0, 3.0)), synthesiser, body=body)
     assert ct.array.shape == mr.shape
     assert ct.array.dtype == np.int16
+
+
+def test_an_epoch_goes_on_where_it_was_with_another_batch_size(dataroot, tmp_path, monkeypatch):
+    step, batches = SimulatedPairsModel.step, []
+
+    class Stopped(training.run.Interruption):
+        received = property(lambda self: 15 if len(batches) == 2 else 0, lambda self, value: None)
+
+    def counted(self, batch):
+        losses = step(self, batch)
+        batches.append(len(self.visuals["simulated_A"]))
+        return losses
+
+    monkeypatch.setattr(SimulatedPairsModel, "step", counted)
+    length = ["--name", "x", "--n_epochs", "1", "--steps_per_epoch", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.run, "Interruption", Stopped)
+        assert run(dataroot, tmp_path, *length) == 128 + 15
+    assert run(dataroot, tmp_path, *length, "--batch_size", "4", "--continue_train") == 0
+    assert batches == [2, 2, 4, 4, 4]
 
 
 def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_left(dataroot, tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from data.prepared.splits import ValidationCases, validation_cases
 from data.settings.declaration import Nature
 from data.volumes.contrasts import shown_name
 from models import run_folder
-from models.base_model import BaseModel, Place
-from models.inference_settings import check_compatible, check_continued, package_versions, read_inference_settings
+from models.base_model import BaseModel, Place, process_seed
+from models.inference_settings import check_continued, package_versions, read_inference_settings
 from models.memory import asked_and_free
 from models.precision import choose_precision
 from models.run_folder import Position
@@ -56,7 +56,7 @@ class TrainingRun:
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data
         set_up_torch(self.device, model.deterministic)
-        torch.manual_seed(model.seed + group.rank)  # of dropout; order and augmentation have their own
+        torch.manual_seed(process_seed(model.seed, group.rank))  # of dropout; order and augmentation have their own
         cases = group.share(lambda: _validation_cases(settings))
         leave_out = cases.left_out if cases else frozenset()
         self.dataset = group.share(lambda: method.open_data(model, data, leave_out))
@@ -274,9 +274,9 @@ class TrainingRun:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
             described = self.model.describe(self.settings.data, self.dataset)
+            if run.init_from:
+                self.model.check_init_from(run.init_from, source, self.settings.data, self.dataset)
             if described:
-                if run.init_from:
-                    check_compatible(run.init_from, read_inference_settings(source), described)
                 described.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 

@@ -45,6 +45,10 @@ class SaveRhythm:
     steps: int | None
     minutes: int | None
 
+    def __str__(self) -> str:
+        """Return what `save_rhythm` reads."""
+        return f"{self.minutes}min" if self.steps is None else str(self.steps)
+
     def due(self, iteration: int, saved_at: float) -> bool:
         """Tell whether it is time after an epoch's step `iteration`, the last state being of `time.monotonic()`."""
         if self.steps:
@@ -120,7 +124,7 @@ class ScheduleSettings:
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(
         SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
-        help="between two saved states: N steps, or minutes as in 10min (5000)",
+        help="between two saved states: N steps, or minutes as in 10min",
     )  # fmt: skip
     save_epoch_freq: int = option(
         5, nature=Nature.FREE, parse=positive_int, help="epochs between two kept sets of weights"

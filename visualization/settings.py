@@ -15,23 +15,28 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1")
 class DisplaySettings:
     """display: nothing here changes a result or can stop a training."""
 
-    print_freq: int = option(100, nature=Nature.FREE, parse=positive_int, help="steps between two lines of losses")
-    display_freq: int = option(400, nature=Nature.FREE, parse=positive_int, help="steps between two pictures")
-    display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images in a row of a picture")
+    print_freq: int = option(100, nature=Nature.FREE, parse=positive_int, help="steps between printed losses")
+    display_freq: int = option(400, nature=Nature.FREE, parse=positive_int, help="steps between pictures")
+    display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images per row of a picture")
     display_window: DisplayWindow = option(
         CT_WINDOWS["default"], nature=Nature.FREE, nargs="+", metavar="W", convert=parse_display_window,
-        help=f"how CT is shown: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
+        help=f"display window of CT: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
     )  # fmt: skip
-    no_html: bool = option(False, nature=Nature.FREE, help="keep no page of pictures and curves in NAME/web")
-    display_id: int = option(
-        0, nature=Nature.FREE, parse=nonnegative_int, help="above 0: number of the windows in visdom; 0: no visdom"
+    no_html: bool = option(
+        False, nature=Nature.FREE, help="do not write the web page of pictures and loss curves, NAME/web"
     )
-    display_server: str = option("http://localhost", nature=Nature.FREE, help="visdom server")
-    display_port: int = option(8097, nature=Nature.FREE, parse=port_number, help="its port")
-    display_env: str | None = option(None, nature=Nature.FREE, help="its environment (default: NAME)")
+    display_id: int = option(
+        0,
+        nature=Nature.FREE,
+        parse=nonnegative_int,
+        help="above 0: show losses and pictures in visdom, in windows of this number; 0: no visdom",
+    )
+    display_server: str = option("http://localhost", nature=Nature.FREE, help="address of the visdom server")
+    display_port: int = option(8097, nature=Nature.FREE, parse=port_number, help="port of the visdom server")
+    display_env: str | None = option(None, nature=Nature.FREE, help="visdom environment (default: the run's name)")
     display_start: bool = option(
         False, nature=Nature.FREE,
-        help="start a visdom server for this run, which this machine alone can reach; it ends with the run",
+        help="start a visdom server for this run, reachable from this machine only; it ends with the run",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

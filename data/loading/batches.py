@@ -89,16 +89,20 @@ class LoadedBatches:
 
 
 class DrawnBatches:
-    """Batches that a model draws by itself on its device: only their number is known here."""
+    """Batches that a model draws by itself on its device: only their number is known here.
 
-    def __init__(self, steps: int, batch_size: int, processes: int = 1) -> None:
+    A step counts as one sample, so that a run can resume in mid-epoch with another batch size or number of processes.
+    """
+
+    together = 1
+
+    def __init__(self, steps: int) -> None:
         """Make an epoch of so many steps."""
-        self.steps, self.together = steps, batch_size * processes
-        self.samples = steps * self.together
+        self.steps = self.samples = steps
 
     def epoch(self, epoch: int, done: int = 0) -> Iterator[dict[str, Any]]:
         """Yield an empty batch a step; see `Batches`."""
-        return iter([{} for _ in range(-(-(self.samples - done) // self.together))])
+        return iter([{} for _ in range(self.steps - done)])
 
 
 def load_batches(

@@ -56,39 +56,58 @@ class DataSettings(CtMapSettings):
         nature=Nature.FREE, parse=Path, help="prepared data set, or folder of trainA/ and trainB/ images"
     )
     batch_size: int = option(
-        1, nature=Nature.RESULT, parse=positive_int, aliases=("--batchSize",), help="slices of each domain a step"
+        1,
+        nature=Nature.RESULT,
+        parse=positive_int,
+        aliases=("--batchSize",),
+        help="slices (or slabs) per step, of each domain",
     )
     num_threads: int = option(
-        2, nature=Nature.FREE, parse=nonnegative_int, aliases=("--nThreads",), help="threads that load slices"
+        2,
+        nature=Nature.FREE,
+        parse=nonnegative_int,
+        aliases=("--nThreads",),
+        help="threads that load slices ahead of the training",
     )
     slab: int = option(
-        1, nature=Nature.FIXED, parse=odd_int, help="neighbouring slices that the networks see together, odd"
+        1,
+        nature=Nature.FIXED,
+        parse=odd_int,
+        help="neighbouring slices that the networks see at once as channels; an odd number",
     )
     max_dataset_size: int | None = option(
-        None, nature=Nature.RESULT, parse=positive_int, help="at most this many samples an epoch"
+        None, nature=Nature.RESULT, parse=positive_int, help="use at most this many samples per epoch"
     )
-    preprocess: str = option("none", nature=Nature.FIXED, choices=PREPROCESS, help="none takes slices as prepared")
+    preprocess: str = option(
+        "none",
+        nature=Nature.FIXED,
+        choices=PREPROCESS,
+        help="none: slices as prepared; crop: a random square; body_crop: a square around the body; resize_and_crop: "
+        "resize, then a random square",
+    )
     load_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--loadSize",),
-        help=f"resize_and_crop: resize to this first ({DEFAULT_LOAD_SIZE})",
+        help=f"with resize_and_crop: size in pixels before the crop (default: {DEFAULT_LOAD_SIZE})",
     )  # fmt: skip
     crop_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--fineSize",),
-        help=f"crop, body_crop, resize_and_crop: random crop ({DEFAULT_CROP_SIZE})",
+        help=f"side of the random crop in pixels (default: {DEFAULT_CROP_SIZE})",
     )  # fmt: skip
     flip: str = option(
         "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES",
-        help="mirror at random: x left and right (--flip alone means it), y front and back; for limbs, not for whole "
-        "bodies",
+        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both; for "
+        "limbs, not for trunks with organs on one side",
     )  # fmt: skip
     rotate: float = option(
-        0.0, nature=Nature.RESULT, parse=nonnegative_float, help="turn at random by up to so many degrees"
+        0.0, nature=Nature.RESULT, parse=nonnegative_float, help="rotate at random by up to this many degrees"
     )
-    zoom: float = option(0.0, nature=Nature.RESULT, parse=nonnegative_float, help="scale at random by up to this share")
+    zoom: float = option(
+        0.0, nature=Nature.RESULT, parse=nonnegative_float, help="scale at random by up to this fraction"
+    )
     mr_window: Rule | Mapping[str, Rule] = option(
         "percentile", nature=Nature.FIXED, nargs="+", metavar="W", convert=parse_mr_rules,
-        help="percentile, tissue (from 0 to above where fat lies), both each volume's own, or LO HI; for contrasts "
-        "also NAME=percentile, NAME=tissue or NAME=LO:HI for each",
+        help="how MR intensities are scaled: percentile or tissue (0 to just above fat), each from the volume itself, "
+        "or the fixed limits LO HI; for several contrasts NAME=percentile, NAME=tissue or NAME=LO:HI each",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
