@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
+# Voxels that are drawn at once on a CPU, about: so many of every array stay in its cache.
+_CACHED_VOXELS = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,18 @@ class SimulatedPairsModel(SlabModel):
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next batch; see `SlabModel.draw`. Everything counts."""
+        rounds = 1
+        if self.device.type == "cpu":
+            voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
+            rounds = max(1, min(voxels // _CACHED_VOXELS, *self.parts))
+        shares = ([n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds))
+        mr, hu = (torch.cat(images) for images in zip(*map(self._draw, shares), strict=True))
+        return mr, hu, torch.ones_like(hu)
+
+    def _draw(self, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Return MR in [-1, 1] and CT in HU of so many slabs of each group."""
         slabs = []
-        for stock, count in zip(self.stocks, self.parts, strict=True):
+        for stock, count in zip(self.stocks, counts, strict=True):
             draws = self.draws(count)
             slab = stock.draw(self.crop, draws, _MARGIN)
             if len(self.stocks) == 2 and stock is self.stocks[0]:
@@ -117,10 +129,9 @@ class SimulatedPairsModel(SlabModel):
         hu, depth, zoom = (torch.cat([slab[name] for slab in slabs]) for name in ("hu", "depth", "zoom"))
         draws = self.draws(len(hu))
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
-        mr = simulate_mr(hu, depth / 4 * zoom, self.spacing, draws, self.simulation)
+        mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)
-        mr, hu = torch.where(seen, mr[:, kept], -1.0), torch.where(seen, hu[:, kept], AIR_HU)
-        return mr, hu, torch.ones_like(hu)
+        return torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
 
     def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:
         """Return the names of the CT that is trained on."""

@@ -1,6 +1,7 @@
 """The benchmark: its reference step does what the model's does, its arithmetic holds, and its command runs."""
 
 import json
+import statistics
 from argparse import Namespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.image_pool import ImagePool
 from models.shape_extractor import ExtractorSettings, ShapeExtractor
+from models.simulated_pairs_model import SimulatedPairsModel
 from tests.shape_data import write_prepared
 from tests.test_cycle_gan_model import NO_SHAPE
 from tools import benchmark
@@ -269,6 +271,26 @@ def test_the_command_reports_data(tmp_path):
     assert report["startup"]["slices"] == {"4": 12, "8": 24}
     assert min(report["startup"]["median_seconds"].values()) > 0
     assert abs(report["startup"]["memory_growth_mib"]) < 50
+
+
+def test_the_command_reports_the_simulation(tmp_path, capsys, monkeypatch):
+    drawn, draw = [], SimulatedPairsModel.draw
+
+    def counted(self):
+        pairs = draw(self)
+        drawn.append(pairs[0].shape)
+        return pairs
+
+    monkeypatch.setattr(SimulatedPairsModel, "draw", counted)
+    tiny = "--what simulation --simulation_size 32 --simulation_batch 2 --turns 3 --device cpu"
+    benchmark.main([*tiny.split(), "--work", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)["simulation"]
+    assert (found["pixels"], found["pairs_a_batch"]) == (32, 2)
+    # Two pairs a batch, four batches a turn; a turn of each for the warm-up.
+    assert drawn == 4 * (4 * [(2, 1, 32, 32)] + 4 * [(2, 5, 32, 32)])
+    for slab, pairs in found["pairs_per_second"].items():
+        assert pairs == pytest.approx(8 / statistics.median(found["seconds"][slab]), rel=0.1)
+    assert found["pairs_per_second"].keys() == {"1", "5"}
 
 
 def test_a_training_that_cannot_start_is_reported(tmp_path):

@@ -177,7 +177,7 @@ def test_blurs_keep_the_mean_and_spread_as_gaussians_do():
     image = torch.zeros(2, 5, 31, 31)
     image[:, 2, 15, 15] = 1
     sigma = torch.tensor([0.8, 0.05]).view(2, 1, 1, 1)
-    plane = blur(image, sigma)[:, 2]
+    plane = blur(image, sigma, 1.0)[:, 2]
     offsets = torch.arange(31) - 15.0
     variance = (plane[0].sum(0) * offsets**2).sum() / plane[0].sum()
     assert plane[0].sum().item() == pytest.approx(1, abs=1e-6)

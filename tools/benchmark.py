@@ -4,6 +4,7 @@ train      the model's step against a reference step written plainly (float32, o
 synthesis  64 slices through a trained generator against one by one in float32
 loader     pairs of slices with mask that are loaded in a second
 prepare    slices that are prepared in a second
+simulation pairs that are simulated from CT in a second
 startup    time and memory of train.py up to its first step, on small and large manifests
 
 Ways that are compared take turns in one process, so that other work on the machine touches them alike: look at ratios.
@@ -25,6 +26,7 @@ import torch
 from benchmarks.data_sets import measure_loader, measure_preparation, measure_startup
 from benchmarks.machine import hardware
 from benchmarks.networks import measure_synthesis, measure_training, upsampling
+from benchmarks.simulation import measure_simulation
 from data.errors import run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
@@ -39,6 +41,7 @@ MEASUREMENTS = {
     "synthesis": measure_synthesis,
     "prepare": measure_preparation,
     "loader": measure_loader,
+    "simulation": measure_simulation,
     "startup": measure_startup,
 }
 
@@ -76,6 +79,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--num_threads", type=nonnegative_int, nargs="+", default=[0, 1, 2], help="loader: as in train.py (0 1 2)")
     add("--volumes", type=positive_int, nargs="+", default=[20, 2000], help="startup: in a manifest (default: 20 2000)")
     add("--case_slices", type=positive_int, default=500, help="startup: of one of them (default: 500)")
+    simulation = parser.add_argument_group("simulation")
+    add = simulation.add_argument
+    add("--simulation_size", type=positive_int, default=128, help="rows and columns of a slice (default: 128)")
+    add("--simulation_batch", type=positive_int, default=16, help="pairs of a batch (default: 16)")
     opt = parser.parse_args(arguments)
     opt.steps = opt.steps or (1 if opt.device.type == "cpu" else 10)
     opt.upsample = upsampling(opt.netG)

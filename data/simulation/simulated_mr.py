@@ -16,6 +16,7 @@ magnitude images: Gudbjartsson and Patz, Magn Reson Med 1995).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Draws:
 
     def uniform(self, low: float, high: float) -> Tensor:
         """Return one number a slab, (N, 1, 1, 1)."""
-        return low + (high - low) * torch.rand(self.batch, 1, 1, 1, generator=self.generator, device=self.device)
+        return torch.empty(self.batch, 1, 1, 1, device=self.device).uniform_(low, high, generator=self.generator)
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers (N, *shape)."""
@@ -91,30 +92,41 @@ class Draws:
         """Return one number for the whole batch, from `low` to `high`."""
         return int(torch.randint(low, high + 1, (), generator=self.host))
 
-    def smooth_field(self, shape: tuple[int, ...], cell_mm: float, spacing: tuple[float, float]) -> Tensor:
-        """Return a smooth random field (N, *shape) for a `shape` (S, H, W), standard normal at nodes `cell_mm` apart.
+    def smooth_field(
+        self,
+        shape: tuple[int, ...],
+        cell_mm: float,
+        spacing: tuple[float, float],
+        spread: Tensor | float = 1.0,
+        mean: Tensor | float = 0.0,
+    ) -> Tensor:
+        """Return a smooth random field (N, S, H, W), normal at nodes `cell_mm` apart: cubic in a slice, linear across.
 
-        `spacing`: mm between slices and between pixels.
+        `spacing`: mm between slices and between pixels. `spread`, `mean`: of the nodes, (N, 1, 1, 1) or a number.
         """
         slices, height, width = shape
         nodes_z, nodes_y, nodes_x = (
             max(2, round(extent * mm / cell_mm) + 2)
             for extent, mm in zip(shape, (spacing[0], spacing[1], spacing[1]), strict=True)
         )
-        nodes = self.normal(nodes_z, nodes_y, nodes_x)
-        planes = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+        nodes = self.normal(nodes_z, nodes_x, nodes_y).mul_(spread).add_(mean).flatten(2)
         # A random part of the distance between two nodes along z: where a slab is thin, one cell holds it.
         span = min(nodes_z - 1.0, (slices - 1) * spacing[0] / cell_mm)
         start = torch.rand(self.batch, 1, generator=self.generator, device=self.device) * (nodes_z - 1.0 - span)
         position = start + torch.linspace(0, span, slices, device=self.device)[None]
-        below = position.floor().clamp(max=nodes_z - 2).long()
-        share = (position - below)[:, :, None, None]
-        index = below[:, :, None, None].expand(-1, -1, height, width)
-        return planes.gather(1, index) * (1 - share) + planes.gather(1, index + 1) * share
+        distance = position[:, :, None] - torch.arange(nodes_z, device=self.device)
+        planes = torch.bmm((1 - distance.abs_()).clamp_(min=0), nodes).view(-1, slices, nodes_x, nodes_y)
+        rows, columns = (_cubic(*sizes, self.device) for sizes in ((nodes_y, height), (nodes_x, width)))
+        return (planes @ rows.T).transpose(2, 3).contiguous() @ columns.T
 
 
 def simulate_mr(
-    ct: Tensor, depth_mm: Tensor, spacing: tuple[float, float], draws: Draws, settings: SimulationSettings
+    ct: Tensor,
+    depth_mm: Tensor,
+    spacing: tuple[float, float],
+    draws: Draws,
+    settings: SimulationSettings,
+    margin: int = 0,
 ) -> Tensor:
     """Return T1-like MR of slabs of axial CT slices.
 
@@ -124,27 +136,30 @@ def simulate_mr(
         spacing: mm between slices and between pixels.
         draws: all that is random.
         settings: what it is drawn from.
+        margin: slices at each end that only mix into their neighbours, and are not returned.
 
     Returns:
-        (N, S, H, W) in [-1, 1]: -1 is no signal, 1 the upper end of the MR's window.
+        (N, S - 2 margin, H, W) in [-1, 1]: -1 is no signal, 1 the upper end of the MR's window.
     """
     shape, pixel_mm = ct.shape[1:], spacing[1]
-    ct = blur(ct, draws.uniform(0, 1.0) / pixel_mm)
+    kept_shape = (shape[0] - 2 * margin, *shape[1:])
+    ct = blur(ct, draws.uniform(0, 1.0) / pixel_mm, 1.0 / pixel_mm)
     # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
-    ct = torch.where(depth_mm > 3.0, blur(ct, torch.full_like(ct[:, :1, :1, :1], 1.5 / pixel_mm)), ct)
+    smooth = blur(ct, torch.full_like(ct[:, :1, :1, :1], 1.5 / pixel_mm), 1.5 / pixel_mm)
+    ct = ct.lerp_(smooth, (depth_mm > 3.0).to(ct.dtype))
     fat, muscle = draws.uniform(*settings.fat), draws.uniform(*settings.muscle)
     signal = _soft_tissue(ct, fat, muscle, spacing, draws)
-    signal = signal * (1 - _interfaces(ct, pixel_mm, draws)) * (1 - _dark_details(shape, spacing, draws))
-    inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp(0, 1)
-    signal = torch.lerp(signal, _bone(ct, depth_mm, fat, muscle, spacing, draws, settings), inside)
-    signal = signal * (1 - _skin(ct, pixel_mm, draws))
-    signal = blur(signal, draws.uniform(0, 0.9) / pixel_mm)
-    signal = blur_through(signal, draws.uniform(0, 0.9))
-    bias = draws.uniform(*settings.bias) * draws.smooth_field(shape, 120.0, spacing)
-    signal = signal * torch.exp(bias)
+    signal = _less(_less(signal, _interfaces(ct, pixel_mm, draws)), _dark_details(shape, spacing, draws))
+    inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp_(0, 1)
+    signal = signal.lerp_(_bone(ct, fat, muscle, spacing, draws, settings), inside)
+    signal = _less(signal, _skin(ct, pixel_mm, draws))
+    signal = blur_through(signal, draws.uniform(0, 0.9), margin)
+    signal = blur(signal, draws.uniform(0, 0.9) / pixel_mm, 0.9 / pixel_mm)
+    signal.mul_(draws.smooth_field(kept_shape, 120.0, spacing, draws.uniform(*settings.bias)).exp_())
     noise = draws.uniform(*settings.noise)
-    signal = torch.hypot(signal + noise * draws.normal(*shape), noise * draws.normal(*shape))
-    return 2 * signal.clamp(0, 1) - 1
+    real, imaginary = draws.normal(*kept_shape).mul_(noise).add_(signal), draws.normal(*kept_shape).mul_(noise)
+    magnitude = real.mul_(real).addcmul_(imaginary, imaginary).sqrt_()
+    return magnitude.clamp_(max=1).mul_(2).sub_(1)
 
 
 def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, float], seed: int) -> np.ndarray:
@@ -178,55 +193,80 @@ def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
     return (y >= top) & (y <= 1 - bottom) & (x >= left) & (x <= 1 - right)
 
 
-def blur(image: Tensor, sigma: Tensor, reach: float = 3.0) -> Tensor:
+def blur(image: Tensor, sigma: Tensor, largest: float, reach: float = 3.0) -> Tensor:
     """Return (N, S, H, W) with every slice blurred by a Gaussian of `sigma` (N, 1, 1, 1) pixels of its slab.
 
-    The kernel holds 2 `reach` + 1 pixels at most; the picture goes on beyond its edges.
+    The kernel ends after `reach` times the `largest` sigma there may be; the picture goes on beyond its edges.
     """
-    n, slices, height, width = image.shape
-    radius = int(reach)
+    radius = max(1, round(reach * largest))
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma.view(n, 1).clamp(min=0.05)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(slices, 0)
-    planes = image.reshape(1, n * slices, height, width)
-    planes = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
-    planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * slices)
-    return F.conv2d(planes, kernel[:, None, :, None], groups=n * slices).view(n, slices, height, width)
+    weights = torch.softmax(-0.5 * (offsets.view(-1, 1, 1, 1, 1) / sigma.clamp(min=0.05)) ** 2, 0)[radius:]
+    image = F.pad(image, (radius, radius, radius, radius), mode="replicate")
+    for axis in (2, 3):
+        length = image.shape[axis] - 2 * radius
+        blurred = image.narrow(axis, radius, length) * weights[0]
+        for k in range(1, radius + 1):
+            both = image.narrow(axis, radius - k, length) + image.narrow(axis, radius + k, length)
+            blurred.addcmul_(both, weights[k])
+        image = blurred
+    return image
 
 
-def blur_through(image: Tensor, sigma: Tensor) -> Tensor:
-    """Return (N, S, H, W) blurred across its slices by a Gaussian of `sigma` (N, 1, 1, 1) slices: thick slices."""
+def blur_through(image: Tensor, sigma: Tensor, margin: int = 0) -> Tensor:
+    """Return (N, S, H, W) blurred across its slices by a Gaussian of `sigma` (N, 1, 1, 1) slices: thick slices.
+
+    `margin`: slices at each end that are not returned.
+    """
     slices = image.shape[1]
     distance = torch.arange(slices, device=image.device, dtype=image.dtype)
-    distance = distance[:, None] - distance[None, :]
+    distance = distance[margin : slices - margin, None] - distance[None, :]
     weights = torch.exp(-0.5 * (distance[None] / sigma.view(-1, 1, 1).clamp(min=0.05)) ** 2)
     return torch.einsum("nst,nthw->nshw", weights / weights.sum(2, keepdim=True), image)
 
 
+@lru_cache(maxsize=256)
+def _cubic(nodes: int, pixels: int, device: torch.device) -> Tensor:
+    """Return the matrix (pixels, nodes) that interpolates cubically between nodes, the first and last at the ends."""
+    corners = torch.eye(nodes, device=device)[None, None]
+    return F.interpolate(corners, (pixels, nodes), mode="bicubic", align_corners=True)[0, 0]
+
+
+def _less(signal: Tensor, lost: Tensor) -> Tensor:
+    """Return `signal`, changed in place, less the share that is lost."""
+    return signal.addcmul_(signal, lost, value=-1)
+
+
 def _ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Return 0 below `low`, 1 above `high`, linear between."""
-    return ((x - low) / (high - low)).clamp(0, 1)
+    return _line(x, low, high).clamp_(0, 1)
+
+
+def _line(x: Tensor, zero: Tensor | float, one: Tensor | float) -> Tensor:
+    """Return the straight line that is 0 at `zero` and 1 at `one`."""
+    slope = 1 / (one - zero)
+    return (x * slope).sub_(zero * slope)
 
 
 def _soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
     shape = ct.shape[1:]
-    fat_hu, muscle_hu = draws.uniform(-110, -85), draws.uniform(25, 60)
     # Lung and the slope to air hold water, not fat, however low their HU.
-    fat_share = 1 - torch.where(ct > -200, _ramp(ct, fat_hu, muscle_hu), 1 - _ramp(ct, -500.0, -200.0))
+    lean = _line(ct, draws.uniform(-110, -85), draws.uniform(25, 60))
+    lean = torch.maximum(lean, _line(ct, -200.0, -500.0), out=lean).clamp_(0, 1)
     # Muscles, organs and tumours differ more than their HU do: smoothly, and one from another.
-    texture = draws.uniform(0, 0.15) * draws.smooth_field(shape, float(draws.integer(15, 80)), spacing)
-    places = draws.smooth_field(shape, float(draws.integer(25, 70)), spacing) - draws.uniform(0.6, 1.6)
-    organs = draws.uniform(-1.2, 0.7) * _ramp(places, 0.0, 0.15)
-    lean = 1 - fat_share
-    signal = (muscle + (fat - muscle) * fat_share) * torch.exp((texture + organs) * lean)
-    tissue = _ramp(ct, AIR_HU + 50, -130.0)
-    mineral = _ramp(ct, draws.uniform(80, 180), draws.uniform(400, 800))
-    return signal * tissue * (1 - mineral)
+    texture = draws.smooth_field(shape, float(draws.integer(15, 80)), spacing, draws.uniform(0, 0.15))
+    edge = 0.15  # of organs, in standard deviations
+    places = draws.smooth_field(
+        shape, float(draws.integer(25, 70)), spacing, 1 / edge, draws.uniform(-1.6, -0.6) / edge
+    )
+    texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7)).mul_(lean).exp_()
+    signal = lean.mul_(muscle - fat).add_(fat).mul_(texture)
+    tissue = _line(ct, AIR_HU + 50, -130.0)
+    mineral = _line(ct, draws.uniform(80, 180), draws.uniform(400, 800))
+    return signal.mul_(torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1))
 
 
 def _bone(
     ct: Tensor,
-    depth_mm: Tensor,
     fat: Tensor,
     muscle: Tensor,
     spacing: tuple[float, float],
@@ -234,13 +274,11 @@ def _bone(
     settings: SimulationSettings,
 ) -> Tensor:
     # Red and fatty marrow lie beside each other: one level for the scan, and a smooth change within it.
-    level = draws.uniform(*settings.marrow) * torch.exp(
-        draws.uniform(0, 0.3) * draws.smooth_field(ct.shape[1:], float(draws.integer(30, 120)), spacing)
-    )
-    marrow = torch.maximum(level * fat, 0.8 * muscle)
+    level, spread = (draws.uniform(*settings.marrow) * fat).log(), draws.uniform(0, 0.3)
+    marrow = draws.smooth_field(ct.shape[1:], float(draws.integer(30, 120)), spacing, spread, level).exp_()
+    marrow = torch.maximum(marrow, 0.8 * muscle, out=marrow)
     mineral = _ramp(ct, draws.uniform(*settings.bone_from_hu), draws.uniform(*settings.bone_to_hu))
-    cortex = draws.uniform(0.0, 0.1)
-    return (1 - mineral) * marrow + mineral * cortex * fat
+    return marrow.lerp_(draws.uniform(0.0, 0.1) * fat, mineral)
 
 
 def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
@@ -249,12 +287,13 @@ def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
     Without it all that is bright with a dark outline would be bone.
     """
     sigma = draws.uniform(0.7, 1.2) / pixel_mm
-    fat_share = blur(_ramp(ct, 40.0, -100.0), sigma)
+    fat_share = blur(_ramp(ct, 40.0, -100.0), sigma, 1.2 / pixel_mm, 2.5)
     across = F.pad(fat_share, (1, 1, 1, 1), mode="replicate")
-    dy = (across[:, :, 2:, 1:-1] - across[:, :, :-2, 1:-1]) / 2
-    dx = (across[:, :, 1:-1, 2:] - across[:, :, 1:-1, :-2]) / 2
-    steepest = 1 / (2.5066 * sigma.clamp(min=0.6))  # of an edge from 0 to 1
-    return draws.uniform(0, 0.8) * (torch.hypot(dx, dy) / steepest).clamp(0, 1)
+    dy = across[:, :, 2:, 1:-1] - across[:, :, :-2, 1:-1]
+    dx = across[:, :, 1:-1, 2:] - across[:, :, 1:-1, :-2]
+    steepest = 2 / (2.5066 * sigma.clamp(min=0.6))  # of an edge from 0 to 1, over two pixels
+    slope = dx.mul_(dx).addcmul_(dy, dy).sqrt_()
+    return slope.mul_(1 / steepest).clamp_(max=1).mul_(draws.uniform(0, 0.8))
 
 
 def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: Draws) -> Tensor:
@@ -262,12 +301,12 @@ def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: D
 
     Without them all that is dark inside a body would be air or bone.
     """
-    coarse = draws.smooth_field(shape, float(draws.integer(10, 30)), spacing)
-    lines = (1 - coarse.abs() / draws.uniform(0.05, 0.2)).clamp(0, 1)
-    lines = lines * (draws.smooth_field(shape, float(draws.integer(20, 60)), spacing) > 0)
-    fine = draws.smooth_field(shape, max(float(draws.integer(3, 8)), 2 * spacing[1]), spacing)
-    spots = (4 * (fine - draws.uniform(2, 3.5))).clamp(0, 1)
-    return torch.maximum(draws.uniform(0, 0.8) * lines, draws.uniform(0.3, 1) * spots)
+    lines = draws.smooth_field(shape, float(draws.integer(10, 30)), spacing, 1 / draws.uniform(0.05, 0.2))
+    lines.abs_().neg_().add_(1).clamp_(min=0).mul_(draws.uniform(0, 0.8))
+    lines.mul_(draws.smooth_field(shape, float(draws.integer(20, 60)), spacing).gt_(0))
+    rarity, cell = draws.uniform(2, 3.5), max(float(draws.integer(3, 8)), 2 * spacing[1])
+    spots = draws.smooth_field(shape, cell, spacing, 4.0, -4 * rarity).clamp_(0, 1).mul_(draws.uniform(0.3, 1))
+    return torch.maximum(lines, spots, out=lines)
 
 
 def _skin(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
@@ -275,6 +314,16 @@ def _skin(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
     # Depth below a flat surface from a blur of what is inside: blur = Phi(depth / sigma).
     sigma_mm = max(2.0, 1.2 * pixel_mm)
     sigma = torch.full_like(ct[:, :1, :1, :1], sigma_mm / pixel_mm)
-    inside = blur((ct > -500).to(ct.dtype), sigma, reach=max(3.0, 2.5 * sigma_mm / pixel_mm))
-    depth = sigma_mm * torch.special.ndtri(inside.clamp(0.01, 0.99))
-    return (1 - (depth - 0.5) / draws.uniform(1, 3.5)).clamp(0, 1) * draws.uniform(0.5, 1)
+    inside = blur((ct > -500).to(ct.dtype), sigma, sigma_mm / pixel_mm, 2.5)
+    depth = _normal_quantile(inside).mul_(sigma_mm)
+    return _line(depth, draws.uniform(1, 3.5) + 0.5, 0.5).clamp_(0, 1).mul_(draws.uniform(0.5, 1))
+
+
+def _normal_quantile(share: Tensor) -> Tensor:
+    """Return the standard normal quantile of shares from 0.01 to 0.99, which are changed; wrong by at most 0.014.
+
+    A fit that takes a tenth of the time of torch's own on a CPU.
+    """
+    logit = share.clamp_(0.01, 0.99).logit_()
+    square = logit * logit
+    return (square * 1.65649e-4).add_(-8.90128e-3).mul_(square).add_(0.62341061).mul_(logit)
