@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loading.batches import Batches
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, option, options_of
 from data.settings.values import nonnegative_int, positive_float, share
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
@@ -128,6 +128,11 @@ class BaseModel(ABC):
     settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def shared_defaults(cls, group: type) -> dict[str, Any]:
+        """Return the method's own defaults of the options in a settings class that all methods share."""
+        return {field.name: cls.defaults[field.name] for field, _ in options_of(group) if field.name in cls.defaults}
 
     @classmethod  # noqa: B027
     def check(cls, settings: Any, data: DataSettings) -> None:

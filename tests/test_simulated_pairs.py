@@ -5,7 +5,7 @@ import copy
 import json
 import logging
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,9 +127,8 @@ def simulation_set() -> SimulationSet:
     return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, 2.0, 32)
 
 
-DATA_DEFAULTS = {field.name for field in fields(DataSettings)} & SimulatedPairsModel.defaults.keys()
 DATA = DataSettings(
-    **{name: SimulatedPairsModel.defaults[name] for name in DATA_DEFAULTS}
+    **SimulatedPairsModel.shared_defaults(DataSettings)
     | {"dataroot": "-", "slab": 3, "crop_size": 16, "batch_size": 4, "flip": "xy"}
 )
 
