@@ -1,6 +1,7 @@
 """How fast training pairs are simulated from CT, slabs cut and MR made, as `--model simulated_pairs` draws them."""
 
 from argparse import Namespace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def generated_ct(matrix: int) -> SimulationSet:
 def build_model(opt: Namespace, ct: SimulationSet, slab: int) -> SimulatedPairsModel:
     """Return a model that draws slabs of `slab` slices as the recommended recipe does."""
     chosen = {"dataroot": Path(), "slab": slab, "crop_size": opt.simulation_size, "batch_size": opt.simulation_batch}
-    data = DataSettings(**SimulatedPairsModel.shared_defaults(DataSettings) | chosen)
+    names = {field.name for field in fields(DataSettings)} & SimulatedPairsModel.defaults.keys()
+    data = DataSettings(**{name: SimulatedPairsModel.defaults[name] for name in names} | chosen)
     return SimulatedPairsModel(SimulatedPairsSettings(ngf=1), data, ct, Place(opt.device))
 
 
