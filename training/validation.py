@@ -111,7 +111,8 @@ class Validation:
         self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
         # MR is simulated in one contrast.
         of_ct = cases.ct if len(settings.contrasts) == 1 else ()
-        self._simulated = [self._simulate(case, hash_number(case.name, seed) % 2**62) for case in of_ct]
+        maps = simulation_maps(dataroot, of_ct, manifest.spacing_mm, [self._slice_mm(case) for case in of_ct])
+        self._simulated = [self._simulate(case, maps.pop(case.name), seed) for case in of_ct]
 
     def run(self, to_ct: nn.Module, to_mr: nn.Module | None = None) -> tuple[dict[str, float], list[ValidationSlice]]:
         """Return a validation's values by name, means over the volumes, and slices to show, always the same ones.
@@ -199,11 +200,10 @@ class Validation:
         mr = tuple(self._on_grid(np.array(image), case) for image in images)
         return ValidationVolume(case.name, mr, mr_maps, mask > 0, ct, scored)
 
-    def _simulate(self, case: Case, seed: int) -> ValidationVolume:
+    def _simulate(self, case: Case, maps: Mapping[str, np.ndarray], seed: int) -> ValidationVolume:
         """Simulate the MR of a prepared CT, of its slices with body."""
         spacing = (self._slice_mm(case), self.manifest.spacing_mm)
-        maps = simulation_maps(self.dataroot, case, spacing[1], spacing[0])
-        mr = simulate_volume(maps["hu"], maps["depth"], spacing, seed)
+        mr = simulate_volume(maps["hu"], maps["depth"], spacing, hash_number(case.name, seed) % 2**62)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
         return ValidationVolume(case.name, (self._on_grid(mr, case),), (_NETWORK_UNITS,), body, maps["hu"], body)
 
