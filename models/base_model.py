@@ -71,6 +71,16 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
         """Whether statistics are taken over batches."""
         return False
 
+    @property
+    def warm_epochs(self) -> int:
+        """Epochs of a warm start, before those that the schedule counts."""
+        return 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -101,6 +111,7 @@ class BaseModel(ABC):
         settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
+        memory_options: its options of which smaller values need less memory, as a message names them.
 
     Attributes:
         networks, optimisers, pools: by name; weights are kept in files of the networks' names.
@@ -113,6 +124,7 @@ class BaseModel(ABC):
     settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
+    memory_options: ClassVar[str] = ""
 
     @classmethod
     def shared_defaults(cls, group: type) -> dict[str, Any]:

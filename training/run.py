@@ -67,7 +67,7 @@ class TrainingRun:
         self.rate = LearningRate(
             list(self.model.optimisers.values()), schedule.lr_policy, model.lr, schedule.n_epochs,
             schedule.n_epochs_decay, schedule.lr_decay_iters or 50, n_epochs_warm=settings.epochs_warm,
-            warm_lr=getattr(model, "warm_lr", 0.0),
+            warm_lr=model.rate_when_warm,
         )  # fmt: skip
         together = self.model.facts(data, self.dataset) | {"processes": str(group.size)}
         if self.device.type == "cpu":  # the order of sums is that of threads
@@ -340,15 +340,21 @@ def train_method(method: type[BaseModel], settings: TrainingSettings) -> int:
     That is 0, or 128 and the number of a signal that ended the training.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(settings.run.device), open_process_group(backend, PATIENCE) as group:
+    with (
+        memory_shortage_said(settings.run.device, method.memory_options),
+        open_process_group(backend, PATIENCE) as group,
+    ):
         if group.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
         return TrainingRun(method, settings, group).train()
 
 
 @contextmanager
-def memory_shortage_said(device: torch.device) -> Iterator[None]:
-    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`."""
+def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[None]:
+    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`.
+
+    `smaller`: the options of its method that `BaseModel.memory_options` names.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -356,10 +362,10 @@ def memory_shortage_said(device: torch.device) -> Iterator[None]:
             raise
         if isinstance(error, MemoryError) or "CPUAllocator" in str(error):  # the computer's, whatever trains
             device = torch.device("cpu")
+        new_run = f", or start a run with a smaller {smaller}" if smaller else ""
         raise InputError(
             f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
-            "go on from the last saved state by --continue_train, or start a run with a smaller --crop_size "
-            "(--preprocess body_crop) or --ngf"
+            f"go on from the last saved state by --continue_train{new_run}"
         ) from error
 
 

@@ -177,7 +177,7 @@ class TrainingSettings:
     @property
     def epochs_warm(self) -> int:
         """Epochs before those that the schedule counts."""
-        return getattr(self.model, "n_epochs_warm", 0)
+        return self.model.warm_epochs
 
     @property
     def epochs(self) -> int:
