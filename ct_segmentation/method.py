@@ -80,6 +80,7 @@ class ShapeExtractorModel(BaseModel):
         "batch_size": 8, "n_epochs": 20, "n_epochs_decay": 0, "lr_policy": "cosine", "save_epoch_freq": 1000,
         "val_freq": 1,
     }  # fmt: skip
+    validates_itself = True
     memory_options = "--width"
     fixed_facts = ("patients to train on", "patients to validate with", "classes")
 

@@ -111,6 +111,7 @@ class BaseModel(ABC):
         settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
+        validates_itself: whether `open_validator` returns something.
         memory_options: its options of which smaller values need less memory, as a message names them.
 
     Attributes:
@@ -124,6 +125,7 @@ class BaseModel(ABC):
     settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
+    validates_itself: ClassVar[bool] = False
     memory_options: ClassVar[str] = ""
 
     @classmethod
