@@ -1,7 +1,7 @@
 """What all methods have: networks, optimisers and what goes with them, the form of their step, and their state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -94,8 +94,12 @@ class Place:
 class Validator(Protocol):
     """Measures a model on what does not train, the same every time, without a trace in the training."""
 
-    def run(self, model: "BaseModel") -> tuple[dict[str, float], list[Any]]:
-        """Return values by name, and slices to show, of `visualization.panels.ValidationSlice`."""
+    def measure(self, model: "BaseModel") -> Generator[tuple[dict[str, float], list[Any]] | None]:
+        """Yield None after each volume, so that signals are heard, and at last values by name, and slices to show.
+
+        Those are of `visualization.panels.ValidationSlice`.
+        """
+        ...
 
     def score(self, values: Mapping[str, float]) -> float:
         """Return what the values are worth: less is better."""

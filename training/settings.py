@@ -156,7 +156,7 @@ class ValidationSettings:
         5, nature=Nature.RESULT, parse=positive_int, help="epochs between two validations", needs=Need("val")
     )
     val_criterion: str = option(
-        DEFAULT_CRITERION, nature=Nature.FIXED, choices=tuple(CRITERIA), help="by which the best weights are chosen",
+        DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), help="by which the best weights are chosen",
         needs=Need("val"),
     )  # fmt: skip
 
@@ -184,8 +184,10 @@ class TrainingSettings:
         return self.model.warm_epochs
 
     @property
-    def epochs(self) -> int:
-        """Epochs of the whole run."""
+    def epochs(self) -> int | None:
+        """Epochs of the whole run; None where the clock ends it."""
+        if self.schedule.seconds:
+            return None
         return self.epochs_warm + self.schedule.n_epochs + self.schedule.n_epochs_decay
 
     def values(self) -> dict[str, Any]:
@@ -261,7 +263,7 @@ def _check_together(settings: TrainingSettings) -> None:
     Raises:
         InputError: it names them.
     """
-    if settings.epochs < 1:
+    if settings.epochs == 0:
         raise InputError("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(

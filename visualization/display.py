@@ -8,21 +8,25 @@ from typing import Protocol
 
 from PIL import Image
 
-from visualization.records import History, LossRecord, ValidationRecord
+from visualization.records import History, LossRecord, Place, ValidationRecord
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a display tells about a run: its name, folder, options by name, versions by package, and its length."""
+    """What a display tells about a run: its name, folder, options by name, versions by package, and its length.
+
+    That is `epochs`, or by the clock `seconds`; the other is None.
+    """
 
     name: str
     folder: Path
     options: dict[str, object]
     versions: dict[str, str]
-    epochs: int
+    epochs: int | None
     steps_per_epoch: int
+    seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Picture:
 class Display(Protocol):
     """A back end. Any method may raise; `Guarded` sees to it."""
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
-        """Show a run from its beginning to `start` (epoch, iteration), or catch up after a failure."""
+    def restore(self, history: History, start: Place) -> None:
+        """Show a run from its beginning to `start`, or catch up after a failure."""
         ...
 
     def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
@@ -70,7 +74,7 @@ class Guarded:
         self._failing = False
         self._down: set[str] = set()  # what failed when it was last tried
 
-    def restore(self, start: tuple[int, int]) -> None:
+    def restore(self, start: Place) -> None:
         """Show a run from its beginning to `start`."""
         self._try("losses", lambda: self.display.restore(self.history, start))
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from visualization.display import Picture, RunInfo
-from visualization.records import History, LossRecord, Point, ValidationPoint, ValidationRecord
+from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 from visualization.visdom_server import LocalServer
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class VisdomDisplay:
         self._pictures_sent: dict[str, Picture] = {}
         self._failing = False
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
+    def restore(self, history: History, start: Place) -> None:
         """Draw the curves anew."""
         self._show(history, redraw=True)
 
