@@ -205,7 +205,7 @@ def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch, 
 
 def test_the_best_epoch_is_kept(dataroot, tmp_path, monkeypatch):
     # Four cases validate.
-    rows = iter([(0.5, 0.7, 0.6, 0.6), (0.9, 0.7, 0.8, 0.8), (0.8, 0.7, 0.7, 0.8), (float("nan"), 0.8, 0.8, 0.8)])
+    rows = iter([(0.5, 0.7, 0.6, 0.6), (0.9, 0.7, 0.8, 0.8), (0.8, 0.7, 0.7, 0.8), (float("nan"), 0.8, 0.7, 0.8)])
     values = chain.from_iterable(rows)
 
     def given(extractor, root, cases):

@@ -109,6 +109,13 @@ def test_a_resumed_run_drops_the_validations_after_its_state(tmp_path):
     assert (3, 10, 1) in spy.seen
 
 
+def test_a_validation_with_nothing_to_show_has_its_values_on_the_page(tmp_path, caplog):
+    with log_with(tmp_path, TrainingPage(run_info(tmp_path))) as training_log:
+        training_log.write_validation(1, 10, {"dice_body": 0.5}, [])
+    assert not caplog.text
+    assert (tmp_path / "web/data/validation.js").read_text().splitlines()[1:] == ['validation(1.0,{"dice_body":0.5});']
+
+
 @pytest.mark.parametrize(("start", "kept"), [((2, 10), 1), ((2, 10, 1), 2)])
 def test_a_validation_after_the_last_step_stays_only_where_the_state_knows_of_it(tmp_path, start, kept):
     with log_with(tmp_path, Console(tmp_path), TrainingPage(run_info(tmp_path))) as training_log:

@@ -54,7 +54,9 @@ class Console:
         """Write one record to both files and to the console."""
         self._show(record)
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Write the values of a validation to both files and to the console."""
         self._show(record)
 

@@ -53,8 +53,10 @@ class Display(Protocol):
         """Show the images of a step; they are drawn when a display calls for them."""
         ...
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
-        """Show one more validation, the last of `history`, and its picture, drawn when a display calls for it."""
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
+        """Show one more validation, the last of `history`, and its picture, where it has one, drawn when called for."""
         ...
 
     def close(self) -> None:
@@ -90,7 +92,7 @@ class Guarded:
         if not self._failing:
             self._try("pictures", lambda: self.display.show_picture(picture))
 
-    def show_validation(self, record: ValidationRecord, picture: Callable[[], Picture]) -> None:
+    def show_validation(self, record: ValidationRecord, picture: Callable[[], Picture] | None) -> None:
         """Show one more validation, which the history has already."""
         if self._failing:
             self.restore(record.position)

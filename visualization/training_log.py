@@ -98,7 +98,7 @@ class TrainingLog:
     def write_validation(
         self, epoch: int, iteration: int, values: dict[str, float], slices: Sequence[ValidationSlice]
     ) -> None:
-        """Write a validation after a step to every display: its values by name, and slices to show."""
+        """Write a validation after a step to every display: its values by name, and slices to show, if any."""
         record = ValidationRecord(epoch, iteration, round(time.time(), 3), dict(values))
 
         @cache  # drawn once, and only if a display asks for it
@@ -107,7 +107,7 @@ class TrainingLog:
 
         self.history.add_validation(record)
         for display in self.displays:
-            display.show_validation(record, picture)
+            display.show_validation(record, picture if slices else None)
         self._restart_clock()
 
     def end_epoch(self) -> None:

@@ -52,11 +52,14 @@ class TrainingPage:
         """Add a picture. Of earlier epochs the last one stays, and of very many epochs fewer and fewer."""
         self._pictures.add(picture())
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Append a point to the curves of the validations, and add their picture."""
         with (self.folder / "data/validation.js").open("a", encoding="utf-8") as file:
             file.write(_validation_call(history.validations[-1]))
-        self._validation_pictures.add(picture())
+        if picture:
+            self._validation_pictures.add(picture())
 
     def close(self) -> None:
         """Leave nothing to be finished: the page is complete at any time."""

@@ -65,10 +65,13 @@ class VisdomDisplay:
         """Show a picture in place of the one before."""
         self._show_picture("images", picture())
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Add a point to the curves of the validations, and show the picture in place of the one before."""
         self._show(history, redraw=False)
-        self._show_picture("validation-images", picture())
+        if picture:
+            self._show_picture("validation-images", picture())
 
     def _show_picture(self, kind: str, picture: Picture) -> None:
         with self._lock:
