@@ -1,7 +1,8 @@
 """Options declared as fields of frozen dataclasses, a class a subject.
 
 A field says its name, default, choices, help and published aliases, and its nature: what happens where a run resumes
-with another value. From the fields come the parser, the check on resume and the files that record a run:
+with another value. Where it does nothing without another option, its `needs` say so. From the fields come the parser,
+the check on resume and the files that record a run:
 
     @dataclass(frozen=True)
     class ScheduleSettings:
