@@ -1,7 +1,7 @@
 """What all methods have: networks, optimisers and what goes with them, the form of their step, and their state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -86,6 +86,16 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
         """Whether statistics are taken over batches."""
         return False
 
+    @property
+    def warm_epochs(self) -> int:
+        """Epochs of a warm start, before those that the schedule counts."""
+        return 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -99,8 +109,12 @@ class Place:
 class Validator(Protocol):
     """Measures a model on what does not train, the same every time, without a trace in the training."""
 
-    def run(self, model: "BaseModel") -> tuple[dict[str, float], list[Any]]:
-        """Return values by name, and slices to show, of `visualization.panels.ValidationSlice`."""
+    def measure(self, model: "BaseModel") -> Generator[tuple[dict[str, float], list[Any]] | None]:
+        """Yield None after each volume, so that signals are heard, and at last values by name, and slices to show.
+
+        Those are of `visualization.panels.ValidationSlice`.
+        """
+        ...
 
     def score(self, values: Mapping[str, float]) -> float:
         """Return what the values are worth: less is better."""
@@ -116,6 +130,8 @@ class BaseModel(ABC):
         settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
+        validates_itself: whether `open_validator` returns something.
+        memory_options: its options of which smaller values need less memory, as a message names them.
 
     Attributes:
         networks, optimisers, pools: by name; weights are kept in files of the networks' names.
@@ -128,6 +144,8 @@ class BaseModel(ABC):
     settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
+    validates_itself: ClassVar[bool] = False
+    memory_options: ClassVar[str] = ""
 
     @classmethod
     def shared_defaults(cls, group: type) -> dict[str, Any]:

@@ -161,6 +161,16 @@ class WarmStart:
                 object.__setattr__(self, name, value if warm else 0)
 
     @property
+    def warm_epochs(self) -> int:
+        """Epochs of the warm start."""
+        return self.n_epochs_warm or 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return self.warm_lr or 0.0
+
+    @property
     def simulates(self) -> bool:
         """Whether pairs of simulated MR and CT are needed."""
         return self.warm_start != "none" or bool(self.lambda_simulated)
@@ -201,6 +211,7 @@ class CycleGANModel(BaseModel):
     settings_type = CycleGANSettings
     settings: CycleGANSettings
     fixed_facts = ("contrasts",)
+    memory_options = "--crop_size (--preprocess body_crop) or --ngf"
 
     def __init__(
         self,
@@ -329,7 +340,7 @@ class CycleGANModel(BaseModel):
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
-        self._warm = epoch <= (self.settings.n_epochs_warm or 0)
+        self._warm = epoch <= self.settings.warm_epochs
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
