@@ -109,8 +109,9 @@ class ShapeExtractorModel(BaseModel):
                 raise InputError(
                     f"--{name} does nothing to the shape extractor, which augments CT slices in its own way"
                 )
-        if settings.ema:
-            raise InputError("--ema does nothing to the shape extractor, whose best weights are kept")
+        for name in ("ema", "sync_batch_norm"):
+            if getattr(settings, name):
+                raise InputError(f"--{name} does nothing to the shape extractor")
 
     @classmethod
     def open_data(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.errors import InputError
 from data.loading.batches import Batches
 from data.loading.settings import DataSettings
 from data.settings.declaration import Nature, option, options_of
@@ -75,6 +76,15 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
 
     `direction` says which domain A is: with 'AtoB' MR.
     """
+
+    def __post_init__(self) -> None:
+        """Refuse options that nothing would use.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        if self.sync_batch_norm and not self.uses_batch_norm:
+            raise InputError("--sync_batch_norm does nothing without --norm batch")
 
     @property
     def direction(self) -> str:

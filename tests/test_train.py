@@ -293,6 +293,8 @@ def test_defaults_are_the_published_settings():
 
 
 BY_CLOCK = ["--seconds", "60", "--lr_policy", "warmup_cosine"]
+NO_SHAPE = ["--lambda_shape", "0", "--lambda_shape_gan", "0"]
+NO_CORRELATION = ["--lambda_correlation_A", "0", "--lambda_correlation_B", "0"]
 SHAPE = ["--model", "shape_extractor"]
 
 
@@ -331,6 +333,14 @@ SHAPE = ["--model", "shape_extractor"]
         (["--load_size", "286"], "does nothing without --preprocess resize_and_crop"),
         (["--crop_size", "200"], "does nothing without --preprocess crop"),
         (["--lr_decay_iters", "10"], "does nothing without --lr_policy step"),
+        ([*BY_CLOCK, "--warm_start", "simulated_mr"], "a warm start counts epochs"),
+        (["--lcc_window", "7", *NO_CORRELATION], "without --lambda_correlation_A or --lambda_correlation_B"),
+        (["--shape_loss", "l1", "--lambda_shape", "0"], "--shape_loss does nothing without --lambda_shape"),
+        (["--shape_extractor", "e.pth", *NO_SHAPE], "nothing without --lambda_shape or --lambda_shape_gan"),
+        (["--init_gain", "0.1", "--init_type", "kaiming"], "without --init_type normal, xavier, orthogonal"),
+        (["--model", "simulated_pairs", "--limbs_share", "0.4"], "--limbs_share does nothing without --limbs"),
+        (["--model", "paired", "--norm", "none", "--sync_batch_norm"], "nothing without --norm batch"),
+        (["--model", "shape_extractor", "--sync_batch_norm", "--device", "cpu"], "--sync_batch_norm"),
         (["--epoch", "20", "--continue_train"], "does nothing without --init_from"),
         (["--epoch", "banana"], "whole number of 1 or more"),
         (["--preprocess", "resize_and_crop", "--crop_size", "300"], "larger than --load_size"),

@@ -68,7 +68,7 @@ class TrainingRun:
         schedule = settings.schedule
         self.rate = LearningRate(
             list(self.model.optimisers.values()), schedule.lr_policy, model.lr, schedule.n_epochs,
-            schedule.n_epochs_decay, schedule.lr_decay_iters or 50, n_epochs_warm=settings.epochs_warm,
+            schedule.n_epochs_decay, schedule.lr_decay_iters, n_epochs_warm=settings.epochs_warm,
             warm_lr=model.rate_when_warm,
         )  # fmt: skip
         together = self.model.facts(data, self.dataset) | {"processes": str(group.size)}

@@ -74,19 +74,25 @@ class RunSettings:
     """run."""
 
     name: str = option(
-        nature=Nature.FREE, parse=experiment_name, help="the model's name: its folder in --checkpoints_dir"
+        nature=Nature.FREE, parse=experiment_name, help="name of the run and its model: a folder in --checkpoints_dir"
     )
-    checkpoints_dir: Path = option(Path("checkpoints"), nature=Nature.FREE, parse=Path, help="where models are kept")
+    checkpoints_dir: Path = option(
+        Path("checkpoints"), nature=Nature.FREE, parse=Path, help="folder that holds all models"
+    )
     device: torch.device = option(
         "auto", nature=Nature.FREE, parse=torch_device, help="auto, cpu, cuda, cuda:1, ... or mps"
     )
-    continue_train: bool = option(False, nature=Nature.FREE, help="go on from the last saved state of --name")
+    continue_train: bool = option(False, nature=Nature.FREE, help="continue the run --name from its last saved state")
     init_from: str | None = option(
-        None, nature=Nature.FREE, parse=experiment_name, metavar="NAME", help="start a new run from this model"
+        None,
+        nature=Nature.FREE,
+        parse=experiment_name,
+        metavar="NAME",
+        help="start a new run from the weights of this model",
     )
     epoch: str = option(
         "latest", nature=Nature.FREE, parse=epoch_name, aliases=("--which_epoch",),
-        help="of --init_from: latest, best, or a saved epoch", needs=Need("init_from"),
+        help="weights of --init_from: latest, best, or a saved epoch", needs=Need("init_from"),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -110,27 +116,27 @@ class ScheduleSettings:
 
     n_epochs: int = option(
         100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",),
-        help="epochs at the full learning rate", needs=Need("seconds", off=True),
+        help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(
         100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter_decay",),
-        help="epochs of decay after them", needs=Need("seconds", off=True),
+        help="number of epochs over which the learning rate then falls to zero", needs=Need("seconds", off=True),
     )  # fmt: skip
     lr_policy: str = option("linear", nature=Nature.FIXED, choices=POLICIES, help="learning-rate schedule")
-    lr_decay_iters: int | None = option(
-        None, nature=Nature.RESULT, parse=positive_int, help="step: epochs between steps (50)",
+    lr_decay_iters: int = option(
+        50, nature=Nature.RESULT, parse=positive_int, help="with --lr_policy step: epochs between two reductions",
         needs=Need("lr_policy", ("step",)),
     )  # fmt: skip
     seconds: int | None = option(
         None, nature=Nature.RESULT, parse=positive_int,
-        help="train so long instead of so many epochs, as for a rented GPU; needs --lr_policy warmup_cosine",
+        help="train for this many seconds instead of a number of epochs; needs --lr_policy warmup_cosine",
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(
         SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
-        help="between two saved states: N steps, or minutes as in 10min",
+        help="save the training state every N steps, or every so many minutes (10min)",
     )  # fmt: skip
     save_epoch_freq: int = option(
-        5, nature=Nature.FREE, parse=positive_int, help="epochs between two kept sets of weights"
+        5, nature=Nature.FREE, parse=positive_int, help="keep a copy of the weights every so many epochs"
     )
 
     def __post_init__(self) -> None:
@@ -145,7 +151,7 @@ class ScheduleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
-    """validation: whole volumes that do not train go through the generator as in use."""
+    """validation on whole volumes of patients that are not trained on."""
 
     val: bool = option(
         False, nature=Nature.FIXED,
@@ -154,14 +160,15 @@ class ValidationSettings:
     )  # fmt: skip
     val_patients: float = option(
         0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
-        help="that share, where there are no test patients", needs=Need("val"),
+        help="fraction of the training patients to validate with, where the data set has no test patients",
+        needs=Need("val"),
     )  # fmt: skip
     val_freq: int = option(
-        5, nature=Nature.RESULT, parse=positive_int, help="epochs between two validations", needs=Need("val")
+        5, nature=Nature.RESULT, parse=positive_int, help="validate every so many epochs", needs=Need("val")
     )
     val_criterion: str = option(
-        DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), help="by which the best weights are chosen",
-        needs=Need("val"),
+        DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), needs=Need("val"),
+        help="value by which the best weights are chosen",
     )  # fmt: skip
 
 
@@ -269,6 +276,11 @@ def _check_together(settings: TrainingSettings) -> None:
     """
     if settings.epochs == 0:
         raise InputError("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
+    if settings.schedule.seconds and settings.epochs_warm:
+        raise InputError(
+            "--seconds follows the clock, a warm start counts epochs: make the warm start a run of its own, and start "
+            "from its weights by --init_from"
+        )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(
             f"--sync_batch_norm: {settings.run.device} cannot; it needs GPUs, one for each process of torchrun"

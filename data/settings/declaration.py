@@ -39,11 +39,13 @@ class Need:
         option: the other one's name.
         values: which of its values will do; without any, all but those that mean nothing (None, False, 0, "").
         off: it must mean nothing.
+        or_option: a second one that will do in its place.
     """
 
     option: str
     values: tuple[Any, ...] = ()
     off: bool = False
+    or_option: str | None = None
 
     def unmet(self, settings: Any) -> str | None:
         """Return in words what is wrong with a settings object, after 'does nothing'; None where nothing is."""
@@ -52,6 +54,8 @@ class Need:
             return f"with --{self.option}" if value else None
         if value in self.values if self.values else value:
             return None
+        if self.or_option:
+            return None if getattr(settings, self.or_option) else f"without --{self.option} or --{self.or_option}"
         return " ".join(["without", f"--{self.option}", *([", ".join(map(str, self.values))] if self.values else [])])
 
 
