@@ -26,7 +26,7 @@ OPTIONS_NAME = "opt.json"
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
-STATE_VERSION = 3
+STATE_VERSION = 4
 # What a state is made of, and as what it is stored.
 STATE_PARTS = {
     "model": dict,
