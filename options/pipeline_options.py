@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.settings.values import positive_int
 from options.base_options import finish
-from options.test_options import inference_parser
+from options.test_options import add_anonymous, add_attenuation, inference_parser, settle_attenuation
 
 
 def pipeline_parser() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "--list",
         type=Path,
         metavar="CSV",
-        help="table: id, path (or a column for each contrast) [, reference, mask, series_uid]",
+        help="table: id, path or a column for each contrast [, reference, mask, series_uid, patient_name, patient_id]",
     )
     cohort.add_argument(
         "--pattern", nargs="+", metavar="[NAME=]GLOB",
@@ -42,6 +42,18 @@ def pipeline_parser() -> argparse.ArgumentParser:
         help="patients read and prepared, and patients written, at a time beside the one on the device "
         "(default: 1 on a CPU; on a GPU the number of cores, at most 8)",
     )  # fmt: skip
+    series = parser.add_argument_group("DICOM series")
+    series.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write each synthetic CT as a DICOM series as well: RESULTS_DIR/NAME/dicom/<case>",
+    )
+    add_anonymous(series)
+    add_attenuation(
+        parser,
+        action="store_true",
+        help="write each attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
+    )
     return parser
 
 
@@ -59,4 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = finish(parser, arguments)
     if options.list and (options.pattern or options.series_description):
         parser.error("--pattern and --series_description: they search --input_dir; leave them out with --list")
+    if options.anonymous and not options.dicom:
+        parser.error("--anonymous: it concerns DICOM series; add --dicom")
+    settle_attenuation(parser, options)
     return options

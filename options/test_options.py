@@ -1,10 +1,16 @@
 """Options of `test_adapt.py`, and those that it shares with `test_pipeline.py`."""
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from data.errors import InputError
 from data.settings.values import positive_float, positive_int
+from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from data.volumes.contrasts import split_name
+from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import base_parser, finish
 
@@ -33,6 +39,49 @@ def named_path(text: str) -> tuple[str | None, Path]:
     return name, Path(path)
 
 
+def dicom_text(vr: str) -> Callable[[str], str]:
+    """Return the type of options that take a DICOM text: a name (PN) or a long string (LO)."""
+
+    def text_of(text: str) -> str:
+        try:
+            return check_text(vr, text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return text_of
+
+
+def add_anonymous(group: argparse._ArgumentGroup) -> None:
+    """Add the option that every command has that writes DICOM."""
+    group.add_argument(
+        "--anonymous", action="store_true",
+        help="leave patient, study and source images of a DICOM MR out of the DICOM series",
+    )  # fmt: skip
+
+
+def add_attenuation(parser: argparse.ArgumentParser, **mu_map: Any) -> None:
+    """Add the options of the mu-map; `mu_map`: how the one that asks for it is declared."""
+    pet = parser.add_argument_group("PET")
+    pet.add_argument("--mu_map", **mu_map)
+    pet.add_argument(
+        "--kvp", type=int, choices=LINES,
+        help=f"tube voltage of the CT that the model was trained on (default: {DEFAULT_KVP})",
+    )  # fmt: skip
+    pet.add_argument(
+        "--pet_fwhm_mm",
+        type=positive_float,
+        help="smooth the mu-map to this resolution of the PET (default: not at all)",
+    )
+
+
+def settle_attenuation(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Put the options of the mu-map together as `mu_settings`, None where there is none."""
+    if not options.mu_map and (options.kvp or options.pet_fwhm_mm):
+        parser.error("--kvp, --pet_fwhm_mm: they concern a mu-map; add --mu_map")
+    options.mu_settings = MuSettings(options.kvp or DEFAULT_KVP, options.pet_fwhm_mm) if options.mu_map else None
+    del options.kvp, options.pet_fwhm_mm
+
+
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
     parser = inference_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
@@ -44,18 +93,48 @@ def test_parser() -> argparse.ArgumentParser:
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
-    patient.add_argument("--output", type=Path, help="the synthetic CT (default: RESULTS_DIR/NAME/<patient>.nii.gz)")
+    patient.add_argument(
+        "--output", help="the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or the new "
+        "folder of a DICOM series, with a slash at its end",
+    )  # fmt: skip
     patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
+    series = parser.add_argument_group("DICOM series")
+    series.add_argument("--dicom", type=Path, metavar="FOLDER", help="write the synthetic CT as a DICOM series as well")
+    series.add_argument("--patient_name", type=dicom_text("PN"), metavar="FAMILY^GIVEN", help="where the MR says none")
+    series.add_argument("--patient_id", type=dicom_text("LO"), metavar="ID", help="where the MR says none")
+    add_anonymous(series)
+    add_attenuation(
+        parser, type=Path, metavar="FILE", help="write the attenuation at 511 keV, in 1/cm, as a volume file"
+    )
     return parser
 
 
 test_parser.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
 
 
+def is_file(output: Path) -> bool:
+    """Tell whether what `--output` names is a volume file; else it is the folder of a DICOM series."""
+    return volume_suffix(output) in WRITABLE_SUFFIXES
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards."""
     parser = test_parser()
     options = finish(parser, arguments)
-    if options.output and volume_suffix(options.output) not in WRITABLE_SUFFIXES:
-        parser.error(f"--output {options.output}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    series = [options.dicom] if options.dicom else []
+    if options.output is not None:
+        text, options.output = options.output, Path(options.output)
+        if is_file(options.output) == text.endswith(os.sep) and not options.output.is_dir():
+            parser.error(
+                f"--output {text}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}, or a folder for a DICOM "
+                f"series, with a slash at its end: FOLDER{os.sep}"
+            )
+        series += [] if is_file(options.output) else [options.output]
+    if len(series) > 1:
+        parser.error(f"--output {options.output} and --dicom {options.dicom}: two DICOM series; leave one of them out")
+    if not series and (options.patient_name or options.patient_id or options.anonymous):
+        parser.error("--patient_name, --patient_id, --anonymous: they concern a DICOM series; add --dicom FOLDER")
+    settle_attenuation(parser, options)
+    if options.mu_map and not is_file(options.mu_map):
+        parser.error(f"--mu_map {options.mu_map}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
     return options

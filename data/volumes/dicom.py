@@ -24,18 +24,21 @@ from pydicom.uid import (
 
 from data.errors import InputError
 from data.volumes.dicom_contrasts import pick_contrast
+from data.volumes.dicom_origin import DicomOrigin, SourceImage
 from data.volumes.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
 from data.volumes.reader_process import find_unreadable, is_nested, read_slices
 
 log = logging.getLogger(__name__)
 
+# Values that are used are checked here, with the file's name; of others nothing is said.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Positions along the slice normal may deviate from even spacing by this share of the spacing.
 SPACING_TOLERANCE = 0.05
 _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
-    "SOPClassUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "RescaleType",
-    "ImageType", "EchoTime", "MagneticFieldStrength",
+    "SOPClassUID", "SOPInstanceUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
+    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength",
 ]  # fmt: skip
 _GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # Names of HU; US is "unspecified", and an empty tag says as little.
@@ -122,8 +125,13 @@ def _is_damaged(file: Path) -> bool:
         return file.suffix.lower() in _SUFFIXES
 
 
-def read_series(folder: Path, series_uid: str | None = None, contrast: str | None = None) -> sitk.Image:
+def read_series(
+    folder: Path, series_uid: str | None = None, contrast: str | None = None
+) -> tuple[sitk.Image, DicomOrigin]:
     """Read one series, or the slices in it that show a contrast, as a 3-D image in the order of its normal, rescaled.
+
+    Returns:
+        The image, and what it remembers of its series.
 
     Raises:
         InputError: no series, several without `series_uid`, a damaged file, slices that do not make one evenly spaced
@@ -155,7 +163,12 @@ def read_series(folder: Path, series_uid: str | None = None, contrast: str | Non
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
     image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
-    return image
+    return image, DicomOrigin(files[0][0], tuple(_source_image(header) for _, header in files))
+
+
+def _source_image(header: pydicom.Dataset) -> SourceImage | None:
+    instance = str(header.get("SOPInstanceUID") or "")
+    return SourceImage(str(header.SOPClassUID), instance) if instance else None
 
 
 def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:

@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.volumes import dicom
+from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.gipl import read_gipl
 from data.volumes.headers import UNKNOWN, describe_content, read_start, unreadable
 from data.volumes.metaimage import read_metaimage
@@ -59,6 +60,7 @@ class Volume:
         origin: centre of the first voxel in patient coordinates (LPS, mm).
         direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
         nifti: the transforms of the NIfTI file that it was read from; those of a file that is written of it.
+        dicom: the series that it was read from; patient and study of a series that is written of it.
         notes: what had to be decided when it was read, in words.
     """
 
@@ -67,6 +69,7 @@ class Volume:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     nifti: NiftiForms | None = None
+    dicom: DicomOrigin | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -197,7 +200,7 @@ def read_volume(
     if series_uid is not None and not path.is_dir():
         raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
-        volume = from_sitk(dicom.read_series(path, series_uid, contrast)) if path.is_dir() else _read_file(path)
+        volume = _read_folder(path, series_uid, contrast) if path.is_dir() else _read_file(path)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -255,11 +258,17 @@ def _write_nifti(volume: Volume, path: Path) -> None:
             image.to_stream(handle)
 
 
+def _read_folder(path: Path, series_uid: str | None, contrast: str | None) -> Volume:
+    image, origin = dicom.read_series(path, series_uid, contrast)
+    return replace(from_sitk(image), dicom=origin)
+
+
 def _read_file(path: Path) -> Volume:
     suffix = volume_suffix(path)
     _check_content(path, suffix)
     if suffix in NIFTI_SUFFIXES:
-        return Volume(*read_nifti(path, sum(file.stat().st_size for file in volume_files(path))))
+        image = read_nifti(path, sum(file.stat().st_size for file in volume_files(path)))
+        return Volume(*image[:4], nifti=image.forms, notes=image.notes)
     stored = _PARSERS[suffix](path)
     return Volume(stored.read(), stored.spacing, stored.origin, stored.direction)
 
