@@ -173,6 +173,11 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
+def resampling(what: object, like: object) -> str:
+    """Return the command that puts one volume onto another one's grid, for messages."""
+    return f"python -m scripts.resample --input {what} --like {like}"
+
+
 def read_volume(
     path: str | Path, series_uid: str | None = None, again: bool = False, contrast: str | None = None
 ) -> Volume:
@@ -317,7 +322,8 @@ def _check_geometry(volume: Volume, path: Path) -> None:
     direction = np.reshape(volume.direction, (3, 3))
     if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
         raise InputError(
-            f"{path}: direction {volume.direction} is not orthonormal (sheared or scaled axes): resample it first"
+            f"{path}: direction {volume.direction} is not orthonormal (sheared or scaled axes): resample it to "
+            "orthogonal axes with other software"
         )
 
 
