@@ -150,7 +150,12 @@ def refuse_for_mr(results: Results, opt: Namespace) -> None:
 
 def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
     """Read all that is given of a patient."""
-    source, *further = (read_volume(path, opt.series_uid, contrast=selector(name)) for name, path in paths.items())
+    source, *further = (
+        read_volume(
+            path, opt.series_uid, contrast=selector(name), chosen=opt.chosen, description=opt.series_description
+        )
+        for name, path in paths.items()
+    )
     check_identity(source, identity_of(opt))
     body = read_mask(opt.mask, source) if opt.mask else None
     return Patient(source, further, body, read_reference(opt.reference, source) if opt.reference else None)

@@ -6,7 +6,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,9 +62,10 @@ class Outcome:
     record: CaseRecord | None = None
 
 
-def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
+def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = ()) -> dict:
     """Return all that a case's result depends on. Raises `InputError` where a file cannot be read.
 
+    `chosen`: names of the images in a DICOM series of several volumes.
     `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
     as the same.
     """
@@ -77,6 +78,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
         "model_sha256": model_sha256,
         "precision": precision,
         "method": METHOD_VERSION,
+        **({"chosen": list(chosen)} if chosen else {}),
     }
 
 
@@ -92,6 +94,7 @@ class Conversion:
         results: Results,
         known: Mapping[str, CaseRecord],
         extras: Extras,
+        chosen: Sequence[str] = (),
         pages: bool = True,
         overwrite: bool = False,
     ) -> None:
@@ -104,10 +107,11 @@ class Conversion:
             results: where results go.
             known: the records by case as they were before the run: one that has changed since is another process's.
             extras: what is written beside the volumes.
+            chosen: names of the images in DICOM series of several volumes.
             pages: whether each case gets a results page, or only a picture.
             overwrite: whether files that no pipeline made may be replaced.
         """
-        self.extras, self.pages, self.overwrite = extras, pages, overwrite
+        self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
         self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
         self.batch_size, self.results, self.known = batch_size, results, known
         model = synthesiser.model
@@ -130,15 +134,17 @@ class Conversion:
             if case.problem:
                 raise InputError(case.problem)
             with _timed(work, "read"):
-                work.key = result_key(case, self.model_sha256, self.precision)
+                work.key = result_key(case, self.model_sha256, self.precision, self.chosen)
                 self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
                 self._targets(work)
-                source = read_volume(case.path, case.series_uid, contrast=case.contrast)
-                further = [read_volume(path, case.series_uid, contrast=name) for name, path in case.further]
+                source, *further = (
+                    read_volume(path, case.series_uid, contrast=name, chosen=self.chosen if path.is_dir() else ())
+                    for name, path in ((case.contrast, case.path), *case.further)
+                )
                 body = read_mask(case.mask, source) if case.mask else None
                 if self.extras.dicom:
                     check_identity(source, self.extras.identity(case))

@@ -201,7 +201,7 @@ def _cases_of_folder(
 
 
 def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
-    return CohortCase(name, folder, series.uid, tuple(file for file, _ in series.files))
+    return CohortCase(name, folder, series.uid, tuple(dict.fromkeys(file for file, _ in series.files)))
 
 
 def _why_not(series: DicomSeries, description: re.Pattern | None) -> str | None:

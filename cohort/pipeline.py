@@ -76,7 +76,7 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
         if record is None or opt.overwrite or case.problem:
             return case, False
         try:
-            key = result_key(case, model, opt.precision)
+            key = result_key(case, model, opt.precision, opt.chosen)
         except InputError:
             return case, False  # it is reported when it is its turn
         return _refuse_other_patient(case, record, key), results.is_current(record, key, extras.asked(case))
@@ -135,7 +135,7 @@ def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Resul
     synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
     conversion = Conversion(
         synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
-        _extras(opt), pages=not opt.no_html, overwrite=opt.overwrite,
+        _extras(opt), opt.chosen, pages=not opt.no_html, overwrite=opt.overwrite,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:

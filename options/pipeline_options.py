@@ -1,12 +1,19 @@
 """Options of `test_pipeline.py`."""
 
 import argparse
-import re
 from pathlib import Path
 
 from data.settings.values import positive_int
 from options.base_options import finish
-from options.test_options import add_anonymous, add_attenuation, inference_parser, settle_attenuation
+from options.test_options import (
+    add_anonymous,
+    add_attenuation,
+    add_dicom_choice,
+    inference_parser,
+    regular_expression,
+    settle_attenuation,
+    settle_dicom_choice,
+)
 
 
 def pipeline_parser() -> argparse.ArgumentParser:
@@ -34,6 +41,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "--series_description", type=regular_expression, metavar="REGEX",
         help="which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
     )  # fmt: skip
+    add_dicom_choice(cohort)
     cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
     cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")
     cohort.add_argument("--no_html", action="store_true", help="a picture of each case, in place of results pages")
@@ -57,14 +65,6 @@ def pipeline_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def regular_expression(text: str) -> re.Pattern:
-    """Return a regular expression that ignores case."""
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: not a regular expression: {error}") from error
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards."""
     parser = pipeline_parser()
@@ -74,4 +74,5 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.anonymous and not options.dicom:
         parser.error("--anonymous: it concerns DICOM series; add --dicom")
     settle_attenuation(parser, options)
+    settle_dicom_choice(options)
     return options

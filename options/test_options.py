@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,30 @@ def dicom_text(vr: str) -> Callable[[str], str]:
     return text_of
 
 
+def add_dicom_choice(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the options that choose among DICOM images of one series."""
+    group.add_argument(
+        "--contrast",
+        help="which images of a DICOM series that holds several volumes, by the names that its error lists",
+    )
+    group.add_argument("--echo", type=positive_int, metavar="N", help="which echo of such a series, by time from 1")
+
+
+def settle_dicom_choice(options: argparse.Namespace) -> None:
+    """Put what is chosen of a DICOM series together as `chosen`, the names that its images must have."""
+    echo = f"echo{options.echo}" if options.echo else None
+    options.chosen = [name for name in (options.contrast, echo) if name]
+    del options.contrast, options.echo
+
+
+def regular_expression(text: str) -> re.Pattern:
+    """Return a regular expression that ignores case."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: not a regular expression: {error}") from error
+
+
 def add_anonymous(group: argparse._ArgumentGroup) -> None:
     """Add the option that every command has that writes DICOM."""
     group.add_argument(
@@ -91,6 +116,11 @@ def test_parser() -> argparse.ArgumentParser:
         help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
     )  # fmt: skip
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
+    patient.add_argument(
+        "--series_description", type=regular_expression, metavar="REGEX",
+        help="which DICOM series of the folder: that whose description holds this, in any case",
+    )  # fmt: skip
+    add_dicom_choice(patient)
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument(
@@ -121,6 +151,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the checked options; nothing changes them afterwards."""
     parser = test_parser()
     options = finish(parser, arguments)
+    settle_dicom_choice(options)
     series = [options.dicom] if options.dicom else []
     if options.output is not None:
         text, options.output = options.output, Path(options.output)

@@ -18,6 +18,7 @@ from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
 from data.volumes.volume import WRITABLE_SUFFIXES, read_volume, volume_stem, volume_suffix, write_volume
+from options.test_options import add_dicom_choice, regular_expression, settle_dicom_choice
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder that is resampled")
     parser.add_argument("--series_uid", help="which DICOM series of --input")
+    parser.add_argument(
+        "--series_description", type=regular_expression, metavar="REGEX", help="the same, by its description"
+    )
+    add_dicom_choice(parser)
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder whose grid is wanted")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(
@@ -37,6 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--outside", type=float, metavar="VALUE", help="value outside --input (default: see above)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     options = parse_numbers(parser, arguments)
+    settle_dicom_choice(options)
     if options.output is None:
         name = f"{volume_stem(options.input)}_like_{volume_stem(options.like)}.nii.gz"
         options.output = options.input.absolute().with_name(name)
@@ -49,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Resample and write."""
     opt = parse_arguments(arguments)
     check_free(volume_targets(opt.output), "--output", [opt.input, opt.like], overwrite=opt.overwrite)
-    volume, like = read_volume(opt.input, opt.series_uid), read_volume(opt.like)
+    volume = read_volume(opt.input, opt.series_uid, chosen=opt.chosen, description=opt.series_description)
+    like = read_volume(opt.like)
     kind = kind_of(volume)
     interpolation = opt.interpolation or ("nearest" if kind == "labels" else "linear")
     outside = opt.outside if opt.outside is not None else AIR_HU if kind == "CT" else 0

@@ -6,6 +6,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 """
 
 import logging
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -179,15 +180,22 @@ def resampling(what: object, like: object) -> str:
 
 
 def read_volume(
-    path: str | Path, series_uid: str | None = None, again: bool = False, contrast: str | None = None
+    path: str | Path,
+    series_uid: str | None = None,
+    again: bool = False,
+    contrast: str | None = None,
+    chosen: Sequence[str] = (),
+    description: re.Pattern | None = None,
 ) -> Volume:
-    """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
+    """Read a volume file (NIfTI, MetaImage, NRRD, ..., multi-frame DICOM) or a folder that holds a DICOM series.
 
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
         again: it was read before, so its notes are not said another time.
         contrast: which one of a folder that holds several, by its name (`data.volumes.dicom_contrasts`).
+        chosen: names of the same kind that the images must have.
+        description: what the description of the series must hold.
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
@@ -202,10 +210,13 @@ def read_volume(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     check_regular(path)
-    if series_uid is not None and not path.is_dir():
-        raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
-        volume = _read_folder(path, series_uid, contrast) if path.is_dir() else _read_file(path)
+        is_dicom = path.is_dir() or dicom.is_multiframe(path)
+        if not is_dicom and (series_uid is not None or chosen or description):
+            option = "--series_uid" if series_uid is not None else "--contrast, --echo or --series_description"
+            raise InputError(f"{path}: a file, but {option} chooses DICOM images of a folder; leave it out")
+        dicom_choice = (series_uid, contrast, chosen, description)
+        volume = _read_dicom(path, *dicom_choice) if is_dicom else _read_file(path)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -263,8 +274,10 @@ def _write_nifti(volume: Volume, path: Path) -> None:
             image.to_stream(handle)
 
 
-def _read_folder(path: Path, series_uid: str | None, contrast: str | None) -> Volume:
-    image, origin = dicom.read_series(path, series_uid, contrast)
+def _read_dicom(
+    path: Path, series_uid: str | None, contrast: str | None, chosen: Sequence[str], description: re.Pattern | None
+) -> Volume:
+    image, origin = dicom.read_series(path, series_uid, contrast, chosen, description)
     return replace(from_sitk(image), dicom=origin)
 
 
@@ -285,9 +298,7 @@ def _check_content(path: Path, suffix: str) -> None:
         raise InputError(f"{path}: the file is empty")
     found = describe_content(start)
     if suffix == ".dcm" or found == "a DICOM file":
-        raise InputError(
-            f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
-        )
+        raise InputError(f"{path}: a single DICOM file; name the folder of its series")
     if not suffix:
         formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
         raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
