@@ -3,9 +3,10 @@
 A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
 """
 
+import hashlib
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from data.volumes.dicom_series import Derivation, Identity, check_folder, check_
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.inference_settings import model_sha256
+from models.ensemble import check_ensemble, synthesize_ensemble
+from models.inference_settings import InferenceSettings, model_sha256
 from models.run_folder import weights_path
 from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
 from options import test_options
@@ -33,7 +35,7 @@ from visualization.panels import save_preview
 log = logging.getLogger(__name__)
 
 # Options that say where something goes beside the volume.
-DICOM, MU_MAP = "--dicom", "--mu_map"
+DICOM, MU_MAP, UNCERTAINTY = "--dicom", "--mu_map", "--uncertainty"
 
 
 class Results(NamedTuple):
@@ -55,7 +57,8 @@ class Results(NamedTuple):
     def beside(cls, main: Path, opt: Namespace) -> "Results":
         """Name them after the volume, but for what an option names."""
         stem = volume_stem(main) if is_file(main) else main.name
-        extras = {option: path for option, path in ((DICOM, opt.dicom), (MU_MAP, opt.mu_map)) if path}
+        paths = {DICOM: opt.dicom, MU_MAP: opt.mu_map, UNCERTAINTY: opt.uncertainty}
+        extras = {option: path for option, path in paths.items() if path}
         return cls(main, extras, *(main.with_name(f"{stem}{end}") for end in (".png", "_page", ".json")))
 
     @property
@@ -97,23 +100,26 @@ def main(arguments: list[str] | None = None) -> int:
         InputError: there is no volume.
     """
     opt = test_options.parse(arguments)
-    folder = opt.checkpoints_dir / opt.name
-    synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
-    names = synthesiser.settings.contrasts
+    folders = [opt.checkpoints_dir / name for name in opt.name]
+    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    synthesisers = [load_synthesiser(folder, *how) for folder in folders]
+    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
+    settings = synthesisers[0].settings
+    names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz", opt)
+    results = Results.beside(opt.output or opt.results_dir / "+".join(opt.name) / f"{case}.nii.gz", opt)
     made = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, made, paths, opt)
-    if synthesiser.settings.direction != "AtoB":
+    if settings.direction != "AtoB":
         refuse_for_mr(results, opt)
     patient = read_patient(opt, paths)
     try:
-        synthetic = synthesize_volume(patient.source, synthesiser, patient.body, opt.batch_size, patient.further)
+        synthetic, deviation = synthesize(patient, synthesisers, opt)
     except InputError as error:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
     refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
-    row = {"case": case, "input": description_of(paths), "model": str(folder), "epoch": opt.epoch}
+    row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
     row["made"] = sorted(made | results.names())
 
     def volume() -> None:
@@ -121,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
-        derivation = derivation_of(opt, synthesiser, source_hash([patient.source, *patient.further], patient.body))
+        derivation = derivation_of(opt, synthesisers, source_hash([patient.source, *patient.further], patient.body))
         write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
 
     def attenuation() -> None:
@@ -129,9 +135,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     write_claimed(volume if is_file(results.main) else series, results, row, made)
     log.info("volume: %s", results.main)
-    makers = {DICOM: series, MU_MAP: attenuation}
+
+    def uncertainty() -> None:
+        assert deviation is not None, "it was asked for"
+        write_volume(deviation, results.extras[UNCERTAINTY])
+
+    if deviation is not None:
+        seen = patient.body if patient.body is not None else deviation.array > 0
+        row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
+        log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
+    makers = {DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
     parts = {path: makers[option] for option, path in results.extras.items()}
-    parts |= shown_parts(results, patient, synthetic, synthesiser, row, describe_paths(paths))
+    parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     return 0 if all(written) else 1
 
@@ -142,10 +157,8 @@ def refuse_for_mr(results: Results, opt: Namespace) -> None:
         raise InputError(
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
         )
-    if results.folder or MU_MAP in results.extras:
-        raise InputError(
-            f"{results.folder or results.extras[MU_MAP]}: the model makes MR from CT; it is made of CT only"
-        )
+    if asked := [*results.extras.values(), *filter(None, [results.folder])]:
+        raise InputError(f"{asked[0]}: is made of a synthetic CT; the model makes MR from CT; leave it out")
 
 
 def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
@@ -166,18 +179,29 @@ def identity_of(opt: Namespace) -> Identity:
     return Identity(opt.patient_name, opt.patient_id, opt.anonymous)
 
 
-def derivation_of(opt: Namespace, synthesiser: Synthesiser, source: str) -> Derivation:
+def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Namespace) -> tuple[Volume, Volume | None]:
+    """Return the synthetic volume, and its uncertainty where that is asked for."""
+    arguments = (patient.body, opt.batch_size, patient.further)
+    if len(synthesisers) == 1 and not opt.uncertainty:
+        return synthesize_volume(patient.source, synthesisers[0], *arguments), None
+    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments)
+    return synthetic, deviation if opt.uncertainty else None
+
+
+def derivation_of(opt: Namespace, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
     """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
-    weights = weights_path(opt.checkpoints_dir / opt.name, opt.epoch, "G_A")
-    sha256 = model_sha256(synthesiser.settings, weights)
-    return Derivation(opt.name, opt.epoch, sha256, METHOD_VERSION, synthesiser.model.precision, source)
+    weights = [weights_path(opt.checkpoints_dir / name, opt.epoch, "G_A") for name in opt.name]
+    hashes = [model_sha256(one.settings, path) for one, path in zip(synthesisers, weights, strict=True)]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    name = "+".join(opt.name)
+    return Derivation(name, opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source)
 
 
 def shown_parts(
-    results: Results, patient: Patient, synthetic: Volume, synthesiser: Synthesiser, row: dict, taken: str
+    results: Results, patient: Patient, synthetic: Volume, settings: InferenceSettings, row: dict, taken: str
 ) -> dict[Path, Callable[[], None]]:
     """Return what is made to look at, and the report `row`, by where it goes; `taken`: the input in words."""
-    settings, source, reference = synthesiser.settings, patient.source, patient.reference
+    source, reference = patient.source, patient.reference
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
     kind, contrast = "CT" if to_ct else "MR", shown_name(settings.contrasts)
@@ -193,7 +217,7 @@ def shown_parts(
         write_report(row, results.report)
 
     def page() -> None:
-        details = {name: row.get(name) for name in ("model", "epoch", "scored_in")}
+        details = {name: row.get(name) for name in ("model", "epoch", "scored_in", "uncertainty_mean_hu")}
         details = {"input": taken, **{name.replace("_", " "): value for name, value in details.items()}}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(

@@ -155,9 +155,14 @@ def synthesize_volume(
             many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
+    warn_of_plan(plan)
+    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
+
+
+def warn_of_plan(plan: VolumePlan) -> None:
+    """Say what part of the body is lost, and that slices lie otherwise than the model's."""
     for problem in filter(None, (plan.describe_loss(), plan.describe_spacing())):
         log.warning("warning: %s", problem)
-    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
 
 
 def prepare_volume(

@@ -16,9 +16,9 @@ from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import base_parser, finish
 
 
-def inference_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of the commands that use a trained model."""
-    parser = base_parser(prog, description, precision="auto")
+def inference_parser(prog: str, description: str, several: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options of the commands that use a trained model, or `several`."""
+    parser = base_parser(prog, description, precision="auto", several=several)
     use = parser.add_argument_group("use of the model")
     use.add_argument("--results_dir", type=Path, default=Path("results"), help="where results go")
     use.add_argument(
@@ -109,7 +109,9 @@ def settle_attenuation(parser: argparse.ArgumentParser, options: argparse.Namesp
 
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
-    parser = inference_parser("test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.")
+    parser = inference_parser(
+        "test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.", several=True
+    )
     patient = parser.add_argument_group("patient")
     patient.add_argument(
         "--input", type=named_path, action="append", required=True, metavar="[NAME=]PATH",
@@ -126,6 +128,10 @@ def test_parser() -> argparse.ArgumentParser:
     patient.add_argument(
         "--output", help="the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or the new "
         "folder of a DICOM series, with a slash at its end",
+    )  # fmt: skip
+    patient.add_argument(
+        "--uncertainty", type=Path, metavar="FILE",
+        help="write how far apart lies what models, overlapping slabs and mirrorings say: standard deviation in HU",
     )  # fmt: skip
     patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
     series = parser.add_argument_group("DICOM series")
@@ -166,6 +172,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if not series and (options.patient_name or options.patient_id or options.anonymous):
         parser.error("--patient_name, --patient_id, --anonymous: they concern a DICOM series; add --dicom FOLDER")
     settle_attenuation(parser, options)
-    if options.mu_map and not is_file(options.mu_map):
-        parser.error(f"--mu_map {options.mu_map}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    for option in ("mu_map", "uncertainty"):
+        path = getattr(options, option)
+        if path and not is_file(path):
+            parser.error(f"--{option} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    if len(set(options.name)) < len(options.name):
+        parser.error(f"--name {' '.join(options.name)}: a model is named twice; name each once")
     return options
