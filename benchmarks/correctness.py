@@ -10,7 +10,6 @@ less than what TF32 gives, so that TF32 where float32 was asked for is noticed.
 """
 
 import copy
-from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import build_model, random_batch, write_random_model
 from benchmarks.reference import OPTIMISED, ReferenceStep
+from benchmarks.settings import BenchmarkSettings
 from data.errors import InputError
 from data.phantom.patients import PhantomSettings, make_patient
 from models.cycle_gan_model import CycleGANModel
@@ -68,13 +68,13 @@ def _check(name: str, errors: dict[str, float], tolerance: float) -> Check:
 class StepProblem:
     """One training step of the full method from a state in mid-training, and what float64 makes of it."""
 
-    def __init__(self, opt: Namespace) -> None:
+    def __init__(self, opt: BenchmarkSettings) -> None:
         """Train a few steps on the CPU, and take the next one in float64.
 
         `opt` has what `benchmarks.networks.build_model` and `random_batch` need; device, precision and compile are
         chosen with each step.
         """
-        self._opt = Namespace(**vars(opt) | {"device": torch.device("cpu"), "precision": "fp32", "compile": False})
+        self._opt = replace(opt, device=torch.device("cpu"), precision="fp32", compile=False)
         start = build_model(self._opt)
         for seed in range(STEPS_BEFORE):
             start.step(random_batch(self._opt, seed))
@@ -83,7 +83,7 @@ class StepProblem:
         self.losses = {name: float(loss) for name, loss in reference.step(self._batch(self._opt)).items()}
         self.gradients = flat_gradients(reference.networks)
 
-    def _batch(self, opt: Namespace) -> dict:
+    def _batch(self, opt: BenchmarkSettings) -> dict:
         return random_batch(opt, STEPS_BEFORE)
 
     def build(self, device: torch.device, precision: str, compiled: bool = False) -> CycleGANModel:
@@ -92,8 +92,8 @@ class StepProblem:
         self.rewind(model)
         return model
 
-    def _with(self, device: torch.device, precision: str, compiled: bool = False) -> Namespace:
-        return Namespace(**vars(self._opt) | {"device": device, "precision": precision, "compile": compiled})
+    def _with(self, device: torch.device, precision: str, compiled: bool = False) -> BenchmarkSettings:
+        return replace(self._opt, device=device, precision=precision, compile=compiled)
 
     def rewind(self, model: CycleGANModel) -> None:
         """Put a model back to where the step begins."""
@@ -190,9 +190,9 @@ def check_repeats(problem: StepProblem, device: torch.device, precision: str) ->
 class SynthesisProblem:
     """A small phantom MR, a generator of random weights, and what float64 makes of the one with the other."""
 
-    def __init__(self, opt: Namespace) -> None:
-        """Draw the MR, of `opt.size` pixels, and write the generator's weights under `opt.work`."""
-        self.folder: Path = opt.work / "correctness"
+    def __init__(self, opt: BenchmarkSettings) -> None:
+        """Draw the MR, of `opt.size` pixels, and write the generator's weights under `opt.folder`."""
+        self.folder: Path = opt.folder / "correctness"
         settings = write_random_model(self.folder, opt.netG, opt.ngf, opt.size, FIELD_MM / opt.size)
         self.settings: InferenceSettings = replace(settings, mirrored=True)
         grid = PhantomSettings(opt.size, SLICES, FIELD_MM / opt.size, min(100.0, HEIGHT_MM / SLICES))

@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import Seconds, take_turns
+from benchmarks.settings import BenchmarkSettings
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
 from data.loading.batches import load_batches
@@ -36,9 +36,9 @@ LINKS = 10
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def generate_patients(opt: Namespace) -> Path:
+def generate_patients(opt: BenchmarkSettings) -> Path:
     """Write phantom patients, `patients` of each domain, `size` pixels wide; those there already are kept."""
-    folder = opt.work / f"patients_{opt.size}_{opt.volume_slices}_{opt.patients}"
+    folder = opt.folder / f"patients_{opt.size}_{opt.volume_slices}_{opt.patients}"
     grid = PhantomSettings(opt.size, opt.volume_slices, BODY_MM / opt.size, HEIGHT_MM / opt.volume_slices)
     write_dataset(folder, grid, patients=opt.patients, test_patients=0)
     return folder
@@ -59,9 +59,9 @@ def prepare(patients: Path, out: Path, size: int, workers: int) -> None:
         raise InputError(f"{patients}: a generated volume could not be prepared")
 
 
-def measure_preparation(opt: Namespace) -> dict:
+def measure_preparation(opt: BenchmarkSettings) -> dict:
     """Return the slices that `scripts.prepare_dataset` prepares in a second, by the number of its processes."""
-    patients, out = generate_patients(opt), opt.work / "prepared"
+    patients, out = generate_patients(opt), opt.folder / "prepared"
     ways = {str(n): partial(prepare, patients, out, opt.size, n) for n in opt.workers}
     seconds = take_turns(ways, opt.turns, torch.device("cpu"), warm_up=False)
     slices = sum(case.slices for case in read_manifest(out).cases)
@@ -78,12 +78,12 @@ def rate(amount: int, seconds: list[float]) -> float:
     return round(amount / statistics.median(seconds), 2)
 
 
-def measure_loader(opt: Namespace) -> dict:
+def measure_loader(opt: BenchmarkSettings) -> dict:
     """Return the pairs of slices, with masks, that the loader gives out in a second, by `--num_threads`.
 
     Nothing but loading goes on meanwhile, and the files are in the system's cache.
     """
-    source, root = opt.work / "prepared", opt.work / "linked"
+    source, root = opt.folder / "prepared", opt.folder / "linked"
     if not (source / MANIFEST_NAME).exists() or read_manifest(source).size != opt.size:
         prepare(generate_patients(opt), source, opt.size, max(opt.workers))
     link_volumes(source, root, LINKS)
@@ -116,10 +116,10 @@ def link_volumes(source: Path, root: Path, links: int) -> None:
     replace(manifest, cases=tuple(cases)).write(root)
 
 
-def measure_startup(opt: Namespace) -> dict:
+def measure_startup(opt: BenchmarkSettings) -> dict:
     """Return seconds from the start of train.py to its first step, and its memory then, by volumes in the manifest."""
     sets = {str(count): simulate_data_set(opt, count) for count in opt.volumes}
-    extractor = opt.work / "extractor.pth"
+    extractor = opt.folder / "extractor.pth"
     ct_map = IntensityMap.window(*CT_WINDOW_HU)
     save_extractor(ShapeExtractor(ExtractorSettings(opt.extractor_width, 1, ct_map, opt.size, 1.0)), extractor)
     seconds, memory = {name: [] for name in sets}, {name: [] for name in sets}
@@ -139,13 +139,13 @@ def measure_startup(opt: Namespace) -> dict:
     }
 
 
-def start_training(opt: Namespace, root: Path, extractor: Path) -> tuple[float, float]:
+def start_training(opt: BenchmarkSettings, root: Path, extractor: Path) -> tuple[float, float]:
     """Run train.py up to its first step; return the seconds until then, and the memory (MiB) of all its processes."""
-    report, name = opt.work / "first_step.json", "benchmark_startup"
+    report, name = opt.folder / "first_step.json", "benchmark_startup"
     report.unlink(missing_ok=True)  # of the training before
-    shutil.rmtree(opt.work / "checkpoints" / name, ignore_errors=True)
+    shutil.rmtree(opt.folder / "checkpoints" / name, ignore_errors=True)
     arguments = [
-        "--dataroot", root, "--name", name, "--checkpoints_dir", opt.work / "checkpoints", "--device", opt.device,
+        "--dataroot", root, "--name", name, "--checkpoints_dir", opt.folder / "checkpoints", "--device", opt.device,
         "--shape_extractor", extractor, "--netG", opt.netG, "--ngf", opt.ngf, "--ndf", opt.ndf,
     ]  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.first_step", str(report.resolve()), *map(str, arguments)]
@@ -157,12 +157,12 @@ def start_training(opt: Namespace, root: Path, extractor: Path) -> tuple[float, 
     return found["time"] - started, found["memory_mib"]
 
 
-def simulate_data_set(opt: Namespace, volumes: int) -> Path:
+def simulate_data_set(opt: BenchmarkSettings, volumes: int) -> Path:
     """Write a prepared data set of `volumes` empty volumes, half of them MR, of `case_slices` slices.
 
     The files are sparse: they have their size, and take no room.
     """
-    root = (opt.work / f"simulated_{opt.size}_{opt.case_slices}_{volumes}").resolve()
+    root = (opt.folder / f"simulated_{opt.size}_{opt.case_slices}_{volumes}").resolve()
     if (root / MANIFEST_NAME).exists():
         return root
     shape = (opt.case_slices, opt.size, opt.size)

@@ -1,10 +1,10 @@
 """How fast networks train and translate: the model's own ways against plain ones, in turns."""
 
 import statistics
-from argparse import Namespace
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from benchmarks.machine import (
     take_turns,
 )
 from benchmarks.reference import ReferenceStep
+from benchmarks.settings import BenchmarkSettings, upsampling
 from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import InferenceSettings, package_versions
@@ -33,7 +34,7 @@ from models.test_model import TestModel
 STEPS_TO_PEAK = 3
 
 
-def random_batch(opt: Namespace, seed: int = 0) -> dict:
+def random_batch(opt: BenchmarkSettings, seed: int = 0) -> dict:
     """Return a batch as the loader gives it out, in the CPU's memory: `batch_size` slices of noise each, and masks."""
     generator = torch.Generator().manual_seed(seed)
     shape = (opt.batch_size, 1, opt.size, opt.size)
@@ -53,11 +54,10 @@ def full_pools(model: CycleGANModel, batch: dict) -> None:
             pool.query(torch.rand(pool.size, channels[name], *size).to(model.device))
 
 
-def build_model(opt: Namespace) -> CycleGANModel:
+def build_model(opt: BenchmarkSettings) -> CycleGANModel:
     """Build the model of the full method, its pools full, with an extractor of random weights."""
-    names = {field.name for field in fields(CycleGANSettings)} & vars(opt).keys()
-    precision = choose_precision(opt.precision, opt.device)
-    chosen = {name: getattr(opt, name) for name in names} | {"precision": precision}
+    chosen: dict[str, Any] = {name: getattr(opt, name) for name in ("netG", "ngf", "ndf", "upsample", "compile")}
+    chosen |= {"precision": choose_precision(opt.precision, opt.device), **opt.method}
     torch.manual_seed(0)
     settings = ExtractorSettings(opt.extractor_width, 1, IntensityMap.window(*CT_WINDOW_HU), opt.size, 1.0)
     extractor = ShapeExtractor(settings).freeze()
@@ -73,29 +73,29 @@ def repeat_steps(step, batch: dict, times: int) -> None:
         step(batch)
 
 
-def measure_training(opt: Namespace) -> dict:
+def measure_training(opt: BenchmarkSettings) -> dict:
     """Return how fast the model's step is beside the reference's, and the memory that both take."""
     return compare_steps(opt) | {"peak_memory_mib": _memory(opt)}
 
 
-def plain_flop(opt: Namespace) -> float:
+def plain_flop(opt: BenchmarkSettings) -> float:
     """Return the floating-point operations of the plain step for one slice of each domain."""
-    one = Namespace(**vars(opt) | {"batch_size": 1, "compile": False})
+    one = replace(opt, batch_size=1, compile=False)
     reference = ReferenceStep(build_model(one))
     with FlopCounterMode(display=False) as counter:
         reference.step(random_batch(one))
     return counter.get_total_flops()
 
 
-def measure_own_step(opt: Namespace) -> dict:
+def measure_own_step(opt: BenchmarkSettings) -> dict:
     """Return how fast the model's step is by itself, taking turns with matrix products."""
     batch, model = random_batch(opt), build_model(opt)
-    precision, flop = model.settings.precision, plain_flop(opt) * opt.batch_size * opt.steps
+    precision, flop = model.settings.precision, plain_flop(opt) * opt.batch_size * opt.steps_a_turn
     product = MatrixProducts(precision, opt.device)
 
     def steps() -> None:
         choose_precision(precision, opt.device)
-        repeat_steps(model.step, batch, opt.steps)
+        repeat_steps(model.step, batch, opt.steps_a_turn)
 
     seconds = take_turns({"ours": steps, "products": product.measure}, opt.turns, opt.device)
     median = statistics.median(seconds["ours"])
@@ -104,14 +104,14 @@ def measure_own_step(opt: Namespace) -> dict:
         "batch_size": opt.batch_size,
         "compiled": opt.compile,
         "seconds": [round(value, 4) for value in seconds["ours"]],
-        "iterations_per_second": round(opt.steps / median, 4),
-        "slices_per_second": round(opt.steps * opt.batch_size / median, 3),
+        "iterations_per_second": round(opt.steps_a_turn / median, 4),
+        "slices_per_second": round(opt.steps_a_turn * opt.batch_size / median, 3),
         "peak_gflops": round(product.peak_flops / 1e9, 1),
         "share_of_peak": round(share_of_peak(flop, median, product.peak_flops), 4),
     }
 
 
-def compare_steps(opt: Namespace) -> dict:
+def compare_steps(opt: BenchmarkSettings) -> dict:
     """Return how fast the model's step is beside the reference's, taking turns with it and with matrix products."""
     batch, model = random_batch(opt), build_model(opt)
     reference = ReferenceStep(model)
@@ -122,13 +122,15 @@ def compare_steps(opt: Namespace) -> dict:
 
     def steps(name: str, step) -> None:
         choose_precision(name, opt.device)  # torch keeps TF32 as a state of the process
-        repeat_steps(step, batch, opt.steps)
+        repeat_steps(step, batch, opt.steps_a_turn)
 
     ways = {"reference": partial(steps, "fp32", reference.step), "ours": partial(steps, precision, model.step)}
     seconds = take_turns(ways | _measured(products), opt.turns, opt.device)
-    report = compare(seconds, counter.get_total_flops() * opt.steps, opt.steps * opt.batch_size, products, precision)
+    report = compare(
+        seconds, counter.get_total_flops() * opt.steps_a_turn, opt.steps_a_turn * opt.batch_size, products, precision
+    )
     report["iterations_per_second"] = {
-        way: round(opt.steps / statistics.median(seconds[way]), 4) for way in ("reference", "ours")
+        way: round(opt.steps_a_turn / statistics.median(seconds[way]), 4) for way in ("reference", "ours")
     }
     return report
 
@@ -137,17 +139,17 @@ def _measured(products: dict[str, MatrixProducts]) -> dict:
     return {f"products_{name}": product.measure for name, product in products.items()}
 
 
-def _memory(opt: Namespace) -> dict[str, int]:
+def _memory(opt: BenchmarkSettings) -> dict[str, int]:
     ways = {"reference": _train_plainly, "ours": _train}
     return {way: round(peak_memory_mib(train, opt.device, opt)) for way, train in ways.items()}
 
 
-def _train(opt: Namespace) -> None:
+def _train(opt: BenchmarkSettings) -> None:
     torch.set_num_threads(opt.threads)
     repeat_steps(build_model(opt).step, random_batch(opt), STEPS_TO_PEAK)
 
 
-def _train_plainly(opt: Namespace) -> None:
+def _train_plainly(opt: BenchmarkSettings) -> None:
     torch.set_num_threads(opt.threads)
     model = build_model(opt)
     step = ReferenceStep(model).step
@@ -197,14 +199,9 @@ def write_random_model(folder: Path, netG: str, ngf: int, size: int, spacing_mm:
     return settings
 
 
-def upsampling(netG: str) -> str:
-    """Return how a generator enlarges as published; `unet` knows one way alone."""
-    return "resize" if netG == "unet" else "transposed"
-
-
-def measure_synthesis(opt: Namespace) -> dict:
+def measure_synthesis(opt: BenchmarkSettings) -> dict:
     """Return how fast `TestModel` translates slices beside the plain way: one by one, float32, contiguous."""
-    folder = opt.work / "model"
+    folder = opt.folder / "model"
     settings = write_random_model(folder, opt.netG, opt.ngf, opt.size, 1.0)
     weights = folder / "latest_net_G_A.pth"
     ours = TestModel(settings, weights, opt.device, opt.precision)

@@ -1,12 +1,11 @@
 """How fast training pairs are simulated from CT, slabs cut and MR made, as `--model simulated_pairs` draws them."""
 
-from argparse import Namespace
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from benchmarks.data_sets import BODY_MM, rate
 from benchmarks.machine import take_turns
+from benchmarks.settings import BenchmarkSettings
 from data.loading.settings import DataSettings
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, make_patient
@@ -20,7 +19,7 @@ BATCHES_A_TURN = 4
 SLICE_MM, SLICES = 4.0, 12
 
 
-def measure_simulation(opt: Namespace) -> dict:
+def measure_simulation(opt: BenchmarkSettings) -> dict:
     """Return the pairs that are simulated in a second, by the slices of a slab; a pair is an MR slab and its CT."""
     ct, size, batch = generated_ct(2 * opt.simulation_size), opt.simulation_size, opt.simulation_batch
     ways = {str(slab): partial(draw_batches, build_model(opt, ct, slab)) for slab in SLABS}
@@ -39,11 +38,10 @@ def generated_ct(matrix: int) -> SimulationSet:
     return SimulationSet({"ct": {"hu": volume.hu, "depth": volume.depth}}, SLICE_MM, pixel_mm, matrix)
 
 
-def build_model(opt: Namespace, ct: SimulationSet, slab: int) -> SimulatedPairsModel:
+def build_model(opt: BenchmarkSettings, ct: SimulationSet, slab: int) -> SimulatedPairsModel:
     """Return a model that draws slabs of `slab` slices as the recommended recipe does."""
     chosen = {"dataroot": Path(), "slab": slab, "crop_size": opt.simulation_size, "batch_size": opt.simulation_batch}
-    names = {field.name for field in fields(DataSettings)} & SimulatedPairsModel.defaults.keys()
-    data = DataSettings(**{name: SimulatedPairsModel.defaults[name] for name in names} | chosen)
+    data = DataSettings(**SimulatedPairsModel.shared_defaults(DataSettings) | chosen)
     return SimulatedPairsModel(SimulatedPairsSettings(ngf=1), data, ct, Place(opt.device))
 
 

@@ -3,9 +3,9 @@
 import gc
 import traceback
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import MIB, timed
 from benchmarks.networks import STEPS_TO_PEAK, build_model, random_batch, repeat_steps
+from benchmarks.settings import BenchmarkSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 3
@@ -58,11 +59,11 @@ def _innermost(stack: traceback.StackSummary) -> str:
     return f"{Path(own[-1].filename).relative_to(ROOT)}:{own[-1].lineno} {own[-1].line}" if own else "outside"
 
 
-def find_waits(opt: Namespace, precision: str) -> dict[str, list[str]]:
+def find_waits(opt: BenchmarkSettings, precision: str) -> dict[str, list[str]]:
     """Return for each kind of step the places where it waits for the GPU; an empty list is as it should be."""
     found = {}
     for name, settings in STEPS.items():
-        chosen = Namespace(**vars(opt) | settings | {"precision": precision})
+        chosen = replace(opt, precision=precision, method=settings)
         model, batch = build_model(chosen), random_batch(chosen)
         batch |= {"simulated_A": batch["A"], "simulated_B": batch["B"]}
         kinds = {name: model.step} | ({f"{name}, warm": model.warm_step} if "lambda_simulated" in settings else {})
@@ -77,7 +78,7 @@ def find_waits(opt: Namespace, precision: str) -> dict[str, list[str]]:
     return found
 
 
-def profile_step(opt: Namespace, steps: int = 3) -> dict:
+def profile_step(opt: BenchmarkSettings, steps: int = 3) -> dict:
     """Return how much of a step's time the GPU works, and which kernels and operations take it, in ms a step."""
     model, batch = build_model(opt), random_batch(opt)
     repeat_steps(model.step, batch, WARM_UP_STEPS)
@@ -106,7 +107,7 @@ def _longest(rows: list[tuple[str, float, int]]) -> list[dict]:
     ]
 
 
-def device_peak_mib(opt: Namespace) -> int:
+def device_peak_mib(opt: BenchmarkSettings) -> int:
     """Return the most memory (MiB) that torch takes on the GPU for the model and its first steps."""
     gc.collect()  # what earlier work left must not be freed, and so hide memory, meanwhile
     torch.cuda.empty_cache()

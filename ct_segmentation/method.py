@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -84,6 +84,8 @@ class ShapeExtractorModel(BaseModel):
         "batch_size": 8, "n_epochs": 20, "n_epochs_decay": 0, "lr_policy": "cosine", "save_epoch_freq": 1000,
         "val_freq": 1,
     }  # fmt: skip
+    validates_itself = True
+    memory_options = "--width"
     fixed_facts = ("patients to train on", "patients to validate with", "classes")
 
     def __init__(self, settings: ShapeExtractorSettings, extractor: ShapeExtractor, place: Place) -> None:
@@ -107,8 +109,9 @@ class ShapeExtractorModel(BaseModel):
                 raise InputError(
                     f"--{name} does nothing to the shape extractor, which augments CT slices in its own way"
                 )
-        if settings.ema:
-            raise InputError("--ema does nothing to the shape extractor, whose best weights are kept")
+        for name in ("ema", "sync_batch_norm"):
+            if getattr(settings, name):
+                raise InputError(f"--{name} does nothing to the shape extractor")
 
     @classmethod
     def open_data(
@@ -217,14 +220,17 @@ class DiceValidator:
         self.patients = {"train": patients_of(dataset.train), "validation": patients_of(dataset.validation)}
         self.cases: dict[str, dict[str, float]] = {}
 
-    def run(self, model: BaseModel) -> tuple[dict[str, float], list[Any]]:
-        """Return the mean Dice of each class where it is defined; nothing is shown."""
+    def measure(self, model: BaseModel) -> Generator[tuple[dict[str, float], list[Any]] | None]:
+        """Yield None after each case, and at last the mean Dice of each class where it is defined; nothing is shown."""
         extractor = model.networks["E"]
         assert isinstance(extractor, ShapeExtractor)
-        self.cases = validate(extractor, self.dataroot, self.dataset.validation)
+        self.cases = {}
+        for case in self.dataset.validation:
+            self.cases |= validate(extractor, self.dataroot, [case])
+            yield None
         means = {f"dice_{name}": value for name, value in mean_by_class(self.cases).items() if not math.isnan(value)}
         log.info("Dice of unseen patients: %s", ", ".join(f"{name[5:]} {value:.4f}" for name, value in means.items()))
-        return means, []
+        yield means, []
 
     def score(self, values: Mapping[str, float]) -> float:
         """Return 1 less the mean of the classes' Dice."""

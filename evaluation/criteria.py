@@ -1,7 +1,7 @@
 """By which of a validation's values the best weights are chosen."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from data.errors import InputError
@@ -28,8 +28,10 @@ def _itself(value: float) -> float:
 
 CRITERIA: dict[str, Criterion] = {
     "mae": Criterion("mae", _itself, "a patient to validate with who has MR and true CT on one grid"),
-    "simulated_mae": Criterion("simulated_mae", _itself, "CT to validate with"),
-    "histogram": Criterion("histogram", _itself, "MR to validate with"),
+    "simulated_mae": Criterion(
+        "simulated_mae", _itself, "CT to validate with, and a model of one contrast, as MR is simulated in one"
+    ),
+    "histogram": Criterion("histogram", _itself, "MR to validate with, and CT to train on whose histograms are known"),
     "cycle": Criterion("cycle", _itself, "MR to validate with, and a method with a generator from CT back to MR"),
     "body_dice": Criterion("body_dice", lambda dice: 1 - dice, "MR to validate with"),
 }
@@ -38,20 +40,34 @@ CRITERIA: dict[str, Criterion] = {
 DEFAULT_CRITERION = "simulated_mae"
 
 
+def check_criterion(criterion: str, values: Collection[str]) -> Criterion:
+    """Return a criterion of `CRITERIA`, after a check that a validation gives what it goes by.
+
+    Args:
+        criterion: its name.
+        values: names of what the validation gives.
+
+    Raises:
+        InputError: there is no such criterion, or its value is not given.
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"--val_criterion {criterion!r}: expected one of {', '.join(CRITERIA)}")
+    chosen = CRITERIA[criterion]
+    if chosen.value not in values:
+        possible = [name for name, other in CRITERIA.items() if other.value in values]
+        raise InputError(
+            f"--val_criterion {criterion}: the validation gives no {chosen.value}, which needs {chosen.needs}; "
+            f"take another criterion: {', '.join(possible) or 'none is possible here'}"
+        )
+    return chosen
+
+
 def score(values: Mapping[str, float], criterion: str) -> float:
     """Return the score of a validation's values by a criterion of `CRITERIA`: less is better, infinite is none at all.
 
     Raises:
         InputError: there is no such criterion, or the validation does not give what it goes by.
     """
-    if criterion not in CRITERIA:
-        raise InputError(f"validation criterion {criterion!r}: expected one of {', '.join(CRITERIA)}")
-    chosen = CRITERIA[criterion]
-    if chosen.value not in values:
-        possible = [name for name, other in CRITERIA.items() if other.value in values]
-        raise InputError(
-            f"validation criterion {criterion}: the validation gives no {chosen.value}, which needs {chosen.needs}; "
-            f"take another criterion: {', '.join(possible) or 'none is possible here'}"
-        )
+    chosen = check_criterion(criterion, values)
     cost = chosen.cost(values[chosen.value])
     return math.inf if math.isnan(cost) else cost

@@ -1,7 +1,7 @@
 """What all methods have: networks, optimisers and what goes with them, the form of their step, and their state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.errors import InputError
 from data.loading.batches import Batches
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, option, options_of
 from data.settings.values import nonnegative_int, positive_float, share
 from models.averages import WarmedUpAverage
 from models.finite_losses import FiniteLosses
@@ -76,6 +77,15 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
     `direction` says which domain A is: with 'AtoB' MR.
     """
 
+    def __post_init__(self) -> None:
+        """Refuse options that nothing would use.
+
+        Raises:
+            InputError: it names the option and what it needs.
+        """
+        if self.sync_batch_norm and not self.uses_batch_norm:
+            raise InputError("--sync_batch_norm does nothing without --norm batch")
+
     @property
     def direction(self) -> str:
         """AtoB: MR to CT."""
@@ -85,6 +95,16 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
     def uses_batch_norm(self) -> bool:
         """Whether statistics are taken over batches."""
         return False
+
+    @property
+    def warm_epochs(self) -> int:
+        """Epochs of a warm start, before those that the schedule counts."""
+        return 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -99,8 +119,12 @@ class Place:
 class Validator(Protocol):
     """Measures a model on what does not train, the same every time, without a trace in the training."""
 
-    def run(self, model: "BaseModel") -> tuple[dict[str, float], list[Any]]:
-        """Return values by name, and slices to show, of `visualization.panels.ValidationSlice`."""
+    def measure(self, model: "BaseModel") -> Generator[tuple[dict[str, float], list[Any]] | None]:
+        """Yield None after each volume, so that signals are heard, and at last values by name, and slices to show.
+
+        Those are of `visualization.panels.ValidationSlice`.
+        """
+        ...
 
     def score(self, values: Mapping[str, float]) -> float:
         """Return what the values are worth: less is better."""
@@ -116,6 +140,8 @@ class BaseModel(ABC):
         settings_type: the class of the method's options, of which `settings` is one.
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
+        validates_itself: whether `open_validator` returns something.
+        memory_options: its options of which smaller values need less memory, as a message names them.
 
     Attributes:
         networks, optimisers, pools: by name; weights are kept in files of the networks' names.
@@ -128,6 +154,13 @@ class BaseModel(ABC):
     settings: MethodSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed_facts: ClassVar[tuple[str, ...]] = ()
+    validates_itself: ClassVar[bool] = False
+    memory_options: ClassVar[str] = ""
+
+    @classmethod
+    def shared_defaults(cls, group: type) -> dict[str, Any]:
+        """Return the method's own defaults of the options in a settings class that all methods share."""
+        return {field.name: cls.defaults[field.name] for field, _ in options_of(group) if field.name in cls.defaults}
 
     @classmethod  # noqa: B027
     def check(cls, settings: Any, data: DataSettings) -> None:

@@ -24,7 +24,7 @@ from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, Need, option
 from data.settings.values import nonnegative_float, nonnegative_int, positive_float
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
@@ -84,6 +84,7 @@ class CycleGANLosses:
     lcc_window: int = option(
         0, nature=Nature.RESULT, parse=nonnegative_int,
         help="compute r in square windows of this side in pixels; 0: over the whole slice, as published",
+        needs=Need("lambda_correlation_A", or_option="lambda_correlation_B"),
     )  # fmt: skip
 
 
@@ -96,8 +97,9 @@ class ShapeConstraint:
         help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
     )  # fmt: skip
     shape_loss: str = option(
-        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published"
-    )
+        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published",
+        needs=Need("lambda_shape"),
+    )  # fmt: skip
     lambda_shape_gan: float = option(
         1.0,
         nature=Nature.FIXED,
@@ -105,11 +107,9 @@ class ShapeConstraint:
         help="weight of the adversarial loss of the shape discriminator",
     )
     shape_extractor: Path | None = option(
-        None,
-        nature=Nature.FREE,
-        parse=Path,
+        None, nature=Nature.FREE, parse=Path, needs=Need("lambda_shape", or_option="lambda_shape_gan"),
         help=f"trained shape extractor: its file, or the folder of its run (default: DATAROOT/{FOLDER_NAME})",
-    )
+    )  # fmt: skip
 
     @property
     def uses_shape(self) -> bool:
@@ -161,6 +161,16 @@ class WarmStart:
                 object.__setattr__(self, name, value if warm else 0)
 
     @property
+    def warm_epochs(self) -> int:
+        """Epochs of the warm start."""
+        return self.n_epochs_warm or 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return self.warm_lr or 0.0
+
+    @property
     def simulates(self) -> bool:
         """Whether pairs of simulated MR and CT are needed."""
         return self.warm_start != "none" or bool(self.lambda_simulated)
@@ -188,11 +198,10 @@ class CycleGANSettings(
         Raises:
             InputError: it names the option and what it needs.
         """
-        super().__post_init__()
+        WarmStart.__post_init__(self)
+        MethodSettings.__post_init__(self)
         if self.n_layers_D != 3 and self.netD != "n_layers":
             raise InputError(f"--n_layers_D {self.n_layers_D} needs --netD n_layers")
-        if self.sync_batch_norm and self.norm != "batch":
-            raise InputError("--sync_batch_norm does nothing without --norm batch")
 
 
 class CycleGANModel(BaseModel):
@@ -201,6 +210,7 @@ class CycleGANModel(BaseModel):
     settings_type = CycleGANSettings
     settings: CycleGANSettings
     fixed_facts = ("contrasts",)
+    memory_options = "--crop_size (--preprocess body_crop) or --ngf"
 
     def __init__(
         self,
@@ -329,7 +339,7 @@ class CycleGANModel(BaseModel):
 
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
-        self._warm = epoch <= (self.settings.n_epochs_warm or 0)
+        self._warm = epoch <= self.settings.warm_epochs
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.

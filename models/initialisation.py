@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, Need, option
 from data.settings.values import positive_float
 
 
@@ -45,7 +45,10 @@ class InitialisationSettings:
         choices=tuple(INITIALISATIONS),
         help="distribution that initial weights are drawn from",
     )
-    init_gain: float = option(0.02, nature=Nature.FREE, parse=positive_float, help="scale of the initial weights")
+    init_gain: float = option(
+        0.02, nature=Nature.FREE, parse=positive_float, help="scale of the initial weights",
+        needs=Need("init_type", ("normal", "xavier", "orthogonal")),
+    )  # fmt: skip
 
 
 def initialise(

@@ -1,9 +1,13 @@
 """What memory a device has left, and what an error for want of it asked for."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
+
+from data.errors import InputError, is_out_of_memory
 
 # How torch and NumPy say what they asked for: 'Tried to allocate 2.00 GiB', 'you tried to allocate 4096 bytes'.
 _ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate ([\d.]+) ([bKMGTPE])")
@@ -28,3 +32,23 @@ def asked_and_free(error: Exception, device: torch.device) -> str:
         return f" ({free})"
     asked = float(found[1]) * 1024.0 ** "bKMGTPE".index(found[2])
     return f" ({asked / 2**30:.1f} GiB more asked for, {free})"
+
+
+@contextmanager
+def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[None]:
+    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`.
+
+    `smaller`: the options of its method that `BaseModel.memory_options` names.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if isinstance(error, MemoryError) or "CPUAllocator" in str(error):  # the computer's, whatever trains
+            device = torch.device("cpu")
+        new_run = f", or start a run with a smaller {smaller}" if smaller else ""
+        raise InputError(
+            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
+            f"go on from the last saved state by --continue_train{new_run}"
+        ) from error

@@ -26,7 +26,7 @@ OPTIONS_NAME = "opt.json"
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
-STATE_VERSION = 3
+STATE_VERSION = 4
 # What a state is made of, and as what it is stored.
 STATE_PARTS = {
     "model": dict,
@@ -46,12 +46,13 @@ class DamagedStateError(InputError):
 class Position(NamedTuple):
     """How far a run is: samples done of an epoch (from 1), and the sum of their losses over the epoch's steps.
 
-    The sum is the mean over all processes.
+    The sum is the mean over all processes. `validated`: the validation after the last step is done.
     """
 
     epoch: int = 1
     samples: int = 0
     epoch_loss: float = 0.0
+    validated: bool = False
 
 
 @contextmanager
@@ -264,7 +265,7 @@ def saved_position(state: dict[str, Any]) -> Position:
     """
     at = Position(*(state["position"][name] for name in Position._fields))
     counts = [value for value in (at.epoch, at.samples) if type(value) is int and value >= 0]
-    if len(counts) < 2 or at.epoch < 1 or not math.isfinite(at.epoch_loss):
+    if len(counts) < 2 or at.epoch < 1 or not math.isfinite(at.epoch_loss) or type(at.validated) is not bool:
         raise ValueError(f"position {at}")
     return at
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, Need, option
 from data.settings.values import share
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
@@ -47,8 +47,9 @@ class SimulationOptions:
         help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
     limbs_share: float = option(
-        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone"
-    )
+        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone",
+        needs=Need("limbs"),
+    )  # fmt: skip
     leave_out: str = option(
         "", nature=Nature.RESULT, metavar="TEXT", help="do not train on CT whose names contain TEXT"
     )

@@ -94,6 +94,7 @@ class SlabModel(BaseModel):
     """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
 
     settings: SlabModelSettings
+    memory_options = "--crop_size, --slab or --ngf"
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
         "zoom": 0.2, "mr_window": "tissue", "ct_transfer": "soft_tissue", "lr_policy": "warmup_cosine",

@@ -20,6 +20,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -32,6 +33,7 @@ from benchmarks.correctness import Check, StepProblem, SynthesisProblem, check_r
 from benchmarks.data_sets import measure_loader
 from benchmarks.machine import hardware
 from benchmarks.networks import compare_steps, measure_own_step, measure_synthesis
+from benchmarks.settings import BenchmarkSettings
 from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
 from data.outputs import check_free
@@ -44,22 +46,18 @@ from training.run import set_up_torch
 FILE_NAME = "gpu_check.json"
 # With less time left than this no compilation is begun.
 LEAST_COMPILE_S = 20
-COMMON = {
-    "compile": False,
-    "precision": "auto",
-    "upsample": "transposed",
-    "steps": 5,
-    "turns": 3,
-    "num_threads": [0, 4],
-}
+COMMON = BenchmarkSettings(steps=5, turns=3, num_threads=(0, 4))
 # What is compared with float64 on the CPU: small, so that the reference takes seconds.
-SMALL = {"size": 64, "netG": "resnet_6blocks", "ngf": 32, "ndf": 32, "extractor_width": 16, "batch_size": 2,
-         "pool_size": 4, "init_gain": 0.2}  # fmt: skip
+SMALL = replace(
+    COMMON, size=64, netG="resnet_6blocks", ngf=32, ndf=32, extractor_width=16, batch_size=2,
+    method={"pool_size": 4, "init_gain": 0.2},
+)  # fmt: skip
 # What is timed: the published size.
-FULL = {"size": 256, "netG": "resnet_9blocks", "ngf": 64, "ndf": 64, "extractor_width": 64, "batch_size": 1,
-        "slices": 64, "patients": 1, "volume_slices": 24, "workers": [4]}  # fmt: skip
-TINY = {"size": 32, "netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "extractor_width": 2, "steps": 1, "turns": 1,
-        "slices": 4, "volume_slices": 20, "workers": [1], "num_threads": [0]}  # fmt: skip
+FULL = replace(COMMON, patients=1, volume_slices=24, workers=(4,))
+TINY: dict[str, Any] = {
+    "size": 32, "netG": "resnet_6blocks", "ngf": 4, "ndf": 4, "extractor_width": 2, "steps": 1, "turns": 1,
+    "slices": 4, "volume_slices": 20, "workers": (1,), "num_threads": (0,),
+}  # fmt: skip
 LARGER_BATCH = 8
 # Figures that are printed; all are in the file.
 SHOWN = ("precision", "ratio", "iterations_per_second", "slices_per_second", "peak_gflops", "share_of_peak", "peak_mib",
@@ -76,10 +74,9 @@ class Checks:
     def __init__(self, device: torch.device, work: Path, tiny: bool, deadline: float) -> None:
         """Prepare nothing yet; `work` is a scratch folder, `deadline` when all must be done (`time.monotonic`)."""
         self.device, self.work, self.tiny, self.deadline = device, work, tiny, deadline
-        common = COMMON | {"device": device, "work": work}
-        self.small = Namespace(**common | SMALL | (TINY if tiny else {}))
-        self.full = Namespace(**common | FULL | (TINY if tiny else {}))
-        self.larger = Namespace(**vars(self.full) | {"batch_size": LARGER_BATCH})
+        chosen: dict[str, Any] = {"device": device, "work": work} | (TINY if tiny else {})
+        self.small, self.full = replace(SMALL, **chosen), replace(FULL, **chosen)
+        self.larger = replace(self.full, batch_size=LARGER_BATCH)
 
     @cached_property
     def problem(self) -> StepProblem:
@@ -134,7 +131,7 @@ class Checks:
 
     def compiled(self) -> dict:
         """Time the compiled step."""
-        return measure_own_step(Namespace(**vars(self.larger) | {"compile": True}))
+        return measure_own_step(replace(self.larger, compile=True))
 
     def _need_cuda(self) -> None:
         if self.device.type != "cuda":

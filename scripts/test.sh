@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install what is needed into .venv, check style and types, run the tests. Arguments go to pytest.
+# Install what is needed into .venv, check style and types, run the tests but those marked slow.
+# Arguments go to pytest; the slow ones, too: bash scripts/test.sh -m ""
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,4 +35,4 @@ fi
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Of the same option twice pytest takes the last: bash scripts/test.sh -n 0 tests in one process, as a debugger wants it.
-.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
+.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow" "$@"

@@ -13,6 +13,7 @@ from benchmarks.data_sets import link_volumes, rate, simulate_data_set
 from benchmarks.machine import MatrixProducts, peak_memory_mib, share_of_peak, speed_ratio, take_turns
 from benchmarks.networks import compare, difference
 from benchmarks.reference import PlainPool, ReferenceStep
+from benchmarks.settings import BenchmarkSettings
 from data.errors import InputError
 from data.loading.slices import PreparedSlices
 from data.prepared.manifest import read_manifest
@@ -201,8 +202,7 @@ def test_peak_memory_is_that_of_the_work():
 
 
 def test_a_simulated_data_set_passes_all_checks_and_takes_no_room(tmp_path):
-    opt = Namespace(work=tmp_path, size=64, case_slices=100)
-    root = simulate_data_set(opt, 6)
+    root = simulate_data_set(BenchmarkSettings(work=tmp_path, size=64, case_slices=100), 6)
     manifest = read_manifest(root)
     cases = manifest.select("train", "A")
     windows = [(IntensityMap.window(0, 1000),)] * len(cases)
@@ -248,11 +248,11 @@ def test_the_command_reports_networks(tmp_path, capsys):
 
 def test_the_operations_are_counted(tmp_path):
     """A convolution of 3 x 3 from 4 to 4 features takes 2 * 9 * 16 operations a pixel, and so on."""
-    opt = benchmark.parse_arguments(
-        "--size 16 --ngf 2 --netG resnet_6blocks --slices 2 --turns 1 --device cpu --precision fp32".split()
+    found = benchmark.measure_synthesis(
+        BenchmarkSettings(
+            work=tmp_path, size=16, ngf=2, netG="resnet_6blocks", slices=2, turns=1, device=CPU, precision="fp32"
+        )
     )
-    opt.work = tmp_path
-    found = benchmark.measure_synthesis(opt)
     macs = 2 * 49 * 256 * 2 + (2 * 4 * 9 * 64 + 4 * 8 * 9 * 16) * 2 + 12 * 8 * 8 * 9 * 16
     assert found["gflop"] == pytest.approx(2 * 2 * macs / 1e9, abs=2e-6)
     assert found["difference"]["greatest"] < 1e-5
@@ -294,7 +294,6 @@ def test_the_command_reports_the_simulation(tmp_path, capsys, monkeypatch):
 
 
 def test_a_training_that_cannot_start_is_reported(tmp_path):
-    opt = benchmark.parse_arguments(["--volumes", "1", "--size", "16", "--case_slices", "2", "--device", "cpu"])
-    opt.work = tmp_path
+    settings = BenchmarkSettings(work=tmp_path, volumes=(1,), size=16, case_slices=2, device=CPU)
     with pytest.raises(InputError, match=r"domain B .* no slice"):  # one volume is an MR
-        benchmark.measure_startup(opt)
+        benchmark.measure_startup(settings)

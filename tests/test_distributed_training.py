@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,10 +17,12 @@ import torch
 import torch.distributed as dist
 
 from data.loading.unaligned_dataset import UnalignedSampler
+from data.prepared.manifest import Manifest
 from tests.distributed_step import take_step
 from tests.processes import TORCHRUN, Program
 from tests.test_datasets import dataroot, open_plain  # noqa: F401
 from tests.test_train import SHORT, TINY, assert_same_weights, final_weights, run
+from tests.test_validation import MM, SIZE, write_case
 from training.distributed import DistributedProcessGroup, ProcessGroup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,6 +235,78 @@ def test_an_error_before_the_first_step_is_said_once_and_ends_all(tmp_path):
     where = ["--dataroot", tmp_path / "missing", "--name", "x", "--checkpoints_dir", tmp_path]
     code, output = finished(torchrun("train.py", *where, *TINY))
     assert code != 0 and output.count("error: ") == 1 and "missing" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--val"], "testA/t.npy: cannot be read"),
+     (["--seconds", "60", "--lr_policy", "warmup_cosine"], "--seconds: 2 processes train together")],
+)  # fmt: skip
+def test_what_only_the_first_process_finds_out_ends_all(tmp_path, words, message):
+    cases = [write_case(tmp_path / "set", f"{d}0", d, "train", f"{d}0") for d in "AB"]
+    cases += [write_case(tmp_path / "set", "t", domain, "test", "t") for domain in "AB"]
+    Manifest(SIZE, MM, None, tuple(cases), {}).write(tmp_path / "set")
+    if words == ["--val"]:
+        (tmp_path / "set/testA/t.npy").write_bytes(b"")
+    where = ["--dataroot", tmp_path / "set", "--name", "x", "--checkpoints_dir", tmp_path]
+    code, output = finished(torchrun("train.py", *where, *TINY, *(words if "--seconds" in words else SHORT), *words))
+    assert code != 0 and output.count("error: ") == 1 and message in output, output
+    assert not (tmp_path / "x").exists()
+
+
+WAITS = """
+import sys, time
+from datetime import timedelta
+from training.distributed import open_process_group
+with open_process_group(patience=timedelta(seconds=int(sys.argv[1]))) as group:
+    made = group.share(lambda: time.sleep(int(sys.argv[2])) or 7)
+    print("rank", group.rank, "has", group.share(lambda: made + 1))
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_first_longer_than_for_each_other(tmp_path):
+    """As for a validation, which may take hours."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    code, output = finished(torchrun(tmp_path / "waits.py", 15, 25))
+    assert code == 0, output
+    assert sorted(re.findall(r"rank \d has \d", output)) == ["rank 0 has 8", "rank 1 has 8"]
+
+
+@pytest.mark.slow
+def test_a_validation_is_made_once_for_all_processes_and_ended_by_any_s_signal(tmp_path):
+    cases = [write_case(tmp_path / "set", f"{d}{k}", d, "train", f"{d}{k}") for d in "AB" for k in range(4)]
+    Manifest(SIZE, MM, None, tuple(cases), {}).write(tmp_path / "set")
+    where = ["--dataroot", tmp_path / "set", "--checkpoints_dir", tmp_path, *TINY, "--val", "--val_freq", "1"]
+    length = ["--n_epochs", "2", "--n_epochs_decay", "0", "--max_dataset_size", "4", "--print_freq", "1"]
+    code, output = finished(torchrun("train.py", *where, *length, "--name", "x"))
+    assert code == 0 and output.count("  validation  ") == 2, output
+    assert output.count("best validation: of epoch") == 1
+    signalled = tmp_path / "signalled.py"
+    signalled.write_text(SIGNALLED)
+    code, output = finished(torchrun(signalled, *where, *length, "--name", "y"))
+    position = torch.load(tmp_path / "y/latest_state.pth", weights_only=True)["position"]
+    assert (position["epoch"], position["samples"], position["validated"]) == (1, 4, False), output
+    assert code != 0 and "  validation  " not in output, output
+    code, output = finished(torchrun("train.py", *where, *length, "--name", "y", "--continue_train"))
+    assert code == 0 and output.count("  validation  ") == 2, output
+    assert_same_weights(tmp_path / "x", tmp_path / "y")
+
+
+# The second process gets a signal while the first validates.
+SIGNALLED = """
+import os, signal, sys
+import train
+from training.distributed import DistributedProcessGroup
+from training.selection import Selection
+validate = Selection.validate
+def signalled(self, *args):
+    if self.group.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return validate(self, *args)
+Selection.validate = signalled
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def test_each_process_of_a_machine_takes_its_gpu_unless_one_is_named(monkeypatch):

@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import InputError
+from data.settings.declaration import options_of
 from models import run_folder
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.finite_losses import FiniteLosses, NonFiniteLossError
+from models.memory import memory_shortage_said
 from models.precision import choose_precision
 from models.schedules import LearningRate
 from options import train_options
@@ -27,7 +31,7 @@ from tests.test_train import TINY as TINY_OPTIONS
 from training import settings as training_settings
 from training.distributed import ProcessGroup
 from training.run import TrainingRun
-from training.settings import SaveRhythm, save_rhythm
+from training.settings import SHARED_GROUPS, SaveRhythm, save_rhythm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -192,9 +196,25 @@ def test_a_state_after_an_epoch_s_last_step_keeps_its_whole_loss(dataroot, tmp_p
     assert expected != float(np.float32(expected))
     folder = tmp_path / "run"
     (folder / "previous_state.pth").replace(folder / "latest_state.pth")
-    assert run_folder.load_state(folder)["position"] == {"epoch": 1, "samples": 6, "epoch_loss": expected}
+    assert run_folder.load_state(folder)["position"] == {
+        "epoch": 1, "samples": 6, "epoch_loss": expected, "validated": False,
+    }  # fmt: skip
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "1", "--n_epochs_decay", "0")
     assert metrics == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("model", "smaller"),
+    [("cycle_gan", "--crop_size (--preprocess body_crop) or --ngf"), ("shape_extractor", "--width"),
+     ("simulated_pairs", "--crop_size, --slab or --ngf")],
+)  # fmt: skip
+def test_a_shortage_of_memory_names_the_options_that_the_method_has(model, smaller):
+    method, asked = METHODS[model], "CUDA out of memory. Tried to allocate 2.50 GiB."
+    with pytest.raises(InputError) as said, memory_shortage_said(CPU, method.memory_options):
+        raise torch.OutOfMemoryError(asked)
+    assert str(said.value).endswith(f"by --continue_train, or start a run with a smaller {smaller}")
+    options = {field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)}
+    assert set(re.findall(r"--(\w+)", str(said.value))) <= options
 
 
 @pytest.fixture

@@ -377,8 +377,8 @@ def test_the_table_sorts_searches_and_leads_to_the_cases(browser, cohort_page):
 # ------------------------------------------------------------------ a training in the browser
 
 
-def train(folder, epochs, steps=20, visuals=None):
-    run = RunInfo(EVIL, folder, {"dataroot": EVIL}, {"torch": "2"}, epochs, steps)
+def train(folder, epochs, steps=20, visuals=None, seconds=None):
+    run = RunInfo(EVIL, folder, {"dataroot": EVIL}, {"torch": "2"}, None if seconds else epochs, steps, seconds)
     style = VisualsStyle(IntensityMap.window(-1000, 1400))
     with TrainingLog(run, style, [("log files", Console(folder)), ("page", TrainingPage(run))], (1, 0)) as training_log:
         for epoch in range(1, epochs + 1):
@@ -413,6 +413,13 @@ def test_the_page_of_a_training(browser, tmp_path):
         last_height = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", curve)]
         assert last_height == sorted(last_height)  # G falls, which is down: larger y
         assert re.search(r"gan_A\s*0\.5.*gan_B\s*0\.25", page.inner_text("#chart-1 .readout"), re.S)
+
+
+def test_the_page_of_a_training_by_the_clock_names_no_last_epoch(browser, tmp_path):
+    with visit(browser, train(tmp_path, 2, seconds=600).as_uri()) as page:
+        page.wait_for_selector("body[data-ready=true]")
+        status = page.inner_text("#status")
+        assert status.startswith("epoch 2 · ") and status.endswith(" s a step · trains for 10 min in all")
 
 
 def test_curves_zoom_by_mouse_and_by_keyboard(browser, tmp_path):

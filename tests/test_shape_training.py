@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -203,17 +204,18 @@ def test_resumed_training_equals_uninterrupted(dataroot, tmp_path, monkeypatch, 
 
 
 def test_the_best_epoch_is_kept(dataroot, tmp_path, monkeypatch):
-    rows = iter([(0.5, 0.7), (0.9, 0.7), (0.8, 0.7), (float("nan"), 0.8)])
+    # Four cases validate.
+    rows = iter([(0.5, 0.7, 0.6, 0.6), (0.9, 0.7, 0.8, 0.8), (0.8, 0.7, 0.7, 0.8), (float("nan"), 0.8, 0.7, 0.8)])
+    values = chain.from_iterable(rows)
 
     def given(extractor, root, cases):
-        first, second = next(rows)
-        return {"a": {"body": first}, "b": {"body": second}}
+        return {case.name: {"body": next(values)} for case in cases}
 
     monkeypatch.setattr(method, "validate", given)
     train.main(options(dataroot, tmp_path / "run", "--epochs", "4", "--save_epoch_freq", "1"))
     assert load_checkpoint(tmp_path / "run" / STATE_NAME)["best"] == {"score": pytest.approx(0.2), "epoch": 2}
     report = json.loads((tmp_path / "run/validation.json").read_text())
-    assert report["dice"] == {"a": {"body": 0.9}, "b": {"body": 0.7}}
+    assert [row["body"] for row in report["dice"].values()] == [0.9, 0.7, 0.8, 0.8]
     second, best = (load_checkpoint(tmp_path / "run" / f"{name}_net_E.pth") for name in ("2", "best"))
     assert all(torch.equal(value, best[name]) for name, value in second.items())
     kept = load_extractor(tmp_path / "run").state_dict()

@@ -4,8 +4,9 @@ import builtins
 import copy
 import json
 import logging
-from contextlib import nullcontext
-from dataclasses import fields, replace
+import shutil
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,9 +128,8 @@ def simulation_set() -> SimulationSet:
     return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, 2.0, 32)
 
 
-DATA_DEFAULTS = {field.name for field in fields(DataSettings)} & SimulatedPairsModel.defaults.keys()
 DATA = DataSettings(
-    **{name: SimulatedPairsModel.defaults[name] for name in DATA_DEFAULTS}
+    **SimulatedPairsModel.shared_defaults(DataSettings)
     | {"dataroot": "-", "slab": 3, "crop_size": 16, "batch_size": 4, "flip": "xy"}
 )
 
@@ -286,6 +286,26 @@ def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monke
         patch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
         open_simulation_set(dataroot)
     assert path.read_bytes() != own
+
+
+def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_path, monkeypatch, caplog):
+    kept = open_simulation_set(dataroot)
+    root = shutil.copytree(dataroot, tmp_path / "set", copy_function=shutil.copy2)
+    shutil.rmtree(root / "simulation")
+
+    @contextmanager
+    def read_only(path):
+        raise InputError(f"{path}: cannot be written: read-only")
+        yield
+
+    monkeypatch.setattr("data.simulation.simulation_set.whole_file", read_only)
+    monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
+    caplog.set_level(logging.INFO)
+    here = open_simulation_set(root)
+    assert len(caplog.messages) == 1 and "stay in memory and are computed at every start" in caplog.text
+    for name, maps in kept.volumes.items():
+        for key, values in maps.items():
+            np.testing.assert_array_equal(here.volumes[name][key], values)
 
 
 def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):

@@ -1,9 +1,14 @@
 """How the code hangs together: packages import in one direction, and commands are not imported by what they use."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from data.settings.declaration import options_of
+from models.base_model import MethodSettings
+from options.train_options import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the bottom: a package imports those before it, never one after it. `commands` are the files of the top folder.
@@ -85,3 +90,15 @@ def test_no_command_line_travels_below_the_commands(package):
         if any(module.partition(".")[0] == "argparse" for module in imports_of(path))
     }  # fmt: skip
     assert users <= allowed
+
+
+def test_the_engine_knows_no_option_of_a_method():
+    """It asks the method: a new one with other options needs no change in `training`."""
+    of_methods = {field.name for method in METHODS.values() for field, _ in options_of(method.settings_type)}
+    own = {name for name in of_methods if not hasattr(MethodSettings, name)}
+    assert {"n_epochs_warm", "warm_lr", "ngf", "width"} <= own and "lr" not in own
+    own.add("crop_size")  # of the data, but not every method follows it
+    for path in sorted((ROOT / "training").rglob("*.py")):
+        found = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        found |= set(re.findall(r"--(\w+)", path.read_text())) | set(re.findall(r'"(\w+)"', path.read_text()))
+        assert not found & own, f"{path.relative_to(ROOT)} names {', '.join(sorted(found & own))}"

@@ -292,6 +292,12 @@ def test_defaults_are_the_published_settings():
     assert {name: options[name] for name in published} == published
 
 
+BY_CLOCK = ["--seconds", "60", "--lr_policy", "warmup_cosine"]
+NO_SHAPE = ["--lambda_shape", "0", "--lambda_shape_gan", "0"]
+NO_CORRELATION = ["--lambda_correlation_A", "0", "--lambda_correlation_B", "0"]
+SHAPE = ["--model", "shape_extractor"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -327,6 +333,14 @@ def test_defaults_are_the_published_settings():
         (["--load_size", "286"], "does nothing without --preprocess resize_and_crop"),
         (["--crop_size", "200"], "does nothing without --preprocess crop"),
         (["--lr_decay_iters", "10"], "does nothing without --lr_policy step"),
+        ([*BY_CLOCK, "--warm_start", "simulated_mr"], "a warm start counts epochs"),
+        (["--lcc_window", "7", *NO_CORRELATION], "without --lambda_correlation_A or --lambda_correlation_B"),
+        (["--shape_loss", "l1", "--lambda_shape", "0"], "--shape_loss does nothing without --lambda_shape"),
+        (["--shape_extractor", "e.pth", *NO_SHAPE], "nothing without --lambda_shape or --lambda_shape_gan"),
+        (["--init_gain", "0.1", "--init_type", "kaiming"], "without --init_type normal, xavier, orthogonal"),
+        (["--model", "simulated_pairs", "--limbs_share", "0.4"], "--limbs_share does nothing without --limbs"),
+        (["--model", "paired", "--norm", "none", "--sync_batch_norm"], "nothing without --norm batch"),
+        (["--model", "shape_extractor", "--sync_batch_norm", "--device", "cpu"], "--sync_batch_norm"),
         (["--epoch", "20", "--continue_train"], "does nothing without --init_from"),
         (["--epoch", "banana"], "whole number of 1 or more"),
         (["--preprocess", "resize_and_crop", "--crop_size", "300"], "larger than --load_size"),
@@ -335,8 +349,18 @@ def test_defaults_are_the_published_settings():
         (["--display_window", "40"], "LEVEL WIDTH in HU"),
         (["--display_window", "40", "0"], "WIDTH above 0"),
         (["--display_port", "99999"], "port number up to 65535"),
-        (["--display_start"], "does nothing without --display_id 1"),
-        (["--display_env", "e"], "does nothing without --display_id 1"),
+        (["--display_start"], "--display_start does nothing without --display_id"),
+        (["--display_env", "e"], "--display_env does nothing without --display_id"),
+        (["--display_port", "8097"], "--display_port does nothing without --display_id"),
+        (["--val_patients", "0.15"], "--val_patients does nothing without --val"),
+        (["--val_freq", "5"], "--val_freq does nothing without --val"),
+        (["--val_criterion=mae"], "--val_criterion does nothing without --val"),
+        (["--epoch", "latest"], "--epoch does nothing without --init_from"),
+        ([*BY_CLOCK, "--n_epochs", "100"], "--n_epochs does nothing with --seconds"),
+        ([*BY_CLOCK, "--niter_decay=100"], "--n_epochs_decay does nothing with --seconds"),
+        ([*SHAPE, "--val"], "--val does nothing with --model shape_extractor, which validates by itself"),
+        ([*SHAPE, "--val_patients", "0.15"], "--val_patients does nothing with --model shape_extractor"),
+        ([*SHAPE, "--val_criterion", "mae"], "--val_criterion does nothing with --model shape_extractor"),
         (["--display_id", "1", "--display_start", "--display_server", "http://far"], "is elsewhere"),
     ],
 )
@@ -345,6 +369,15 @@ def test_bad_options_end_the_parsing_with_their_reason(arguments, message, capsy
         train_options.parse([*REQUIRED, *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_that_do_something_are_taken_whatever_their_value():
+    assert train_options.parse([*REQUIRED, *SHAPE, "--val_freq", "1"]).validation.val_freq == 1
+    assert train_options.parse([*REQUIRED, "--val", "--val_freq", "5"]).validation.val
+    assert train_options.parse([*REQUIRED, *BY_CLOCK]).schedule.seconds == 60
+    assert (
+        train_options.parse([*REQUIRED, "--lr_policy", "step", "--lr_decay_iters", "50"]).schedule.lr_decay_iters == 50
+    )
 
 
 SHARED_OPTIONS = (

@@ -1,5 +1,8 @@
 """Validation in training: values in closed form, always the same, and no trace of it in the training."""
 
+import logging
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -272,3 +275,36 @@ def test_simulated_mr_is_kept_between_runs(prepared, monkeypatch):
     validation(prepared)
     monkeypatch.setattr("data.simulation.simulation_set.simulation_volume", lambda *_: pytest.fail("computed again"))
     validation(prepared)
+
+
+@pytest.mark.parametrize("content", [b"of somebody else", b""])
+def test_files_of_others_where_simulated_mr_is_kept_stay(prepared, content):
+    validation(prepared)
+    path = prepared / "simulation/both.npz"
+    own = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"both.npz: exists already.*; choose another --dataroot, or move it away"):
+            validation(prepared)
+        assert path.read_bytes() == content
+    finally:
+        path.write_bytes(own)
+
+
+def test_a_data_set_that_may_only_be_read_validates(prepared, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    values, _ = validation(prepared).run(nn.Identity())
+    assert not caplog.text
+    root = shutil.copytree(prepared, tmp_path / "set", copy_function=shutil.copy2)
+    shutil.rmtree(root / "simulation")
+
+    @contextmanager
+    def read_only(path):
+        raise InputError(f"{path}: cannot be written: read-only")
+        yield
+
+    monkeypatch.setattr("data.simulation.simulation_set.whole_file", read_only)
+    assert validation(root).run(nn.Identity())[0] == values
+    assert len(caplog.messages) == 1  # for both CT
+    assert "the simulation's maps of CT stay in memory" in caplog.text and "npz: cannot be written" in caplog.text
+    assert not (root / "simulation").exists()

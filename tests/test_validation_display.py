@@ -61,7 +61,8 @@ def test_a_validation_is_a_line_of_its_own_in_both_files(tmp_path):
     assert [list(json.loads(line))[-1] for line in lines] == ["losses", "validation"] * 2
     assert json.loads(lines[3])["validation"] == {"mae": 50.0, "cycle": 0.25}
     assert [r.position for r in read_records(tmp_path)] == [(1, 10), (2, 10)]
-    assert [(r.position, r.validation["mae"]) for r in read_validations(tmp_path)] == [((1, 10), 100), ((2, 10), 50)]
+    validations = [(r.position, r.validation["mae"]) for r in read_validations(tmp_path)]
+    assert validations == [((1, 10, 1), 100), ((2, 10, 1), 50)]
     text = (tmp_path / "loss_log.txt").read_text().splitlines()
     assert text[3] == "epoch 2  iteration 10  validation  mae 50  cycle 0.25"
     assert plot_losses.read_records(tmp_path)[0].losses == {"G": 1.0}
@@ -92,7 +93,7 @@ def test_a_resumed_run_drops_the_validations_after_its_state(tmp_path):
     spy, page = Spy(), TrainingPage(run_info(tmp_path))
     with log_with(tmp_path, Console(tmp_path), page, spy, start=(3, 0)) as training_log:
         assert [point.x for point in training_log.history.validations] == [1, 2]
-        assert [r.position for r in read_validations(tmp_path)] == [(1, 10), (2, 10)]
+        assert [r.position for r in read_validations(tmp_path)] == [(1, 10, 1), (2, 10, 1)]
         assert len((tmp_path / "loss_log.txt").read_text().splitlines()) == 4
         names = ["validation001_000010.png", "validation002_000010.png"]
         assert sorted(path.name for path in (tmp_path / "web/images").iterdir()) == names
@@ -105,7 +106,27 @@ def test_a_resumed_run_drops_the_validations_after_its_state(tmp_path):
         'validation(2.0,{"mae":50.0,"cycle":0.25});',
         'validation(3.0,{"mae":33.333,"cycle":0.25,"ssim":0.5});',
     ]
-    assert (3, 10) in spy.seen
+    assert (3, 10, 1) in spy.seen
+
+
+def test_a_validation_with_nothing_to_show_has_its_values_on_the_page(tmp_path, caplog):
+    with log_with(tmp_path, TrainingPage(run_info(tmp_path))) as training_log:
+        training_log.write_validation(1, 10, {"dice_body": 0.5}, [])
+    assert not caplog.text
+    assert (tmp_path / "web/data/validation.js").read_text().splitlines()[1:] == ['validation(1.0,{"dice_body":0.5});']
+
+
+@pytest.mark.parametrize(("start", "kept"), [((2, 10), 1), ((2, 10, 1), 2)])
+def test_a_validation_after_the_last_step_stays_only_where_the_state_knows_of_it(tmp_path, start, kept):
+    with log_with(tmp_path, Console(tmp_path), TrainingPage(run_info(tmp_path))) as training_log:
+        epochs_of(training_log, 1, 2)
+    with log_with(tmp_path, Console(tmp_path), TrainingPage(run_info(tmp_path)), start=start) as training_log:
+        assert len(training_log.history.points) == 2 and len(training_log.history.validations) == kept
+    assert [r.position for r in read_records(tmp_path)] == [(1, 10), (2, 10)]
+    assert [r.position for r in read_validations(tmp_path)] == [(1, 10, 1), (2, 10, 1)][:kept]
+    assert len((tmp_path / "loss_log.txt").read_text().splitlines()) == 2 + kept
+    assert len(list((tmp_path / "web/images").glob("validation*.png"))) == kept
+    assert len((tmp_path / "web/data/validation.js").read_text().splitlines()) == 1 + kept
 
 
 def test_a_display_that_fails_costs_one_warning_and_catches_up(tmp_path, caplog, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -206,6 +207,15 @@ class Spy:
 
 def log_with(folder, *displays, start=(1, 0)):
     return TrainingLog(run_info(folder), VisualsStyle(CT_MAP), [("spy", display) for display in displays], start)
+
+
+@pytest.mark.parametrize(("epochs", "seconds", "said"), [(24, None, "epoch 3/24"), (None, 600, "epoch 3, 71 of 600 s")])
+def test_the_bar_tells_how_far_a_run_is(tmp_path, monkeypatch, epochs, seconds, said):
+    bars = []
+    monkeypatch.setattr("visualization.training_log.tqdm", lambda **options: bars.append(options) or nullcontext())
+    run = RunInfo("run", tmp_path, {}, {}, epochs, 10, seconds)
+    TrainingLog(run, VisualsStyle(CT_MAP), [], (3, 0)).start_epoch(3, 4, 71.4)
+    assert (bars[-1]["desc"], bars[-1]["initial"]) == (said, 4)
 
 
 def test_a_failing_display_costs_one_warning_and_catches_up(tmp_path, caplog):

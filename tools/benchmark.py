@@ -18,6 +18,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,14 +26,13 @@ import torch
 
 from benchmarks.data_sets import measure_loader, measure_preparation, measure_startup
 from benchmarks.machine import hardware
-from benchmarks.networks import measure_synthesis, measure_training, upsampling
+from benchmarks.networks import measure_synthesis, measure_training
+from benchmarks.settings import BenchmarkSettings
 from benchmarks.simulation import measure_simulation
 from data.errors import run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
-from data.settings.values import nonnegative_int, positive_int, torch_device
-from models.networks import GENERATORS
-from models.precision import PRECISIONS
+from data.settings.declaration import HelpFormatter, Nature, add_options, from_namespace, option, plain_values
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 
@@ -46,80 +46,64 @@ MEASUREMENTS = {
 }
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """report."""
+
+    what: Sequence[str] = option(
+        tuple(MEASUREMENTS), nature=Nature.FREE, choices=tuple(MEASUREMENTS), nargs="+", help="measurements to make"
+    )
+    json: Path | None = option(
+        None, nature=Nature.FREE, parse=Path, metavar="F", help="write the report to this file too"
+    )
+    overwrite: bool = option(False, nature=Nature.FREE, help="replace the file of --json")
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[ReportOptions, BenchmarkSettings]:
     """Return the checked options."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.benchmark", description=__doc__, formatter_class=RawHelpFormatter
     )
-    add = parser.add_argument
-    add("--what", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="default: all")
-    add("--json", type=Path, metavar="F", help="write the report to this file too")
-    add("--overwrite", action="store_true", help="replace the file of --json")
-    add("--work", type=Path, help="folder for generated data, kept there (default: a temporary one)")
-    add("--turns", type=positive_int, default=5, help="of every way (default: 5)")
-    add("--size", type=positive_int, default=256, help="rows and columns of a slice (default: 256)")
-    add("--device", type=torch_device, default="auto", help="as in train.py")
-    add("--precision", choices=PRECISIONS, default="auto", help="of ours (default: auto)")
-    add("--threads", type=positive_int, default=torch.get_num_threads(), help="of torch on a CPU (default: its own)")
-    networks = parser.add_argument_group("train, synthesis, startup")
-    add = networks.add_argument
-    add("--netG", choices=GENERATORS, default="resnet_9blocks", help="generator (default: resnet_9blocks)")
-    add("--ngf", type=positive_int, default=64, help="its features (default: 64)")
-    add("--ndf", type=positive_int, default=64, help="features of the discriminators (default: 64)")
-    add("--extractor_width", type=positive_int, default=64, help="features of the shape extractor (default: 64)")
-    add("--batch_size", type=positive_int, default=1, help="train, loader: slices of each domain (default: 1)")
-    add("--steps", type=positive_int, help="train: in one turn (default: 1 on a CPU, else 10)")
-    add("--compile", action="store_true", help="train: compile our networks")
-    add("--slices", type=positive_int, default=64, help="synthesis: in one turn (default: 64)")
-    data = parser.add_argument_group("prepare, loader, startup")
-    add = data.add_argument
-    add("--patients", type=positive_int, default=4, help="generated, of each domain (default: 4)")
-    add("--volume_slices", type=positive_int, default=100, help="of a generated volume (default: 100)")
-    add("--workers", type=positive_int, nargs="+", default=[1, 2], help="prepare: processes (default: 1 2)")
-    add("--num_threads", type=nonnegative_int, nargs="+", default=[0, 1, 2], help="loader: as in train.py (0 1 2)")
-    add("--volumes", type=positive_int, nargs="+", default=[20, 2000], help="startup: in a manifest (default: 20 2000)")
-    add("--case_slices", type=positive_int, default=500, help="startup: of one of them (default: 500)")
-    simulation = parser.add_argument_group("simulation")
-    add = simulation.add_argument
-    add("--simulation_size", type=positive_int, default=128, help="rows and columns of a slice (default: 128)")
-    add("--simulation_batch", type=positive_int, default=16, help="pairs of a batch (default: 16)")
-    opt = parser.parse_args(arguments)
-    opt.steps = opt.steps or (1 if opt.device.type == "cpu" else 10)
-    opt.upsample = upsampling(opt.netG)
-    return opt
+    for group in (ReportOptions, BenchmarkSettings):
+        add_options(parser, group)
+    options = parser.parse_args(arguments)
+    return from_namespace(ReportOptions, options), from_namespace(BenchmarkSettings, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write where asked to."""
-    opt = parse_arguments(arguments)
+    report_options, settings = parse(arguments)
     logging.getLogger().setLevel(logging.WARNING)
-    if opt.json:
-        check_free([opt.json], "--json", overwrite=opt.overwrite)
-    torch.set_num_threads(opt.threads)
-    opt.device = ProcessGroup().device(opt.device)
-    set_up_torch(opt.device, deterministic=False)
-    if opt.work:
-        report = measure(opt)
+    if report_options.json:
+        check_free([report_options.json], "--json", overwrite=report_options.overwrite)
+    torch.set_num_threads(settings.threads)
+    settings = replace(settings, device=ProcessGroup().device(settings.device))
+    set_up_torch(settings.device, deterministic=False)
+    if settings.work:
+        report = measure(report_options.what, settings)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            opt.work = Path(folder)
-            report = measure(opt)
+            report = measure(report_options.what, replace(settings, work=Path(folder)))
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    if opt.json:
-        write_json(opt.json, report)
+    if report_options.json:
+        write_json(report_options.json, report)
 
 
-def measure(opt: argparse.Namespace) -> dict:
+def measure(what: Sequence[str], settings: BenchmarkSettings) -> dict:
     """Return the report: settings, hardware, date, and every measurement asked for."""
-    opt.work.mkdir(parents=True, exist_ok=True)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {key: value if isinstance(value, int | list) else str(value) for key, value in vars(opt).items()},
-        "hardware": hardware(opt.device),
+        "settings": plain_values(settings),
+        "hardware": hardware(settings.device),
     }
     for name, measurement in MEASUREMENTS.items():
-        if name in opt.what:
-            report[name] = measurement(opt)
+        if name in what:
+            report[name] = measurement(settings)
     return report
 
 

@@ -27,7 +27,8 @@ from PIL import Image
 from torch import nn
 
 import test_pipeline
-from benchmarks.networks import upsampling, write_random_model
+from benchmarks.networks import write_random_model
+from benchmarks.settings import upsampling
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, patient_files, patient_id, write_dataset
 from data.settings.values import positive_int, torch_device

@@ -22,6 +22,8 @@ PATIENCE = timedelta(days=2)
 # Gloo's threads live on after the group (DistributedDataParallel holds it) and let go of a tensor a moment
 # after the collective; where the interpreter ends in that moment, the process aborts (pytorch/pytorch#179291).
 RELEASE_S = 0.3
+# Until what the first process makes is there: it may validate or prepare patients, and torchrun ends all if it dies.
+_AS_LONG_AS_IT_TAKES = timedelta(days=365)
 
 
 class ProcessGroup:
@@ -67,6 +69,7 @@ class DistributedProcessGroup(ProcessGroup):
     def __init__(self, store: dist.Store, rank: int, size: int, backend: str, patience: timedelta = PATIENCE) -> None:
         """Join the group; `store` holds the counts, which it adds to one at a time."""
         self._store, self.rank, self.size = store, rank, size
+        self._shared = 0
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size,
                                 timeout=patience)  # fmt: skip
 
@@ -75,14 +78,19 @@ class DistributedProcessGroup(ProcessGroup):
         return self._store.add(f"count/{name}", 1) - 1
 
     def share[T](self, make: Callable[[], T]) -> T:
-        """Return to all what the first process makes; its `InputError` ends them all."""
+        """Return to all what the first process makes, however long it takes; its `InputError` ends them all."""
         box: list[Any] = [None]
         error: InputError | None = None
+        made_it, self._shared = f"shared/{self._shared}", self._shared + 1
         if self.rank == 0:
             try:
                 box = [(True, make())]
             except InputError as raised:
                 box, error = [(False, None)], raised
+            finally:
+                self._store.set(made_it, "")
+        else:
+            self._store.wait([made_it], _AS_LONG_AS_IT_TAKES)
         dist.broadcast_object_list(box, src=0)
         if error:
             raise error

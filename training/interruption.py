@@ -38,7 +38,8 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            log.info("%s: the state is saved after this step, then the training ends", signal.Signals(number).name)
+            name = signal.Signals(number).name
+            log.info("%s: after this step, or patient of a validation, the state is saved and the training ends", name)
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_REQUEST_S:
             raise KeyboardInterrupt
 

@@ -5,27 +5,27 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 import torch
 
-from data.errors import InputError, is_out_of_memory
+from data.errors import InputError
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
-from data.prepared.splits import ValidationCases, validation_cases
+from data.prepared.splits import VALIDATION_FACTS, ValidationCases, validation_cases
 from data.settings.declaration import Nature
 from data.volumes.contrasts import shown_name
 from models import run_folder
-from models.base_model import BaseModel, Place, process_seed
+from models.base_model import BaseModel, Place, Validator, process_seed
 from models.inference_settings import check_continued, package_versions, read_inference_settings
-from models.memory import asked_and_free
+from models.memory import memory_shortage_said
 from models.precision import choose_precision
 from models.run_folder import Position
 from models.schedules import LearningRate
 from training.distributed import ProcessGroup, job, open_process_group, restarts
 from training.interruption import Interruption, exit_code
+from training.selection import Selection
 from training.settings import TrainingSettings, with_precision
 from training.validation import GeneratorValidator, Validation
 from visualization.display import RunInfo
@@ -33,8 +33,11 @@ from visualization.training_log import TrainingLog, open_training_log
 
 log = logging.getLogger(__name__)
 
-# How long a process waits for another, which may be reading from a slow disk, or validating.
+# How long a process waits for another in a step: that may be reading from a slow disk.
 PATIENCE = timedelta(minutes=30)
+# What validates follows from names alone, not from --seed: runs that differ in it are measured alike, and a run that
+# resumes with another one never validates with patients that it was trained on.
+_HELD_BACK_BY = 0
 
 
 class TrainingRun:
@@ -50,8 +53,7 @@ class TrainingRun:
             InputError: data or options that cannot be used.
         """
         self.group, self.folder = group, settings.run.folder
-        if settings.schedule.seconds and group.size > 1:  # their clocks would give them different learning rates
-            raise InputError(f"--seconds: {group.size} processes train together; give them --n_epochs instead")
+        group.share(lambda: _check_clock(settings, group.size))
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data
@@ -66,18 +68,15 @@ class TrainingRun:
         schedule = settings.schedule
         self.rate = LearningRate(
             list(self.model.optimisers.values()), schedule.lr_policy, model.lr, schedule.n_epochs,
-            schedule.n_epochs_decay, schedule.lr_decay_iters or 50, n_epochs_warm=settings.epochs_warm,
-            warm_lr=getattr(model, "warm_lr", 0.0),
+            schedule.n_epochs_decay, schedule.lr_decay_iters, n_epochs_warm=settings.epochs_warm,
+            warm_lr=model.rate_when_warm,
         )  # fmt: skip
         together = self.model.facts(data, self.dataset) | {"processes": str(group.size)}
         if self.device.type == "cpu":  # the order of sums is that of threads
             together["threads"] = str(torch.get_num_threads())
-        self.record = settings.record() | together
+        self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
-        self.validator = self.model.open_validator(data, self.dataset)
-        if cases:
-            self.validator = self._validate_generator(cases)
-        self.best: dict[str, Any] = {"score": math.inf, "epoch": 0}
+        self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
     def train(self) -> int:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
@@ -97,9 +96,12 @@ class TrainingRun:
             "%s: %s, %d steps an epoch, on %s in %s%s", settings.run.name, settings.method, steps, self.device,
             settings.model.precision, f", with {self.group.size} processes" if self.group.size > 1 else "",
         )  # fmt: skip
-        start = (at.epoch, at.samples // self.batches.together)
+        start = (at.epoch, self._steps_done(at), *([1] if at.validated else []))
         described = self.model.describe(settings.data, self.dataset)
-        run = RunInfo(settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps)
+        run = RunInfo(
+            settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps,
+            settings.schedule.seconds,
+        )  # fmt: skip
         with (
             Interruption() as interruption,
             open_training_log(
@@ -110,75 +112,86 @@ class TrainingRun:
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()
             received = 0
-            while not self._is_done(at) and not received:
-                at = self._train_epoch(at, training_log, interruption)
+            while not self._is_complete(at) and not received:
+                go_on = self._validate_last if self._is_done(at) else self._train_epoch
+                at = go_on(at, training_log, interruption)
                 # One process may have heard alone what ends them all.
                 (received,) = self.group.greatest(interruption.received)
-        if received and not self._is_done(at):
+        if received and not self._is_complete(at):
             return self._stopped(at, received)
-        if self.best["epoch"]:
-            log.info("best validation: of epoch %d (%.6g)", self.best["epoch"], self.best["score"])
+        if self.selection.best["epoch"]:
+            log.info("best validation: of epoch %(epoch)d (%(score).6g)", self.selection.best)
         log.info("trained: %s", self.folder)
         return 0
 
-    def _validate_generator(self, cases: ValidationCases) -> "GeneratorValidator":
-        """Put together what validates a generator."""
+    def _open_validator(self, cases: ValidationCases | None) -> Validator | None:
+        """Return what validates the model, with `--val` by the generator's `cases`; None where nothing does."""
         settings, data = self.settings, self.settings.data
+        if cases is None:
+            return self.model.open_validator(data, self.dataset)
         described = self.model.describe(data, self.dataset)
-        if described is None:
-            raise InputError(f"--val does nothing with --model {settings.method}, which validates by itself")
+        assert described is not None, "a method without a generator validates by itself"
         validation = Validation(
-            data.dataroot, read_manifest(data.dataroot), cases, described, settings.model.seed, self.device,
+            data.dataroot, read_manifest(data.dataroot), cases, described, _HELD_BACK_BY, self.device,
             settings.model.precision,
         )  # fmt: skip
-        return GeneratorValidator(validation, settings.validation.val_criterion)
+        return GeneratorValidator(validation, settings.validation.val_criterion, self.model)
 
-    def _validate(self, epoch: int, iteration: int, training_log: TrainingLog) -> None:
-        """Measure the model on what does not train, and keep its weights where it is the best so far."""
-        validator = self.validator
-        assert validator is not None, "it is asked for where there is one"
+    def _validate(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:
+        """Return `at` as validated; as it was where a signal ended the validation."""
+        done = self.selection.validate(
+            at.epoch if at.samples else at.epoch - 1,
+            lambda values, slices: training_log.write_validation(at.epoch, self._steps_done(at), values, slices),
+            lambda: interruption.received,
+        )
+        return at._replace(validated=done)
 
-        def measure() -> float:
-            values, slices = validator.run(self.model)
-            training_log.write_validation(epoch, iteration, values, slices)
-            score = validator.score(values)
-            if score < self.best["score"]:
-                run_folder.save_weights(self.folder, self.model, "best")
-                self.model.keep_best(self.folder, validator, values)
-            return score
-
-        self.model.finite.settle()
-        score = self.group.share(measure)
-        if score < self.best["score"]:
-            self.best = {"score": score, "epoch": epoch}
+    def _validate_last(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:
+        """Validate at the end of a run, whatever ended it, and save."""
+        at = self._validate(at, training_log, interruption)
+        self._save(at)
+        return at
 
     def _seconds(self) -> float:
         """Return how long the run has trained, before its last state and since."""
         return self._spent + time.monotonic() - self._since
 
-    def _is_done(self, at: Position) -> bool:
-        """Tell whether nothing is left to train, by the clock with `--seconds`, which all processes read as one."""
+    def _is_over(self) -> bool:
+        """Tell whether the time of `--seconds` is up."""
         limit = self.settings.schedule.seconds
-        if limit is None:
-            return at.epoch > self.settings.epochs
-        return self.group.greatest(int(1000 * self._seconds()))[0] >= 1000 * limit
+        return limit is not None and self._seconds() >= limit
+
+    def _is_done(self, at: Position) -> bool:
+        """Tell whether nothing is left to train."""
+        epochs = self.settings.epochs
+        return self._is_over() if epochs is None else at.epoch > epochs
+
+    def _is_complete(self, at: Position) -> bool:
+        """Tell whether nothing is left to do: a run ends with a validation."""
+        return self._is_done(at) and (at.validated or not self.selection.validates)
+
+    def _steps_done(self, at: Position) -> int:
+        """Return how many steps of its epoch are done; a step that does not come out even counts as one."""
+        batches = self.batches
+        return batches.steps - math.ceil((batches.samples - at.samples) / batches.together)
 
     def _progress(self, epoch: int, iteration: int) -> float:
         """Return the share of the run, without its warm start, that is done before step `iteration` of an epoch."""
-        if self.settings.schedule.seconds:
+        epochs, warm = self.settings.epochs, self.settings.epochs_warm
+        if epochs is None:
+            assert self.settings.schedule.seconds, "the clock ends it"
             return min(1.0, self._seconds() / self.settings.schedule.seconds)
-        warm = self.settings.epochs_warm
         done = epoch - 1 - warm + (iteration - 1) / self.batches.steps
-        return max(0.0, done / max(self.settings.epochs - warm, 1))
+        return max(0.0, done / max(epochs - warm, 1))
 
     def _train_epoch(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:
-        """Train from `at` to the end of its epoch; return where the run is then, its state saved."""
-        settings, batches, epoch = self.settings, self.batches, at.epoch
-        display, schedule = settings.display, settings.schedule
+        """Train from `at` to the end of its epoch, or to a signal's or the clock's; return where the run is, saved."""
+        display, schedule = self.settings.display, self.settings.schedule
+        batches, epoch = self.batches, at.epoch
         self.rate.start_epoch(epoch)
         self.model.start_epoch(epoch)
-        first = at.samples // batches.together
-        training_log.start_epoch(epoch, first)
+        first = self._steps_done(at)
+        training_log.start_epoch(epoch, first, self._seconds())
         # In float64, but for MPS, which has none.
         sum_type = torch.float32 if self.device.type == "mps" else torch.float64
         epoch_loss = torch.tensor(at.epoch_loss, dtype=sum_type)
@@ -197,29 +210,36 @@ class TrainingRun:
             received, due, over = self.group.greatest(
                 interruption.received,
                 schedule.save_latest_freq.due(iteration, self._saved_at),
-                schedule.seconds is not None and not last and self._seconds() >= schedule.seconds,
+                not last and self._is_over(),
             )
             if received or due or over:
                 samples = min(at.samples + (iteration - first) * batches.together, batches.samples)
                 here = Position(epoch, samples, self._mean_loss(epoch_loss))
                 self._save(here)
-                if over and self.validator:
-                    self._validate(epoch, iteration, training_log)
-                    self._save(here)
                 if received or over:
                     return here
             waiting_since = time.perf_counter()
         training_log.end_epoch()
-        mean_loss = self._mean_loss(epoch_loss)
-        if self.validator and (epoch % settings.validation.val_freq == 0 or epoch == settings.epochs):
-            self._validate(epoch, batches.steps, training_log)
-        if epoch % schedule.save_epoch_freq == 0 or epoch == settings.epochs:
+        validated = at.validated and first == batches.steps
+        at = Position(epoch, batches.samples, self._mean_loss(epoch_loss), validated)
+        return self._end_epoch(at, training_log, interruption)
+
+    def _end_epoch(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:
+        """Validate, and keep the weights, as is due after an epoch's last step; return where the run is, saved."""
+        validation, schedule, epoch = self.settings.validation, self.settings.schedule, at.epoch
+        ends = epoch == self.settings.epochs or self._is_over()
+        if self.selection.validates and not at.validated and (ends or epoch % validation.val_freq == 0):
+            at = self._validate(at, training_log, interruption)
+            if not at.validated:
+                self._save(at)
+                return at
+        if ends or epoch % schedule.save_epoch_freq == 0:
             # Before the next epoch's state: a run killed between would not go back. Nor could it go on without any.
             if not self.group.share(lambda: run_folder.has_state(self.folder)):
-                self._save(Position(epoch, batches.samples, mean_loss))
+                self._save(at)
             self._save_weights(epoch)
-        self.rate.end_epoch(mean_loss)
-        at = Position(epoch + 1)
+        self.rate.end_epoch(at.epoch_loss)
+        at = Position(epoch + 1, validated=at.validated)
         self._save(at)
         return at
 
@@ -230,7 +250,7 @@ class TrainingRun:
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
         name = signal.Signals(number).name
-        place = f"epoch {at.epoch}, step {at.samples // self.batches.together}"
+        place = f"epoch {at.epoch}, step {self._steps_done(at)}"
         log.info("%s: saved at %s: %s; go on by --continue_train", name, place, self.folder)
         return exit_code(number)
 
@@ -245,7 +265,7 @@ class TrainingRun:
         processes = self.group.gather(self._state_of_this_process())
         if self.group.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
-            origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.best}
+            origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
             run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
         self._save_weights("latest")
         self._saved_at = time.monotonic()
@@ -289,7 +309,8 @@ class TrainingRun:
         """Restore the last saved state; processes that it knows nothing of start afresh in what is theirs alone."""
 
         def take_over(state: dict[str, Any]) -> None:
-            natures = self.settings.natures() | dict.fromkeys(self.model.fixed_facts, Nature.FIXED)
+            facts = (*self.model.fixed_facts, *VALIDATION_FACTS)
+            natures = self.settings.natures() | dict.fromkeys(facts, Nature.FIXED)
             run_folder.check_options(self.folder, state["options"], self.record, natures)
             self._restore(state)
 
@@ -306,7 +327,9 @@ class TrainingRun:
                     check_continued(self.folder, started, here)
             return state
 
-        at = self._restore(self.group.share(load))
+        state = self.group.share(load)
+        at = self._restore(state)
+        self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])
         self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return at
 
@@ -314,12 +337,19 @@ class TrainingRun:
         """Set model, schedule and randomness to a saved state; return where it was saved."""
         self.model.load_state_dict(state["model"])
         self.rate.load_state_dict(state["rate"])
-        self._spent, self.best = state["spent"], {"score": state["best"]["score"], "epoch": state["best"]["epoch"]}
+        self._spent = state["spent"]
+        self.selection.restore(state["best"])
         if self.group.rank < len(state["processes"]):
             own = state["processes"][self.group.rank]
             self.model.load_process_state(own["model"])
             run_folder.restore_random_state(own["random"], self.device)
         return run_folder.saved_position(state)
+
+
+def _check_clock(settings: TrainingSettings, processes: int) -> None:
+    """Refuse several processes that train by the clock: theirs would give them different learning rates."""
+    if settings.schedule.seconds and processes > 1:
+        raise InputError(f"--seconds: {processes} processes train together; give them --n_epochs instead")
 
 
 def _validation_cases(settings: TrainingSettings) -> ValidationCases | None:
@@ -331,7 +361,7 @@ def _validation_cases(settings: TrainingSettings) -> ValidationCases | None:
         raise InputError(
             f"{data.dataroot}: --val needs a prepared data set, with whole volumes; leave it out for images"
         )
-    return validation_cases(read_manifest(data.dataroot), validation.val_patients, settings.model.seed)
+    return validation_cases(read_manifest(data.dataroot), validation.val_patients, _HELD_BACK_BY)
 
 
 def train_method(method: type[BaseModel], settings: TrainingSettings) -> int:
@@ -340,27 +370,13 @@ def train_method(method: type[BaseModel], settings: TrainingSettings) -> int:
     That is 0, or 128 and the number of a signal that ended the training.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with memory_shortage_said(settings.run.device), open_process_group(backend, PATIENCE) as group:
+    with (
+        memory_shortage_said(settings.run.device, method.memory_options),
+        open_process_group(backend, PATIENCE) as group,
+    ):
         if group.rank > 0:
             logging.getLogger().setLevel(logging.WARNING)
         return TrainingRun(method, settings, group).train()
-
-
-@contextmanager
-def memory_shortage_said(device: torch.device) -> Iterator[None]:
-    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if isinstance(error, MemoryError) or "CPUAllocator" in str(error):  # the computer's, whatever trains
-            device = torch.device("cpu")
-        raise InputError(
-            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
-            "go on from the last saved state by --continue_train, or start a run with a smaller --crop_size "
-            "(--preprocess body_crop) or --ngf"
-        ) from error
 
 
 def set_up_torch(device: torch.device, deterministic: bool) -> None:

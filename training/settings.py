@@ -15,8 +15,11 @@ from data.loading.settings import DataSettings
 from data.settings.declaration import (
     HelpFormatter,
     Nature,
+    Need,
     add_options,
+    check_needs,
     from_namespace,
+    given_options,
     natures,
     option,
     options_of,
@@ -71,19 +74,25 @@ class RunSettings:
     """run."""
 
     name: str = option(
-        nature=Nature.FREE, parse=experiment_name, help="the model's name: its folder in --checkpoints_dir"
+        nature=Nature.FREE, parse=experiment_name, help="name of the run and its model: a folder in --checkpoints_dir"
     )
-    checkpoints_dir: Path = option(Path("checkpoints"), nature=Nature.FREE, parse=Path, help="where models are kept")
+    checkpoints_dir: Path = option(
+        Path("checkpoints"), nature=Nature.FREE, parse=Path, help="folder that holds all models"
+    )
     device: torch.device = option(
         "auto", nature=Nature.FREE, parse=torch_device, help="auto, cpu, cuda, cuda:1, ... or mps"
     )
-    continue_train: bool = option(False, nature=Nature.FREE, help="go on from the last saved state of --name")
+    continue_train: bool = option(False, nature=Nature.FREE, help="continue the run --name from its last saved state")
     init_from: str | None = option(
-        None, nature=Nature.FREE, parse=experiment_name, metavar="NAME", help="start a new run from this model"
+        None,
+        nature=Nature.FREE,
+        parse=experiment_name,
+        metavar="NAME",
+        help="start a new run from the weights of this model",
     )
     epoch: str = option(
         "latest", nature=Nature.FREE, parse=epoch_name, aliases=("--which_epoch",),
-        help="of --init_from: latest, best, or a saved epoch",
+        help="weights of --init_from: latest, best, or a saved epoch", needs=Need("init_from"),
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -94,8 +103,6 @@ class RunSettings:
         """
         if self.init_from and self.continue_train:
             raise InputError("--init_from and --continue_train: expected one of them; --init_from starts a new run")
-        if self.epoch != "latest" and not self.init_from:
-            raise InputError("--epoch does nothing without --init_from (a run goes on from its last state)")
 
     @property
     def folder(self) -> Path:
@@ -108,43 +115,43 @@ class ScheduleSettings:
     """schedule."""
 
     n_epochs: int = option(
-        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",), help="epochs at the full learning rate"
-    )
+        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",),
+        help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
+    )  # fmt: skip
     n_epochs_decay: int = option(
         100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter_decay",),
-        help="epochs of decay after them",
+        help="number of epochs over which the learning rate then falls to zero", needs=Need("seconds", off=True),
     )  # fmt: skip
     lr_policy: str = option("linear", nature=Nature.FIXED, choices=POLICIES, help="learning-rate schedule")
-    lr_decay_iters: int | None = option(
-        None, nature=Nature.RESULT, parse=positive_int, help="step: epochs between steps (50)"
-    )
+    lr_decay_iters: int = option(
+        50, nature=Nature.RESULT, parse=positive_int, help="with --lr_policy step: epochs between two reductions",
+        needs=Need("lr_policy", ("step",)),
+    )  # fmt: skip
     seconds: int | None = option(
         None, nature=Nature.RESULT, parse=positive_int,
-        help="train so long instead of so many epochs, as for a rented GPU; needs --lr_policy warmup_cosine",
+        help="train for this many seconds instead of a number of epochs; needs --lr_policy warmup_cosine",
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(
         SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
-        help="between two saved states: N steps, or minutes as in 10min",
+        help="save the training state every N steps, or every so many minutes (10min)",
     )  # fmt: skip
     save_epoch_freq: int = option(
-        5, nature=Nature.FREE, parse=positive_int, help="epochs between two kept sets of weights"
+        5, nature=Nature.FREE, parse=positive_int, help="keep a copy of the weights every so many epochs"
     )
 
     def __post_init__(self) -> None:
-        """Refuse what nothing would use, and a training of no length.
+        """Refuse a training by the clock under a schedule that does not follow it.
 
         Raises:
             InputError: it names the option and what it needs.
         """
-        if self.lr_decay_iters and self.lr_policy != "step":
-            raise InputError("--lr_decay_iters does nothing without --lr_policy step")
         if self.seconds and self.lr_policy != "warmup_cosine":
             raise InputError("--seconds needs --lr_policy warmup_cosine, which follows the clock")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
-    """validation: whole volumes that do not train go through the generator as in use."""
+    """validation on whole volumes of patients that are not trained on."""
 
     val: bool = option(
         False, nature=Nature.FIXED,
@@ -153,12 +160,16 @@ class ValidationSettings:
     )  # fmt: skip
     val_patients: float = option(
         0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
-        help="that share, where there are no test patients",
+        help="fraction of the training patients to validate with, where the data set has no test patients",
+        needs=Need("val"),
     )  # fmt: skip
-    val_freq: int = option(5, nature=Nature.RESULT, parse=positive_int, help="epochs between two validations")
-    val_criterion: str = option(
-        DEFAULT_CRITERION, nature=Nature.FIXED, choices=tuple(CRITERIA), help="by which the best weights are chosen"
+    val_freq: int = option(
+        5, nature=Nature.RESULT, parse=positive_int, help="validate every so many epochs", needs=Need("val")
     )
+    val_criterion: str = option(
+        DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), needs=Need("val"),
+        help="value by which the best weights are chosen",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,11 +192,13 @@ class TrainingSettings:
     @property
     def epochs_warm(self) -> int:
         """Epochs before those that the schedule counts."""
-        return getattr(self.model, "n_epochs_warm", 0)
+        return self.model.warm_epochs
 
     @property
-    def epochs(self) -> int:
-        """Epochs of the whole run."""
+    def epochs(self) -> int | None:
+        """Epochs of the whole run; None where the clock ends it."""
+        if self.schedule.seconds:
+            return None
         return self.epochs_warm + self.schedule.n_epochs + self.schedule.n_epochs_decay
 
     def values(self) -> dict[str, Any]:
@@ -233,10 +246,12 @@ def parse_training(
     """Return the checked settings of a command line; nothing changes them afterwards."""
     words = protected_numbers(arguments)
     options = parser.parse_args(words)
+    names = [field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)]
+    given = given_options(parser, words, names)
     if options.gpu_ids is not None:
         options.device = gpu_of_ids(parser, options.gpu_ids)
     # A method's own curve is a default, in place of which a window may be given.
-    if options.ct_window and not any(re.match(r"--ct_transfer(=|$)", word) for word in words):
+    if options.ct_window and "ct_transfer" not in given:
         options.ct_transfer = None
     try:
         model: MethodSettings = from_namespace(method.settings_type, options)
@@ -246,6 +261,7 @@ def parse_training(
             from_namespace(DisplaySettings, options),
         )  # fmt: skip
         _check_together(settings)
+        _check_given(settings, method, given)
         method.check(model, settings.data)
     except InputError as error:
         parser.error(str(error))
@@ -258,12 +274,30 @@ def _check_together(settings: TrainingSettings) -> None:
     Raises:
         InputError: it names them.
     """
-    if settings.epochs < 1:
+    if settings.epochs == 0:
         raise InputError("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
+    if settings.schedule.seconds and settings.epochs_warm:
+        raise InputError(
+            "--seconds follows the clock, a warm start counts epochs: make the warm start a run of its own, and start "
+            "from its weights by --init_from"
+        )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(
             f"--sync_batch_norm: {settings.run.device} cannot; it needs GPUs, one for each process of torchrun"
         )
+
+
+def _check_given(settings: TrainingSettings, method: type[BaseModel], given: set[str]) -> None:
+    """Refuse options that were given and do nothing.
+
+    Raises:
+        InputError: it names one, and why.
+    """
+    if method.validates_itself and (unused := given & {"val", "val_patients", "val_criterion"}):
+        raise InputError(f"--{min(unused)} does nothing with --model {settings.method}, which validates by itself")
+    for group in settings.groups:
+        if not (method.validates_itself and group is settings.validation):  # it takes --val_freq without --val
+            check_needs(group, given)
 
 
 def with_precision(settings: TrainingSettings, precision: str) -> TrainingSettings:

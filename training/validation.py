@@ -14,7 +14,7 @@ Nothing here draws a random number of the training's, nor leaves a trace in its 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume
 from evaluation import metrics
-from evaluation.criteria import score
+from evaluation.criteria import check_criterion, score
 from evaluation.unpaired import body_dice, mean_difference
 from models.base_model import BaseModel
 from models.inference_settings import InferenceSettings
@@ -50,6 +50,10 @@ COMPARISONS = {"mae": metrics.mae, "dice_bone": metrics.dice_bone, "ssim": metri
 _NETWORK_UNITS = IntensityMap.window(-1.0, 1.0)
 
 Values = dict[str, list[float]]
+# Values by name, and slices to show.
+Found = tuple[dict[str, float], list[ValidationSlice]]
+# It yields after every volume, and returns every volume's values.
+Measuring = Generator[None, None, tuple[Values, list[ValidationSlice]]]
 
 
 @dataclass(frozen=True)
@@ -103,20 +107,36 @@ class Validation:
             )
         self.dataroot, self.manifest, self.cases, self.settings = dataroot, manifest, cases, settings
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        for case in cases.mr:
-            self._check(case)
+        self._with_truth = [self._check(case) for case in cases.mr]
         self._mr_maps = prepared_windows(list(cases.mr), settings.mr_window, settings.ct)
         trained = manifest.without(cases.left_out).select("train", "B")
         known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
         self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
         # MR is simulated in one contrast.
         of_ct = cases.ct if len(settings.contrasts) == 1 else ()
-        self._simulated = [self._simulate(case, hash_number(case.name, seed) % 2**62) for case in of_ct]
+        maps = simulation_maps(dataroot, of_ct, manifest.spacing_mm, [self._slice_mm(case) for case in of_ct])
+        self._simulated = [self._simulate(case, maps.pop(case.name), seed) for case in of_ct]
 
-    def run(self, to_ct: nn.Module, to_mr: nn.Module | None = None) -> tuple[dict[str, float], list[ValidationSlice]]:
-        """Return a validation's values by name, means over the volumes, and slices to show, always the same ones.
+    def gives(self, way_back: bool) -> set[str]:
+        """Return the names of the values that criteria may go by; `way_back`: whether there is a generator to MR."""
+        of_mr = {"body_dice"} | ({"cycle"} if way_back else set())
+        if self._histogram is not None:
+            of_mr.add("histogram")
+        if any(self._with_truth):
+            of_mr.add("mae")
+        return (of_mr if self.cases.mr else set()) | ({"simulated_mae"} if self._simulated else set())
 
-        A value that no volume defines is left out.
+    def run(self, to_ct: nn.Module, to_mr: nn.Module | None = None) -> Found:
+        """Return what `measure` yields at last."""
+        *_, found = self.measure(to_ct, to_mr)
+        assert found is not None, "it comes last"
+        return found
+
+    def measure(self, to_ct: nn.Module, to_mr: nn.Module | None = None) -> Generator[Found | None]:
+        """Yield None after each volume, and at last the values by name, and slices to show, always the same ones.
+
+        A value is the mean over the volumes that define it; one that none defines is left out. Where the generator is
+        closed earlier, the networks and torch's random state are as they were, too.
 
         Args:
             to_ct: the generator from MR to CT (`netG_A`), (N, C, H, W) in [-1, 1].
@@ -128,14 +148,14 @@ class Validation:
         networks = [network for network in (to_ct, to_mr) if network is not None]
         gpus = [self.device] if self.device.type == "cuda" else []
         with _in_evaluation(*networks), torch.random.fork_rng(gpus):
-            of_mr, shown = self._measure_mr(to_ct, to_mr)
-            of_ct, shown_of_ct = self._measure_simulated(to_ct)
+            of_mr, shown = yield from self._measure_mr(to_ct, to_mr)
+            of_ct, shown_of_ct = yield from self._measure_simulated(to_ct)
         values = {
             name: float(np.nanmean(found)) for name, found in (of_mr | of_ct).items() if not np.isnan(found).all()
         }
-        return values, shown + shown_of_ct
+        yield values, shown + shown_of_ct
 
-    def _measure_mr(self, to_ct: nn.Module, to_mr: nn.Module | None) -> tuple[Values, list[ValidationSlice]]:
+    def _measure_mr(self, to_ct: nn.Module, to_mr: nn.Module | None) -> Measuring:
         """Return the values of every MR by name, and what to show of them."""
         values, shown, counts = defaultdict(list), [], np.zeros(len(HU_EDGES) - 1)
         translator = self._translator(to_ct)
@@ -153,11 +173,12 @@ class Validation:
                 for name, metric in COMPARISONS.items():
                     values[name].append(metric(*_around(volume.scored, synthetic, volume.ct)))
             shown += _slices_to_show(volume, synthetic, number, len(self.cases.mr), SHOWN)
+            yield
         if len(self.cases.mr) and self._histogram is not None:
             values["histogram"].append(hu_distance(counts, self._histogram, self.settings.ct.range))
         return values, shown
 
-    def _measure_simulated(self, to_ct: nn.Module) -> tuple[Values, list[ValidationSlice]]:
+    def _measure_simulated(self, to_ct: nn.Module) -> Measuring:
         """Return the values of every simulated MR by name, and what to show of them."""
         values, shown = defaultdict(list), []
         translator = self._translator(to_ct)
@@ -168,16 +189,21 @@ class Validation:
                 metric = COMPARISONS[name](*_around(volume.scored, synthetic, volume.ct))
                 values[f"simulated_{name}"].append(metric)
             shown += _slices_to_show(volume, synthetic, number, len(self._simulated), SHOWN_SIMULATED)
+            yield
         return values, shown
 
-    def _check(self, case: Case) -> None:
-        """Refuse an MR that cannot be read, and a true CT that no part of it overlaps."""
+    def _check(self, case: Case) -> bool:
+        """Tell whether an MR has a true CT; refuse an MR that cannot be read, and a true CT that it sees nothing of."""
         mask, truth = read_case(self.dataroot, case)[1], self.cases.true_ct(case)
-        if truth and not np.any((mask > 0) & (read_case(self.dataroot, truth)[1] > 0)):
+        if not truth:
+            return False
+        scored = self._read(case, ()).scored
+        if not np.any((mask > 0) & (read_case(self.dataroot, truth)[1] > 0)) or not np.any(scored):
             raise InputError(
                 f"{self.dataroot}: the body of the MR {case.name} and that of its patient's CT {truth.name} have no "
                 "voxel in common; look at both under bodies/, and leave one out if they do not belong together"
             )
+        return True
 
     def _translator(self, network: nn.Module) -> Translator:
         return Translator(network, self.settings.slab, self.device, self.precision, self.settings.mirrored)
@@ -199,11 +225,10 @@ class Validation:
         mr = tuple(self._on_grid(np.array(image), case) for image in images)
         return ValidationVolume(case.name, mr, mr_maps, mask > 0, ct, scored)
 
-    def _simulate(self, case: Case, seed: int) -> ValidationVolume:
+    def _simulate(self, case: Case, maps: Mapping[str, np.ndarray], seed: int) -> ValidationVolume:
         """Simulate the MR of a prepared CT, of its slices with body."""
         spacing = (self._slice_mm(case), self.manifest.spacing_mm)
-        maps = simulation_maps(self.dataroot, case, spacing[1], spacing[0])
-        mr = simulate_volume(maps["hu"], maps["depth"], spacing, seed)
+        mr = simulate_volume(maps["hu"], maps["depth"], spacing, hash_number(case.name, seed) % 2**62)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
         return ValidationVolume(case.name, (self._on_grid(mr, case),), (_NETWORK_UNITS,), body, maps["hu"], body)
 
@@ -218,24 +243,19 @@ class Validation:
 class GeneratorValidator:
     """The validation of a model's generators, and the criterion by which its best weights are chosen."""
 
-    def __init__(self, validation: Validation, criterion: str) -> None:
-        """Choose by `criterion`, of `evaluation.criteria.CRITERIA`.
+    def __init__(self, validation: Validation, criterion: str, model: BaseModel) -> None:
+        """Choose among the weights of `model` by `criterion`, of `evaluation.criteria.CRITERIA`.
 
         Raises:
-            InputError: it goes by simulated MR, of which there is one contrast, and the model takes several.
+            InputError: the validation of this model will not give what the criterion goes by.
         """
-        contrasts = validation.settings.contrasts
-        if len(contrasts) > 1 and criterion == "simulated_mae":
-            raise InputError(
-                f"--val_criterion {criterion}: MR is simulated in one contrast, and the model takes "
-                f"{', '.join(contrasts)}; choose another, such as histogram"
-            )
+        check_criterion(criterion, validation.gives(way_back="G_B" in model.networks))
         self.validation, self.criterion = validation, criterion
 
-    def run(self, model: BaseModel) -> tuple[dict[str, float], list[ValidationSlice]]:
-        """Return the values of the weights that are kept for use, and slices to show."""
+    def measure(self, model: BaseModel) -> Generator[Found | None]:
+        """Measure the weights that are kept for use; see `Validation.measure`."""
         kept = model.kept_networks
-        return self.validation.run(kept["G_A"], kept.get("G_B"))
+        yield from self.validation.measure(kept["G_A"], kept.get("G_B"))
 
     def score(self, values: Mapping[str, float]) -> float:
         """Return the score by the criterion: less is better."""

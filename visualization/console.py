@@ -13,6 +13,7 @@ from visualization.records import (
     RECORDS_NAME,
     History,
     LossRecord,
+    Place,
     ValidationRecord,
     drop_lines_after,
     drop_records_after,
@@ -21,7 +22,7 @@ from visualization.records import (
 log = logging.getLogger(__name__)
 
 LOG_NAME = "loss_log.txt"
-_LINE_START = re.compile(r"epoch (\d+)  iteration (\d+)  ")
+_LINE_START = re.compile(r"epoch (\d+)  iteration (\d+)  (validation  )?")
 
 
 class Console:
@@ -34,14 +35,14 @@ class Console:
     def __init__(self, folder: Path) -> None:
         """Write into `folder`."""
         self.folder = folder
-        self._written = (0, 0)
+        self._written: Place = (0, 0)
         self._cut_due = False  # the files may hold something after `_written`
         self._waiting: list[LossRecord | ValidationRecord] = []
         self._failing = False
         self._mute = False
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
-        """Cut both files back to `start`: steps after it are taken, and written, again.
+    def restore(self, history: History, start: Place) -> None:
+        """Cut both files back to `start`: what comes after it is done, and written, again.
 
         Where that fails it is done before the next record is written, at the earliest `start` that was asked for.
         """
@@ -53,7 +54,9 @@ class Console:
         """Write one record to both files and to the console."""
         self._show(record)
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Write the values of a validation to both files and to the console."""
         self._show(record)
 
@@ -118,6 +121,6 @@ def format_record(record: LossRecord | ValidationRecord) -> str:
     )
 
 
-def _place(line: str) -> tuple[int, int] | None:
+def _place(line: str) -> Place | None:
     start = _LINE_START.match(line)
-    return (int(start[1]), int(start[2])) if start else None
+    return (int(start[1]), int(start[2]), *([1] if start[3] else [])) if start else None

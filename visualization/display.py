@@ -8,21 +8,25 @@ from typing import Protocol
 
 from PIL import Image
 
-from visualization.records import History, LossRecord, ValidationRecord
+from visualization.records import History, LossRecord, Place, ValidationRecord
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a display tells about a run: its name, folder, options by name, versions by package, and its length."""
+    """What a display tells about a run: its name, folder, options by name, versions by package, and its length.
+
+    That is `epochs`, or by the clock `seconds`; the other is None.
+    """
 
     name: str
     folder: Path
     options: dict[str, object]
     versions: dict[str, str]
-    epochs: int
+    epochs: int | None
     steps_per_epoch: int
+    seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Picture:
 class Display(Protocol):
     """A back end. Any method may raise; `Guarded` sees to it."""
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
-        """Show a run from its beginning to `start` (epoch, iteration), or catch up after a failure."""
+    def restore(self, history: History, start: Place) -> None:
+        """Show a run from its beginning to `start`, or catch up after a failure."""
         ...
 
     def show_losses(self, record: LossRecord, history: History, redraw: bool) -> None:
@@ -49,8 +53,10 @@ class Display(Protocol):
         """Show the images of a step; they are drawn when a display calls for them."""
         ...
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
-        """Show one more validation, the last of `history`, and its picture, drawn when a display calls for it."""
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
+        """Show one more validation, the last of `history`, and its picture, where it has one, drawn when called for."""
         ...
 
     def close(self) -> None:
@@ -70,7 +76,7 @@ class Guarded:
         self._failing = False
         self._down: set[str] = set()  # what failed when it was last tried
 
-    def restore(self, start: tuple[int, int]) -> None:
+    def restore(self, start: Place) -> None:
         """Show a run from its beginning to `start`."""
         self._try("losses", lambda: self.display.restore(self.history, start))
 
@@ -86,7 +92,7 @@ class Guarded:
         if not self._failing:
             self._try("pictures", lambda: self.display.show_picture(picture))
 
-    def show_validation(self, record: ValidationRecord, picture: Callable[[], Picture]) -> None:
+    def show_validation(self, record: ValidationRecord, picture: Callable[[], Picture] | None) -> None:
         """Show one more validation, which the history has already."""
         if self._failing:
             self.restore(record.position)

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+# Where a run is: the epoch, its steps done, and a 1 once the validation after these is done. Places sort in the run's
+# order.
+Place = tuple[int, ...]
+
 RECORDS_NAME = "losses.jsonl"
 MAX_POINTS = 2000
 """Points that a history keeps; curves of more are drawn no finer on any screen."""
@@ -27,7 +31,7 @@ class LossRecord:
     losses: dict[str, float]
 
     @property
-    def position(self) -> tuple[int, int]:
+    def position(self) -> Place:
         """The epoch and its steps done."""
         return self.epoch, self.iteration
 
@@ -46,9 +50,9 @@ class ValidationRecord:
     validation: dict[str, float]
 
     @property
-    def position(self) -> tuple[int, int]:
-        """The epoch and its steps done."""
-        return self.epoch, self.iteration
+    def position(self) -> Place:
+        """The epoch, its steps done, and the validation after them."""
+        return self.epoch, self.iteration, 1
 
     def to_json(self) -> str:
         """Return one line of `losses.jsonl`."""
@@ -93,24 +97,24 @@ def _lines(folder: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
-def drop_records_after(folder: Path, position: tuple[int, int]) -> None:
-    """Cut `losses.jsonl` back to a position (epoch, iteration): steps after it are taken, and recorded, again."""
+def drop_records_after(folder: Path, position: Place) -> None:
+    """Cut `losses.jsonl` back to a position: what comes after it is done, and recorded, again."""
 
-    def place(line: str) -> tuple[int, int] | None:
+    def place(line: str) -> Place | None:
         record = parse_record(line) or parse_validation(line)
         return record.position if record else None
 
     drop_lines_after(folder / RECORDS_NAME, position, place)
 
 
-def drop_lines_after(path: Path, position: tuple[int, int], place: Callable[[str], tuple[int, int] | None]) -> None:
+def drop_lines_after(path: Path, position: Place, place: Callable[[str], Place | None]) -> None:
     """Cut a file, if there is one, before its first line that lies after a position.
 
     Lines that lie nowhere are somebody's notes and stay; a last line without its end was torn and goes.
 
     Args:
         path: the file, one line a record.
-        position: epoch and iteration of the last record to keep.
+        position: of the last record to keep.
         place: returns the position of a line; None where it has none.
     """
     if not path.exists():

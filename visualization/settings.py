@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data.errors import InputError
-from data.settings.declaration import Nature, option
+from data.settings.declaration import Nature, Need, option
 from data.settings.values import nonnegative_int, port_number, positive_int
 from visualization.windows import CT_WINDOWS, DisplayWindow, parse_display_window
 
+_VISDOM = Need("display_id")
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 
@@ -26,28 +27,30 @@ class DisplaySettings:
         False, nature=Nature.FREE, help="do not write the web page of pictures and loss curves, NAME/web"
     )
     display_id: int = option(
-        0,
-        nature=Nature.FREE,
-        parse=nonnegative_int,
+        0, nature=Nature.FREE, parse=nonnegative_int,
         help="above 0: show losses and pictures in visdom, in windows of this number; 0: no visdom",
+    )  # fmt: skip
+    display_server: str = option(
+        "http://localhost", nature=Nature.FREE, help="address of the visdom server", needs=_VISDOM
     )
-    display_server: str = option("http://localhost", nature=Nature.FREE, help="address of the visdom server")
-    display_port: int = option(8097, nature=Nature.FREE, parse=port_number, help="port of the visdom server")
-    display_env: str | None = option(None, nature=Nature.FREE, help="visdom environment (default: the run's name)")
+    display_port: int = option(
+        8097, nature=Nature.FREE, parse=port_number, help="port of the visdom server", needs=_VISDOM
+    )
+    display_env: str | None = option(
+        None, nature=Nature.FREE, help="visdom environment (default: the run's name)", needs=_VISDOM
+    )
     display_start: bool = option(
         False, nature=Nature.FREE,
         help="start a visdom server for this run, reachable from this machine only; it ends with the run",
+        needs=_VISDOM,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Refuse what nothing would use; take the address of a server that is started here in whatever form it has.
+        """Take the address of a server that is started here in whatever form it has.
 
         Raises:
-            InputError: it names the option and what it needs.
+            InputError: it is elsewhere.
         """
-        for name in ("display_start", "display_env"):
-            if getattr(self, name) and not self.display_id:
-                raise InputError(f"--{name} does nothing without --display_id 1")
         if self.display_start:
             object.__setattr__(self, "display_server", local_server(self.display_server))
 

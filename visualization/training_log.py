@@ -21,7 +21,7 @@ from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
-from visualization.records import History, LossRecord, ValidationRecord, read_records, read_validations
+from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
 from visualization.settings import DisplaySettings
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
@@ -33,9 +33,9 @@ class TrainingLog:
     """The record of one run, on every display."""
 
     def __init__(
-        self, run: RunInfo, style: VisualsStyle, displays: Sequence[tuple[str, Display]], start: tuple[int, int]
+        self, run: RunInfo, style: VisualsStyle, displays: Sequence[tuple[str, Display]], start: Place
     ) -> None:
-        """Show a run that has come to `start`: the epoch and its steps done, whose later records are dropped.
+        """Show a run that has come to `start`; records of a later place are dropped.
 
         Args:
             run: the run.
@@ -51,10 +51,14 @@ class TrainingLog:
         self._bar = tqdm(disable=True)  # until an epoch begins
         self._restart_clock()
 
-    def start_epoch(self, epoch: int, done: int) -> None:
-        """Begin the bar of an epoch, `done` of whose steps were taken before; there is none where nobody can see it."""
+    def start_epoch(self, epoch: int, done: int, seconds: float = 0.0) -> None:
+        """Begin the bar of an epoch, `done` of whose steps were taken before; there is none where nobody can see it.
+
+        `seconds`: how long the run has trained.
+        """
+        of = f"/{self.run.epochs}" if self.run.epochs else f", {seconds:.0f} of {self.run.seconds} s"
         self._bar = tqdm(
-            total=self.run.steps_per_epoch, initial=done, desc=f"epoch {epoch}/{self.run.epochs}", unit="it",
+            total=self.run.steps_per_epoch, initial=done, desc=f"epoch {epoch}{of}", unit="it",
             disable=None if self.displays else True, leave=False,
         )  # fmt: skip
         self._restart_clock()
@@ -94,7 +98,7 @@ class TrainingLog:
     def write_validation(
         self, epoch: int, iteration: int, values: dict[str, float], slices: Sequence[ValidationSlice]
     ) -> None:
-        """Write a validation after a step to every display: its values by name, and slices to show."""
+        """Write a validation after a step to every display: its values by name, and slices to show, if any."""
         record = ValidationRecord(epoch, iteration, round(time.time(), 3), dict(values))
 
         @cache  # drawn once, and only if a display asks for it
@@ -103,7 +107,7 @@ class TrainingLog:
 
         self.history.add_validation(record)
         for display in self.displays:
-            display.show_validation(record, picture)
+            display.show_validation(record, picture if slices else None)
         self._restart_clock()
 
     def end_epoch(self) -> None:
@@ -128,7 +132,7 @@ class TrainingLog:
         self._since, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
 
 
-def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
+def _history_until(run: RunInfo, start: Place) -> History:
     """Return the history of a run up to `start`; an empty one, with a warning, where its records cannot be read."""
     history = History(run.steps_per_epoch)
     try:
@@ -145,7 +149,7 @@ def _history_until(run: RunInfo, start: tuple[int, int]) -> History:
 
 
 def open_training_log(
-    run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: tuple[int, int],
+    run: RunInfo, display: DisplaySettings, ct_map: IntensityMap, direction: str, start: Place,
     shown: bool = True, slab: int = 1, contrast: str | None = None,
 ) -> TrainingLog:  # fmt: skip
     """Return the log of a run on the displays that its settings ask for.
@@ -154,7 +158,7 @@ def open_training_log(
         run: the run.
         display: its displays.
         ct_map: HU to the networks' [-1, 1]; direction: 'AtoB' where A is MR.
-        start: where the run begins or resumes: epoch, and steps of it that are done.
+        start: where the run begins or resumes.
         shown: whether anything is shown: of several processes that train together one does.
         slab: slices of an image; contrast: what the first of several is called.
     """

@@ -14,7 +14,7 @@ from dominate import tags
 from data.files import whole_file
 from visualization.display import Picture, RunInfo
 from visualization.pages import add_script, call, new_document, pairs, write_document
-from visualization.records import History, LossRecord, Point, ValidationPoint, ValidationRecord
+from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ class TrainingPage:
         self._pictures = Gallery(self.folder, "epoch", "pictures")
         self._validation_pictures = Gallery(self.folder, "validation", "validationPictures")
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
+    def restore(self, history: History, start: Place) -> None:
         """Write the whole page anew; pictures after `start` are dropped, because they are taken again."""
-        for gallery in (self._pictures, self._validation_pictures):
-            gallery.restore(start)
+        self._pictures.restore(lambda place: place <= start)
+        self._validation_pictures.restore(lambda place: (*place, 1) <= start)
         self._write_curves(history)
         self._write_validations(history)
         write_document(self._document(), self.folder / "index.html")
@@ -52,11 +52,14 @@ class TrainingPage:
         """Add a picture. Of earlier epochs the last one stays, and of very many epochs fewer and fewer."""
         self._pictures.add(picture())
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Append a point to the curves of the validations, and add their picture."""
         with (self.folder / "data/validation.js").open("a", encoding="utf-8") as file:
             file.write(_validation_call(history.validations[-1]))
-        self._validation_pictures.add(picture())
+        if picture:
+            self._validation_pictures.add(picture())
 
     def close(self) -> None:
         """Leave nothing to be finished: the page is complete at any time."""
@@ -74,7 +77,10 @@ class TrainingPage:
     def _document(self):
         run = self.run
         document = new_document(run.name, ("base.css", "training.css"))
-        document.body["data-epochs"], document.body["data-steps"] = str(run.epochs), str(run.steps_per_epoch)
+        document.body["data-steps"] = str(run.steps_per_epoch)
+        for unit, count in (("epochs", run.epochs), ("seconds", run.seconds)):
+            if count is not None:
+                document.body[f"data-{unit}"] = str(count)
         with document:
             with tags.header():
                 tags.h1(run.name)
@@ -104,13 +110,13 @@ class Gallery:
         self.folder, self.prefix, self.function = folder, prefix, function
         self._places: list[tuple[int, int]] = []
 
-    def restore(self, start: tuple[int, int]) -> None:
-        """List the pictures that are there, but for those after `start`, which go."""
+    def restore(self, keep: Callable[[tuple[int, int]], bool]) -> None:
+        """List the pictures that are there and to be kept by their epoch and iteration; the others go."""
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
         found = (re.fullmatch(rf"{self.prefix}(\d+)_(\d+)\.png", path.name) for path in images.iterdir())
         places = sorted((int(match[1]), int(match[2])) for match in found if match)
-        self._keep(places, [place for place in places if place <= start])
+        self._keep(places, [place for place in places if keep(place)])
 
     def add(self, picture: Picture) -> None:
         """Write a picture and list it."""

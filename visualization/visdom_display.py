@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from visualization.display import Picture, RunInfo
-from visualization.records import History, LossRecord, Point, ValidationPoint, ValidationRecord
+from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 from visualization.visdom_server import LocalServer
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class VisdomDisplay:
         self._pictures_sent: dict[str, Picture] = {}
         self._failing = False
 
-    def restore(self, history: History, start: tuple[int, int]) -> None:
+    def restore(self, history: History, start: Place) -> None:
         """Draw the curves anew."""
         self._show(history, redraw=True)
 
@@ -65,10 +65,13 @@ class VisdomDisplay:
         """Show a picture in place of the one before."""
         self._show_picture("images", picture())
 
-    def show_validation(self, record: ValidationRecord, history: History, picture: Callable[[], Picture]) -> None:
+    def show_validation(
+        self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
+    ) -> None:
         """Add a point to the curves of the validations, and show the picture in place of the one before."""
         self._show(history, redraw=False)
-        self._show_picture("validation-images", picture())
+        if picture:
+            self._show_picture("validation-images", picture())
 
     def _show_picture(self, kind: str, picture: Picture) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from data.volumes.slice_frame import SliceFrame
 
 log = logging.getLogger(__name__)
 
+VALIDATION_FACTS = ("patients to validate with", "volumes to validate with")
 # How far apart numbers of two frames (mm, direction cosines) may be where they are one.
 _SAME_GRID = 1e-3
 
@@ -64,6 +65,12 @@ class ValidationCases:
     mr: tuple[Case, ...]
     ct: tuple[Case, ...]
     left_out: frozenset[str]
+
+    def facts(self) -> dict[str, str]:
+        """Return by `VALIDATION_FACTS` who validates: a run must neither train on them later nor measure others."""
+        patients = {case.patient for case in (*self.mr, *self.ct)} | self.left_out
+        volumes = [f"{m} {case.name}" for m, cases in (("MR", self.mr), ("CT", self.ct)) for case in cases]
+        return dict(zip(VALIDATION_FACTS, (", ".join(sorted(patients)), ", ".join(volumes)), strict=True))
 
     def true_ct(self, mr: Case) -> Case | None:
         """Return the CT of an MR's patient on the very grid of that MR, the first by name; None where there is none."""

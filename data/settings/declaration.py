@@ -1,7 +1,8 @@
 """Options declared as fields of frozen dataclasses, a class a subject.
 
 A field says its name, default, choices, help and published aliases, and its nature: what happens where a run resumes
-with another value. From the fields come the parser, the check on resume and the files that record a run:
+with another value. Where it does nothing without another option, its `needs` say so. From the fields come the parser,
+the check on resume and the files that record a run:
 
     @dataclass(frozen=True)
     class ScheduleSettings:
@@ -15,7 +16,7 @@ A class that inherits from several such classes has all their options; `redefaul
 import argparse
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, get_type_hints
 
@@ -31,6 +32,34 @@ class Nature(StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Need:
+    """What another option of the same class must be for an option to do anything.
+
+    Attributes:
+        option: the other one's name.
+        values: which of its values will do; without any, all but those that mean nothing (None, False, 0, "").
+        off: it must mean nothing.
+        or_option: a second one that will do in its place.
+    """
+
+    option: str
+    values: tuple[Any, ...] = ()
+    off: bool = False
+    or_option: str | None = None
+
+    def unmet(self, settings: Any) -> str | None:
+        """Return in words what is wrong with a settings object, after 'does nothing'; None where nothing is."""
+        value = getattr(settings, self.option)
+        if self.off:
+            return f"with --{self.option}" if value else None
+        if value in self.values if self.values else value:
+            return None
+        if self.or_option:
+            return None if getattr(settings, self.or_option) else f"without --{self.option} or --{self.or_option}"
+        return " ".join(["without", f"--{self.option}", *([", ".join(map(str, self.values))] if self.values else [])])
+
+
+@dataclasses.dataclass(frozen=True)
 class Option:
     """How a field is said on a command line.
 
@@ -42,6 +71,7 @@ class Option:
         choices: the words that are taken.
         aliases: further names, such as the published ones.
         nargs, metavar, const: as in argparse.
+        needs: without which it does nothing, so that giving it is an error (`check_needs`).
     """
 
     help: str
@@ -53,6 +83,7 @@ class Option:
     nargs: int | str | None = None
     metavar: str | tuple[str, ...] | None = None
     const: Any = None
+    needs: Need | None = None
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -145,6 +176,24 @@ def from_namespace[T](group: type[T], namespace: argparse.Namespace) -> T:
         InputError: values that do not go together, as the class's `__post_init__` says.
     """
     return group(**{field.name: getattr(namespace, field.name) for field, _ in options_of(group)})
+
+
+def given_options(parser: argparse.ArgumentParser, words: Sequence[str], names: Iterable[str]) -> set[str]:
+    """Return which of the options `names` the words of a command line say, whether or not they say the default."""
+    unsaid = object()
+    namespace = argparse.Namespace(**dict.fromkeys(names, unsaid))
+    return {name for name, value in vars(parser.parse_args(words, namespace)).items() if value is not unsaid}
+
+
+def check_needs(settings: Any, given: Collection[str]) -> None:
+    """Refuse options that were given and do nothing, as their `needs` say.
+
+    Raises:
+        InputError: it names the option, and the one that it needs or that is in its way.
+    """
+    for field, described in options_of(type(settings)):
+        if field.name in given and described.needs and (why := described.needs.unmet(settings)):
+            raise InputError(f"--{field.name} does nothing {why}")
 
 
 def plain_values(settings: Any) -> dict[str, Any]:

@@ -5,11 +5,12 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
 log = logging.getLogger(__name__)
 
 FOLDER = "simulation"
+Maps = dict[str, np.ndarray]
 # What a damaged file raises, or one that holds an array alone; checksums are verified on reading.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -38,14 +40,34 @@ class SimulationSet:
         size: pixels of a slice's side.
     """
 
-    volumes: dict[str, dict[str, np.ndarray]]
+    volumes: dict[str, Maps]
     slice_mm: float
     pixel_mm: float
     size: int
 
 
+class Job(NamedTuple):
+    """A CT whose maps are wanted."""
+
+    dataroot: Path
+    case: Case
+    pixel_mm: float
+    slice_mm: float
+
+
+class Unkept(NamedTuple):
+    """Maps that could not be kept, and why."""
+
+    maps: Maps
+    why: str
+
+
+# What comes of a job: nothing where the maps are kept in their file.
+Computed = Unkept | None
+
+
 def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
-    """Return the training CT of the data set in `dataroot`; what is not kept there yet is computed and kept.
+    """Return the training CT of the data set in `dataroot`; what is not kept there is computed, and kept if it can be.
 
     Raises:
         InputError: no prepared data set, no CT in it, a damaged file, a file of others in the way, or CT of different
@@ -56,29 +78,41 @@ def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
     slice_mm = common_slice_spacing(dataroot, manifest, cases)
-    missing = [case for case in cases if not _is_current(dataroot, case)]
-    if missing:
-        made = [path for path in (_path(dataroot, case) for case in missing) if _is_own(path)]
-        check_free([_path(dataroot, case) for case in missing], "--dataroot", made=made, overwrite=None)
-        (dataroot / FOLDER).mkdir(exist_ok=True)
-        jobs = [(dataroot, case, manifest.spacing_mm, slice_mm) for case in missing]
+
+    def compute_all(jobs: Sequence[Job]) -> Iterator[Computed]:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            for _ in tqdm(pool.map(_compute, jobs), total=len(jobs), desc="preparing the simulation", disable=None):
-                pass
-    volumes = {case.name: _read(_path(dataroot, case)) for case in cases}
-    return SimulationSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
+            yield from tqdm(pool.map(_compute, jobs), total=len(jobs), desc="preparing the simulation", disable=None)
+
+    jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
+    return SimulationSet(_maps(jobs, compute_all), slice_mm, manifest.spacing_mm, manifest.size)
 
 
-def simulation_maps(dataroot: Path, case: Case, pixel_mm: float, slice_mm: float) -> dict[str, np.ndarray]:
-    """Return the maps of one CT's slices with body, (n, H, W) as in `SimulationSet`; computed and kept at first.
+def simulation_maps(
+    dataroot: Path, cases: Sequence[Case], pixel_mm: float, slice_mm: Sequence[float]
+) -> dict[str, Maps]:
+    """Return by name the maps of CT's slices with body, (n, H, W) as in `SimulationSet`; `slice_mm` is each case's.
+
+    They are computed at first, and kept where the data set may be written.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: a damaged file, or a file of others in the way.
     """
-    if not _is_current(dataroot, case):
-        (dataroot / FOLDER).mkdir(exist_ok=True)
-        _compute((dataroot, case, pixel_mm, slice_mm))
-    return _read(_path(dataroot, case))
+    jobs = [Job(dataroot, case, pixel_mm, mm) for case, mm in zip(cases, slice_mm, strict=True)]
+    return _maps(jobs, lambda missing: map(_compute, missing))
+
+
+def _maps(jobs: Sequence[Job], compute_all: Callable[[Sequence[Job]], Iterable[Computed]]) -> dict[str, Maps]:
+    """Return the maps of all jobs by the names of their cases; what is missing is made by `compute_all`."""
+    missing = [job for job in jobs if not _is_current(job.dataroot, job.case)]
+    paths = [_path(job.dataroot, job.case) for job in missing]
+    check_free(paths, "--dataroot", made=[path for path in paths if _is_own(path)], overwrite=None)
+    unkept: dict[str, Maps] = {}
+    for job, computed in zip(missing, compute_all(missing) if missing else (), strict=True):
+        if isinstance(computed, Unkept):
+            if not unkept:
+                log.info("the simulation's maps of CT stay in memory and are computed at every start: %s", computed.why)
+            unkept[job.case.name] = computed.maps
+    return {job.case.name: unkept.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
 
 
 def _path(dataroot: Path, case: Case) -> Path:
@@ -109,17 +143,22 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def _compute(job: tuple[Path, Case, float, float]) -> None:
-    dataroot, case, pixel_mm, slice_mm = job
+def _compute(job: Job) -> Computed:
+    """Compute and keep the maps of a CT; return them where they cannot be kept."""
+    dataroot, case = job.dataroot, job.case
     first, last = case.body_slices
     ct = np.load(dataroot / case.image_file, mmap_mode="r", allow_pickle=False)[first:last].astype(np.float32)
     body = np.load(dataroot / case.mask_file, mmap_mode="r", allow_pickle=False)[first:last] > 0
-    volume = simulation_volume(ct, body, pixel_mm, slice_mm)
-    with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
-        np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))
+    volume = simulation_volume(ct, body, job.pixel_mm, job.slice_mm)
+    try:
+        with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))
+    except InputError as error:  # a data set that may only be read, or a full disk
+        return Unkept({"hu": volume.hu, "depth": volume.depth}, str(error))
+    return None
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> Maps:
     try:
         with np.load(path, allow_pickle=False) as kept:
             return {"hu": kept["hu"], "depth": kept["depth"]}

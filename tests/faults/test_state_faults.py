@@ -112,6 +112,7 @@ CHANGES = {
     "an epoch of text": (("position", "epoch"), "2"),
     "epoch 0": (("position", "epoch"), 0),
     "a loss that is not finite": (("position", "epoch_loss"), float("nan")),
+    "not known whether it validated": (("position", "validated"), "no"),
     "no pools": (("processes", 0, "model"), GONE),
     "a pool is missing": (("processes", 0, "model", "B"), GONE),
     "a pool of text": (("processes", 0, "model", "A", "images"), "images"),

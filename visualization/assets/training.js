@@ -267,11 +267,16 @@ function drawPictures(gallery) {
 // ---------------------------------------------------------------- status and refreshing
 
 function drawStatus() {
-  const last = run.points[run.points.length - 1], total = Number(document.body.dataset.epochs);
+  const last = run.points[run.points.length - 1], length = document.body.dataset, total = Number(length.epochs);
   if (!last) { byId("status").textContent = "No losses yet."; return; }
+  const epoch = Math.floor(last[0] - 1e-9) + 1;
+  if (!("epochs" in length)) { // by the clock
+    byId("status").textContent = `epoch ${epoch} · ${format(last[2])} s a step · trains for ${duration(Number(length.seconds))} in all`;
+    return;
+  }
   const left = (total - last[0]) * Number(document.body.dataset.steps) * last[2];
   const remaining = last[0] >= total ? "finished" : `about ${duration(left)} left`;
-  byId("status").textContent = `epoch ${Math.min(total, Math.floor(last[0] - 1e-9) + 1)} of ${total} · ${format(last[2])} s a step · ${remaining}`;
+  byId("status").textContent = `epoch ${Math.min(total, epoch)} of ${total} · ${format(last[2])} s a step · ${remaining}`;
 }
 
 function duration(seconds) {
