@@ -61,8 +61,9 @@ class PairLosses:
         help="weight of the L1 error in HU / 1000, beside the L1 error in the network's units",
     )
     bone_weight: float = option(
-        1.0, nature=Nature.RESULT, parse=positive_float, help="weight of pixels of bone in the losses; 1: as all others"
-    )
+        1.0, nature=Nature.RESULT, parse=positive_float,
+        help="weight of pixels above 150 HU in both errors; 3 to 4 finds bone in short trainings",
+    )  # fmt: skip
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
         help="weight of the L1 loss of a second generator, CT to MR; above 0 it is trained too, so that a CycleGAN can "

@@ -13,8 +13,8 @@ raw=datasets/phantom_raw data=datasets/phantom
 
 # The recommended recipe, a few minutes of it; started again, it resumes or ends at once.
 name=recommended_$(basename "$data")
-PYTHON=$python bash scripts/train_recommended.sh "$data" --n_epochs 12 --steps_per_epoch 50 --batch_size 4 --ngf 16 --slab 3 --crop_size 96 \
-    --flip x --rotate 10 --field_of_view 0 --lr 2e-3 --ema 0.99
+PYTHON=$python bash scripts/train_recommended.sh "$data" --n_epochs 20 --steps_per_epoch 50 --batch_size 8 --ngf 16 --slab 3 \
+    --crop_size 64 --flip x --rotate 10 --field_of_view 0 --lr 4e-3 --ema 0.99 --bone_weight 4
 
 patient=$(find "$raw/test" -mindepth 1 -maxdepth 1 -type d | sort | head -n 1)
 for model in "$name" phantom; do # phantom: shipped, trained longer on other generated patients
