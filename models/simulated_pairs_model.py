@@ -4,8 +4,9 @@
            + lambda_reverse |G_B(map(ct)) - mr|_1
 
 over slabs of neighbouring slices, where `mr` is simulated from `ct` (`data/simulation/simulated_mr.py`) and `map` takes
-HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike.
-The third is for models that are to start a CycleGAN by `--init_from`, which needs a way back.
+HU to the network's [-1, 1]. The first term weighs soft tissue as the map spreads it, the second weighs every HU alike;
+both count bone `bone_weight` times. The third is for models that are to start a CycleGAN by `--init_from`, which needs
+a way back.
 """
 
 import logging

@@ -216,16 +216,21 @@ def test_the_generator_learns():
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
-def test_the_hu_term_is_the_mean_error_in_hu():
-    learner = model()
+@pytest.mark.parametrize("bone_weight", [1.0, 3.0])
+def test_the_losses_are_mean_errors_where_bone_counts_as_often_as_asked(bone_weight):
+    learner = model(bone_weight=bone_weight)
     before, weights = learner.process_state(), copy.deepcopy(learner.networks["G_A"])
     losses = learner.step({})
     learner.load_process_state(before)
     with torch.no_grad():
         mr, hu, _ = learner.draw()
         output = weights(mr)
-    error = np.abs(CT_MAP.to_physical(output.numpy()) - hu.numpy().clip(-1000, 1400)).mean() / 1000
-    assert float(losses["hu"]) == pytest.approx(error, rel=1e-4)
+    hu, times = hu.numpy(), np.where(hu.numpy() > 150, bone_weight, 1)
+    assert (hu > 150).any()
+    in_hu = np.abs(CT_MAP.to_physical(output.numpy()) - hu.clip(-1000, 1400)) / 1000
+    assert float(losses["hu"]) == pytest.approx((in_hu * times).mean(), rel=1e-4)
+    error = np.abs(output.numpy() - CT_MAP.to_network(hu))
+    assert float(losses["pairs"]) == pytest.approx((error * times).mean(), rel=1e-4)
     assert float(losses["G"]) == pytest.approx(float(losses["pairs"] + losses["hu"]), rel=1e-6)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.simulation.simulated_mr import Draws, SimulationSettings, simulate_mr
+from data.simulation.simulated_mr import Draws, SimulationSettings, _interfaces, simulate_mr
 from data.simulation.slab_stock import _grid
 from tests.test_simulated_mr import draws, limb
 
@@ -60,7 +60,7 @@ def plain_soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tens
     cell, rarity = float(d.integer(25, 70)), -d.uniform(-1.6, -0.6)
     organs = ramp(d.smooth_field(shape, cell, SPACING), rarity, rarity + 0.15) * d.uniform(-1.2, 0.7)
     signal = (fat + (muscle - fat) * lean) * torch.exp((texture + organs) * lean)
-    return signal * ramp(ct, -950, -130) * (1 - ramp(ct, d.uniform(80, 180), d.uniform(400, 800)))
+    return signal * ramp(ct, d.uniform(0, 70) - 1000, -130) * (1 - ramp(ct, d.uniform(80, 180), d.uniform(400, 800)))
 
 
 def plain_interfaces(ct: Tensor, d: Draws) -> Tensor:
@@ -158,3 +158,12 @@ def test_a_smooth_field_is_interpolated_as_torch_does(shape, cell_mm):
 def test_a_grid_is_that_of_torch():
     theta = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(_grid(theta, 13), F.affine_grid(theta, [3, 1, 13, 13], align_corners=False))
+
+
+def test_a_fascia_is_a_part_of_a_large_pixel():
+    ct = torch.full((64, 1, 16, 16), -100.0)
+    ct[..., 8:] = 45.0
+    lost = {mm: _interfaces(ct, mm, draws(64, 0)).amax((1, 2, 3)) for mm in (1.0, 2.0, 4.0)}
+    assert 0.5 < lost[1.0].max() <= 0.8
+    assert 0.5 < lost[2.0].max() <= 0.8
+    assert 0.2 < lost[4.0].max() <= 0.4  # 2 mm of 4

@@ -389,7 +389,7 @@ SHARED_OPTIONS = (
     "val_freq val_patients zoom"
 ).split()
 GENERATOR_OPTIONS = "init_gain init_type netG ngf norm upsample use_dropout".split()
-PAIRS_OPTIONS = "bias field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
+PAIRS_OPTIONS = "bias bone_weight field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
 OPTIONS = {
     "cycle_gan": (
         "direction gan_mode lambda_A lambda_B lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity "

@@ -26,6 +26,9 @@ from torch.nn import functional as F
 from data.simulation.simulation_volume import bone_depth, denoised
 from data.values.intensity import AIR_HU, IntensityMap
 
+# What fasciae, tendons and chemical shift darken is as wide as this at most: a part of a larger pixel.
+_THIN_MM = 2.0
+
 
 @dataclass(frozen=True)
 class SimulationSettings:
@@ -260,7 +263,8 @@ def _soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, 
     )
     texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7)).mul_(lean).exp_()
     signal = lean.mul_(muscle - fat).add_(fat).mul_(texture)
-    tissue = _line(ct, AIR_HU + 50, -130.0)
+    # Lung by its density, or as much less as its short T2* takes.
+    tissue = _line(ct, AIR_HU + draws.uniform(0, 70), -130.0)
     mineral = _line(ct, draws.uniform(80, 180), draws.uniform(400, 800))
     return signal.mul_(torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1))
 
@@ -293,7 +297,12 @@ def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
     dx = across[:, :, 1:-1, 2:] - across[:, :, 1:-1, :-2]
     steepest = 2 / (2.5066 * sigma.clamp(min=0.6))  # of an edge from 0 to 1, over two pixels
     slope = dx.mul_(dx).addcmul_(dy, dy).sqrt_()
-    return slope.mul_(1 / steepest).clamp_(max=1).mul_(draws.uniform(0, 0.8))
+    return slope.mul_(1 / steepest).clamp_(max=1).mul_(draws.uniform(0, 0.8) * _thin_share(pixel_mm))
+
+
+def _thin_share(pixel_mm: float) -> float:
+    """Return how much of a pixel a fascia or a line of chemical shift fills at most."""
+    return min(1.0, _THIN_MM / pixel_mm)
 
 
 def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: Draws) -> Tensor:
@@ -302,7 +311,7 @@ def _dark_details(shape: tuple[int, ...], spacing: tuple[float, float], draws: D
     Without them all that is dark inside a body would be air or bone.
     """
     lines = draws.smooth_field(shape, float(draws.integer(10, 30)), spacing, 1 / draws.uniform(0.05, 0.2))
-    lines.abs_().neg_().add_(1).clamp_(min=0).mul_(draws.uniform(0, 0.8))
+    lines.abs_().neg_().add_(1).clamp_(min=0).mul_(draws.uniform(0, 0.8) * _thin_share(spacing[1]))
     lines.mul_(draws.smooth_field(shape, float(draws.integer(20, 60)), spacing).gt_(0))
     rarity, cell = draws.uniform(2, 3.5), max(float(draws.integer(3, 8)), 2 * spacing[1])
     spots = draws.smooth_field(shape, cell, spacing, 4.0, -4 * rarity).clamp_(0, 1).mul_(draws.uniform(0.3, 1))
