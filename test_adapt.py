@@ -3,47 +3,91 @@
 A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
 """
 
+import hashlib
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
 from data.prepared.manifest import read_json
 from data.prepared.sources import name_cases
+from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
+from data.volumes.dicom_series import Derivation, Identity, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.synthesis import load_synthesiser, synthesize_volume
+from models.ensemble import check_ensemble, synthesize_ensemble
+from models.inference_settings import InferenceSettings, model_sha256
+from models.run_folder import weights_path
+from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
 from options import test_options
+from options.test_options import is_file
 from visualization.case_page import write_case_page
 from visualization.panels import save_preview
 
 log = logging.getLogger(__name__)
 
+# Options that say where something goes beside the volume.
+DICOM, MU_MAP, UNCERTAINTY = "--dicom", "--mu_map", "--uncertainty"
+
 
 class Results(NamedTuple):
-    """Where the results of one patient go: the synthetic volume, its picture, its page (a folder) and its report."""
+    """Where the results of one patient go.
 
-    volume: Path
+    Attributes:
+        main: the synthetic volume: a file, or the folder of a DICOM series.
+        extras: what is asked for beside it, by the option that says where it goes.
+        picture, page, report: its picture, its page (a folder) and its report.
+    """
+
+    main: Path
+    extras: dict[str, Path]
     picture: Path
     page: Path
     report: Path
 
     @classmethod
-    def beside(cls, volume: Path) -> "Results":
-        """Name them after the volume."""
-        stem = volume_stem(volume)
-        return cls(volume, *(volume.with_name(f"{stem}{end}") for end in (".png", "_page", ".json")))
+    def beside(cls, main: Path, opt: Namespace) -> "Results":
+        """Name them after the volume, but for what an option names."""
+        stem = volume_stem(main) if is_file(main) else main.name
+        paths = {DICOM: opt.dicom, MU_MAP: opt.mu_map, UNCERTAINTY: opt.uncertainty}
+        extras = {option: path for option, path in paths.items() if path}
+        return cls(main, extras, *(main.with_name(f"{stem}{end}") for end in (".png", "_page", ".json")))
 
     @property
-    def targets(self) -> list[Path]:
-        """All files and folders that are written."""
-        return [*volume_targets(self.volume), self.picture, self.page, self.report]
+    def folder(self) -> Path | None:
+        """The folder of the DICOM series, None without one."""
+        return self.extras.get(DICOM) if is_file(self.main) else self.main
+
+    @property
+    def targets(self) -> dict[str, list[Path]]:
+        """All files and folders that are written, by the option that says where they go."""
+        beside = [*volume_targets(self.main), self.picture, self.page, self.report]
+        return {"--output": beside} | {option: volume_targets(path) for option, path in self.extras.items()}
+
+    def names(self) -> set[str]:
+        """Return what the report calls the targets: their names, or their paths where they lie elsewhere."""
+        return {
+            target.name if target.parent == self.main.parent else str(target.absolute())
+            for targets in self.targets.values()
+            for target in targets
+        }
+
+
+class Patient(NamedTuple):
+    """What is read: the MR, its further contrasts, a body mask and a true CT where they are given."""
+
+    source: Volume
+    further: list[Volume]
+    body: np.ndarray | None
+    reference: Volume | None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,33 +100,111 @@ def main(arguments: list[str] | None = None) -> int:
         InputError: there is no volume.
     """
     opt = test_options.parse(arguments)
-    folder = opt.checkpoints_dir / opt.name
-    synthesiser = load_synthesiser(folder, opt.epoch, opt.device, opt.precision, opt.spacing_mm)
-    names = synthesiser.settings.contrasts
+    folders = [opt.checkpoints_dir / name for name in opt.name]
+    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    synthesisers = [load_synthesiser(folder, *how) for folder in folders]
+    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
+    settings = synthesisers[0].settings
+    names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / opt.name / f"{case}.nii.gz")
+    results = Results.beside(opt.output or opt.results_dir / "+".join(opt.name) / f"{case}.nii.gz", opt)
     made = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, made, paths, opt)
-    source, *further = (read_volume(path, opt.series_uid, contrast=selector(name)) for name, path in paths.items())
-    body = read_mask(opt.mask, source) if opt.mask else None
-    to_ct = synthesiser.settings.direction == "AtoB"
-    if opt.reference and not to_ct:
-        raise InputError(
-            "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
-        )
-    reference = read_reference(opt.reference, source) if opt.reference else None
+    if settings.direction != "AtoB":
+        refuse_for_mr(results, opt)
+    patient = read_patient(opt, paths)
     try:
-        synthetic = synthesize_volume(source, synthesiser, body, opt.batch_size, further)
+        synthetic, deviation = synthesize(patient, synthesisers, opt)
     except InputError as error:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
     refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
-    row = {"case": case, "input": identity(paths), "model": str(folder), "epoch": opt.epoch}
-    row["made"] = sorted({*made, *(path.name for path in results.targets)})
-    write_claimed(synthetic, results, row, made)
-    log.info("volume: %s", results.volume)
+    row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
+    row["made"] = sorted(made | results.names())
+
+    def volume() -> None:
+        write_volume(synthetic, results.main)
+
+    def series() -> None:
+        assert results.folder is not None, "there is one where this is called"
+        derivation = derivation_of(opt, synthesisers, source_hash([patient.source, *patient.further], patient.body))
+        write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
+
+    def attenuation() -> None:
+        write_volume(mu_map(synthetic, opt.mu_settings), results.extras[MU_MAP])
+
+    write_claimed(volume if is_file(results.main) else series, results, row, made)
+    log.info("volume: %s", results.main)
+
+    def uncertainty() -> None:
+        assert deviation is not None, "it was asked for"
+        write_volume(deviation, results.extras[UNCERTAINTY])
+
+    if deviation is not None:
+        seen = patient.body if patient.body is not None else deviation.array > 0
+        row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
+        log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
+    makers = {DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
+    parts = {path: makers[option] for option, path in results.extras.items()}
+    parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
+    written = [make_beside(results.main, path, make) for path, make in parts.items()]
+    return 0 if all(written) else 1
+
+
+def refuse_for_mr(results: Results, opt: Namespace) -> None:
+    """Refuse what there is of a CT only, for a model that makes MR."""
+    if opt.reference:
+        raise InputError(
+            "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
+        )
+    if asked := [*results.extras.values(), *filter(None, [results.folder])]:
+        raise InputError(f"{asked[0]}: is made of a synthetic CT; the model makes MR from CT; leave it out")
+
+
+def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
+    """Read all that is given of a patient."""
+    source, *further = (
+        read_volume(
+            path, opt.series_uid, contrast=selector(name), chosen=opt.chosen, description=opt.series_description
+        )
+        for name, path in paths.items()
+    )
+    check_identity(source, identity_of(opt))
+    body = read_mask(opt.mask, source) if opt.mask else None
+    return Patient(source, further, body, read_reference(opt.reference, source) if opt.reference else None)
+
+
+def identity_of(opt: Namespace) -> Identity:
+    """Return whose a DICOM series is, as the options say it."""
+    return Identity(opt.patient_name, opt.patient_id, opt.anonymous)
+
+
+def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Namespace) -> tuple[Volume, Volume | None]:
+    """Return the synthetic volume, and its uncertainty where that is asked for."""
+    arguments = (patient.body, opt.batch_size, patient.further)
+    if len(synthesisers) == 1 and not opt.uncertainty:
+        return synthesize_volume(patient.source, synthesisers[0], *arguments), None
+    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments)
+    return synthetic, deviation if opt.uncertainty else None
+
+
+def derivation_of(opt: Namespace, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
+    """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
+    weights = [weights_path(opt.checkpoints_dir / name, opt.epoch, "G_A") for name in opt.name]
+    hashes = [model_sha256(one.settings, path) for one, path in zip(synthesisers, weights, strict=True)]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    name = "+".join(opt.name)
+    return Derivation(name, opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source)
+
+
+def shown_parts(
+    results: Results, patient: Patient, synthetic: Volume, settings: InferenceSettings, row: dict, taken: str
+) -> dict[Path, Callable[[], None]]:
+    """Return what is made to look at, and the report `row`, by where it goes; `taken`: the input in words."""
+    source, reference = patient.source, patient.reference
+    to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
-    kind, contrast = "CT" if to_ct else "MR", shown_name(names)
+    kind, contrast = "CT" if to_ct else "MR", shown_name(settings.contrasts)
 
     def picture() -> None:
         save_preview(mr, ct, reference, results.picture, kind, contrast)
@@ -91,20 +213,19 @@ def main(arguments: list[str] | None = None) -> int:
         if reference is not None:
             scores = score_case(synthetic, reference, mr=source)
             row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **scores})
-            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": case, **scores}]))
+            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": row["case"], **scores}]))
         write_report(row, results.report)
 
     def page() -> None:
-        taken = describe_paths(paths)
-        details = {"input": taken, "model": folder, "epoch": opt.epoch, "scored in": row.get("scored_in")}
+        details = {name: row.get(name) for name in ("model", "epoch", "scored_in", "uncertainty_mean_hu")}
+        details = {"input": taken, **{name.replace("_", " "): value for name, value in details.items()}}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(
-            results.page, case, mr, ct, reference, scores, synthetic=kind, body=body, details=details, contrast=contrast
-        )
+            results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=patient.body, details=details,
+            contrast=contrast,
+        )  # fmt: skip
 
-    parts = {results.picture: picture, results.report: report, results.page / "index.html": page}
-    written = [make_beside(results.volume, path, make) for path, make in parts.items()]
-    return 0 if all(written) else 1
+    return {results.picture: picture, results.report: report, results.page / "index.html": page}
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
@@ -131,7 +252,7 @@ def case_of(paths: Mapping[str, Path]) -> str:
     return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
 
 
-def identity(paths: Mapping[str, Path]) -> str:
+def description_of(paths: Mapping[str, Path]) -> str:
     """Return what a report says of its input: whose result it is."""
     return describe_paths({name: path.resolve() for name, path in paths.items()})
 
@@ -146,12 +267,12 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
         return set()
     made = {name for name in names if isinstance(name, str)}
-    if earlier == identity(paths):
+    if earlier == description_of(paths):
         return made
     if overwrite:
         return set()
     raise InputError(
-        f"{results.volume}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
+        f"{results.main}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
         "--overwrite"
     )
 
@@ -162,16 +283,19 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
-    own = [results.volume.parent / name for name in made]  # a name that is none is that of no target
-    check_free(results.targets, "--output", inputs, own, opt.overwrite)
+    own = [results.main.parent / name for name in made]  # a name that is none is that of no target
+    for option, targets in results.targets.items():
+        check_free(targets, option, inputs, own, opt.overwrite)
+    if results.folder:
+        check_folder(results.folder)
 
 
-def write_claimed(synthetic: Volume, results: Results, row: dict, made: set[str]) -> None:
+def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str]) -> None:
     """Write the volume, after a report that says whose it is: what a killed run leaves is then known to be its own."""
     if not made >= set(row["made"]):
         write_report(row, results.report)
     try:
-        write_volume(synthetic, results.volume)
+        write()
     except InputError:
         if not made:
             results.report.unlink(missing_ok=True)

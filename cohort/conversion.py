@@ -6,7 +6,7 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,25 +14,26 @@ from typing import Any
 import numpy as np
 
 from cohort.checks import check_conversion, hu_statistics
+from cohort.extras import Extras
 from cohort.inputs import CohortCase, exists, short_hash
-from cohort.results import CaseRecord, Claim, Results, now
+from cohort.results import DICOM, MU_MAP, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
 from data.prepared.manifest import hash_files, hash_source
+from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, shown_name
+from data.volumes.dicom_origin import DicomOrigin
+from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
 from models.inference_settings import package_versions
-from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
+from models.synthesis import METHOD_VERSION, Synthesiser, VolumePlan, prepare_volume, restore_volume
 from visualization.case_page import write_case_page
 from visualization.panels import save_preview
 
 log = logging.getLogger(__name__)
-
-# To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 2
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     slices: np.ndarray | None = None
     plan: VolumePlan | None = None
+    further: list[DicomOrigin | None] = field(default_factory=list)
+    source_sha256: str = ""
     output_sha256: str | None = None
     unwritten: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -59,9 +62,10 @@ class Outcome:
     record: CaseRecord | None = None
 
 
-def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
+def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = ()) -> dict:
     """Return all that a case's result depends on. Raises `InputError` where a file cannot be read.
 
+    `chosen`: names of the images in a DICOM series of several volumes.
     `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
     as the same.
     """
@@ -74,6 +78,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str) -> dict:
         "model_sha256": model_sha256,
         "precision": precision,
         "method": METHOD_VERSION,
+        **({"chosen": list(chosen)} if chosen else {}),
     }
 
 
@@ -88,6 +93,8 @@ class Conversion:
         batch_size: int | None,
         results: Results,
         known: Mapping[str, CaseRecord],
+        extras: Extras,
+        chosen: Sequence[str] = (),
         pages: bool = True,
         overwrite: bool = False,
     ) -> None:
@@ -99,10 +106,12 @@ class Conversion:
             batch_size: slices in one pass, or None.
             results: where results go.
             known: the records by case as they were before the run: one that has changed since is another process's.
+            extras: what is written beside the volumes.
+            chosen: names of the images in DICOM series of several volumes.
             pages: whether each case gets a results page, or only a picture.
             overwrite: whether files that no pipeline made may be replaced.
         """
-        self.pages, self.overwrite = pages, overwrite
+        self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
         self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
         self.batch_size, self.results, self.known = batch_size, results, known
         model = synthesiser.model
@@ -125,16 +134,22 @@ class Conversion:
             if case.problem:
                 raise InputError(case.problem)
             with _timed(work, "read"):
-                work.key = result_key(case, self.model_sha256, self.precision)
+                work.key = result_key(case, self.model_sha256, self.precision, self.chosen)
                 self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
                 self._targets(work)
-                source = read_volume(case.path, case.series_uid, contrast=case.contrast)
-                further = [read_volume(path, case.series_uid, contrast=name) for name, path in case.further]
+                source, *further = (
+                    read_volume(path, case.series_uid, contrast=name, chosen=self.chosen if path.is_dir() else ())
+                    for name, path in ((case.contrast, case.path), *case.further)
+                )
                 body = read_mask(case.mask, source) if case.mask else None
+                if self.extras.dicom:
+                    check_identity(source, self.extras.identity(case))
+                    work.source_sha256 = source_hash([source, *further], body)
+                    work.further = [one.dicom for one in further]
             with _timed(work, "prepare"):
                 work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
             return work
@@ -167,6 +182,7 @@ class Conversion:
                 self._reserve(work)
                 path = write_volume(synthetic, self.results.volume_path(work.case.name))
                 work.output_sha256 = hash_files([path])
+                extras = self._write_extras(work, synthetic)
             with _timed(work, "score"):
                 scores, reference = self._score(work, plan, synthetic, findings.warnings)
             with _timed(work, "show"):
@@ -183,12 +199,28 @@ class Conversion:
                 checks=_finite(findings.figures),
                 scores=_finite(scores),
                 unwritten=work.unwritten,
+                extras=extras,
             )
             self.results.write(record)
             if work.claim is not None:
                 work.claim.release()
             return Outcome(work.case, "done", record)
         return failure[0]
+
+    def _write_extras(self, work: Work, synthetic: Volume) -> dict[str, dict]:
+        """Write what is asked for beside the volume; return what the record says of it."""
+        case, model = work.case, self.synthesiser.model
+        if self.extras.dicom:
+            of = (METHOD_VERSION, model.precision, work.source_sha256)
+            made = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
+            folder = self.results.extra_path(DICOM, case.name)
+            write_series(synthetic, folder, made, self.extras.identity(case), work.further)
+        if self.extras.mu:
+            write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))
+        described = {
+            kind: self.results.describe_extra(kind, case.name, of) for kind, of in self.extras.asked(case).items()
+        }
+        return {kind: one for kind, one in described.items() if one}
 
     def _score(
         self, work: Work, plan: VolumePlan, synthetic: Volume, warnings: list[str]
@@ -239,20 +271,23 @@ class Conversion:
             log.debug("%s: picture", work.case.name, exc_info=True)
             warnings.append(f"no picture: {error}")
             if isinstance(error, InputError | OSError):  # for want of room on the disk: another day there is some
-                work.unwritten = self._targets(work)[1:]
+                work.unwritten = self._targets(work)[1:2]
 
     def _targets(self, work: Work) -> list[str]:
-        """Return the names of what is to be written of a case, the volume first.
+        """Return the names of what is to be written of a case: the volume, page or picture, extras.
 
         Raises:
             InputError: one of them is there, and no pipeline made it.
         """
-        volume, page, picture = (targets := self.results.targets(work.case.name))
-        names = [volume, page if self.pages else picture]
+        volume, page, picture, *_ = (targets := self.results.targets(work.case.name))
+        extras = [self.results.extra_path(kind, work.case.name) for kind in self.extras.asked(work.case)]
+        names = [volume, page if self.pages else picture, *(name for name, path in targets.items() if path in extras)]
         read = (*work.case.paths.values(), work.case.mask, work.case.reference)
         inputs = [path for path in read if path and exists(path)]
         made = [targets[name] for name in self._made(work) if name in targets]
         check_free([targets[name] for name in names], "--results_dir", inputs, made, self.overwrite)
+        if self.extras.dicom:
+            check_folder(self.results.extra_path(DICOM, work.case.name))
         return names
 
     def _made(self, work: Work) -> list[str]:
@@ -292,7 +327,10 @@ class Conversion:
         record = self.results.read(work.case.name)
         if record is None or record == self.known.get(work.case.name) or record.key != work.key:
             return None
-        return record if record.status == "failed" or self.results.is_current(record, work.key) else None
+        return record if record.status == "failed" or self._is_current(record, work) else None
+
+    def _is_current(self, record: CaseRecord, work: Work) -> bool:
+        return self.results.is_current(record, work.key, self.extras.asked(work.case))
 
     @contextmanager
     def _isolated(self, work: Work) -> Iterator[list[Outcome]]:

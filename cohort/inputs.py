@@ -24,11 +24,13 @@ from data.prepared.manifest import hash_files, hash_source
 from data.prepared.sources import find_paths, is_folder, is_volume
 from data.volumes.contrasts import ONLY_CONTRAST, selector
 from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
+from data.volumes.dicom_series import check_text
 from data.volumes.volume import source_files, volume_suffix
 
 MODALITY = "MR"
 # Beside the id, and the path or a column for each contrast.
-OPTIONAL_COLUMNS = ("reference", "mask", "series_uid")
+_PATIENT_COLUMNS = {"patient_name": "PN", "patient_id": "LO"}
+OPTIONAL_COLUMNS = ("reference", "mask", "series_uid", *_PATIENT_COLUMNS)
 _NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 # File systems take 255 bytes; endings and the folder that a file is written in need some.
 _NAME_BYTES = 180
@@ -46,6 +48,7 @@ class CohortCase:
         reference: true CT on the MR's grid, to score against.
         mask: body mask on the MR's grid, in place of the computed one.
         contrast: which contrast the volume is, to choose it in a folder that holds several; None: the only one.
+        patient_name, patient_id: for a DICOM series that is written of it.
         further: name and path of the MR's other contrasts, in the model's order.
         problem: why it cannot be converted, where that is known without reading it.
     """
@@ -60,6 +63,8 @@ class CohortCase:
     problem: str | None = None
     contrast: str | None = None
     further: tuple[tuple[str, Path], ...] = ()
+    patient_name: str | None = None
+    patient_id: str | None = None
 
     def hash(self) -> str:
         """Return the SHA-256 of the volumes' files. Raises `InputError` where one cannot be read."""
@@ -196,7 +201,7 @@ def _cases_of_folder(
 
 
 def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
-    return CohortCase(name, folder, series.uid, tuple(file for file, _ in series.files))
+    return CohortCase(name, folder, series.uid, tuple(dict.fromkeys(file for file, _ in series.files)))
 
 
 def _why_not(series: DicomSeries, description: re.Pattern | None) -> str | None:
@@ -227,7 +232,7 @@ def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
 
 
 def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,)) -> Cohort:
-    """Read a table of cases: columns `id` and `path`, and, where wanted, `reference`, `mask` and `series_uid`.
+    """Read a table of cases: columns `id` and `path`, and, where wanted, those of `OPTIONAL_COLUMNS`.
 
     For a model of several contrasts there is a column for each, called like it, in place of `path`.
 
@@ -258,7 +263,7 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str]) -> Cohort:
     if not set(needed) <= set(columns) or unknown or len(set(columns)) < len(columns):
         raise InputError(
             f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and, where wanted, "
-            "reference, mask, series_uid, each once"
+            f"{', '.join(OPTIONAL_COLUMNS)}, each once"
         )
     rows.fieldnames = columns
     cases = []
@@ -268,7 +273,7 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str]) -> Cohort:
             raise InputError(f"{where}: more values than columns; put a value that holds the delimiter in quotes")
         values = {key: (value or "").strip() for key, value in row.items()}
         if any(values.values()):
-            cases.append(_listed_case(path.parent, values, where, images))
+            cases.append(_with_patient(_listed_case(path.parent, values, where, images), values, where))
     twice = sorted(name for name, count in Counter(case.name.lower() for case in cases).items() if count > 1)
     if twice or not cases:
         raise InputError(f"--list {path}: " + (f"ids more than once: {', '.join(twice[:5])}" if twice else "no case"))
@@ -296,6 +301,17 @@ def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str
             which = f" ({contrast} of {name})" if further else ""
             return replace(case, problem=f"{one}: no such file or folder{which}")
     return _listed_series(case) if path.is_dir() and not case.contrast else case
+
+
+def _with_patient(case: CohortCase, row: dict[str, str], where: str) -> CohortCase:
+    texts = []
+    for column, vr in _PATIENT_COLUMNS.items():
+        try:
+            texts.append(check_text(vr, row[column]) if row.get(column) else None)
+        except InputError as error:
+            return replace(case, problem=f"{where}: {column}: {error}")
+    name, patient_id = texts
+    return replace(case, patient_name=name, patient_id=patient_id)
 
 
 def exists(path: Path) -> bool:

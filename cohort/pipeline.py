@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
+from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list, short_hash
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress, describe_seconds
@@ -66,6 +67,7 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
         raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
     model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
     cohort = _find(opt, results, settings.contrasts)
+    extras = _extras(opt)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
 
     def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
@@ -74,10 +76,10 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
         if record is None or opt.overwrite or case.problem:
             return case, False
         try:
-            key = result_key(case, model, opt.precision)
+            key = result_key(case, model, opt.precision, opt.chosen)
         except InputError:
             return case, False  # it is reported when it is its turn
-        return _refuse_other_patient(case, record, key), results.is_current(record, key)
+        return _refuse_other_patient(case, record, key), results.is_current(record, key, extras.asked(case))
 
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         looked = list(threads.map(look_at, cohort.cases))
@@ -91,6 +93,10 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
+
+
+def _extras(opt: Namespace) -> Extras:
+    return Extras(opt.name, opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings)
 
 
 def _find(opt: Namespace, results: Results, contrasts: Sequence[str]) -> Cohort:
@@ -129,7 +135,7 @@ def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Resul
     synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
     conversion = Conversion(
         synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
-        pages=not opt.no_html, overwrite=opt.overwrite,
+        _extras(opt), opt.chosen, pages=not opt.no_html, overwrite=opt.overwrite,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:

@@ -1,6 +1,8 @@
 """The folder of a cohort's results: volumes, what is recorded of each, and the claims of those who work on them.
 
     <folder>/<case>.nii.gz           synthetic CT
+    <folder>/dicom/<case>/           the same as a DICOM series, where asked for
+    <folder>/mu_maps/<case>.nii.gz   its attenuation at 511 keV, where asked for
     <folder>/records/<case>.json     what it was made of and what was found; written after the volume
     <folder>/.claims/<case>          locked by the process that converts the case
 
@@ -12,7 +14,7 @@ import glob
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +22,12 @@ from pathlib import Path
 from data.errors import InputError
 from data.files import whole_file
 from data.outputs import check_free
-from data.prepared.manifest import hash_files, read_json, write_json
+from data.prepared.manifest import hash_files, hash_source, read_json, write_json
 
 FORMAT_VERSION = 1
+# What may be asked for beside a volume, and where it goes.
+DICOM, MU_MAP = "dicom", "mu_map"
+EXTRAS = {DICOM: "dicom/{}", MU_MAP: "mu_maps/{}.nii.gz"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class CaseRecord:
         unwritten: those of them for which the disk had no room; they are made when there is.
         seconds: wall time by stage.
         geometry, hu, checks, scores: figures by name.
+        extras: what was asked for beside the volume, by kind: what it depends on, and the hash of its files.
         run: device, precision, package versions and host.
     """
 
@@ -66,6 +72,7 @@ class CaseRecord:
     run: dict = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
+    extras: dict[str, dict] = field(default_factory=dict)
 
 
 class Claim:
@@ -105,9 +112,16 @@ class Results:
         """Return where a case's results page goes."""
         return self.folder / "pages" / case / "index.html"
 
+    def extra_path(self, kind: str, case: str) -> Path:
+        """Return where what is asked for beside a case's volume goes, by its kind in `EXTRAS`."""
+        return self.folder / EXTRAS[kind].format(case)
+
     def targets(self, case: str) -> dict[str, Path]:
-        """Return all that is ever written of a case beside its record: volume, page (a folder) and picture, by name."""
-        paths = (self.volume_path(case), self.page_path(case).parent, self.folder / f"{case}.png")
+        """Return all that is ever written of a case beside its record: volume, page (a folder), picture and extras."""
+        paths = (
+            self.volume_path(case), self.page_path(case).parent, self.folder / f"{case}.png",
+            *(self.extra_path(kind, case) for kind in EXTRAS),
+        )  # fmt: skip
         return {path.relative_to(self.folder).as_posix(): path for path in paths}
 
     def made(self, case: str) -> list[str]:
@@ -139,12 +153,25 @@ class Results:
         """Remove a case's record."""
         self.record_path(case).unlink(missing_ok=True)
 
-    def is_current(self, record: CaseRecord | None, key: dict) -> bool:
-        """Tell whether a case is done, of just this, all of it, and its volume is the one that was written."""
+    def is_current(self, record: CaseRecord | None, key: dict, asked: Mapping[str, dict]) -> bool:
+        """Tell whether a case is done, of just this, all of it, and its files are those that were written.
+
+        `asked`: what is asked for beside the volume, as `Extras.asked` says it.
+        """
         if record is None or record.status != "done" or record.key != key or record.unwritten:
             return False
         path = self.volume_path(record.case)
-        return path.is_file() and hash_files([path]) == record.output_sha256
+        if not (path.is_file() and hash_files([path]) == record.output_sha256):
+            return False
+        return all(
+            kind in record.extras and record.extras[kind] == self.describe_extra(kind, record.case, of)
+            for kind, of in asked.items()
+        )
+
+    def describe_extra(self, kind: str, case: str, of: dict) -> dict | None:
+        """Return what a record says of an extra that is there; None where there is none."""
+        path = self.extra_path(kind, case)
+        return {**of, "sha256": hash_source(path)} if path.exists() else None
 
     def claim(self, case: str) -> Claim | None:
         """Return the claim to a case, or None where another process has it.
@@ -157,7 +184,8 @@ class Results:
         claim = _lock(self.folder / ".claims" / case, blocking=False)
         # Looking for what was left lists the folder: for each case of a great cohort that is slow.
         if claim and claim.follows_a_death():
-            self._clean(f"{case}.nii.gz", f"{case}.png", f"records/{case}.json", f"pages/{case}/*")
+            self._clean(f"{case}.nii.gz", f"{case}.png", f"records/{case}.json", f"pages/{case}/*",
+                        *(place.format(case) for place in EXTRAS.values()))  # fmt: skip
         return claim
 
     def check_own(self, overwrite: bool) -> None:
@@ -225,7 +253,7 @@ def _has_its_types(record: CaseRecord) -> bool:
         all(isinstance(text, str) for text in texts)
         and all(isinstance(text, str | None) for text in (record.output, record.output_sha256))
         and all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists)
-        and all(_is_dict(one) for one in (record.key, record.run, *figures))
+        and all(_is_dict(one) for one in (record.key, record.run, record.extras, *figures))
         and all(isinstance(value, int | float | None) for one in figures for value in one.values())
         and all(isinstance(one, list) and all(isinstance(v, int | float) for v in one) for one in (size, spacing))
     )

@@ -16,7 +16,7 @@ from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.values import parse_numbers, torch_device
-from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
+from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
 from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
@@ -90,7 +90,7 @@ def _check_grids(name: str, pred: Volume, ref: Volume) -> None:
     if not same_grid(pred, ref):
         raise InputError(
             f"case {name}: on different grids: {describe_grid(pred)}; reference {describe_grid(ref)}; "
-            "resample one to the other"
+            f"resample one to the other: {resampling('PREDICTION', 'REFERENCE')}"
         )
 
 

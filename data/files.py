@@ -34,14 +34,57 @@ def whole_file(path: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         yield scratch / path.name
         for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
-            with written.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _to_disk(written)
             written.replace(path.parent / written.name)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write files into; when the block ends without error, that folder becomes `path`.
+
+    A folder that is there already is taken away then, with all that it holds: whoever calls this knows that it may be.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        folder = scratch / path.name
+        folder.mkdir()
+        yield folder
+        for written in folder.iterdir():
+            _to_disk(written)
+        _take_place(folder, path, former=scratch / "former")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _take_place(written: Path, path: Path, former: Path) -> None:
+    """Rename a folder to `path`, and what is there to `former`; where the first fails, the second is undone."""
+    replaced = os.path.lexists(path)
+    if replaced:
+        path.rename(former)
+    try:
+        written.rename(path)
+    except OSError:
+        if replaced:
+            former.rename(path)
+        raise
+
+
+def _to_disk(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def check_regular(path: Path) -> None:

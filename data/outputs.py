@@ -39,11 +39,18 @@ def check_free(
     for target in targets:
         if _identity(target) in read:
             raise InputError(f"{target}: is one of the inputs; choose another {option}")
-        if overwrite or not os.path.lexists(target) or target in (made or ()):
+        if overwrite or not _is_taken(target) or target in (made or ()):
             continue
         whose = "" if made is None else ", and was not made by this command from this input"
         way_out = "move it away" if overwrite is None else "replace it by --overwrite"
         raise InputError(f"{target}: exists already{whose}; choose another {option}, or {way_out}")
+
+
+def _is_taken(target: Path) -> bool:
+    """Tell whether something would be lost: an empty folder is nothing."""
+    if target.is_dir() and not target.is_symlink():
+        return any(target.iterdir())
+    return os.path.lexists(target)
 
 
 def _files(path: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from data.volumes.volume import (
     Volume,
     describe_grid,
     read_volume,
+    resampling,
     same_grid,
     volume_stem,
     volume_suffix,
@@ -57,7 +58,8 @@ def read_reference(path: Path, mr: Volume) -> Volume:
     reference = read_volume(path)
     if not same_grid(reference, mr):
         found, expected = describe_grid(reference), describe_grid(mr)
-        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first")
+        way = resampling(path, "MR")
+        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first: {way}")
     try:
         check_ct(reference)
     except InputError as error:

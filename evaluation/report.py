@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.manifest import write_json
 from data.values.modality import check_ct, in_hu
-from data.volumes.volume import Volume, describe_grid, read_volume, same_grid
+from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
 from evaluation import metrics
 from evaluation.cases import ScoredCase
 
@@ -66,7 +66,8 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
         if volume is not None and not same_grid(volume, ref):
             raise InputError(
                 f"the {name} is not on the reference's grid: {name} has {describe_grid(volume)}; "
-                f"reference has {describe_grid(ref)}; resample it to the reference first"
+                f"reference has {describe_grid(ref)}; resample it to the reference first: "
+                f"{resampling(name.upper(), 'REFERENCE')}"
             )
     try:
         check_ct(ref)

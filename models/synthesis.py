@@ -29,6 +29,8 @@ from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
 
+# To be raised when the same inputs and model come to give other voxels.
+METHOD_VERSION = 2
 # Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
 FILL_SMOOTH_MM = 2.0
@@ -153,9 +155,14 @@ def synthesize_volume(
             many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
+    warn_of_plan(plan)
+    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
+
+
+def warn_of_plan(plan: VolumePlan) -> None:
+    """Warn of slices that are wider, or lie otherwise, than those of the training."""
     for problem in filter(None, (plan.describe_frame(), plan.describe_spacing())):
         log.warning("warning: %s", problem)
-    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
 
 
 def prepare_volume(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.errors import InputError, is_out_of_memory
-from data.loading.single_dataset import SingleDataset, SlabMean
+from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread
 from data.loading.threads import one_thread
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
@@ -49,7 +49,14 @@ class Translator:
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
 
-    def translate(self, slices: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+    @property
+    def views(self) -> int:
+        """How many outputs say what a slice is."""
+        return self.slab * len(self._mirrorings)
+
+    def translate(
+        self, slices: np.ndarray, batch_size: int | None = None, spread: SlabSpread | None = None
+    ) -> np.ndarray:
         """Return the target slices, float32 (N, H, W), of source slices, (N, H, W); all in [-1, 1].
 
         A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give.
@@ -57,13 +64,17 @@ class Translator:
         Args:
             slices: source slices; of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
+            spread: gets every output of which the result is the mean.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
         mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
-        for centre, output in enumerate(self.translate_slabs(slices, batch_size)):
-            mean.add(centre, output)
+        for centre, outputs in enumerate(self._translate_views(slices, batch_size)):
+            mean.add(centre, _mean(outputs))
+            if spread is not None:
+                for output in outputs:
+                    spread.add(centre, output)
         translated = mean.result()
         if not np.isfinite(translated).all():
             way = (
@@ -76,6 +87,11 @@ class Translator:
 
     def translate_slabs(self, slices: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
         """Yield what the network gives, float32 (K, H, W), of every slice's slab, in order; see `translate`."""
+        for outputs in self._translate_views(slices, batch_size):
+            yield _mean(outputs)
+
+    def _translate_views(self, slices: np.ndarray, batch_size: int | None) -> Iterator[np.ndarray]:
+        """Yield what the network gives of each mirroring, float32 (V, K, H, W), of every slice's slab, in order."""
         if batch_size is None and self._fitting is None and len(slices):
             self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
         size = min(filter(None, (batch_size, self._fitting)), default=1)
@@ -92,7 +108,7 @@ class Translator:
                 size = self._fitting = self._smaller(size, error)
 
     def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
-        """Yield target slabs, float32 (`size` or fewer, S, H, W), of all source slices from `start` on."""
+        """Yield target slabs, float32 (`size` or fewer, V, S, H, W), of all source slices from `start` on."""
         slabs = SingleDataset(slices, self.slab, start)
         if self._threads is None:
             for batch in DataLoader(slabs, size, pin_memory=self.device.type == "cuda"):
@@ -106,18 +122,16 @@ class Translator:
             threads.shutdown(cancel_futures=True)
 
     def _run_alone(self, slab: Tensor) -> np.ndarray:
-        """Return the target slab, float32 (1, S, H, W), of a slab (C S, H, W), on one core."""
+        """Return the target slab, float32 (1, V, S, H, W), of a slab (C S, H, W), on one core."""
         with one_thread():
             return self._run(slab[None])
 
     @torch.inference_mode()
     def _run(self, batch: Tensor) -> np.ndarray:
-        """Return what the network gives, float32 (N, K, H, W), of a batch (N, C S, H, W) on the device."""
-        total = torch.zeros((), device=self.device)
+        """Return what the network gives of each mirroring, float32 (N, V, K, H, W), of a batch (N, C S, H, W)."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            for axes in self._mirrorings:
-                total = total + self.netG(batch.flip(axes)).flip(axes).float()
-        return (total / len(self._mirrorings)).cpu().numpy()
+            views = [self.netG(batch.flip(axes)).flip(axes).float() for axes in self._mirrorings]
+        return torch.stack(views, dim=1).cpu().numpy()
 
     def _choose_batch_size(self, one: np.ndarray) -> int:
         """Return how many slabs like `one`, (C S, H, W), to send through the network at a time."""
@@ -153,6 +167,11 @@ class Translator:
             for hook in hooks:
                 hook.remove()
         return max(1, sum(sizes) // len(self._mirrorings))
+
+
+def _mean(outputs: np.ndarray) -> np.ndarray:
+    """Return the mean over mirrorings (V, ...) of what a network gives."""
+    return outputs[0] if len(outputs) == 1 else outputs.mean(axis=0)
 
 
 class TestModel(Translator):

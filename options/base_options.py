@@ -13,14 +13,19 @@ from models.inference_settings import FILE_NAME, read_inference_settings
 from models.precision import PRECISIONS
 
 
-def base_parser(prog: str, description: str, precision: str = "fp32") -> argparse.ArgumentParser:
-    """Return a parser with the options that every command on a model has; `precision` is the default."""
+def base_parser(prog: str, description: str, precision: str = "fp32", several: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command on a model has.
+
+    `precision` is the default; `several`: whether several models may be named.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     run = parser.add_argument_group("run")
+    more: dict = {"nargs": "+", "metavar": "NAME"} if several else {}
+    what = "the model's name, or several: the mean of what they make" if several else "the model's name"
     run.add_argument(
-        "--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir"
+        "--name", type=experiment_name, required=True, help=f"{what}; its folder in --checkpoints_dir", **more
     )
     run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     run.add_argument("--epoch", "--which_epoch", type=epoch_name, default="latest", help="latest, or a saved epoch")

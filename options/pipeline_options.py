@@ -1,12 +1,19 @@
 """Options of `test_pipeline.py`."""
 
 import argparse
-import re
 from pathlib import Path
 
 from data.settings.values import positive_int
 from options.base_options import finish
-from options.test_options import inference_parser
+from options.test_options import (
+    add_anonymous,
+    add_attenuation,
+    add_dicom_choice,
+    inference_parser,
+    regular_expression,
+    settle_attenuation,
+    settle_dicom_choice,
+)
 
 
 def pipeline_parser() -> argparse.ArgumentParser:
@@ -23,7 +30,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "--list",
         type=Path,
         metavar="CSV",
-        help="table: id, path (or a column for each contrast) [, reference, mask, series_uid]",
+        help="table: id, path or a column for each contrast [, reference, mask, series_uid, patient_name, patient_id]",
     )
     cohort.add_argument(
         "--pattern", nargs="+", metavar="[NAME=]GLOB",
@@ -34,6 +41,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "--series_description", type=regular_expression, metavar="REGEX",
         help="which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
     )  # fmt: skip
+    add_dicom_choice(cohort)
     cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
     cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")
     cohort.add_argument("--no_html", action="store_true", help="a picture of each case, in place of results pages")
@@ -42,15 +50,19 @@ def pipeline_parser() -> argparse.ArgumentParser:
         help="patients read and prepared, and patients written, at a time beside the one on the device "
         "(default: 1 on a CPU; on a GPU the number of cores, at most 8)",
     )  # fmt: skip
+    series = parser.add_argument_group("DICOM series")
+    series.add_argument(
+        "--dicom",
+        action="store_true",
+        help="write each synthetic CT as a DICOM series as well: RESULTS_DIR/NAME/dicom/<case>",
+    )
+    add_anonymous(series)
+    add_attenuation(
+        parser,
+        action="store_true",
+        help="write each attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
+    )
     return parser
-
-
-def regular_expression(text: str) -> re.Pattern:
-    """Return a regular expression that ignores case."""
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: not a regular expression: {error}") from error
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,4 +71,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = finish(parser, arguments)
     if options.list and (options.pattern or options.series_description):
         parser.error("--pattern and --series_description: they search --input_dir; leave them out with --list")
+    if options.anonymous and not options.dicom:
+        parser.error("--anonymous: it concerns DICOM series; add --dicom")
+    settle_attenuation(parser, options)
+    settle_dicom_choice(options)
     return options

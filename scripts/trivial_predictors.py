@@ -12,7 +12,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.masks.body_mask import mr_body_mask
 from data.outputs import check_free
-from data.volumes.volume import describe_grid, read_volume, same_grid, volume_stem, write_volume
+from data.volumes.volume import describe_grid, read_volume, resampling, same_grid, volume_stem, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.cases import CaseVolumes, case_volumes
 
@@ -57,7 +57,7 @@ def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) ->
         if not same_grid(mask, mr):
             raise InputError(
                 f"{mask_path}: the mask is not on the MR's grid: mask has {describe_grid(mask)}; MR has "
-                f"{describe_grid(mr)}; resample it to the MR first"
+                f"{describe_grid(mr)}; resample it to the MR first: {resampling(mask_path, mr_path)}"
             )
         body = mask.array != 0
     for predictor, predict in PREDICTORS.items():

@@ -164,14 +164,14 @@ def test_current_is_what_was_written_of_the_same_key(tmp_path):
     from data.prepared.manifest import hash_files
 
     good = record(output_sha256=hash_files([results.volume_path("p1")]))
-    assert results.is_current(good, {"input_sha256": "1"})
-    assert not results.is_current(good, {"input_sha256": "2"})
-    assert not results.is_current(replace(good, status="failed"), {"input_sha256": "1"})
-    assert not results.is_current(None, {"input_sha256": "1"})
+    assert results.is_current(good, {"input_sha256": "1"}, {})
+    assert not results.is_current(good, {"input_sha256": "2"}, {})
+    assert not results.is_current(replace(good, status="failed"), {"input_sha256": "1"}, {})
+    assert not results.is_current(None, {"input_sha256": "1"}, {})
     results.volume_path("p1").write_bytes(b"other")
-    assert not results.is_current(good, {"input_sha256": "1"})
+    assert not results.is_current(good, {"input_sha256": "1"}, {})
     results.volume_path("p1").unlink()
-    assert not results.is_current(good, {"input_sha256": "1"})
+    assert not results.is_current(good, {"input_sha256": "1"}, {})
 
 
 def test_the_summary_joins_pipelines_and_forgets_what_is_settled(tmp_path):

@@ -129,7 +129,7 @@ def test_enhanced_dicom_is_called_by_its_name(tmp_path, name, frames):
             header.NumberOfFrames = frames
 
     write_series(tmp_path, change=change)
-    with pytest.raises(InputError, match=rf"dcm: {name} Image Storage is not read; convert it to single-frame DICOM"):
+    with pytest.raises(InputError, match=rf"dcm: {name} Image Storage whose frames are not described one by one"):
         read_volume(tmp_path)
 
 

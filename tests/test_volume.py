@@ -93,7 +93,7 @@ def test_upper_case_endings_are_written_and_read(tmp_path, suffix):
 
 def test_a_series_of_a_plain_file_is_refused(tmp_path):
     path = write_volume(example_volume(), tmp_path / "mr.nii")
-    with pytest.raises(InputError, match=r"mr\.nii: a file, but --series_uid names"):
+    with pytest.raises(InputError, match=r"mr\.nii: a file, but --series_uid chooses"):
         read_volume(path, series_uid="1.2.3")
 
 
@@ -385,7 +385,7 @@ def colour(k, header):
         (unscaled_ct, r"dcm: DICOM tag RescaleSlope is missing or empty"),
         (with_value("PixelSpacing", [0.0, 0.7]), r"PixelSpacing .*expected positive"),
         (with_value("PixelSpacing", [0.9, 0.7]), r"PixelSpacing \[.*\] mm in a series of"),
-        (with_value("NumberOfFrames", 4), r"dcm: multi-frame DICOM is not read"),
+        (with_value("NumberOfFrames", 4), r"dcm: multi-frame DICOM whose frames are not described one by one"),
         (colour, r"dcm: SamplesPerPixel 3 \(a colour image\)"),
     ],
 )

@@ -12,7 +12,7 @@ from dominate.util import raw
 from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
-from data.volumes.volume import Volume, same_grid
+from data.volumes.volume import Volume, resampling, same_grid
 from evaluation.report import COLUMNS
 from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS
@@ -80,7 +80,10 @@ def write_case_page(
         shown.append(ShownVolume.of("reference", "true CT", "CT", reference))
     for other in shown[1:]:
         if not same_grid(mr, other.volume):
-            raise InputError(f"{case}: the {other.title} is not on the grid of the {shown[0].title}; resample it first")
+            raise InputError(
+                f"{case}: the {other.title} is not on the grid of the {shown[0].title}; resample it first: "
+                f"{resampling('VOLUME', shown[0].title.upper().replace(' ', '_'))}"
+            )
     region = region_to_show(shown)
     if body is None:
         body = _body_of(ct if reference is None else reference)

@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from data.errors import InputError
 from data.files import whole_file
-from data.volumes.volume import Volume, same_grid
+from data.volumes.volume import Volume, resampling, same_grid
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
 from visualization.records import LossRecord
 from visualization.windows import DisplayWindow, mr_display_range
@@ -58,7 +58,8 @@ def columns_of(
         raise InputError(f"--labels: {len(titles)} labels for {len(given)} volumes; expected one for each")
     for title, (_, volume) in zip(titles, given, strict=True):
         if not same_grid(volume, given[0][1]):
-            raise InputError(f"{title}: not on the grid of {titles[0]}; resample it first")
+            way = resampling("VOLUME", "FIRST_VOLUME")
+            raise InputError(f"{title}: not on the grid of {titles[0]}; resample it first: {way}")
     columns = []
     for title, (kind, volume) in zip(titles, given, strict=True):
         columns.append(Column(title, volume, *(mr_display_range(volume.array) if kind == "MR" else window.range)))

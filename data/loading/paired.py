@@ -14,6 +14,7 @@ from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import Rule
+from data.volumes.volume import resampling
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def open_paired_set(
     if not pairs:
         raise InputError(
             f"{dataroot}: no patient has an MR and a CT on the MR's grid; register the CT to the MR, resample it to "
-            "its grid, and give both the same --patient_regex of python -m scripts.prepare_dataset"
+            f"its grid ({resampling('CT', 'MR')}), and give both the same --patient_regex of python -m "
+            "scripts.prepare_dataset"
         )
     if len(pairs) < len(of_mr):
         log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))

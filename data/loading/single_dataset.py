@@ -1,5 +1,7 @@
 """The slices of one volume, in order: what inference runs over."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -29,6 +31,14 @@ class SingleDataset(Dataset):
         return torch.from_numpy(slab.reshape(-1, *slab.shape[-2:]))
 
 
+def _planes(centre: int, output: np.ndarray, slab: int, count: int) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield the planes of a slab's output, with the slice that each is of and its weight; none beyond the ends."""
+    middle = slab // 2
+    for k, plane in enumerate(output):
+        if 0 <= (index := centre + k - middle) < count:
+            yield plane, index, middle + 1 - abs(k - middle)
+
+
 class SlabMean:
     """The weighted mean of all slabs that hold a slice: most for the one that it is in the middle of.
 
@@ -42,13 +52,36 @@ class SlabMean:
 
     def add(self, centre: int, output: np.ndarray) -> None:
         """Add the output (S, H, W) of the slab around slice `centre`; what lies beyond the ends is left out."""
-        middle = self.slab // 2
-        for k, plane in enumerate(output):
-            index, weight = centre + k - middle, middle + 1 - abs(k - middle)
-            if 0 <= index < len(self.total):
-                self.total[index] += plane if weight == 1 else weight * plane
-                self.weight[index] += weight
+        for plane, index, weight in _planes(centre, output, self.slab, len(self.total)):
+            self.total[index] += plane if weight == 1 else weight * plane
+            self.weight[index] += weight
 
     def result(self) -> np.ndarray:
         """Return the mean, float32 (N, H, W)."""
         return self.total if self.slab == 1 else self.total / self.weight[:, None, None]
+
+
+class SlabSpread:
+    """How far apart lie the outputs that say what a slice is: of all slabs that hold it, and of all mirrorings.
+
+    Weights as in `SlabMean`. D. H. D. West's update of a weighted variance (Commun ACM 22 (1979) 532-535), which loses
+    no digits.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], slab: int, to_physical: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Begin with nothing for a volume of `shape` (N, H, W); `to_physical`: from outputs to HU."""
+        self.mean, self.squares = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.weight = np.zeros(shape[0], np.float32)
+        self.slab, self.to_physical = slab, to_physical
+
+    def add(self, centre: int, output: np.ndarray) -> None:
+        """Add one mirroring's output (S, H, W) of the slab around slice `centre`."""
+        for plane, index, weight in _planes(centre, self.to_physical(output), self.slab, len(self.mean)):
+            self.weight[index] += weight
+            away = plane - self.mean[index]
+            self.mean[index] += weight / self.weight[index] * away
+            self.squares[index] += weight * away * (plane - self.mean[index])
+
+    def variance(self) -> np.ndarray:
+        """Return the weighted variance in HU squared, float32 (N, H, W)."""
+        return self.squares / np.maximum(self.weight, 1)[:, None, None]

@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.masks.couch import BEHIND, couch_side
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, check_mr, in_hu
-from data.volumes.volume import Volume, axial_order, describe_grid, read_volume, same_grid
+from data.volumes.volume import Volume, axial_order, describe_grid, read_volume, resampling, same_grid
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
     if not same_grid(mask, grid):
         raise InputError(
             f"{path}: the mask lies on another grid: {describe_grid(mask)}; expected the volume's grid: "
-            f"{describe_grid(grid)}; resample the mask (nearest neighbour)"
+            f"{describe_grid(grid)}; resample the mask: {resampling(path, 'VOLUME')}"
         )
     body = mask.array != 0
     if not body.any():

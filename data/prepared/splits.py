@@ -10,6 +10,7 @@ import numpy as np
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest
 from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import resampling
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class ValidationCases:
         if of_patient and not on_grid:
             log.info(
                 "%s: the patient's CT (%s) lies on another grid, so it is no truth to compare with; register it to the "
-                "MR and resample it to the MR's grid", mr.name, ", ".join(case.name for case in of_patient),
+                "MR and resample it to the MR's grid: %s",
+                mr.name, ", ".join(case.name for case in of_patient), resampling("CT", "MR"),
             )  # fmt: skip
         return on_grid[0] if on_grid else None
 

@@ -61,6 +61,14 @@ def check_mr(mr: Volume) -> None:
     raise _refused("no MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
 
 
+def kind_of(volume: Volume) -> str:
+    """Return 'CT' of what has values as low as air in HU, 'labels' of a mask or label map, and 'MR' of all else."""
+    sample = _sample(volume.array)
+    if np.percentile(sample, 100 * _FEW) <= _LOW_MR:
+        return "CT"
+    return "labels" if _labelled(volume.array, sample) else "MR"
+
+
 def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
     """Say so where there are few different values, or where neighbours have the same one nearly everywhere."""
     values, counts = np.unique(sample, return_counts=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.volumes.volume import Volume, describe_grid, same_grid
+from data.volumes.volume import Volume, describe_grid, resampling, same_grid
 
 # What an MR is called that is the only one.
 ONLY_CONTRAST = "mr"
@@ -92,7 +92,7 @@ def check_together(volumes: Mapping[str, Volume]) -> None:
         if not same_grid(volumes[first], volume):
             raise InputError(
                 f"contrast {name}: {describe_grid(volume)}; expected the grid of {first}, "
-                f"{describe_grid(volumes[first])}: resample it onto that"
+                f"{describe_grid(volumes[first])}: resample it onto that: {resampling(name, first)}"
             )
     for one, other in combinations(volumes, 2):
         if np.array_equal(volumes[one].array, volumes[other].array):

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,19 +24,23 @@ from pydicom.uid import (
 )
 
 from data.errors import InputError
-from data.volumes.dicom_contrasts import pick_contrast
+from data.volumes.dicom_contrasts import DISTINGUISHING, check_one_volume, describe_choices, pick_contrast
+from data.volumes.dicom_frames import SEQUENCES, frame_number, frames_of, write_frames
+from data.volumes.dicom_origin import DicomOrigin, SourceImage
 from data.volumes.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
 from data.volumes.reader_process import find_unreadable, is_nested, read_slices
 
 log = logging.getLogger(__name__)
 
+# Values that are used are checked here, with the file's name; of others nothing is said.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Positions along the slice normal may deviate from even spacing by this share of the spacing.
 SPACING_TOLERANCE = 0.05
 _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
-    "SOPClassUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "RescaleType",
-    "ImageType", "EchoTime", "MagneticFieldStrength",
+    "SOPClassUID", "SOPInstanceUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
+    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength", *DISTINGUISHING, *SEQUENCES,
 ]  # fmt: skip
 _GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 # Names of HU; US is "unspecified", and an empty tag says as little.
@@ -50,7 +55,10 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The files of one series (path and header) in one folder; `uid` is '' where they do not say it."""
+    """The slices of one series (file and header) in one folder; `uid` is '' where they do not say it.
+
+    Frames of a multi-frame image are slices, each with a header of its own.
+    """
 
     uid: str
     files: tuple[tuple[Path, pydicom.Dataset], ...]
@@ -60,17 +68,33 @@ class DicomSeries:
         header = self.files[0][1]
         description = header.get("SeriesDescription", "no description")
         uid = self.uid or "no SeriesInstanceUID"
-        return f"{uid}  {header.get('Modality', '?')}  {description!r}  {len(self.files)} files"
+        files = len({file for file, _ in self.files})
+        count = f"{files} files" if files == len(self.files) else f"{len(self.files)} frames"
+        return f"{uid}  {header.get('Modality', '?')}  {description!r}  {count}"
 
 
 def list_series(folder: Path) -> list[DicomSeries]:
-    """Return the image series whose files lie directly in `folder`, by UID; other files are passed over."""
+    """Return the image series whose files lie directly in `folder`, by UID; other files are passed over.
+
+    `folder` may be one file.
+    """
     series = defaultdict(list)
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+    for file in _files(folder):
         header = _read_header(file)
         if header is not None:
-            series[str(header.get("SeriesInstanceUID") or "")].append((file, header))
+            frames = [(file, frame) for frame in frames_of(header)]
+            series[str(header.get("SeriesInstanceUID") or "")].extend(frames)
     return [DicomSeries(uid, tuple(files)) for uid, files in sorted(series.items())]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def is_multiframe(file: Path) -> bool:
+    """Tell whether a file is a multi-frame DICOM image: a volume by itself."""
+    header = _read_header(file)
+    return header is not None and len(frames_of(header)) > 1
 
 
 def holds_dicom(folder: Path) -> bool:
@@ -122,40 +146,61 @@ def _is_damaged(file: Path) -> bool:
         return file.suffix.lower() in _SUFFIXES
 
 
-def read_series(folder: Path, series_uid: str | None = None, contrast: str | None = None) -> sitk.Image:
+def read_series(
+    folder: Path,
+    series_uid: str | None = None,
+    contrast: str | None = None,
+    chosen: Sequence[str] = (),
+    description: re.Pattern | None = None,
+) -> tuple[sitk.Image, DicomOrigin]:
     """Read one series, or the slices in it that show a contrast, as a 3-D image in the order of its normal, rescaled.
+
+    Arguments as in `data.volumes.volume.read_volume`.
+
+    Returns:
+        The image, and what it remembers of its series.
 
     Raises:
         InputError: no series, several without `series_uid`, a damaged file, slices that do not make one evenly spaced
-            volume, colour or multi-frame images, a header without the geometry, or pixels that cannot be decoded.
+            volume, or several volumes, colour images, a header without the geometry, or pixels that cannot be decoded.
     """
     found = list_series(folder)
     read = {file for one in found for file, _ in one.files}
-    if contrast:
+    if description:
+        found = _described(folder, found, description)
+    if contrast or chosen:
         found = [one for one in found if one.uid == series_uid] or found
-        picked = pick_contrast(folder, [one.files for one in found], contrast)
+        picked = pick_contrast(folder, [one.files for one in found], contrast, chosen)
         found = [replace(one, files=tuple(files)) for one, files in zip(found, picked, strict=True) if files]
     series = _choose(folder, found, series_uid)
-    for file in sorted(path for path in folder.iterdir() if path.is_file() and path not in read):
+    for file in (path for path in _files(folder) if path not in read):
         if _is_damaged(file):  # at an end of the series its loss would show nowhere
             raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
     for file, header in series.files:
         _check_header(file, header)
+    for file, header in dict(series.files).items():
         _check_length(file, header)
+    check_one_volume(folder, series.files)
     files, spacing_mm = _sort_slices(folder, series)
     pixel_type = None
     if not _have_one_type(files):
         # The reader takes its pixel type from the first slice: other slices would wrap, or lose their fractions.
         deep = any(_count(file, header, "BitsAllocated") > 16 for file, header in files)
         pixel_type = sitk.sitkFloat64 if deep else sitk.sitkFloat32
-    apart = any(_transfer_syntax(header) not in _PLAIN_SYNTAXES or is_nested(file) for file, header in files)
+    nested = any(is_nested(file) for file in {file for file, header in files if not frame_number(header)})
+    apart = nested or any(_transfer_syntax(header) not in _PLAIN_SYNTAXES for _, header in files)
     try:
         with _as_stored(files) as paths:
             image = read_slices(paths, pixel_type, apart)
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
     image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
-    return image
+    return image, DicomOrigin(files[0][0], tuple(_source_image(header) for _, header in files))
+
+
+def _source_image(header: pydicom.Dataset) -> SourceImage | None:
+    instance = str(header.get("SOPInstanceUID") or "")
+    return SourceImage(str(header.SOPClassUID), instance, frame_number(header)) if instance else None
 
 
 def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:
@@ -170,15 +215,19 @@ def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:
 
 @contextmanager
 def _as_stored(files: list[tuple[Path, pydicom.Dataset]]) -> Iterator[list[Path]]:
-    """Yield paths from which GDCM reads the slices' values as they are stored.
+    """Yield paths from which GDCM reads the slices' values as they are stored, of frames too.
 
     MONOCHROME1 says how values are displayed (PS3.3 C.7.6.3.1.2); GDCM inverts the values. It gets a copy that says
     MONOCHROME2.
     """
     with tempfile.TemporaryDirectory() as scratch:
         paths = []
+        frames = defaultdict(list)
         for number, (file, header) in enumerate(files):
-            if header.get("PhotometricInterpretation") == "MONOCHROME1":
+            if frame_number(header):
+                frames[file].append((header, Path(scratch, f"{number}.dcm")))
+                file = frames[file][-1][1]
+            elif header.get("PhotometricInterpretation") == "MONOCHROME1":
                 copy = Path(scratch, f"{number}.dcm")
                 try:
                     image = pydicom.dcmread(file, force=True)
@@ -188,6 +237,11 @@ def _as_stored(files: list[tuple[Path, pydicom.Dataset]]) -> Iterator[list[Path]
                     raise InputError(f"{file}: MONOCHROME1, and cannot be read to the end: {error}") from error
                 file = copy
             paths.append(file)
+        for file, headers in frames.items():
+            try:
+                write_frames(file, headers)
+            except Exception as error:  # pydicom raises errors of many types on damaged files
+                raise InputError(f"{file}: its frames cannot be read: {error}; export the series again") from error
         yield paths
 
 
@@ -209,6 +263,16 @@ def _transfer_syntax(header: pydicom.Dataset) -> UID | None:
     return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
 
 
+def _described(folder: Path, found: list[DicomSeries], description: re.Pattern) -> list[DicomSeries]:
+    fitting = [one for one in found if description.search(str(one.files[0][1].get("SeriesDescription", "")))]
+    if not fitting:
+        listing = "\n  ".join(series.describe() for series in found) or "no DICOM image"
+        raise InputError(
+            f"{folder}: no DICOM series whose description holds {description.pattern!r}; it has\n  {listing}"
+        )
+    return fitting
+
+
 def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> DicomSeries:
     listing = "\n  ".join(series.describe() for series in found)
     if not found:
@@ -221,7 +285,7 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
     if len(found) > 1:
         raise InputError(
             f"{folder}: {len(found)} DICOM series; expected one: put it into a folder of its own (a series to convert "
-            f"or prepare is chosen by its UID, --series_uid):\n  {listing}"
+            f"or prepare is chosen by its UID, --series_uid, or by --series_description):\n  {listing}"
         )
     if not found[0].uid:
         raise InputError(
@@ -234,9 +298,12 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
 def _check_header(file: Path, header: pydicom.Dataset) -> None:
     """Refuse a slice whose geometry or values its header does not tell."""
     enhanced = "Enhanced" in UID(header.SOPClassUID).name
-    if enhanced or _count(file, header, "NumberOfFrames") > 1:
+    if frame_number(header) is None and (enhanced or _count(file, header, "NumberOfFrames") > 1):
         kind = UID(header.SOPClassUID).name if enhanced else "multi-frame DICOM"
-        raise InputError(f"{file}: {kind} is not read; convert it to single-frame DICOM or NIfTI (dcm2niix does)")
+        raise InputError(
+            f"{file}: {kind} whose frames are not described one by one (PerFrameFunctionalGroupsSequence); convert it "
+            "to single-frame DICOM or NIfTI (dcm2niix does)"
+        )
     samples = _count(file, header, "SamplesPerPixel")
     if samples > 1:
         raise InputError(f"{file}: SamplesPerPixel {samples} (a colour image); expected 1: leave this series out")
@@ -274,7 +341,8 @@ def _check_size(file: Path, header: pydicom.Dataset) -> None:
         expansion = DEFLATE_EXPANSION
     elif syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed:
         expansion = JPEG_EXPANSION
-    check_claim(file, rows * columns * bits // 8, file.stat().st_size, expansion)
+    frames = _count(file, header, "NumberOfFrames")
+    check_claim(file, frames * rows * columns * bits // 8, file.stat().st_size, expansion)
 
 
 def _check_length(file: Path, header: pydicom.Dataset) -> None:
@@ -288,12 +356,14 @@ def _check_length(file: Path, header: pydicom.Dataset) -> None:
     assert isinstance(pixels, RawDataElement), "nothing has asked for its value"
     length = pixels.length
     row_bytes = header.Columns * header.BitsAllocated / 8
-    expected = math.ceil(header.Rows * row_bytes)
+    frames = _count(file, header, "NumberOfFrames")
+    expected = math.ceil(frames * header.Rows * row_bytes)
     # Some exports pad the pixels.
     if not expected <= length < expected + max(2, row_bytes):
         raise InputError(
-            f"{file}: {length} bytes of pixels; its header says {header.Rows} x {header.Columns} of "
-            f"{header.BitsAllocated} bits, {expected} bytes: damaged; export the series again"
+            f"{file}: {length} bytes of pixels; its header says {header.Rows} x {header.Columns}"
+            f"{f' x {frames}' if frames > 1 else ''} of {header.BitsAllocated} bits, {expected} bytes: damaged; export "
+            "the series again"
         )
 
 
@@ -330,17 +400,17 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
     steps = np.diff(along[order])
     spacing = float(np.median(steps))
     if steps.min() < 1e-3 * max(spacing, 1e-3):
-        place = series.files[order[int(steps.argmin()) + 1]][0].name
+        place = _name(*series.files[order[int(steps.argmin()) + 1]])
         raise InputError(
-            f"{folder}: two slices at one position ({place}): several echoes, contrasts or time points in one "
-            "series; contrasts are read by name, as NAME=FOLDER"
+            f"{folder}: two slices at one position ({place}), and nothing in their headers tells them apart; take one "
+            "of the images away"
         )
     worst = int(np.abs(steps - spacing).argmax())
     if abs(steps[worst] - spacing) > SPACING_TOLERANCE * spacing:
-        before, after = (series.files[order[worst + k]][0].name for k in (0, 1))
+        before, after = (_name(*series.files[order[worst + k]]) for k in (0, 1))
         raise InputError(
             f"{folder}: missing or unevenly spaced slices: {steps[worst]:.3f} mm between {before} and {after}, "
-            f"{spacing:.3f} mm elsewhere; complete the series or resample it"
+            f"{spacing:.3f} mm elsewhere; complete the series or resample it{describe_choices(series.files)}"
         )
     drift = (positions - positions[order[0]]) - np.outer(along - along[order[0]], normal)
     if np.abs(drift).max() > 0.5:
@@ -350,11 +420,19 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
     return [series.files[index] for index in order], (along[order[-1]] - along[order[0]]) / (len(order) - 1)
 
 
+def _name(file: Path, header: pydicom.Dataset) -> str:
+    number = frame_number(header)
+    return f"{file.name}, frame {number}" if number else file.name
+
+
 def _check_uniform(folder: Path, series: DicomSeries) -> None:
     first = series.files[0][1]
     for file, header in series.files[1:]:
         if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
-            raise InputError(f"{folder}: slices of different orientation in one series ({file.name}): a localiser?")
+            raise InputError(
+                f"{folder}: slices of different orientation in one series ({_name(file, header)}): a localiser?"
+                f"{describe_choices(series.files)}"
+            )
         if not np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4):
             spacings = list(header.PixelSpacing), list(first.PixelSpacing)
             raise InputError(f"{file}: PixelSpacing {spacings[0]} mm in a series of {spacings[1]} mm")

@@ -6,6 +6,7 @@ with index (i, j, k) along (x, y, z) lies at ``origin + direction @ (spacing * (
 """
 
 import logging
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.volumes import dicom
+from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.gipl import read_gipl
 from data.volumes.headers import UNKNOWN, describe_content, read_start, unreadable
 from data.volumes.metaimage import read_metaimage
@@ -59,6 +61,7 @@ class Volume:
         origin: centre of the first voxel in patient coordinates (LPS, mm).
         direction: 3 x 3 direction cosines, row-major, 9 numbers; column c is the direction of index axis c (x, y, z).
         nifti: the transforms of the NIfTI file that it was read from; those of a file that is written of it.
+        dicom: the series that it was read from; patient and study of a series that is written of it.
         notes: what had to be decided when it was read, in words.
     """
 
@@ -67,6 +70,7 @@ class Volume:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     nifti: NiftiForms | None = None
+    dicom: DicomOrigin | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -170,16 +174,28 @@ def describe_grid(volume: Volume) -> str:
     return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
 
 
+def resampling(what: object, like: object) -> str:
+    """Return the command that puts one volume onto another one's grid, for messages."""
+    return f"python -m scripts.resample --input {what} --like {like}"
+
+
 def read_volume(
-    path: str | Path, series_uid: str | None = None, again: bool = False, contrast: str | None = None
+    path: str | Path,
+    series_uid: str | None = None,
+    again: bool = False,
+    contrast: str | None = None,
+    chosen: Sequence[str] = (),
+    description: re.Pattern | None = None,
 ) -> Volume:
-    """Read a volume file (NIfTI, MetaImage, NRRD, ...) or a folder that holds a DICOM series.
+    """Read a volume file (NIfTI, MetaImage, NRRD, ..., multi-frame DICOM) or a folder that holds a DICOM series.
 
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
         again: it was read before, so its notes are not said another time.
         contrast: which one of a folder that holds several, by its name (`data.volumes.dicom_contrasts`).
+        chosen: names of the same kind that the images must have.
+        description: what the description of the series must hold.
 
     Raises:
         InputError: the path is missing, is not a readable 3-D scalar volume, or its voxels or geometry are unusable;
@@ -194,10 +210,13 @@ def read_volume(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     check_regular(path)
-    if series_uid is not None and not path.is_dir():
-        raise InputError(f"{path}: a file, but --series_uid names a DICOM series of a folder; leave it out")
     try:
-        volume = from_sitk(dicom.read_series(path, series_uid, contrast)) if path.is_dir() else _read_file(path)
+        is_dicom = path.is_dir() or dicom.is_multiframe(path)
+        if not is_dicom and (series_uid is not None or chosen or description):
+            option = "--series_uid" if series_uid is not None else "--contrast, --echo or --series_description"
+            raise InputError(f"{path}: a file, but {option} chooses DICOM images of a folder; leave it out")
+        dicom_choice = (series_uid, contrast, chosen, description)
+        volume = _read_dicom(path, *dicom_choice) if is_dicom else _read_file(path)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -255,11 +274,19 @@ def _write_nifti(volume: Volume, path: Path) -> None:
             image.to_stream(handle)
 
 
+def _read_dicom(
+    path: Path, series_uid: str | None, contrast: str | None, chosen: Sequence[str], description: re.Pattern | None
+) -> Volume:
+    image, origin = dicom.read_series(path, series_uid, contrast, chosen, description)
+    return replace(from_sitk(image), dicom=origin)
+
+
 def _read_file(path: Path) -> Volume:
     suffix = volume_suffix(path)
     _check_content(path, suffix)
     if suffix in NIFTI_SUFFIXES:
-        return Volume(*read_nifti(path, sum(file.stat().st_size for file in volume_files(path))))
+        image = read_nifti(path, sum(file.stat().st_size for file in volume_files(path)))
+        return Volume(*image[:4], nifti=image.forms, notes=image.notes)
     stored = _PARSERS[suffix](path)
     return Volume(stored.read(), stored.spacing, stored.origin, stored.direction)
 
@@ -271,9 +298,7 @@ def _check_content(path: Path, suffix: str) -> None:
         raise InputError(f"{path}: the file is empty")
     found = describe_content(start)
     if suffix == ".dcm" or found == "a DICOM file":
-        raise InputError(
-            f"{path}: a single DICOM file; name the folder of its series, or convert a multi-frame file to NIfTI"
-        )
+        raise InputError(f"{path}: a single DICOM file; name the folder of its series")
     if not suffix:
         formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
         raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
@@ -308,7 +333,8 @@ def _check_geometry(volume: Volume, path: Path) -> None:
     direction = np.reshape(volume.direction, (3, 3))
     if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
         raise InputError(
-            f"{path}: direction {volume.direction} is not orthonormal (sheared or scaled axes): resample it first"
+            f"{path}: direction {volume.direction} is not orthonormal (sheared or scaled axes): resample it to "
+            "orthogonal axes with other software"
         )
 
 

@@ -1,0 +1,39 @@
+"""What is written of each case beside its volume, where it is asked for: a DICOM series, a mu-map."""
+
+from dataclasses import asdict, dataclass
+
+from cohort.inputs import CohortCase, short_hash
+from cohort.results import DICOM, MU_MAP
+from data.values.attenuation import MuSettings
+from data.volumes.dicom_series import Identity
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked for.
+
+    Attributes:
+        model, epoch: what a DICOM series calls the model that made it.
+        dicom: whether there is a series; anonymous: whether it leaves out the MR's identity.
+        mu: how mu-maps are made; None: there are none.
+    """
+
+    model: str
+    epoch: str
+    dicom: bool = False
+    anonymous: bool = False
+    mu: MuSettings | None = None
+
+    def asked(self, case: CohortCase) -> dict[str, dict]:
+        """Return what is to be there of a case, by kind, and what it depends on beside the case's key."""
+        found = {}
+        if self.dicom:
+            identity = self.identity(case)  # of which a record holds nothing that can be read
+            found[DICOM] = {"anonymous": identity.anonymous, "identity": short_hash(str(identity))}
+        if self.mu:
+            found[MU_MAP] = asdict(self.mu)
+        return found
+
+    def identity(self, case: CohortCase) -> Identity:
+        """Return whose a case's series is."""
+        return Identity(case.patient_name, case.patient_id, self.anonymous)

@@ -1,0 +1,68 @@
+"""Several models as one, and how far apart lies what they say: an uncertainty in HU for each voxel.
+
+The synthetic CT is the mean of the models'. The variance is the mean of the models' own (their overlapping slabs and
+mirrorings) and that between them (law of total variance). It knows nothing of errors that all of them share.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.errors import InputError
+from data.loading.single_dataset import SlabSpread
+from data.volumes.volume import Volume
+from models.synthesis import Synthesiser, prepare_volume, restore_volume, warn_of_plan
+
+
+def check_ensemble(names: Sequence[str], synthesisers: Sequence[Synthesiser], uncertainty: bool) -> None:
+    """Refuse models that do not go together, and an uncertainty of one model that says everything once.
+
+    Raises:
+        InputError: names the model.
+    """
+    first = synthesisers[0].settings
+    for name, one in zip(names, synthesisers, strict=True):
+        theirs = (one.settings.direction, one.settings.contrasts)
+        if theirs != (first.direction, first.contrasts):
+            raise InputError(
+                f"--name {name}: makes {theirs[0]} of {', '.join(theirs[1])}; {names[0]} makes {first.direction} of "
+                f"{', '.join(first.contrasts)}: models of one ensemble take and make the same"
+            )
+    if first.direction != "AtoB" and len(synthesisers) > 1:
+        raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
+    if uncertainty and len(synthesisers) == 1 and synthesisers[0].model.views == 1:
+        raise InputError(
+            f"--uncertainty: {names[0]} says what a voxel is once: no overlapping slabs, no mirrorings; name several "
+            "models (--name A B C)"
+        )
+
+
+def synthesize_ensemble(
+    source: Volume,
+    synthesisers: Sequence[Synthesiser],
+    body: np.ndarray | None = None,
+    batch_size: int | None = None,
+    further: Sequence[Volume] = (),
+) -> tuple[Volume, Volume]:
+    """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
+
+    Of one model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all
+    models say air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
+    """
+    shape = source.array.shape
+    mean, between, within = (np.zeros(shape, np.float32) for _ in range(3))
+    for number, synthesiser in enumerate(synthesisers, start=1):
+        slices, plan = prepare_volume(source, synthesiser.settings, body, further)
+        warn_of_plan(plan)
+        model = synthesiser.model
+        spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)
+        ct = restore_volume(model.translate(slices, batch_size, spread), plan).array
+        variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
+        variance[plan.with_body] = spread.variance()
+        within += np.maximum(plan.frame.restore(variance, 0).array, 0)
+        away = ct - mean
+        mean += away / number
+        between += away * (ct - mean)
+    count = len(synthesisers)
+    deviation = np.sqrt((between + within) / count)
+    return source.with_array(np.rint(mean).astype(np.int16)), source.with_array(deviation)

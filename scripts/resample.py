@@ -1,0 +1,74 @@
+"""Put a volume onto another one's grid: ``python -m scripts.resample --input A --like B [--output C]``.
+
+Nothing is registered: both lie where their headers say. What A does not cover is air in a CT (-1000 HU) and 0 in an MR,
+a mask or any other volume. A mask or label map keeps its labels (nearest neighbour) unless --interpolation says
+otherwise.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import InputError, run_command
+from data.outputs import check_free, volume_targets
+from data.settings.declaration import HelpFormatter
+from data.settings.values import parse_numbers
+from data.values.intensity import AIR_HU
+from data.values.modality import kind_of
+from data.volumes.resampling import INTERPOLATIONS, resample
+from data.volumes.volume import WRITABLE_SUFFIXES, read_volume, volume_stem, volume_suffix, write_volume
+from options.test_options import add_dicom_choice, regular_expression, settle_dicom_choice
+
+log = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.resample", description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder that is resampled")
+    parser.add_argument("--series_uid", help="which DICOM series of --input")
+    parser.add_argument(
+        "--series_description", type=regular_expression, metavar="REGEX", help="the same, by its description"
+    )
+    add_dicom_choice(parser)
+    parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder whose grid is wanted")
+    parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
+    parser.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, help="default: linear; of masks and label maps nearest"
+    )
+    parser.add_argument("--outside", type=float, metavar="VALUE", help="value outside --input (default: see above)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    options = parse_numbers(parser, arguments)
+    settle_dicom_choice(options)
+    if options.output is None:
+        name = f"{volume_stem(options.input)}_like_{volume_stem(options.like)}.nii.gz"
+        options.output = options.input.absolute().with_name(name)
+    if volume_suffix(options.output) not in WRITABLE_SUFFIXES:
+        parser.error(f"--output {options.output}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Resample and write."""
+    opt = parse_arguments(arguments)
+    check_free(volume_targets(opt.output), "--output", [opt.input, opt.like], overwrite=opt.overwrite)
+    volume = read_volume(opt.input, opt.series_uid, chosen=opt.chosen, description=opt.series_description)
+    like = read_volume(opt.like)
+    kind = kind_of(volume)
+    interpolation = opt.interpolation or ("nearest" if kind == "labels" else "linear")
+    outside = opt.outside if opt.outside is not None else AIR_HU if kind == "CT" else 0
+    try:
+        result, share = resample(volume, like, interpolation, outside)
+    except InputError as error:
+        raise InputError(f"{opt.input}, {opt.like}: {error}") from error
+    write_volume(result, opt.output)
+    log.info("%s: %s of %s, %s; %.1f %% of it lies outside and is %g", opt.output, interpolation, opt.input,
+             {"CT": "a CT", "MR": "no CT", "labels": "a mask or label map"}[kind], 100 * share, outside)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,147 @@
+"""Several models as one, and the uncertainty: against closed forms of networks that are known."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import test_adapt
+from data.errors import InputError
+from data.loading.single_dataset import SlabSpread
+from data.volumes.volume import read_volume, same_grid, write_volume
+from models.ensemble import check_ensemble, synthesize_ensemble
+from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
+from models.test_model import TestModel
+from tests.cohort_data import NAME, patient_mr, write_model
+from tests.cohort_data import SETTINGS as TINY
+from tests.faults.commands import adapt
+from tests.test_synthesis import CPU, SETTINGS, ramp_mr
+
+HU_PER_UNIT = 1200  # of the window of -1000 to 1400 HU
+
+
+class Shifted(torch.nn.Module):
+    """A generator that adds a constant to each plane of a slab, and another one to the first half of all columns."""
+
+    def __init__(self, planes: list[float], half: float = 0.0) -> None:
+        super().__init__()
+        self.planes, self.half = torch.tensor(planes)[None, :, None, None], half
+
+    def forward(self, x):
+        left = torch.arange(x.shape[-1]) < x.shape[-1] // 2
+        return 0.1 * x + self.planes + self.half * left
+
+
+def known(planes: list[float], half: float = 0.0, **changes) -> Synthesiser:
+    slab = len(planes)
+    generator = replace(SETTINGS.generator, input_nc=slab, output_nc=slab)
+    settings = replace(SETTINGS, slab=slab, generator=generator, **changes)
+    model = TestModel.__new__(TestModel)
+    super(TestModel, model).__init__(Shifted(planes, half).eval(), slab, CPU, "fp32", settings.mirrored)
+    return Synthesiser(settings, model)
+
+
+def test_overlapping_slabs_that_disagree_are_the_uncertainty():
+    """Weights 1 2 1 of values d, 0, -d: variance d^2 / 2 within, and 2/9 d^2 at an end, where one is missing."""
+    mr, d = ramp_mr(), 0.05
+    body = np.ones(mr.array.shape, bool)
+    synthesiser = known([d, 0.0, -d])
+    ct, deviation = synthesize_ensemble(mr, [synthesiser], body)
+    np.testing.assert_array_equal(ct.array, synthesize_volume(mr, synthesiser, body).array)
+    assert deviation.array.dtype == np.float32 and same_grid(deviation, mr)
+    np.testing.assert_allclose(deviation.array[1:-1], d * HU_PER_UNIT / np.sqrt(2), rtol=1e-4)
+    np.testing.assert_allclose(deviation.array[[0, -1]], d * HU_PER_UNIT * np.sqrt(2) / 3, rtol=1e-4)
+
+
+def test_mirrorings_that_disagree_are_the_uncertainty():
+    """Half of the mirrorings see a voxel in the first half of the columns: values h and 0, deviation h / 2."""
+    mr, h = ramp_mr(), 0.08
+    synthesiser = known([0.0], h, mirrored=True)
+    ct, deviation = synthesize_ensemble(mr, [synthesiser], np.ones(mr.array.shape, bool))
+    np.testing.assert_allclose(deviation.array, h * HU_PER_UNIT / 2, rtol=1e-4)
+    np.testing.assert_array_equal(ct.array, synthesize_volume(mr, synthesiser, np.ones(mr.array.shape, bool)).array)
+
+
+def test_several_models_are_their_mean_and_their_variances_add_up():
+    """Three models at -s, 0, s with slabs that disagree by d: variance 2/3 s^2 between, d^2 / 2 within."""
+    mr, s, d = ramp_mr(), 0.1, 0.05
+    body = np.ones(mr.array.shape, bool)
+    models = [known([m + d, m, m - d]) for m in (-s, 0.0, s)]
+    ct, deviation = synthesize_ensemble(mr, models, body)
+    singles = [synthesize_volume(mr, one, body).array.astype(float) for one in models]
+    np.testing.assert_array_equal(ct.array, np.rint(np.mean(singles, axis=0)))
+    assert ct.array.dtype == np.int16
+    expected = HU_PER_UNIT * np.sqrt(2 / 3 * s**2 + d**2 / 2)
+    np.testing.assert_allclose(deviation.array[1:-1], expected, rtol=0.01)  # members are rounded to whole HU
+
+
+def test_slices_without_body_are_certain_air():
+    mr = ramp_mr()
+    body = np.zeros(mr.array.shape, bool)
+    body[2:4] = True
+    ct, deviation = synthesize_ensemble(mr, [known([0.05, 0.0, -0.05])], body)
+    assert np.all(ct.array[[0, 1, 4, 5]] == -1000) and np.all(deviation.array[[0, 1, 4, 5]] == 0)
+    assert np.all(deviation.array[2:4] > 10)
+
+
+def test_the_spread_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(1000, 5, (40, 1, 3, 4)).astype(np.float32)  # far from 0: sums of squares would lose digits
+    spread = SlabSpread((1, 3, 4), 1, lambda values: values)
+    for output in outputs:
+        spread.add(0, output)
+    np.testing.assert_allclose(spread.variance()[0], outputs[:, 0].var(axis=0), rtol=1e-3)
+
+
+def test_what_cannot_be_an_ensemble_is_refused():
+    one, fat = known([0.0]), known([0.0], contrasts=("fat",))
+    with pytest.raises(InputError, match="--name b: makes AtoB of fat; a makes AtoB of mr"):
+        check_ensemble(["a", "b"], [one, fat], False)
+    with pytest.raises(InputError, match=r"--uncertainty: a says what a voxel is once: .* \(--name A B C\)"):
+        check_ensemble(["a"], [one], True)
+    reverse = SimpleNamespace(settings=replace(one.settings, direction="BtoA"))
+    with pytest.raises(InputError, match="they make MR from CT; expected one model"):
+        check_ensemble(["a", "b"], [reverse, reverse], False)
+    check_ensemble(["a"], [known([0.0, 0.0, 0.0])], True)
+    check_ensemble(["a", "b"], [one, one], True)
+
+
+def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, caplog, capsys):
+    for number, name in enumerate(("a", "b")):
+        write_model(tmp_path, seed=number, settings=replace(TINY, mirrored=number == 1))
+        (tmp_path / "checkpoints" / NAME).rename(tmp_path / "checkpoints" / name)
+    mr = write_volume(patient_mr(), tmp_path / "p7.nii.gz")
+
+    def run(names: list[str], *more) -> int:
+        arguments = adapt(tmp_path, mr, "--precision", "fp32", *more)
+        return test_adapt.main(["--name", *names, *arguments[2:]])
+
+    with caplog.at_level("INFO"):
+        assert run(["a", "b"], "--uncertainty", tmp_path / "sd.nii.gz", "--dicom", tmp_path / "dicom") == 0
+    volumes = [read_volume(mr)]
+    singles = [
+        synthesize_volume(volumes[0], load_synthesiser(tmp_path / "checkpoints" / name, "latest", CPU)).array
+        for name in ("a", "b")
+    ]
+    ct = read_volume(tmp_path / "out/a+b/p7.nii.gz")
+    np.testing.assert_array_equal(ct.array, np.rint(np.mean(singles, axis=0)))
+    np.testing.assert_array_equal(read_volume(tmp_path / "dicom").array, ct.array)
+    deviation = read_volume(tmp_path / "sd.nii.gz").array
+    assert np.all(
+        deviation >= np.abs(singles[0] / 2 - singles[1] / 2) - 0.01
+    )  # two models, and what b's mirrorings add
+    report = json.loads((tmp_path / "out/a+b/p7.json").read_text())
+    assert report["uncertainty_mean_hu"] == pytest.approx(deviation[deviation > 0].mean(), abs=0.01)
+    assert f"uncertainty: {report['uncertainty_mean_hu']:.1f} HU on average" in caplog.text
+    assert run(["b"], "--uncertainty", tmp_path / "b.nii.gz") == 0
+    np.testing.assert_array_equal(read_volume(tmp_path / "out/b/p7.nii.gz").array, singles[1])
+    with pytest.raises(InputError, match="--uncertainty: a says what a voxel is once"):
+        run(["a"], "--uncertainty", tmp_path / "x.nii.gz")
+    for names, more in ((["a", "a"], []), (["a"], ["--uncertainty", "x.png"])):
+        with pytest.raises(SystemExit):
+            run(names, *more)
+    said = capsys.readouterr().err
+    assert "a model is named twice" in said and "--uncertainty x.png: expected a file ending in" in said
