@@ -41,7 +41,8 @@ def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     """Parse, take published options for what they are here, and resolve `--gpu_ids` into `device`."""
     words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, Command(parser.prog))
     options = parser.parse_args(words)
-    checked(parser, _check_recorded, options.checkpoints_dir / options.name, recorded)
+    for name in options.name if isinstance(options.name, list) else [options.name]:
+        checked(parser, _check_recorded, options.checkpoints_dir / name, recorded)
     if options.gpu_ids is not None:
         options.device = gpu_of_ids(parser, options.gpu_ids)
     del options.gpu_ids

@@ -158,6 +158,7 @@ TRAINING_ERRORS = [
     ("--suffix {0}", "published options in braces"),
     ("--suffix {suffix.format}", "published options in braces"),
     ("--suffix a/b", "without slashes"),
+    ("--name a b --suffix c", "expected one --name"),
     ("--epoch_count 0", "a whole number of 1 or more"),
     ("--epoch_count 102", "a new run begins at epoch 1"),
     ("--phase val", "--val validates"),
@@ -257,8 +258,8 @@ MAPS = {"dataroot": "datasets/maps", "name": "maps_cyclegan"}
         ),
         (
             "--dataroot ./datasets/MR2CT/ --name cycle_Lcc --batchSize 4 --lambda_Self 0 --lambda_co_A 2 "
-            "--lambda_co_B 2 --input_nc 1 --output_nc 1 --loadSize 286 --fineSize 256 --continue_train --epoch_count 26 "
-            "--which_epoch latest --display_id 0 --display_port 8097 --display_env lib",
+            "--lambda_co_B 2 --input_nc 1 --output_nc 1 --loadSize 286 --fineSize 256 --continue_train "
+            "--epoch_count 26 --which_epoch latest --display_id 0 --display_port 8097 --display_env lib",
             {"dataroot": "datasets/MR2CT", "name": "cycle_Lcc", "batch_size": 4, "lambda_shape": 0.0,
              "continue_train": True},
         ),

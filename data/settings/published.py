@@ -55,9 +55,13 @@ class Line:
         line.method = method or line.value("--model") or "cycle_gan"
         return line
 
+    def values(self, *names: str) -> list[str]:
+        """Return what the last of the options `names` was given."""
+        return next((values for name, values, _ in reversed(self.options) if name in names), [])
+
     def value(self, *names: str) -> str | None:
-        """Return what the last of the options `names` was given; None where none was given a value."""
-        return next((values[0] for name, values, _ in reversed(self.options) if name in names and values), None)
+        """Return the first value of the last of the options `names`; None where there is none."""
+        return next(iter(self.values(*names)), None)
 
     def given(self, *names: str) -> bool:
         """Tell whether one of the options was given."""
@@ -147,7 +151,7 @@ def translate(
 
 
 def _value(line: Line, row: Published) -> str:
-    values = next(values for name, values, _ in reversed(line.options) if name == row.name)
+    values = line.values(row.name)
     expected = 0 if row.default is None else 1
     if len(values) != expected:
         raise InputError(

@@ -124,15 +124,15 @@ def _no_flip(line: Line, name: str, value: str) -> list[str]:
 
 
 def _suffix(line: Line, name: str, value: str) -> list[str]:
-    base = line.value("--name")
-    if base is None:
-        raise InputError(f"--suffix {value}: needs --name, to which it is added")
+    bases = line.values("--name")
+    if len(bases) != 1:
+        raise InputError(f"--suffix {value}: expected one --name, to which it is added")
     if not value:
         return []
     try:
         keys = [key for _, key, _, _ in string.Formatter().parse(value) if key is not None]
         values = {key: _published_value(line, key) for key in keys}
-        return ["--name", f"{base}_{value.format(**values)}"]
+        return ["--name", f"{bases[0]}_{value.format(**values)}"]
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"--suffix {value}: expected text with published options in braces, such as {{model}}: {error}; or write "
