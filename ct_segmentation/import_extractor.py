@@ -1,7 +1,8 @@
 """Make an extractor's file of U-Net weights trained elsewhere.
 
 Weights do not say what they were trained on; the options do. The network's output is taken as one logit a class, the
-body first; its width and classes are found in the weights.
+body first; its width and classes are found in the weights. A network of three channels, as the published one, which saw
+each slice in all three, becomes one of one channel that gives the same.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from data.loading.settings import CtMapSettings
 from data.outputs import check_free
 from data.settings.declaration import add_options, from_namespace
 from data.settings.values import parse_numbers, positive_float, positive_int
-from models.published_unet import unet_from_state
+from models.published_unet import seeing_gray, unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
     path = opt.out / FILE_NAME
     check_free([path], "--out", [opt.weights], overwrite=opt.overwrite)
     net, found = unet_from_state(opt.weights)
+    if found["n_channels"] == 3:
+        net, found = seeing_gray(net, found)
+        log.info("%s: saw 3 channels; taken as one slice in all of them, as the published code gave it", opt.weights)
     if found["n_channels"] != 1:
-        raise InputError(f"{opt.weights}: takes {found['n_channels']} channels; expected 1, a CT slice")
+        raise InputError(
+            f"{opt.weights}: takes {found['n_channels']} channels; expected 1, a CT slice, or 3 that all show it"
+        )
     settings = ExtractorSettings(
         width=found["width"],
         n_classes=found["n_classes"],

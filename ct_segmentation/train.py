@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ct_segmentation.method import ShapeExtractorModel
-from data.errors import run_command
+from data.errors import InputError, run_command
+from data.settings.published import Command, translate
+from data.settings.published_options import OPTIONS
 from data.settings.values import positive_int, protected_numbers
 from models.shape_extractor import FOLDER_NAME
 from training.run import train_method
@@ -26,13 +28,16 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     own.add_argument("--out", type=Path)
     for name in ("--dataroot", "--name", "--checkpoints_dir"):
         own.add_argument(name)
-    words = protected_numbers(arguments)
-    found, _ = own.parse_known_args(words)
     parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__)
     parser.add_argument("--out", type=Path, help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})")
     parser.add_argument(
         "--epochs", dest="n_epochs", type=positive_int, default=argparse.SUPPRESS, help="the same as --n_epochs"
     )
+    try:
+        words, _ = translate(protected_numbers(arguments), OPTIONS, Command.TRAIN, NAME)
+    except InputError as error:
+        parser.error(str(error))
+    found, _ = own.parse_known_args(words)
     named = found.name is not None or found.checkpoints_dir is not None
     if found.out and named:
         parser.error("--out and --name or --checkpoints_dir: expected one of them; both say the run's folder")

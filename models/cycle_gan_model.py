@@ -186,6 +186,9 @@ class CycleGANSettings(
     direction: str = option(
         "AtoB", nature=Nature.FIXED, choices=("AtoB", "BtoA"), aliases=("--which_direction",), help="AtoB: MR to CT"
     )
+    serial_batches: bool = option(
+        False, nature=Nature.RESULT, help="take the slices of both domains in their own order, not in a random one"
+    )
 
     @property
     def uses_batch_norm(self) -> bool:
@@ -321,8 +324,9 @@ class CycleGANModel(BaseModel):
     ) -> LoadedBatches:
         """Return the batches of unpaired slices."""
         sampler = UnalignedSampler(
-            dataset, settings.seed, data.max_dataset_size, data.batch_size, place.rank, place.processes
-        )
+            dataset, settings.seed, data.max_dataset_size, data.batch_size, place.rank, place.processes,
+            settings.serial_batches,
+        )  # fmt: skip
         return LoadedBatches(dataset, sampler, data.num_threads, pin_memory=place.device.type == "cuda")
 
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:

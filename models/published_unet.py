@@ -50,6 +50,20 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     return named
 
 
+def seeing_gray(net: UNet, arguments: UNetArguments) -> tuple[UNet, UNetArguments]:
+    """Return the network of one channel that gives what `net` of several gives where all of them show one image.
+
+    The first convolution is linear in each channel, so its kernel is summed over them.
+    """
+    state = net.state_dict()
+    first = "inc.conv.conv.0.weight"
+    state[first] = state[first].sum(dim=1, keepdim=True)
+    arguments = UNetArguments(**(arguments | {"n_channels": 1}))
+    gray = UNet(**arguments)
+    gray.load_state_dict(state)
+    return gray, arguments
+
+
 def unet_from_state(source: str | Path | Mapping[str, Any]) -> tuple[UNet, UNetArguments]:
     """Return the U-Net whose weights `source` holds, and its arguments.
 

@@ -1,10 +1,15 @@
 """Options that training and testing share, and the types of option values."""
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import InputError
-from data.settings.values import epoch_name, experiment_name, gpu_of_ids, parse_numbers, torch_device
+from data.settings.published import Command, translate
+from data.settings.published_options import OPTIONS
+from data.settings.values import epoch_name, experiment_name, gpu_of_ids, protected_numbers, torch_device
+from models.inference_settings import FILE_NAME, read_inference_settings
 from models.precision import PRECISIONS
 
 
@@ -31,10 +36,13 @@ def base_parser(prog: str, description: str, precision: str = "fp32", several: b
 
 
 def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Parse, and resolve `--gpu_ids` into `device`."""
-    options = parse_numbers(parser, arguments)
+    """Parse, take published options for what they are here, and resolve `--gpu_ids` into `device`."""
+    words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, Command(parser.prog))
+    options = parser.parse_args(words)
     if options.name is None:
         parser.error(f"--name: expected a model. {list_models(options.checkpoints_dir)}")
+    for name in options.name if isinstance(options.name, list) else [options.name]:
+        checked(parser, _check_recorded, options.checkpoints_dir / name, recorded)
     if options.gpu_ids is not None:
         options.device = gpu_of_ids(parser, options.gpu_ids)
     del options.gpu_ids
@@ -46,9 +54,8 @@ def list_models(checkpoints_dir: Path) -> str:
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one by train.py, or choose another --checkpoints_dir"
-    return "\n".join(
-        [f"{checkpoints_dir} has:", *(f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models)]
-    )
+    lines = [f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models]
+    return "\n".join([f"{checkpoints_dir} has:", *lines])
 
 
 def _title(folder: Path) -> str:
@@ -58,6 +65,23 @@ def _title(folder: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return lines[0].partition(": ")[2] if lines else ""
+
+
+def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse published options that say of a model what its record denies.
+
+    Raises:
+        InputError: it names the option, and what the record says.
+    """
+    if not said or not (folder / FILE_NAME).exists():  # no such model: the command says so
+        return
+    settings = read_inference_settings(folder)
+    values = asdict(settings.generator) | {"direction": settings.direction}
+    for option, (name, value) in said.items():
+        if str(values[name]) != value:
+            raise InputError(
+                f"{option}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
+            )
 
 
 def checked(parser: argparse.ArgumentParser, build, *args):

@@ -1,13 +1,16 @@
 """Options of `train.py`: which methods there are, and the command line of each.
 
-Names are those of pytorch-CycleGAN-and-pix2pix; the published ones are aliases. Each option is declared once, as a
-field of the settings class of its subject.
+Names are those of pytorch-CycleGAN-and-pix2pix; what the published ones do is in data/settings/published_options.py.
+Each option is declared once, as a field of the settings class of its subject.
 """
 
 import argparse
 from collections.abc import Sequence
 
 from ct_segmentation.method import ShapeExtractorModel
+from data.errors import InputError
+from data.settings.published import Command, translate
+from data.settings.published_options import OPTIONS
 from data.settings.values import protected_numbers
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
@@ -43,5 +46,10 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     """Return the checked settings; nothing changes them afterwards."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_model(first)
-    chosen = first.parse_known_args(protected_numbers(arguments))[0].model
-    return parse_training(train_parser(chosen), chosen, METHODS[chosen], arguments)
+    words = protected_numbers(arguments)
+    try:
+        words, _ = translate(words, OPTIONS, Command.TRAIN)
+    except InputError as error:
+        train_parser().error(str(error))
+    chosen = first.parse_known_args(words)[0].model
+    return parse_training(train_parser(chosen), chosen, METHODS[chosen], words)

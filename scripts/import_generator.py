@@ -1,7 +1,10 @@
-"""Take over a generator trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
+"""Take over a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
 
-Writes `checkpoints/NAME/latest_net_G_A.pth` and the `inference.json` that says what the weights do not: how volumes
-became the slices that they were trained on.
+Of a file, the generator from MR to CT. Of a folder, all networks of an epoch that are there: that generator (`G_A`, or
+`G` where upstream trained one alone), `G_B`, `D_A` and `D_B`. `train.py --init_from NAME` continues from them.
+
+Writes `checkpoints/NAME/latest_net_G_A.pth`, the same of the other networks, and the `inference.json` that says what
+the weights do not: how volumes became the slices that they were trained on.
 """
 
 import argparse
@@ -10,17 +13,27 @@ from pathlib import Path
 
 import torch
 
-from data.errors import run_command
+from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.values import experiment_name, parse_numbers, positive_float, positive_int
+from data.settings.values import epoch_name, experiment_name, parse_numbers, positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
-from models.networks import GENERATORS, NORMS, UPSAMPLINGS, Architecture, build_generator
+from models.networks import (
+    DISCRIMINATORS,
+    GENERATORS,
+    NORMS,
+    UPSAMPLINGS,
+    Architecture,
+    build_discriminator,
+    build_generator,
+)
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_network_weights
 from options.base_options import checked
 
 log = logging.getLogger(__name__)
+
+NETWORKS = ("G_A", "G_B", "D_A", "D_B")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +43,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--weights", type=Path, required=True, help="state dict of the generator MR -> CT (net_G_A)")
+    parser.add_argument("--weights", type=Path, required=True, help="folder, or state dict of the generator MR -> CT")
+    parser.add_argument(
+        "--epoch", "--which_epoch", type=epoch_name, default="latest", help="of a folder: latest, or a saved epoch"
+    )
     parser.add_argument("--name", type=experiment_name, required=True, help="what to call the model")
     parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     parser.add_argument("--netG", choices=GENERATORS, default="resnet_9blocks", help="architecture")
     parser.add_argument("--ngf", type=positive_int, default=64, help="features after the first layer")
+    parser.add_argument("--netD", choices=DISCRIMINATORS, default="basic", help="architecture of the discriminators")
+    parser.add_argument("--ndf", type=positive_int, default=64, help="features after their first layer")
+    parser.add_argument("--n_layers_D", type=positive_int, default=3, help="strided layers of --netD n_layers")
     parser.add_argument("--norm", choices=NORMS, default="instance", help="normalisation layer")
     parser.add_argument("--use_dropout", action="store_true", help="trained with dropout")
     parser.add_argument("--upsample", choices=UPSAMPLINGS, default="transposed", help="upsampling layer")
@@ -49,18 +68,50 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
+    """Return the files of the networks to take over, by name: `G_A` first, which there must be.
+
+    Raises:
+        InputError: a folder without the weights of that generator and epoch.
+    """
+    if not weights.is_dir():
+        return {"G_A": weights}
+    found = {name: path for name in NETWORKS if (path := weights_path(weights, epoch, name)).is_file()}
+    alone = weights_path(weights, epoch, "G")
+    if "G_A" not in found and alone.is_file():
+        found = {"G_A": alone, **found}
+    if "G_A" not in found:
+        there = ", ".join(sorted(path.name for path in weights.glob("*_net_*.pth"))) or "none"
+        raise InputError(
+            f"{weights}: no {epoch}_net_G_A.pth; expected the weights of a generator from MR to CT; there are {there}: "
+            "say which by --epoch, or give the file itself"
+        )
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Check that the weights fit, and write the model's folder."""
     opt = parse(arguments)
     folder = opt.checkpoints_dir / opt.name
-    target = weights_path(folder, "latest", "G_A")
-    check_free([target, folder / FILE_NAME], "--name", [opt.weights], overwrite=opt.overwrite)
+    sources = find_networks(opt.weights, opt.epoch)
+    targets = {name: weights_path(folder, "latest", name) for name in NETWORKS}
+    check_free([*targets.values(), folder / FILE_NAME], "--name", list(sources.values()), overwrite=opt.overwrite)
     architecture = Architecture(opt.netG, opt.ngf, opt.norm, opt.use_dropout, opt.upsample)
-    net = build_generator(architecture)
-    load_network_weights(net, opt.weights, taken_over=True)
+    networks = {}
+    for name, path in sources.items():  # all are read before any is written
+        if name.startswith("G"):
+            networks[name] = build_generator(architecture)
+        else:
+            networks[name] = build_discriminator(opt.netD, 1, opt.ndf, opt.n_layers_D, opt.norm)
+        load_network_weights(networks[name], path, taken_over=True)
     with torch.inference_mode():
-        net.eval()(torch.zeros(1, 1, opt.size, opt.size))  # refuses a size that the network cannot take
-    save_network_weights(net, target)
+        # Refuses a size that the network cannot take.
+        networks["G_A"].eval()(torch.zeros(1, 1, opt.size, opt.size))
+    for name, target in targets.items():
+        if name in networks:
+            save_network_weights(networks[name], target)
+        else:  # of a model that is replaced
+            target.unlink(missing_ok=True)
     settings = InferenceSettings(
         generator=architecture,
         direction="AtoB",
@@ -73,7 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
         versions=package_versions(),
     )
     settings.write(folder)
-    log.info("%s: ready for python test_adapt.py --name %s", folder, opt.name)
+    log.info("%s: %s; ready for python test_adapt.py --name %s", folder, ", ".join(networks), opt.name)
+    if missing := [name for name in NETWORKS if name not in networks]:
+        log.info("not there: %s, which start anew in train.py --init_from %s", ", ".join(missing), opt.name)
 
 
 if __name__ == "__main__":

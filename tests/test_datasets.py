@@ -143,6 +143,15 @@ def test_every_slice_is_drawn_equally_often(dataroot):
     assert len(draws(dataset, epoch=1, limit=4)) == 4
 
 
+def test_serial_batches_take_both_domains_in_their_own_order(dataroot):
+    dataset = open_plain(dataroot)
+    dataset.b = PreparedSlices(dataroot, [make_case("c0", "B", (0, 15))], [(CT_MAP,)])
+    sampler = UnalignedSampler(dataset, seed=5, serial=True)
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch, 4)
+        assert list(sampler) == [Draw(epoch, k, k % len(dataset.a), k) for k in range(4, 15)]
+
+
 def test_order_derives_from_seed_and_epoch_and_resumes_in_mid_epoch(dataroot):
     dataset = open_plain(dataroot)
     first = draws(dataset, epoch=3)

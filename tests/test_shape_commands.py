@@ -270,9 +270,28 @@ def test_import_of_published_weights(tmp_path):
     np.testing.assert_array_equal(predict.segment_slices(loaded, ct), (ct > -500).astype(np.uint8))
     with pytest.raises(InputError, match="exists already"):
         run(import_extractor, *words)
-    save_network_weights(UNet(n_channels=3, width=2), tmp_path / "colour.pth")
-    with pytest.raises(InputError, match="takes 3 channels"):
-        run(import_extractor, "--weights", tmp_path / "colour.pth", "--out", tmp_path / "c", *words[4:])
+    save_network_weights(UNet(n_channels=2, width=2), tmp_path / "two.pth")
+    with pytest.raises(InputError, match="takes 2 channels; expected 1, a CT slice, or 3 that all show it"):
+        run(import_extractor, "--weights", tmp_path / "two.pth", "--out", tmp_path / "c", *words[4:])
+
+
+def test_the_published_network_of_three_channels_becomes_one_that_gives_the_same(tmp_path, caplog):
+    caplog.set_level("INFO")
+    torch.manual_seed(0)
+    published = UNet(n_channels=3, width=4)
+    for parameter in published.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.save({f"module.{key}": value for key, value in published.state_dict().items()}, tmp_path / "CP5.pth")
+    words = ("--weights", tmp_path / "CP5.pth", "--out", tmp_path / "run", "--size", SIZE, "--spacing_mm", SPACING_MM)
+    run(import_extractor, *words, "--input_range", 0, 255)
+    loaded = load_extractor(tmp_path / "run")
+    images = torch.rand(2, 1, 32, 32) * 2 - 1  # -1 and 1 are 0 and 255 of the network
+    with torch.inference_mode():
+        expected = published.eval()((images + 1) * 127.5 * torch.ones(1, 3, 1, 1))
+        found = loaded.eval()(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert "saw 3 channels" in caplog.text
 
 
 @pytest.mark.parametrize("command", [train, predict, score, import_extractor])

@@ -394,7 +394,7 @@ OPTIONS = {
     "cycle_gan": (
         "direction gan_mode lambda_A lambda_B lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity "
         "lambda_shape lambda_shape_gan lambda_simulated lcc_window n_epochs_warm n_layers_D ndf netD pool_size "
-        "shape_extractor shape_loss warm_lr warm_start"
+        "serial_batches shape_extractor shape_loss warm_lr warm_start"
     ).split()
     + GENERATOR_OPTIONS,
     "simulated_pairs": ["leave_out", "limbs", "limbs_share", *PAIRS_OPTIONS, *GENERATOR_OPTIONS],

@@ -290,19 +290,21 @@ class TrainingRun:
         run = self.settings.run
         source = run.checkpoints_dir / (run.init_from or "")
 
-        def prepare() -> None:
+        def check() -> None:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
-            described = self.model.describe(self.settings.data, self.dataset)
             if run.init_from:
                 self.model.check_init_from(run.init_from, source, self.settings.data, self.dataset)
-            if described:
+
+        def prepare() -> None:
+            if described := self.model.describe(self.settings.data, self.dataset):
                 described.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
-        self.group.share(prepare)
-        if run.init_from:
+        self.group.share(check)
+        if run.init_from:  # before anything is written: a start that fails leaves nothing behind
             run_folder.load_weights(source, self.model, run.epoch)
+        self.group.share(prepare)
         return Position()
 
     def _go_on(self) -> Position:

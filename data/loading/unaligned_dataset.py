@@ -81,7 +81,7 @@ class UnalignedDataset(Dataset):
 class UnalignedSampler(EpochSampler[Draw]):
     """The order of one epoch: every slice of each domain as often as every other, give or take one.
 
-    The two domains are shuffled independently, from (seed, epoch) alone.
+    The two domains are shuffled independently, from (seed, epoch) alone, or taken in their own order.
     """
 
     def __init__(
@@ -92,13 +92,20 @@ class UnalignedSampler(EpochSampler[Draw]):
         batch_size: int = 1,
         rank: int = 0,
         processes: int = 1,
+        serial: bool = False,
     ) -> None:
-        """Draw from `dataset` what process `rank` of `processes` takes; `limit` caps the samples of an epoch."""
+        """Draw from `dataset` what process `rank` of `processes` takes; `limit` caps the samples of an epoch.
+
+        `serial`: whether both domains are taken in their own order, each from its start again where it ends.
+        """
         super().__init__(min(len(dataset), limit or len(dataset)), batch_size, rank, processes)
         self.len_a, self.len_b, self.seed = len(dataset.a), len(dataset.b), seed
+        self.serial = serial
 
     def order(self, epoch: int) -> Callable[[int], Draw]:
         """Return what is drawn at a position of an epoch."""
+        if self.serial:
+            return lambda position: Draw(epoch, position, position % self.len_a, position % self.len_b)
         rng = np.random.default_rng([self.seed, epoch])
         order_a, order_b = (_shuffled(rng, length, self.samples) for length in (self.len_a, self.len_b))
         return lambda position: Draw(epoch, position, int(order_a[position]), int(order_b[position]))

@@ -1,0 +1,178 @@
+"""Command lines of the published code and of pytorch-CycleGAN-and-pix2pix, in the words of this project.
+
+`data.settings.published_options` says of every published option what it does here. What asks for what is done anyway is
+left out, what has an equivalent becomes that, and one line of the log says so. What is gone on purpose is an error that
+names its replacement.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from data.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Command(StrEnum):
+    """A command that takes published options, by its name."""
+
+    TRAIN = "train.py"
+    ADAPT = "test_adapt.py"
+    PIPELINE = "test_pipeline.py"
+
+
+@dataclass
+class Line:
+    """A command line, taken apart.
+
+    Attributes:
+        command: whose it is.
+        method: what `--model` says, or the command itself.
+        options: name, values and original words of each option, in order.
+        recorded: what the line says of a model that is used, to be held against its record: option to (setting, value).
+    """
+
+    command: Command
+    method: str
+    options: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
+    recorded: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, words: Sequence[str], command: Command, method: str | None) -> "Line":
+        """Take a command line apart; words before the first option are an option without a name."""
+        line = cls(command, "", [("", [], [])])
+        for word in words:
+            if word.startswith("--") and len(word) > 2:
+                name, equals, value = word.partition("=")
+                line.options.append((name, [value] if equals else [], [word]))
+            else:
+                line.options[-1][1].append(word.strip())
+                line.options[-1][2].append(word)
+        line.method = method or line.value("--model") or "cycle_gan"
+        return line
+
+    def values(self, *names: str) -> list[str]:
+        """Return what the last of the options `names` was given."""
+        return next((values for name, values, _ in reversed(self.options) if name in names), [])
+
+    def value(self, *names: str) -> str | None:
+        """Return the first value of the last of the options `names`; None where there is none."""
+        return next(iter(self.values(*names)), None)
+
+    def given(self, *names: str) -> bool:
+        """Tell whether one of the options was given."""
+        return any(name in names for name, _, _ in self.options)
+
+    def one_of(self, name: str, other: str) -> None:
+        """Refuse an option beside the one that it means.
+
+        Raises:
+            InputError: both were given.
+        """
+        if self.given(other):
+            raise InputError(f"{name} and {other}: expected one of them; both say the same thing here")
+
+
+# From the line, the option's name and its value ("" for a flag) to words in its place; None leaves it to the parser.
+Act = Callable[[Line, str, str], list[str] | None]
+
+
+class Rule(NamedTuple):
+    """What a published option does here: in words, for the documentation, and in deed."""
+
+    says: str
+    act: Act | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published option.
+
+    Attributes:
+        name: with its dashes.
+        default: that of the published code; None for a flag, which is off there.
+        train: what it does in trainings; None where it is none of theirs.
+        use: what it does where a model is used; likewise.
+    """
+
+    name: str
+    default: str | None = None
+    train: Rule | None = None
+    use: Rule | None = None
+
+
+class Translated(NamedTuple):
+    """The words of a command line for this project's parsers, and what it says of a model that is used (see `Line`)."""
+
+    words: list[str]
+    recorded: Mapping[str, tuple[str, str]]
+
+
+def translate(
+    words: Sequence[str], table: Mapping[str, Published], command: Command, method: str | None = None
+) -> Translated:
+    """Return a command line in this project's words, and say in one line of the log what became of published ones.
+
+    Args:
+        words: the command line.
+        table: the published options by name.
+        command: whose line it is.
+        method: the training method, where the command has only one.
+
+    Raises:
+        InputError: an option that is gone, or a value of it that is; the message names the replacement.
+    """
+    line = Line.of(words, command, method)
+    anyway, become, more, replaced = [], [], [], set()
+    for name in dict.fromkeys(name for name, _, _ in line.options):
+        row = table.get(name)
+        rule = row and (row.train if command == Command.TRAIN else row.use)
+        if not row or not rule or not rule.act:
+            continue
+        value = _value(line, row)
+        new = rule.act(line, name, value)
+        if new is None:
+            continue
+        replaced.add(name)
+        more += new
+        said = f"{name} {value}".strip()
+        if new:
+            become.append(f"{said} is {' '.join(new)}")
+        else:
+            anyway.append(said)
+    if replaced:
+        _say(become, anyway)
+    kept = [word for name, _, original in line.options if name not in replaced for word in original]
+    return Translated(kept + more, line.recorded)
+
+
+def _value(line: Line, row: Published) -> str:
+    values = line.values(row.name)
+    expected = 0 if row.default is None else 1
+    if len(values) != expected:
+        raise InputError(
+            f"{row.name}: expected {'one value' if expected else 'no value'}, found {' '.join(values) or 'none'}"
+        )
+    return values[0] if values else ""
+
+
+def _say(become: list[str], anyway: list[str]) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one says it
+        return
+    said = [*become, *([f"what is done anyway: {', '.join(anyway)}"] if anyway else [])]
+    log.info("published options: %s (docs/published.md)", "; ".join(said))
+
+
+def table_text(table: Mapping[str, Published]) -> str:
+    """Return the table of published options as Markdown, for docs/published.md."""
+    rows = ["| published | default there | training here | use here |", "| --- | --- | --- | --- |"]
+    for row in table.values():
+        default = "off" if row.default is None else row.default or "empty"
+        rows.append(
+            f"| `{row.name}` | {default} | {row.train.says if row.train else ''} | {row.use.says if row.use else ''} |"
+        )
+    return "\n".join(rows) + "\n"
