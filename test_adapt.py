@@ -34,8 +34,8 @@ from visualization.panels import save_preview
 
 log = logging.getLogger(__name__)
 
-# Options that say where something goes beside the volume.
-DICOM, MU_MAP, UNCERTAINTY = "--dicom", "--mu_map", "--uncertainty"
+# Options that say where the volume goes, and what is made beside it.
+OUTPUT, DICOM, MU_MAP, UNCERTAINTY = "--output", "--dicom", "--mu_map", "--uncertainty"
 
 
 class Results(NamedTuple):
@@ -70,7 +70,7 @@ class Results(NamedTuple):
     def targets(self) -> dict[str, list[Path]]:
         """All files and folders that are written, by the option that says where they go."""
         beside = [*volume_targets(self.main), self.picture, self.page, self.report]
-        return {"--output": beside} | {option: volume_targets(path) for option, path in self.extras.items()}
+        return {OUTPUT: beside} | {option: volume_targets(path) for option, path in self.extras.items()}
 
     def names(self) -> set[str]:
         """Return what the report calls the targets: their names, or their paths where they lie elsewhere."""
@@ -122,29 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
     row["made"] = sorted(made | results.names())
 
-    def volume() -> None:
-        write_volume(synthetic, results.main)
-
-    def series() -> None:
-        assert results.folder is not None, "there is one where this is called"
-        derivation = derivation_of(opt, synthesisers, source_hash([patient.source, *patient.further], patient.body))
-        write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
-
-    def attenuation() -> None:
-        write_volume(mu_map(synthetic, opt.mu_settings), results.extras[MU_MAP])
-
-    write_claimed(volume if is_file(results.main) else series, results, row, made)
-    log.info("volume: %s", results.main)
-
-    def uncertainty() -> None:
-        assert deviation is not None, "it was asked for"
-        write_volume(deviation, results.extras[UNCERTAINTY])
-
     if deviation is not None:
         seen = patient.body if patient.body is not None else deviation.array > 0
         row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
-    makers = {DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
+    makers = volume_parts(results, patient, synthetic, deviation, synthesisers, opt)
+    write_claimed(makers[OUTPUT], results, row, made)
+    log.info("volume: %s", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
     parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
@@ -195,6 +179,35 @@ def derivation_of(opt: Namespace, synthesisers: Sequence[Synthesiser], source: s
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     name = "+".join(opt.name)
     return Derivation(name, opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source)
+
+
+def volume_parts(
+    results: Results,
+    patient: Patient,
+    synthetic: Volume,
+    deviation: Volume | None,
+    synthesisers: Sequence[Synthesiser],
+    opt: Namespace,
+) -> dict[str, Callable[[], None]]:
+    """Return what writes the volumes, by the option that says where each goes."""
+
+    def volume() -> None:
+        write_volume(synthetic, results.main)
+
+    def series() -> None:
+        assert results.folder is not None, "there is one where this is called"
+        derivation = derivation_of(opt, synthesisers, source_hash([patient.source, *patient.further], patient.body))
+        write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
+
+    def attenuation() -> None:
+        write_volume(mu_map(synthetic, opt.mu_settings), results.extras[MU_MAP])
+
+    def uncertainty() -> None:
+        assert deviation is not None, "it was asked for"
+        write_volume(deviation, results.extras[UNCERTAINTY])
+
+    first = volume if is_file(results.main) else series
+    return {OUTPUT: first, DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
 
 
 def shown_parts(

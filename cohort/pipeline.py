@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from data.errors import InputError
 from models.inference_settings import model_sha256
 from models.run_folder import weights_path
 from models.synthesis import load_synthesiser, read_settings
+from options.cohort_settings import CohortSettings
 from training.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ class Survey:
     model_sha256: str
 
 
-def convert_cohort(opt: Namespace, group: ProcessGroup) -> int:
+def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
     """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 where a case failed.
 
     Args:
-        opt: options of `test_pipeline.py`.
+        opt: what is converted, and how.
         group: the processes that run this at the same time.
 
     Raises:
@@ -59,7 +59,7 @@ def convert_cohort(opt: Namespace, group: ProcessGroup) -> int:
     return group.share(lambda: _account(opt, survey, results, processes))
 
 
-def make_survey(opt: Namespace, results: Results) -> Survey:
+def make_survey(opt: CohortSettings, results: Results) -> Survey:
     """Find the cohort and compare it with what is recorded."""
     folder = opt.checkpoints_dir / opt.name
     settings = read_settings(folder, opt.spacing_mm)
@@ -95,14 +95,15 @@ def make_survey(opt: Namespace, results: Results) -> Survey:
     return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 
-def _extras(opt: Namespace) -> Extras:
+def _extras(opt: CohortSettings) -> Extras:
     return Extras(opt.name, opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings)
 
 
-def _find(opt: Namespace, results: Results, contrasts: Sequence[str]) -> Cohort:
+def _find(opt: CohortSettings, results: Results, contrasts: Sequence[str]) -> Cohort:
     if opt.list:
         cohort = read_list(opt.list, contrasts)
     else:
+        assert opt.input_dir is not None, "one of the two is given"
         if opt.input_dir.resolve().is_relative_to(opt.results_dir.resolve()):
             raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
         log.info("searching %s", opt.input_dir)
@@ -128,7 +129,7 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 
-def _convert(opt: Namespace, group: ProcessGroup, survey: Survey, results: Results) -> dict:
+def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, results: Results) -> dict:
     """Convert this process's part of what is to do; return figures of it."""
     device = group.device(opt.device)
     folder = opt.checkpoints_dir / opt.name
@@ -186,7 +187,7 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int)
         cases = held
 
 
-def _account(opt: Namespace, survey: Survey, results: Results, processes: list[dict]) -> int:
+def _account(opt: CohortSettings, survey: Survey, results: Results, processes: list[dict]) -> int:
     """Write the summary, say what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
     model = {

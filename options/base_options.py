@@ -24,9 +24,7 @@ def base_parser(prog: str, description: str, precision: str = "fp32", several: b
     run = parser.add_argument_group("run")
     more: dict = {"nargs": "+", "metavar": "NAME"} if several else {}
     what = "the model's name, or several: the mean of what they make" if several else "the model's name"
-    run.add_argument(
-        "--name", type=experiment_name, required=True, help=f"{what}; its folder in --checkpoints_dir", **more
-    )
+    run.add_argument("--name", type=experiment_name, help=f"{what}; its folder in --checkpoints_dir", **more)
     run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     run.add_argument("--epoch", "--which_epoch", type=epoch_name, default="latest", help="latest, or a saved epoch")
     run.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
@@ -41,6 +39,8 @@ def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     """Parse, take published options for what they are here, and resolve `--gpu_ids` into `device`."""
     words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, Command(parser.prog))
     options = parser.parse_args(words)
+    if options.name is None:
+        parser.error(f"--name: expected a model. {list_models(options.checkpoints_dir)}")
     for name in options.name if isinstance(options.name, list) else [options.name]:
         checked(parser, _check_recorded, options.checkpoints_dir / name, recorded)
     if options.gpu_ids is not None:
@@ -64,6 +64,25 @@ def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
             raise InputError(
                 f"{option}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
             )
+
+
+def list_models(checkpoints_dir: Path) -> str:
+    """Return in words which models a folder holds, each with what its card (README.md) says in its title."""
+    models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
+    if not models:
+        return f"There is none in {checkpoints_dir}: train one by train.py, or choose another --checkpoints_dir"
+    return "\n".join(
+        [f"{checkpoints_dir} has:", *(f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models)]
+    )
+
+
+def _title(folder: Path) -> str:
+    """Return what a model's card says that it is; nothing where it has no card."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return lines[0].partition(": ")[2] if lines else ""
 
 
 def checked(parser: argparse.ArgumentParser, build, *args):

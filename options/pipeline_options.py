@@ -1,10 +1,12 @@
 """Options of `test_pipeline.py`."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from data.settings.values import positive_int
 from options.base_options import finish
+from options.cohort_settings import CohortSettings
 from options.test_options import (
     add_anonymous,
     add_attenuation,
@@ -65,7 +67,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> CohortSettings:
     """Return the checked options; nothing changes them afterwards."""
     parser = pipeline_parser()
     options = finish(parser, arguments)
@@ -75,4 +77,4 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--anonymous: it concerns DICOM series; add --dicom")
     settle_attenuation(parser, options)
     settle_dicom_choice(options)
-    return options
+    return CohortSettings(**{field.name: getattr(options, field.name) for field in fields(CohortSettings)})

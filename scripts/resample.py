@@ -13,7 +13,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter
-from data.settings.values import parse_numbers
+from data.settings.values import finite_float, parse_numbers
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
@@ -39,7 +39,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--interpolation", choices=INTERPOLATIONS, help="default: linear; of masks and label maps nearest"
     )
-    parser.add_argument("--outside", type=float, metavar="VALUE", help="value outside --input (default: see above)")
+    parser.add_argument(
+        "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: see above)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     options = parse_numbers(parser, arguments)
     settle_dicom_choice(options)

@@ -457,7 +457,7 @@ def test_options_are_these_and_their_published_names_work():
     options = vars(pipeline_options.parse("--name n --input_dir d --how_many 3 --batchSize 2 --nThreads 4".split()))
     assert options.keys() == set(
         "name checkpoints_dir epoch device precision results_dir batch_size spacing_mm input_dir list pattern "
-        "series_description num_test overwrite num_threads no_html dicom anonymous mu_map mu_settings chosen".split()
+        "series_description num_test overwrite num_threads no_html dicom anonymous mu_settings chosen".split()
     )
     assert (options["num_test"], options["batch_size"], options["num_threads"]) == (3, 2, 4)
     defaults = pipeline_options.parse("--name n --input_dir d".split())

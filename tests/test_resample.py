@@ -151,8 +151,9 @@ def test_the_default_name_and_what_is_not_written_over(tmp_path):
     write_volume(replace(mr_volume(), origin=(900.0, 0.0, 0.0)), tmp_path / "far.nii.gz")
     with pytest.raises(InputError, match=r"a.nii.gz, .*far.nii.gz: no voxel of the one"):
         command.main([*files[:3], str(tmp_path / "far.nii.gz")])
-    with pytest.raises(SystemExit):
-        command.main([*files, "--output", str(tmp_path / "x.dcm")])
+    for more in (["--output", str(tmp_path / "x.dcm")], ["--outside", "nan"]):
+        with pytest.raises(SystemExit):
+            command.main([*files, *more])
 
 
 def test_messages_on_grids_say_the_command_that_puts_it_right(tmp_path):

@@ -11,6 +11,7 @@ from data.volumes.volume import read_volume, same_grid
 from evaluation.report import score_case
 from models.state_dicts import load_checkpoint
 from models.synthesis import load_synthesiser, synthesize_volume
+from options import test_options
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 STS = CHECKPOINTS.parents[1] / "shared/data/sts/dev"
@@ -31,6 +32,18 @@ def test_each_has_a_card(name):
         assert word in card
     if name != "phantom":
         assert "10.7937/K9/TCIA.2015.7GO2GSKS" in card and "Creative Commons Attribution 3.0" in card
+
+
+def test_without_a_name_the_commands_say_which_models_there_are(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        test_options.parse(["--input", "mr.nii.gz", "--checkpoints_dir", str(CHECKPOINTS)])
+    said = capsys.readouterr().err
+    for name in GENERATORS:
+        title = (CHECKPOINTS / name / "README.md").read_text(encoding="utf-8").splitlines()[0]
+        assert f"  {name:<20} {title.partition(': ')[2]}\n" in said
+    with pytest.raises(SystemExit, match="2"):
+        test_options.parse(["--input", "mr.nii.gz", "--checkpoints_dir", str(tmp_path)])
+    assert f"There is none in {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", GENERATORS)

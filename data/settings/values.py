@@ -36,6 +36,11 @@ def port_number(text: str) -> int:
     return port
 
 
+def finite_float(text: str) -> float:
+    """Return a finite number."""
+    return _number(text, float, lambda value: -float("inf") < value < float("inf"), "a finite number")
+
+
 def positive_float(text: str) -> float:
     """Return a finite number above 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
