@@ -154,6 +154,7 @@ def test_batch_norm_is_synchronised_on_gpus_only(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compiled_networks_take_the_same_step():
     compiled = CycleGANModel(CycleGANSettings(**TINY, compile=True), CPU)
     plain = CycleGANModel(CycleGANSettings(**TINY), CPU)

@@ -70,6 +70,7 @@ def test_a_test_that_does_not_end_is_no_kill(project, monkeypatch):
     assert (root / "area.py").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_command_counts_and_leaves_the_checkout_alone(project, monkeypatch, tmp_path, capsys):
     root, mutation = project
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}

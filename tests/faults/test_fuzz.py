@@ -44,7 +44,7 @@ def test_a_reader_reads_or_refuses(name):
         ("raise KeyError('x')", "error"),
         ("import os; os.abort()", "died"),
         ("bytearray(4 << 30)", "memory"),
-        ("import time; time.sleep(60)", "hang"),
+        pytest.param("import time; time.sleep(60)", "hang", marks=pytest.mark.slow),
         ("raise InputError('no')", "refused"),
         ("pass", "read"),
     ],
@@ -69,6 +69,7 @@ def test_what_a_reader_does_is_told(monkeypatch, tmp_path, code, outcome):
         assert reader.try_bytes(b"x")[0] == outcome
 
 
+@pytest.mark.slow
 def test_figures_of_a_format():
     figures = run_format("png", seconds=30, seed=1, count=20)
     assert figures["executions"] == 20 and figures["findings"] == []

@@ -98,9 +98,9 @@ def test_a_folder_that_is_linked_is_searched(site):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"LC_ALL": "C"},
-        {"LC_ALL": "POSIX"},
-        {"LC_ALL": "de_DE.UTF-8"},
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "POSIX"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "de_DE.UTF-8"}, marks=pytest.mark.slow),
         {"LC_NUMERIC": "fr_FR.UTF-8", "LANG": "fr_FR.UTF-8"},
         {"TZ": "Pacific/Kiritimati"},
     ],
