@@ -244,8 +244,10 @@ def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,)) -> Cohort
     try:
         check_regular(path)
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"--list {path}: cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"--list {path}: cannot be read: {error.strerror or error}") from error
     try:
         return _cohort_of_table(path, text, contrasts)
     except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open

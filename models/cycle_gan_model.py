@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, 
 log = logging.getLogger(__name__)
 
 WARM_STARTS = ("none", "simulated_mr")
+# Defaults of a warm start's options; without one they are 0.
+_WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,33 +134,24 @@ class WarmStart:
         help="simulated_mr: on T1-like MR simulated from the CT slices",
     )
     n_epochs_warm: int | None = option(
-        None,
-        nature=Nature.RESULT,
-        parse=nonnegative_int,
-        help="epochs on simulated pairs alone, before --n_epochs (default: 10)",
-    )
+        None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
+        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
+    )  # fmt: skip
     warm_lr: float | None = option(
-        None, nature=Nature.RESULT, parse=positive_float, help="learning rate during them (default: 0.001)"
-    )
+        None, nature=Nature.RESULT, parse=positive_float, needs=Need("warm_start", ("simulated_mr",)),
+        help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
+    )  # fmt: skip
     lambda_simulated: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of the L1 loss on simulated pairs during the adversarial training (default: 10 with a warm start, "
-        "else 0)",
+        help="weight of the L1 loss on simulated pairs during the adversarial training (default: "
+        f"{_WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Fill in what depends on `warm_start`.
-
-        Raises:
-            InputError: an option that nothing would use.
-        """
-        warm = self.warm_start != "none"
-        for name in ("n_epochs_warm", "warm_lr"):
-            if getattr(self, name) and not warm:
-                raise InputError(f"--{name} does nothing without --warm_start simulated_mr")
-        for name, value in {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}.items():
+        """Fill in what depends on `warm_start`."""
+        for name, value in _WHEN_WARM.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, value if warm else 0)
+                object.__setattr__(self, name, value if self.warm_start != "none" else 0)
 
     @property
     def warm_epochs(self) -> int:

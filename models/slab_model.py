@@ -16,7 +16,7 @@ from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
 from data.settings.declaration import Nature, option, redefault
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
-from data.simulation.simulated_mr import Draws
+from data.simulation.simulated_mr import Draws, SimulationSettings
 from data.simulation.slab_stock import Crop
 from data.values.curve import curve, inverse
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
@@ -37,13 +37,13 @@ class ScanOptions:
     """augmentation of MR."""
 
     field_of_view: float = option(
-        0.8,
+        SimulationSettings.field_of_view,
         nature=Nature.RESULT,
         parse=share,
         help="cut the field of view at a side at random; each side with half this probability",
     )
     bias: float = option(
-        0.15,
+        SimulationSettings.bias[1],
         nature=Nature.RESULT,
         parse=nonnegative_float,
         help="largest standard deviation of the logarithm of a random bias field",

@@ -1,4 +1,4 @@
-"""Options that training and testing share, and the types of option values."""
+"""Options of the commands that use a model, and the models that there are."""
 
 import argparse
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import InputError
+from data.settings.declaration import HelpFormatter
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import epoch_name, experiment_name, gpu_of_ids, protected_numbers, torch_device
@@ -19,19 +20,25 @@ def base_parser(prog: str, description: str, precision: str = "fp32", several: b
     `precision` is the default; `several`: whether several models may be named.
     """
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
     run = parser.add_argument_group("run")
     more: dict = {"nargs": "+", "metavar": "NAME"} if several else {}
     what = "the model's name, or several: the mean of what they make" if several else "the model's name"
     run.add_argument("--name", type=experiment_name, help=f"{what}; its folder in --checkpoints_dir", **more)
-    run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
-    run.add_argument("--epoch", "--which_epoch", type=epoch_name, default="latest", help="latest, or a saved epoch")
+    run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder that holds all models")
+    run.add_argument(
+        "--epoch",
+        "--which_epoch",
+        type=epoch_name,
+        default="latest",
+        help="latest, best, or a saved epoch",
+    )
     run.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     run.add_argument(
         "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
     )
-    run.add_argument("--precision", choices=PRECISIONS, default=precision, help="of the networks, not of the losses")
+    run.add_argument("--precision", choices=PRECISIONS, default=precision, help="number format of the networks")
     return parser
 
 

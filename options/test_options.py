@@ -95,7 +95,7 @@ def add_attenuation(parser: argparse.ArgumentParser, **mu_map: Any) -> None:
     pet.add_argument(
         "--pet_fwhm_mm",
         type=positive_float,
-        help="smooth the mu-map to this resolution of the PET (default: not at all)",
+        help="smooth the mu-map to this resolution of the PET (default: no smoothing)",
     )
 
 

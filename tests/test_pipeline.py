@@ -386,7 +386,7 @@ def test_bad_calls_end_before_anything_is_done(site, tmp_path, capsys):
         (["--input_dir", str(tmp_path / "none")], "no such folder"),
         (["--input_dir", str(tmp_path / "in"), "--pattern", "*.mha"], r"no volume file .* that matches \*\.mha"),
         (["--input_dir", str(tmp_path / "in"), "--pattern", "../*"], "expected a glob relative to"),
-        (["--list", str(tmp_path / "none.csv")], "cannot be read as UTF-8 text"),
+        (["--list", str(tmp_path / "none.csv")], "none.csv: cannot be read: No such file"),
     ]
     for source, message in cases:
         with pytest.raises(InputError, match=message):

@@ -81,7 +81,9 @@ def test_the_rule_can_fail(tmp_path):
     assert imports_of(file) == {"models", "models.networks", "cohort.inputs"}
 
 
-@pytest.mark.parametrize("package", ["models", "training", "visualization", "data", "evaluation"])
+@pytest.mark.parametrize(
+    "package", ["models", "training", "visualization", "data", "evaluation", "cohort", "unet", "benchmarks"]
+)
 def test_no_command_line_travels_below_the_commands(package):
     """Functions take settings; only what parses, and what converts words, knows argparse."""
     allowed = {"data/settings/declaration.py", "data/settings/values.py", "training/settings.py"}

@@ -323,6 +323,7 @@ SHAPE = ["--model", "shape_extractor"]
         (["--ct_transfer", "spread"], "expected a name"),
         (["--n_epochs", "0", "--n_epochs_decay", "0"], "at least one epoch"),
         (["--n_epochs_warm", "2"], "does nothing without --warm_start simulated_mr"),
+        (["--n_epochs_warm", "0"], "does nothing without --warm_start simulated_mr"),
         (["--warm_lr", "0.1"], "does nothing without --warm_start simulated_mr"),
         (["--lambda_simulated", "1", "--preprocess", "resize_and_crop"], "use body_crop"),
         (["--warm_start", "simulated_mr", "--preprocess", "resize_and_crop"], "use body_crop"),
