@@ -68,6 +68,7 @@ def end_on_bad(job: Job) -> str:
     return job.source.name
 
 
+@pytest.mark.slow
 def test_a_volume_that_ends_its_process_is_named_and_costs_no_other(tmp_path):
     names = ["a", "bad", "refused", "b"]
     jobs = [Job(tmp_path, Source(name, name, tmp_path / f"{name}.nii"), "train", "A") for name in names]

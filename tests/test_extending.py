@@ -77,6 +77,7 @@ def test_a_loss(copy, dataroot, tmp_path):  # noqa: F811
         assert record["G"] == pytest.approx(sum(terms), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_with_a_parameter(copy, dataroot, tmp_path):  # noqa: F811
     train = copy("A network with a parameter of its own")
     done = train(dataroot, "--netG", "plain", *CYCLE_GAN, "--kernel_size", "7")

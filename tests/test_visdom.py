@@ -128,6 +128,7 @@ def test_windows_that_vanish_are_drawn_anew(server, tmp_path):
     assert curves(server.port, "losses-1", "closed")["G"][0] == [0.5, 0.6, 0.7]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
     """Killed in mid-run, training goes on with one warning; started again, the whole curves are there."""
     caplog.set_level(logging.INFO)
@@ -173,6 +174,7 @@ def test_a_server_that_hangs_does_not_make_the_training_wait(tmp_path, monkeypat
         assert time.perf_counter() - started < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [True, False])
 def test_training_itself_with_an_absent_and_with_its_own_server(dataroot, tmp_path, caplog, absent):  # noqa: F811
     caplog.set_level(logging.INFO)
@@ -209,6 +211,7 @@ def test_a_taken_port_is_not_fought_for(server, tmp_path):
         LocalServer(server.port, tmp_path).start()
 
 
+@pytest.mark.slow
 def test_the_server_ends_with_its_parent(tmp_path):
     """Also where the training is killed and can stop nothing."""
     port = free_port()
