@@ -19,6 +19,21 @@ _KINDS = {
 
 
 @contextmanager
+def _scratch_beside(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that goes with the block; an error of writing becomes one clear message."""
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        yield scratch
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path of the same name to write to; when the block ends without error, that file becomes `path`.
 
@@ -28,19 +43,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the file cannot be written.
     """
-    scratch = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    with _scratch_beside(path) as scratch:
         yield scratch / path.name
         for written in sorted(scratch.iterdir(), key=lambda file: file.name == path.name):
             _to_disk(written)
             written.replace(path.parent / written.name)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -52,21 +59,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    scratch = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    with _scratch_beside(path) as scratch:
         folder = scratch / path.name
         folder.mkdir()
         yield folder
         for written in folder.iterdir():
             _to_disk(written)
         _take_place(folder, path, former=scratch / "former")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _take_place(written: Path, path: Path, former: Path) -> None:

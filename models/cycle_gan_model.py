@@ -39,7 +39,7 @@ from models.losses import (
     shape_loss,
     shape_with_edges,
 )
-from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator, multiple_of
+from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
 from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
 
 log = logging.getLogger(__name__)
@@ -325,7 +325,7 @@ class CycleGANModel(BaseModel):
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
         architecture = self.settings.generator(self.channels["A"], self.channels["B"])
-        return describe_run(data, architecture, self.settings.direction, dataset, multiple_of(self.netG_A))
+        return describe_run(data, architecture, self.settings.direction, dataset)
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
         """Return the numbers of slices, the contrasts, and which shape extractor there is."""

@@ -53,6 +53,7 @@ def synthesize_ensemble(
     mean, between, within = (np.zeros(shape, np.float32) for _ in range(3))
     for number, synthesiser in enumerate(synthesisers, start=1):
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
+        body = plan.body  # found once for all models
         warn_of_plan(plan)
         model = synthesiser.model
         spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)

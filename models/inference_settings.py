@@ -165,12 +165,12 @@ def _is_number(value: object) -> bool:
 
 
 def describe_run(
-    data: DataSettings, architecture: Architecture, direction: str, dataset: UnalignedDataset, multiple: int
+    data: DataSettings, architecture: Architecture, direction: str, dataset: UnalignedDataset
 ) -> InferenceSettings:
     """Return what inference must know about a generator that is trained on `dataset`.
 
     A run on resized slices learns another pixel spacing: its frame is the resized one. The frame's size is rounded up
-    to a `multiple`, which the generator takes.
+    to a multiple that the generator takes.
 
     Raises:
         InputError: a folder of images, and the MR window that they were written with is not said; MR of several
@@ -201,7 +201,7 @@ def describe_run(
     return InferenceSettings(
         generator=architecture,
         direction=direction,
-        size=math.ceil(size / multiple) * multiple,
+        size=math.ceil(size / architecture.multiple) * architecture.multiple,
         spacing_mm=spacing_mm,
         slice_mm=dataset.slice_mm or slice_mm,  # slabs are used with the spacing that they were trained with
         mr_window=data.mr_window,

@@ -422,7 +422,9 @@ class Architecture:
     def multiple(self) -> int:
         """What the height and width of the generator's images are multiples of."""
         with torch.device("meta"):
-            return multiple_of(build_generator(self))
+            multiple = build_generator(self).multiple
+        assert isinstance(multiple, int)
+        return multiple
 
 
 def build_generator(architecture: Architecture) -> nn.Module:
@@ -439,13 +441,6 @@ def build_generator(architecture: Architecture) -> nn.Module:
         if field.name not in ("netG", *taken) and value != field.default:
             raise InputError(f"--{field.name} {value} does nothing to --netG {architecture.netG}")
     return make(**{name: value for name, value in asdict(architecture).items() if name in taken})
-
-
-def multiple_of(generator: nn.Module) -> int:
-    """Return what the height and width of a generator's images are multiples of."""
-    multiple = generator.multiple
-    assert isinstance(multiple, int)
-    return multiple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from data.values.curve import curve, inverse
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
 from models.inference_settings import InferenceSettings, package_versions
 from models.initialisation import InitialisationSettings, initialise
-from models.networks import GeneratorSettings, build_generator, multiple_of
+from models.networks import Architecture, GeneratorSettings, build_generator
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class SlabModel(BaseModel):
             data.slab, data.crop_size or DEFAULT_CROP_SIZE, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
         )
         self.architecture = s.generator(data.slab, data.slab)
+        self.check_multiple(data, self.architecture)
         # A GPU's convolutions are faster with the channels last; a CPU's are not.
         self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         weights = torch.Generator().manual_seed(s.seed)
@@ -120,7 +121,6 @@ class SlabModel(BaseModel):
             if s.sync_batch_norm:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
             self.networks[name] = net.to(self.device).to(memory_format=self.layout)
-        self.check_multiple(data, self.networks["G_A"])
         parameters = [parameter for net in self.networks.values() for parameter in net.parameters()]
         self.optimisers["G"] = torch.optim.AdamW(
             parameters, s.lr, betas=(s.beta1, _BETA2), weight_decay=_WEIGHT_DECAY, fused=True
@@ -162,13 +162,13 @@ class SlabModel(BaseModel):
             )
 
     @classmethod
-    def check_multiple(cls, data: DataSettings, net: nn.Module) -> None:
+    def check_multiple(cls, data: DataSettings, architecture: Architecture) -> None:
         """Refuse crops that the generator cannot halve as often as it does.
 
         Raises:
             InputError: `crop_size` is no multiple of the generator's.
         """
-        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, multiple_of(net)
+        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, architecture.multiple
         if size % multiple:
             raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 

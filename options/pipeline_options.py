@@ -12,7 +12,6 @@ from options.test_options import (
     add_attenuation,
     add_dicom_choice,
     inference_parser,
-    regular_expression,
     settle_attenuation,
     settle_dicom_choice,
 )
@@ -39,11 +38,10 @@ def pipeline_parser() -> argparse.ArgumentParser:
         help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); of "
         "several contrasts a NAME=GLOB each",
     )  # fmt: skip
-    cohort.add_argument(
-        "--series_description", type=regular_expression, metavar="REGEX",
-        help="which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
-    )  # fmt: skip
-    add_dicom_choice(cohort)
+    add_dicom_choice(
+        cohort,
+        "which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
+    )
     cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
     cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")
     cohort.add_argument("--no_html", action="store_true", help="a picture of each case, in place of results pages")

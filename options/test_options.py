@@ -52,8 +52,9 @@ def dicom_text(vr: str) -> Callable[[str], str]:
     return text_of
 
 
-def add_dicom_choice(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """Add the options that choose among DICOM images of one series."""
+def add_dicom_choice(group: argparse._ArgumentGroup | argparse.ArgumentParser, series: str) -> None:
+    """Add the options that choose a DICOM series by its description, helped by `series`, and among its images."""
+    group.add_argument("--series_description", type=regular_expression, metavar="REGEX", help=series)
     group.add_argument(
         "--contrast",
         help="which images of a DICOM series that holds several volumes, by the names that its error lists",
@@ -118,11 +119,7 @@ def test_parser() -> argparse.ArgumentParser:
         help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
     )  # fmt: skip
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
-    patient.add_argument(
-        "--series_description", type=regular_expression, metavar="REGEX",
-        help="which DICOM series of the folder: that whose description holds this, in any case",
-    )  # fmt: skip
-    add_dicom_choice(patient)
+    add_dicom_choice(patient, "which DICOM series of the folder: that whose description holds this, in any case")
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument(

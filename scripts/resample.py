@@ -18,7 +18,7 @@ from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
 from data.volumes.volume import WRITABLE_SUFFIXES, read_volume, volume_stem, volume_suffix, write_volume
-from options.test_options import add_dicom_choice, regular_expression, settle_dicom_choice
+from options.test_options import add_dicom_choice, settle_dicom_choice
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder that is resampled")
     parser.add_argument("--series_uid", help="which DICOM series of --input")
-    parser.add_argument(
-        "--series_description", type=regular_expression, metavar="REGEX", help="the same, by its description"
-    )
-    add_dicom_choice(parser)
+    add_dicom_choice(parser, "the same, by its description")
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder whose grid is wanted")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from data.loading.channels import with_channels
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
-from models.losses import SHAPE_LOSSES, correlation_loss, gan_loss, shape_loss, shape_with_edges
+from models.losses import SHAPE_LOSSES, gan_loss, shape_loss, shape_with_edges
 from models.shape_extractor import label_channels
-from tests.test_cycle_gan_model import CPU, TINY, equal, weights
+from tests.test_cycle_gan_model import CPU, TINY, assert_losses_of_the_method, equal, weights
 from tests.test_shape_constraint import SHAPE, extractor
 
 SLAB = 3
@@ -43,29 +43,7 @@ def test_one_contrast_is_repeated_and_of_several_the_first_is_taken():
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
 @pytest.mark.parametrize("contrasts", [1, 2])
 def test_the_losses_are_those_of_the_method(direction, contrasts):
-    model = build(contrasts, direction=direction)
-    nets, data = copy.deepcopy(model.networks), batch(contrasts, samples=2)
-    losses = model.step(data)
-    a, b = (data["A"], data["B"]) if direction == "AtoB" else (data["B"], data["A"])
-    fake_b, fake_a = nets["G_A"](a), nets["G_B"](b)
-    assert (fake_a.shape, fake_b.shape) == (a.shape, b.shape)  # `G_B` gives all contrasts back
-    of_b, of_a = with_channels(b, a.shape[1]), with_channels(a, b.shape[1])
-    expected = {
-        "gan_A": gan_loss(nets["D_A"](fake_b), True),
-        "gan_B": gan_loss(nets["D_B"](fake_a), True),
-        "cycle_A": 10 * F.l1_loss(nets["G_B"](fake_b), a),
-        "cycle_B": 10 * F.l1_loss(nets["G_A"](fake_a), b),
-        "idt_A": 5 * F.l1_loss(nets["G_A"](of_b), b),
-        "idt_B": 5 * F.l1_loss(nets["G_B"](of_a), a),
-        "correlation_A": 2 * correlation_loss(fake_b, a),
-        "correlation_B": 2 * correlation_loss(fake_a, b),
-    }
-    expected["G"] = sum(expected.values())
-    expected["D_A"] = (gan_loss(nets["D_A"](b), True) + gan_loss(nets["D_A"](fake_b), False)) / 2
-    expected["D_B"] = (gan_loss(nets["D_B"](a), True) + gan_loss(nets["D_B"](fake_a), False)) / 2
-    assert losses.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(losses[name], value.detach(), rtol=1e-5, atol=1e-6)
+    assert_losses_of_the_method(build(contrasts, direction=direction), batch(contrasts, samples=2))
 
 
 def test_every_channel_counts_in_every_loss():

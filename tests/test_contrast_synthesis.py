@@ -19,6 +19,7 @@ from models.synthesis import Synthesiser, prepare_volume, synthesize_volume
 from models.test_model import TestModel
 from tests.test_contrast_preparation import fat_volume
 from tests.test_preparation import mr_volume
+from tests.test_slabs import assert_mean_of_slabs
 
 CPU = torch.device("cpu")
 SETTINGS = InferenceSettings(
@@ -83,14 +84,7 @@ def test_every_slice_is_the_mean_of_all_slabs_that_hold_it(tmp_path):
             model.netG(torch.from_numpy(padded[k : k + 3].swapaxes(0, 1).reshape(1, 6, 16, 16)))[0].numpy()
             for k in range(4)
         ]
-    expected = [
-        (2 * slabs[0][1] + slabs[1][0]) / 3,
-        (slabs[0][2] + 2 * slabs[1][1] + slabs[2][0]) / 4,
-        (slabs[1][2] + 2 * slabs[2][1] + slabs[3][0]) / 4,
-        (slabs[2][2] + 2 * slabs[3][1]) / 3,
-    ]
-    np.testing.assert_allclose(model.translate(slices), expected, atol=1e-6)
-    np.testing.assert_array_equal(model.translate(slices, 1), model.translate(slices, 4))
+    assert_mean_of_slabs(model, slices, slabs)
 
 
 def known_synthesiser(folder: Path, settings: InferenceSettings) -> Synthesiser:

@@ -1,12 +1,13 @@
 """The command lines of the published code and of upstream: what every option of theirs does here."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from ct_segmentation import train as extractor_command
-from data.settings.published import Command, table_text, translate
+from data.settings.published import Command, Published, translate
 from data.settings.published_options import NEWER, OPTIONS
 from data.values.intensity import IntensityMap
 from models.inference_settings import InferenceSettings
@@ -433,6 +434,17 @@ def test_published_test_lines_convert(line, model):
 def test_words_that_are_not_published_stay_as_they_are():
     words = ["first", "--a", "--b=x=y", "--mr_window", " -2", "3", "--c"]
     assert translate(words, OPTIONS, Command.TRAIN).words == words
+
+
+def table_text(table: Mapping[str, Published]) -> str:
+    """Return the table of published options as Markdown, for docs/published.md."""
+    rows = ["| published | default there | training here | use here |", "| --- | --- | --- | --- |"]
+    for row in table.values():
+        default = "off" if row.default is None else row.default or "empty"
+        rows.append(
+            f"| `{row.name}` | {default} | {row.train.says if row.train else ''} | {row.use.says if row.use else ''} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def test_the_documentation_shows_the_table():

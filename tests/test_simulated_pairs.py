@@ -7,6 +7,7 @@ import logging
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,9 +289,9 @@ def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monke
     assert path.read_bytes() != own
 
 
-def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_path, monkeypatch, caplog):
-    kept = open_simulation_set(dataroot)
-    root = shutil.copytree(dataroot, tmp_path / "set", copy_function=shutil.copy2)
+def read_only_copy(dataroot: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a data set to `root`, without the simulation's maps, where they cannot be written either."""
+    shutil.copytree(dataroot, root, copy_function=shutil.copy2)
     shutil.rmtree(root / "simulation")
 
     @contextmanager
@@ -299,6 +300,12 @@ def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_pa
         yield
 
     monkeypatch.setattr("data.simulation.simulation_set.whole_file", read_only)
+    return root
+
+
+def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_path, monkeypatch, caplog):
+    kept = open_simulation_set(dataroot)
+    root = read_only_copy(dataroot, tmp_path / "set", monkeypatch)
     monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
     caplog.set_level(logging.INFO)
     here = open_simulation_set(root)

@@ -1,8 +1,6 @@
 """Validation in training: values in closed form, always the same, and no trace of it in the training."""
 
 import logging
-import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +22,7 @@ from models.networks import Architecture
 from models.synthesis import Synthesiser, synthesize_volume
 from models.test_model import LARGEST_BATCH, Translator
 from tests.test_cycle_gan_model import NO_SHAPE
+from tests.test_simulated_pairs import read_only_copy
 from training import validation as validation_module
 from training.validation import Validation, _around
 
@@ -295,15 +294,7 @@ def test_a_data_set_that_may_only_be_read_validates(prepared, tmp_path, monkeypa
     caplog.set_level(logging.INFO)
     values, _ = validation(prepared).run(nn.Identity())
     assert not caplog.text
-    root = shutil.copytree(prepared, tmp_path / "set", copy_function=shutil.copy2)
-    shutil.rmtree(root / "simulation")
-
-    @contextmanager
-    def read_only(path):
-        raise InputError(f"{path}: cannot be written: read-only")
-        yield
-
-    monkeypatch.setattr("data.simulation.simulation_set.whole_file", read_only)
+    root = read_only_copy(prepared, tmp_path / "set", monkeypatch)
     assert validation(root).run(nn.Identity())[0] == values
     assert len(caplog.messages) == 1  # for both CT
     assert "the simulation's maps of CT stay in memory" in caplog.text and "npz: cannot be written" in caplog.text

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from data.settings.declaration import Nature
 from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.base_model import BaseModel, Place, Validator, process_seed
-from models.inference_settings import check_continued, package_versions, read_inference_settings
+from models.inference_settings import InferenceSettings, check_continued, package_versions, read_inference_settings
 from models.memory import memory_shortage_said
 from models.precision import choose_precision
 from models.run_folder import Position
@@ -78,6 +79,11 @@ class TrainingRun:
         self._spent, self._since = 0.0, time.monotonic()
         self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
+    @cached_property
+    def described(self) -> InferenceSettings | None:
+        """What the use of the generator must know; None for a method that trains none."""
+        return self.model.describe(self.settings.data, self.dataset)
+
     def train(self) -> int:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
 
@@ -97,7 +103,6 @@ class TrainingRun:
             settings.model.precision, f", with {self.group.size} processes" if self.group.size > 1 else "",
         )  # fmt: skip
         start = (at.epoch, self._steps_done(at), *([1] if at.validated else []))
-        described = self.model.describe(settings.data, self.dataset)
         run = RunInfo(
             settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps,
             settings.schedule.seconds,
@@ -107,7 +112,7 @@ class TrainingRun:
             open_training_log(
                 run, settings.display, settings.data.ct_map, settings.model.direction, start,
                 shown=self.group.rank == 0, slab=settings.data.slab,
-                contrast=shown_name(described.contrasts) if described else None,
+                contrast=shown_name(self.described.contrasts) if self.described else None,
             ) as training_log,
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()
@@ -129,10 +134,9 @@ class TrainingRun:
         settings, data = self.settings, self.settings.data
         if cases is None:
             return self.model.open_validator(data, self.dataset)
-        described = self.model.describe(data, self.dataset)
-        assert described is not None, "a method without a generator validates by itself"
+        assert self.described is not None, "a method without a generator validates by itself"
         validation = Validation(
-            data.dataroot, read_manifest(data.dataroot), cases, described, _HELD_BACK_BY, self.device,
+            data.dataroot, read_manifest(data.dataroot), cases, self.described, _HELD_BACK_BY, self.device,
             settings.model.precision,
         )  # fmt: skip
         return GeneratorValidator(validation, settings.validation.val_criterion, self.model)
@@ -297,8 +301,8 @@ class TrainingRun:
                 self.model.check_init_from(run.init_from, source, self.settings.data, self.dataset)
 
         def prepare() -> None:
-            if described := self.model.describe(self.settings.data, self.dataset):
-                described.write(self.folder)
+            if self.described:
+                self.described.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
         self.group.share(check)
@@ -319,7 +323,7 @@ class TrainingRun:
         def load() -> dict[str, Any]:
             run_folder.clear_scratch(self.folder)
             state = run_folder.load_state(self.folder, take_over)
-            if here := self.model.describe(self.settings.data, self.dataset):
+            if here := self.described:
                 try:
                     started = read_inference_settings(self.folder)
                 except InputError as error:

@@ -165,14 +165,3 @@ def _say(become: list[str], anyway: list[str]) -> None:
         return
     said = [*become, *([f"what is done anyway: {', '.join(anyway)}"] if anyway else [])]
     log.info("published options: %s (docs/published.md)", "; ".join(said))
-
-
-def table_text(table: Mapping[str, Published]) -> str:
-    """Return the table of published options as Markdown, for docs/published.md."""
-    rows = ["| published | default there | training here | use here |", "| --- | --- | --- | --- |"]
-    for row in table.values():
-        default = "off" if row.default is None else row.default or "empty"
-        rows.append(
-            f"| `{row.name}` | {default} | {row.train.says if row.train else ''} | {row.use.says if row.use else ''} |"
-        )
-    return "\n".join(rows) + "\n"
