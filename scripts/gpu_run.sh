@@ -3,7 +3,8 @@
 #   bash scripts/gpu_run.sh DATASET... OUT
 # First scripts.gpu_check, which writes OUT/gpu_check.json; then for every data set, all at the same time,
 # train.py --model simulated_pairs, which keeps OUT/checkpoints/NAME (NAME: the name of the data set's folder). Logs are
-# OUT/gpu_check.log and OUT/train_NAME.log. What fails does not stop the others; the exit code is 1 then.
+# OUT/gpu_check.log and OUT/train_NAME.log; a further start adds to them. What fails does not stop the others; the exit code
+# is 1 then.
 # Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; one that has had its time ends at once.
 # SECONDS_TOTAL: for everything, about (540). CHECK_SECONDS: of these for the check (a third). DEVICE: cuda:0.
 # PYTHON: .venv/bin/python. OMP_NUM_THREADS: of each training (the cores, shared out among the trainings).
@@ -56,7 +57,7 @@ finish() { # job, what it is, its log
     fi
 }
 
-"$python" -m scripts.gpu_check --out "$out" --seconds "$check" --device "$device" >"$out/gpu_check.log" 2>&1 &
+"$python" -m scripts.gpu_check --out "$out" --seconds "$check" --device "$device" >>"$out/gpu_check.log" 2>&1 &
 jobs=($!)
 finish "$!" "check of the GPU" "$out/gpu_check.log"
 
@@ -71,11 +72,12 @@ for k in "${!names[@]}"; do
         echo "training $name: not begun: $why"
         continue
     fi
-    options=(--dataroot "${datasets[$k]}" --name "$name" --seconds "$rest" --checkpoints_dir "$models" --device "$device")
+    options=(--dataroot "${datasets[$k]}" --name "$name" --seconds "$rest" --checkpoints_dir "$models" --device "$device"
+        --precision auto)
     if [ -e "$models/$name/latest_state.pth" ] || [ -e "$models/$name/previous_state.pth" ]; then
         options+=(--continue_train)
     fi
-    "$python" train.py --model simulated_pairs "${options[@]}" >"$out/train_$name.log" 2>&1 &
+    "$python" train.py --model simulated_pairs "${options[@]}" >>"$out/train_$name.log" 2>&1 &
     jobs+=($!)
 done
 for k in "${!jobs[@]}"; do
