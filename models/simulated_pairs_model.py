@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, Need, option
+from data.settings.declaration import Nature, Need, option, redefault
 from data.settings.values import nonnegative_float, share
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
@@ -27,7 +27,7 @@ from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
 from models.base_model import Place
-from models.slab_model import SlabModel, SlabModelSettings
+from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class SimulationOptions:
 @dataclass(frozen=True, kw_only=True)
 class SimulatedPairsSettings(SimulationOptions, SlabModelSettings):
     """simulated pairs."""
+
+    bone_weight: float = redefault(PairLosses, "bone_weight", 2.0)
 
 
 class SimulatedPairsModel(SlabModel):
