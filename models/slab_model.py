@@ -14,7 +14,7 @@ from data.loading.batches import DrawnBatches
 from data.loading.settings import DEFAULT_CROP_SIZE, DataSettings
 from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
-from data.settings.declaration import Nature, option, redefault
+from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.simulated_mr import Draws, SimulationSettings
 from data.simulation.slab_stock import Crop
@@ -76,14 +76,14 @@ class PairLosses:
 class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, PairLosses, MethodSettings):
     """pairs of slabs."""
 
-    netG: str = redefault(GeneratorSettings, "netG", "unet")
-    ngf: int = redefault(GeneratorSettings, "ngf", 32)
-    norm: str = redefault(GeneratorSettings, "norm", "batch")
-    upsample: str = redefault(GeneratorSettings, "upsample", "resize")
-    init_type: str = redefault(InitialisationSettings, "init_type", "kaiming")
-    lr: float = redefault(OptimiserSettings, "lr", 1e-3)
-    beta1: float = redefault(OptimiserSettings, "beta1", 0.9)
-    ema: float = redefault(OptimiserSettings, "ema", 0.999)
+    netG: str = redeclare(GeneratorSettings, "netG", "unet")
+    ngf: int = redeclare(GeneratorSettings, "ngf", 32)
+    norm: str = redeclare(GeneratorSettings, "norm", "batch")
+    upsample: str = redeclare(GeneratorSettings, "upsample", "resize")
+    init_type: str = redeclare(InitialisationSettings, "init_type", "kaiming")
+    lr: float = redeclare(OptimiserSettings, "lr", 1e-3)
+    beta1: float = redeclare(OptimiserSettings, "beta1", 0.9)
+    ema: float = redeclare(OptimiserSettings, "ema", 0.999)
 
     @property
     def uses_batch_norm(self) -> bool:

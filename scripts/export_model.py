@@ -15,8 +15,9 @@ from torch import Tensor
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.values import epoch_name, experiment_name
+from data.settings.declaration import add_options
 from models.inference_settings import FILE_NAME, read_inference_settings
+from models.model_settings import ModelChoice
 from models.networks import build_generator
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_atomically
@@ -32,9 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir")
-    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are (default: checkpoints)")
-    add("--epoch", type=epoch_name, default="latest", help="latest, or a saved epoch (default: latest)")
+    add_options(parser, ModelChoice)
     add("--out", type=Path, required=True, help="folder to write, new or without a model")
     add(
         "--mirrored", action="store_true",

@@ -15,7 +15,7 @@ import torch
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.values import epoch_name, experiment_name, parse_numbers, positive_float, positive_int
+from data.settings.values import epoch_name, parse_numbers, positive_float, positive_int, run_name
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
 from models.networks import (
@@ -47,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--epoch", "--which_epoch", type=epoch_name, default="latest", help="of a folder: latest, or a saved epoch"
     )
-    parser.add_argument("--name", type=experiment_name, required=True, help="what to call the model")
+    parser.add_argument("--name", type=run_name, required=True, help="what to call the model")
     parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     parser.add_argument("--netG", choices=GENERATORS, default="resnet_9blocks", help="architecture")
     parser.add_argument("--ngf", type=positive_int, default=64, help="features after the first layer")

@@ -161,7 +161,7 @@ def test_the_number_of_loading_threads_changes_nothing(dataroot, tmp_path):  # n
     assert_same_weights(*folders)
 
 
-def test_a_finished_or_running_experiment_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
+def test_a_finished_or_running_training_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     before = (folder / "latest_net_G_A.pth").read_bytes()
     with pytest.raises(InputError, match="holds a run already; go on with it by --continue_train"):
@@ -409,6 +409,7 @@ def test_the_options_are_these(model):
     """An option is added, renamed or removed on purpose only."""
     settings = train_options.parse([*REQUIRED, "--model", model])
     assert sorted(settings.values()) == sorted([*SHARED_OPTIONS, *OPTIONS[model], "model"])
+    assert settings.natures().keys() == settings.values().keys() | {"ct_map"}, "each says what resuming does with it"
 
 
 def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_path, caplog):  # noqa: F811
