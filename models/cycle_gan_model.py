@@ -39,7 +39,7 @@ from models.losses import (
     shape_loss,
     shape_with_edges,
 )
-from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.networks import Architecture, DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
 from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class CycleGANSettings(
         """
         WarmStart.__post_init__(self)
         MethodSettings.__post_init__(self)
-        if self.n_layers_D != 3 and self.netD != "n_layers":
+        if self.n_layers_D != DiscriminatorSettings.n_layers_D and self.netD != "n_layers":
             raise InputError(f"--n_layers_D {self.n_layers_D} needs --netD n_layers")
 
 
@@ -252,7 +252,7 @@ class CycleGANModel(BaseModel):
         mr, ct = contrasts * slab, slab
         self.channels = {"A": mr, "B": ct} if s.direction == "AtoB" else {"A": ct, "B": mr}
         a, b = self.channels.values()
-        self.netG_A, self.netG_B = (prepared(build_generator(s.generator(*nc))) for nc in ((a, b), (b, a)))
+        self.netG_A, self.netG_B = (prepared(build_generator(Architecture.of(s, *nc))) for nc in ((a, b), (b, a)))
         self.netD_A, self.netD_B = map(discriminator, (b, a))
         self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
         self.optimisers = {
@@ -324,7 +324,7 @@ class CycleGANModel(BaseModel):
 
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
-        architecture = self.settings.generator(self.channels["A"], self.channels["B"])
+        architecture = Architecture.of(self.settings, self.channels["A"], self.channels["B"])
         return describe_run(data, architecture, self.settings.direction, dataset)
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:

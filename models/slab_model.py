@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.loading.batches import DrawnBatches
-from data.loading.settings import DEFAULT_CROP_SIZE, DataSettings
+from data.loading.settings import DataSettings
 from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
 from data.settings.declaration import Nature, option, redeclare
@@ -108,9 +108,9 @@ class SlabModel(BaseModel):
         s = settings
         self.ct_map = data.ct_map
         self.crop = Crop(
-            data.slab, data.crop_size or DEFAULT_CROP_SIZE, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
+            data.slab, data.augmentation.crop_size, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
         )
-        self.architecture = s.generator(data.slab, data.slab)
+        self.architecture = Architecture.of(s, data.slab, data.slab)
         self.check_multiple(data, self.architecture)
         # A GPU's convolutions are faster with the channels last; a CPU's are not.
         self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
@@ -156,7 +156,7 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is above `size` pixels.
         """
-        if (data.crop_size or DEFAULT_CROP_SIZE) > size:
+        if data.augmentation.crop_size > size:
             raise InputError(
                 f"--crop_size {data.crop_size}: the slices of {data.dataroot} have {size} pixels; crop no more"
             )
@@ -168,7 +168,7 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is no multiple of the generator's.
         """
-        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, architecture.multiple
+        size, multiple = data.augmentation.crop_size, architecture.multiple
         if size % multiple:
             raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 
