@@ -24,7 +24,7 @@ from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
-from data.settings.declaration import Nature, Need, option
+from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, nonnegative_int, positive_float
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
@@ -44,6 +44,8 @@ from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, 
 
 log = logging.getLogger(__name__)
 
+# Without discriminators options of theirs do nothing.
+DISCRIMINATED = Need("lambda_gan", or_option="lambda_shape_gan")
 WARM_STARTS = ("none", "simulated_mr")
 # Defaults of a warm start's options; without one they are 0.
 _WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
@@ -53,15 +55,19 @@ _WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simu
 class CycleGANLosses:
     """losses."""
 
-    gan_mode: str = option("lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss")
-    lambda_gan: float = option(
-        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the adversarial losses"
+    gan_mode: str = option(
+        "lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss", needs=DISCRIMINATED
     )
+    lambda_gan: float = option(
+        1.0, nature=Nature.SWITCH, parse=nonnegative_float,
+        help="weight of the adversarial losses of images; 0: none, and no discriminators of images",
+    )  # fmt: skip
     pool_size: int = option(
         50,
         nature=Nature.FIXED,
         parse=nonnegative_int,
         help="number of past synthetic images that discriminators are shown again",
+        needs=DISCRIMINATED,
     )
     lambda_A: float = option(
         10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss A -> B -> A"
@@ -176,6 +182,9 @@ class CycleGANSettings(
 ):  # fmt: skip
     """CycleGAN."""
 
+    netD: str = redeclare(DiscriminatorSettings, "netD", needs=DISCRIMINATED)
+    ndf: int = redeclare(DiscriminatorSettings, "ndf", needs=DISCRIMINATED)
+    n_layers_D: int = redeclare(DiscriminatorSettings, "n_layers_D", needs=DISCRIMINATED)
     direction: str = option(
         "AtoB", nature=Nature.FIXED, choices=("AtoB", "BtoA"), aliases=("--which_direction",), help="AtoB: MR to CT"
     )
@@ -187,6 +196,11 @@ class CycleGANSettings(
     def uses_batch_norm(self) -> bool:
         """Whether statistics are taken over batches."""
         return self.norm == "batch"
+
+    @property
+    def uses_pools(self) -> bool:
+        """Whether there are discriminators that are shown past synthetic images."""
+        return self.pool_size > 0 and (self.lambda_gan > 0 or self.lambda_shape_gan > 0)
 
     def __post_init__(self) -> None:
         """Refuse options that nothing would use.
@@ -253,12 +267,12 @@ class CycleGANModel(BaseModel):
         self.channels = {"A": mr, "B": ct} if s.direction == "AtoB" else {"A": ct, "B": mr}
         a, b = self.channels.values()
         self.netG_A, self.netG_B = (prepared(build_generator(Architecture.of(s, *nc))) for nc in ((a, b), (b, a)))
-        self.netD_A, self.netD_B = map(discriminator, (b, a))
-        self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
-        self.optimisers = {
-            "G": self._adam(self.netG_A, self.netG_B),
-            "D": self._adam(self.netD_A, self.netD_B),
-        }
+        self.networks = {"G_A": self.netG_A, "G_B": self.netG_B}
+        self.optimisers = {"G": self._adam(self.netG_A, self.netG_B)}
+        if s.lambda_gan > 0:
+            self.netD_A, self.netD_B = map(discriminator, (b, a))
+            self.networks |= {"D_A": self.netD_A, "D_B": self.netD_B}
+            self.optimisers["D"] = self._adam(self.netD_A, self.netD_B)
         if s.uses_shape:
             assert extractor is not None, "it is opened where it is used"
             self.netE = extractor.to(device)
@@ -270,6 +284,7 @@ class CycleGANModel(BaseModel):
         self.pools = {
             name: ImagePool(s.pool_size, torch.Generator().manual_seed(process_seed(s.seed, rank, k)))
             for k, name in enumerate("ABS")
+            if f"D_{name}" in self.networks
         }
         self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])
         self._warm = False
@@ -290,7 +305,7 @@ class CycleGANModel(BaseModel):
         """Open the unpaired slices; see `open_unaligned`."""
         return open_unaligned(
             data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
-            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
+            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.uses_pools,
             leave_out=leave_out, slab=data.slab,
         )  # fmt: skip
 
@@ -365,8 +380,8 @@ class CycleGANModel(BaseModel):
                 `lambda_simulated` also what `warm_step` takes.
 
         Returns:
-            Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and the
-            discriminators' D_A, D_B (and D_S).
+            Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and those
+            of the discriminators that there are: D_A, D_B, D_S.
 
         Raises:
             NonFiniteLossError: before any weight is changed by the loss that is not finite.
@@ -386,12 +401,14 @@ class CycleGANModel(BaseModel):
         self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
         require_gradients(discriminators, True)
-        fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
-        losses_D = {
-            "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
-            "D_B": self._discriminator_loss(self.netD_B, images["real_A"], fake["A"]),
-        }
-        self._update("D", losses_D, batch)
+        losses_D: dict[str, Tensor] = {}
+        if self.settings.lambda_gan > 0:
+            fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
+            losses_D = {
+                "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
+                "D_B": self._discriminator_loss(self.netD_B, images["real_A"], fake["A"]),
+            }
+            self._update("D", losses_D, batch)
         if self.settings.lambda_shape_gan > 0:
             real_S, fake_S = (shape_with_edges(self.visuals[name]) for name in ("mask", "shape"))
             loss_S = {"D_S": self._discriminator_loss(self.netD_S, real_S, self.pools["S"].query(fake_S))}
@@ -426,14 +443,14 @@ class CycleGANModel(BaseModel):
         s = self.settings
         real_A, fake_B, rec_A = (images[name] for name in ("real_A", "fake_B", "rec_A"))
         real_B, fake_A, rec_B = (images[name] for name in ("real_B", "fake_A", "rec_B"))
-        losses = {
+        losses = {}
+        if s.lambda_gan > 0:
             # lambda_gan (gan(D_A(G_A(A)), real) + gan(D_B(G_B(B)), real))
-            "gan_A": s.lambda_gan * gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode),
-            "gan_B": s.lambda_gan * gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode),
-            # lambda_A |G_B(G_A(A)) - A|_1 + lambda_B |G_A(G_B(B)) - B|_1
-            "cycle_A": s.lambda_A * F.l1_loss(rec_A, real_A),
-            "cycle_B": s.lambda_B * F.l1_loss(rec_B, real_B),
-        }
+            losses["gan_A"] = s.lambda_gan * gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode)
+            losses["gan_B"] = s.lambda_gan * gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode)
+        # lambda_A |G_B(G_A(A)) - A|_1 + lambda_B |G_A(G_B(B)) - B|_1
+        losses["cycle_A"] = s.lambda_A * F.l1_loss(rec_A, real_A)
+        losses["cycle_B"] = s.lambda_B * F.l1_loss(rec_B, real_B)
         if s.lambda_identity > 0:
             # lambda_identity (lambda_B |G_A(B) - B|_1 + lambda_A |G_B(A) - A|_1)
             losses["idt_A"] = s.lambda_identity * s.lambda_B * F.l1_loss(images["idt_A"], real_B)

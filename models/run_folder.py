@@ -164,7 +164,7 @@ def check_options(
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
     }
-    fixed = [text for key, text in changed.items() if natures.get(key) == Nature.FIXED]
+    fixed = [text for key, text in changed.items() if _is_fixed(natures.get(key), saved.get(key), current.get(key))]
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
@@ -172,6 +172,13 @@ def check_options(
         )
     for text in changed.values():
         log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+
+
+def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> bool:
+    """Tell whether a saved state does not allow a change of an option from one value, as text, to another."""
+    if nature == Nature.SWITCH and saved is not None and current is not None:
+        return (float(saved) == 0) != (float(current) == 0)
+    return nature == Nature.FIXED
 
 
 def clear_scratch(folder: Path) -> None:

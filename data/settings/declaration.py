@@ -29,6 +29,7 @@ class Nature(StrEnum):
 
     FREE = "free to change: no result depends on it"
     RESULT = "changes the result: the run resumes, with a warning"
+    SWITCH = "changes the result, but whether it is 0 is fixed by the saved state"
     FIXED = "fixed by the saved state: refused"
 
 
