@@ -24,7 +24,7 @@ from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
 from models.inference_settings import InferenceSettings, model_sha256
-from models.run_folder import weights_path
+from models.run_folder import find_weights
 from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
 from options import test_options
 from options.test_options import PatientSettings, is_file
@@ -179,7 +179,7 @@ def synthesize(
 
 def derivation_of(opt: PatientSettings, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
     """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
-    weights = [weights_path(folder, opt.epoch, "G_A") for folder in opt.folders]
+    weights = [find_weights(folder, opt.epoch, "G_A") for folder in opt.folders]
     hashes = [model_sha256(one.settings, path) for one, path in zip(synthesisers, weights, strict=True)]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     name = "+".join(opt.name)

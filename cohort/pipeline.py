@@ -17,7 +17,7 @@ from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
 from models.inference_settings import model_sha256
-from models.run_folder import weights_path
+from models.run_folder import find_weights
 from models.synthesis import load_synthesiser, read_settings
 from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
@@ -65,7 +65,7 @@ def make_survey(opt: CohortSettings, results: Results) -> Survey:
     settings = read_settings(folder, opt.spacing_mm)
     if settings.direction != "AtoB":
         raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
-    model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
+    model = model_sha256(settings, find_weights(folder, opt.epoch, "G_A"))
     cohort = _find(opt, results, settings.contrasts)
     extras = _extras(opt)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}

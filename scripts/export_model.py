@@ -19,7 +19,7 @@ from data.settings.declaration import add_options
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.model_settings import ModelChoice
 from models.networks import build_generator
-from models.run_folder import weights_path
+from models.run_folder import find_weights, weights_path
 from models.state_dicts import load_network_weights, save_atomically
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     opt = parse_arguments(arguments)
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
-    source = weights_path(folder, opt.epoch, "G_A")
+    source = find_weights(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
     net = build_generator(settings.generator)

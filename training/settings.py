@@ -10,6 +10,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
+from data.prepared.splits import VAL_SHARE
 from data.settings.declaration import (
     HelpFormatter,
     Nature,
@@ -147,9 +148,11 @@ class ValidationSettings:
         help="validate with the prepared test patients, or else a share of the training patients, which then do not "
         "train; the best weights are kept as 'best'",
     )  # fmt: skip
-    val_patients: float = option(
-        0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
-        help="fraction of the training patients to validate with, where the data set has no test patients",
+    # Who validates is recorded, as a fact.
+    val_patients: float | None = option(
+        None, nature=Nature.FREE, parse=positive_share, metavar="SHARE",
+        help="fraction of the training patients to validate with, where the data set has no test patients (default: "
+        f"{VAL_SHARE})",
         needs=Need("val"),
     )  # fmt: skip
     val_freq: int = option(
