@@ -196,7 +196,7 @@ def _check_fit(where: str, network: str, own: Mapping[str, Tensor], state: Mappi
     if channels := next(filter(None, (_channels(*shapes) for shapes in reshaped.values())), None):
         what = "colour images, 3 channels" if channels == 3 else f"images of {channels} channels"
         way = (
-            f"the weights are of a network for {what}, and slices of one contrast have 1: train it on them anew (in "
+            f"the weights are of a network for {what}, and slices have 1: train it on them anew (in "
             "pytorch-CycleGAN-and-pix2pix with --input_nc 1 --output_nc 1)"
         )
     raise InputError(f"{where}: does not fit {network}: {found}: {way}")

@@ -112,7 +112,7 @@ def test_networks_of_several_channels_are_refused_by_their_number(tmp_path, chan
     (tmp_path / "theirs").mkdir()
     net = build_generator(Architecture("resnet_6blocks", ngf=2, input_nc=channels))
     torch.save(net.state_dict(), tmp_path / "theirs/latest_net_G_A.pth")
-    with pytest.raises(InputError, match=f"does not fit .*for {what}, and slices of one contrast have 1"):
+    with pytest.raises(InputError, match=f"does not fit .*for {what}, and slices have 1"):
         take_over(tmp_path)
     assert not (tmp_path / "taken").exists()
 
