@@ -11,8 +11,7 @@ body, which must agree with the mask of the MR that it was made from and look li
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,13 @@ from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, Need, option, redeclare
-from data.settings.values import nonnegative_float, nonnegative_int, positive_float
+from data.settings.values import nonnegative_float, nonnegative_int
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
 from models.losses import (
     GAN_MODES,
-    SHAPE_LOSSES,
     correlation_loss,
     gan_loss,
     local_correlation_loss,
@@ -40,15 +38,14 @@ from models.losses import (
     shape_with_edges,
 )
 from models.networks import Architecture, DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
-from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
+from models.shape_constraint import ShapeConstraint
+from models.shape_extractor import ShapeExtractor, extractor_file, label_channels, open_extractor
+from models.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
 
 # Without discriminators options of theirs do nothing.
 DISCRIMINATED = Need("lambda_gan", or_option="lambda_shape_gan")
-WARM_STARTS = ("none", "simulated_mr")
-# Defaults of a warm start's options; without one they are 0.
-_WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,85 +91,6 @@ class CycleGANLosses:
         help="compute r in square windows of this side in pixels; 0: over the whole slice, as published",
         needs=Need("lambda_correlation_A", or_option="lambda_correlation_B"),
     )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapeConstraint:
-    """shape constraint: with both weights 0, neither an extractor nor masks are needed."""
-
-    lambda_shape: float = option(
-        10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),
-        help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
-    )  # fmt: skip
-    shape_loss: str = option(
-        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published",
-        needs=Need("lambda_shape"),
-    )  # fmt: skip
-    lambda_shape_gan: float = option(
-        1.0,
-        nature=Nature.FIXED,
-        parse=nonnegative_float,
-        help="weight of the adversarial loss of the shape discriminator",
-    )
-    shape_extractor: Path | None = option(
-        None, nature=Nature.FREE, parse=Path, needs=Need("lambda_shape", or_option="lambda_shape_gan"),
-        help=f"trained shape extractor: its file, or the folder of its run (default: DATAROOT/{FOLDER_NAME})",
-    )  # fmt: skip
-
-    @property
-    def uses_shape(self) -> bool:
-        """Whether the shape extractor and the masks of the MR are needed."""
-        return self.lambda_shape > 0 or self.lambda_shape_gan > 0
-
-    def extractor_path(self, dataroot: Path) -> Path:
-        """Return where the extractor is: the one that is named, or that of the data set."""
-        return self.shape_extractor or dataroot / FOLDER_NAME
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """warm start: train the generators on simulated pairs before the adversarial training."""
-
-    warm_start: str = option(
-        "none",
-        nature=Nature.RESULT,
-        choices=WARM_STARTS,
-        help="simulated_mr: on T1-like MR simulated from the CT slices",
-    )
-    n_epochs_warm: int | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
-    )  # fmt: skip
-    warm_lr: float | None = option(
-        None, nature=Nature.RESULT, parse=positive_float, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
-    )  # fmt: skip
-    lambda_simulated: float | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of the L1 loss on simulated pairs during the adversarial training (default: "
-        f"{_WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        """Fill in what depends on `warm_start`."""
-        for name, value in _WHEN_WARM.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value if self.warm_start != "none" else 0)
-
-    @property
-    def warm_epochs(self) -> int:
-        """Epochs of the warm start."""
-        return self.n_epochs_warm or 0
-
-    @property
-    def rate_when_warm(self) -> float:
-        """The learning rate in them."""
-        return self.warm_lr or 0.0
-
-    @property
-    def simulates(self) -> bool:
-        """Whether pairs of simulated MR and CT are needed."""
-        return self.warm_start != "none" or bool(self.lambda_simulated)
 
 
 @dataclass(frozen=True, kw_only=True)
