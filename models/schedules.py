@@ -95,7 +95,7 @@ class LearningRate:
         n_epochs_warm: int = 0,
         warm_lr: float = 0.0,
     ) -> None:
-        """Set `base_lr` on all `optimisers`.
+        """Set `base_lr` on all `optimisers`, times the `rate` of a group of parameters that has one.
 
         Args:
             optimisers: whose learning rate is set, in all their parameter groups.
@@ -197,4 +197,4 @@ class LearningRate:
     def _set(self, lr: float) -> None:
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("rate", 1.0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.settings.declaration import Nature, Need, option
-from data.settings.values import share
+from data.settings.values import nonnegative_float, share
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
@@ -50,6 +50,10 @@ class SimulationOptions:
         0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone",
         needs=Need("limbs"),
     )  # fmt: skip
+    skin_mm: float = option(
+        SimulationSettings.skin_mm, nature=Nature.RESULT, parse=nonnegative_float,
+        help="largest thickness of skin that gives no signal; 0: skin is as bright as its HU say",
+    )  # fmt: skip
     leave_out: str = option(
         "", nature=Nature.RESULT, metavar="TEXT", help="do not train on CT whose names contain TEXT"
     )
@@ -75,7 +79,7 @@ class SimulatedPairsModel(SlabModel):
         groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
         self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
-        self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias))
+        self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm)
         of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
 

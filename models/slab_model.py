@@ -188,9 +188,14 @@ class SlabModel(BaseModel):
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Update the generators on the next batch, which is drawn here; see `BaseModel.step`."""
-        s = self.settings
         with torch.no_grad():
             mr, hu, counted = self.draw()
+        return self.learn(mr, hu, counted)
+
+    def learn(self, mr: Tensor, hu: Tensor, counted: Tensor) -> dict[str, Tensor]:
+        """Update the generators on pairs as `draw` returns them; return the losses as `step` does."""
+        s = self.settings
+        with torch.no_grad():
             target = curve(hu, self.ct_map.knots)
             weight = torch.where(hu > _BONE_HU, s.bone_weight, 1.0) * counted
         mr = mr.contiguous(memory_format=self.layout)

@@ -15,12 +15,14 @@ from data.settings.values import protected_numbers
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
 from models.paired_model import PairedModel
+from models.refined_pairs_model import RefinedPairsModel
 from models.simulated_pairs_model import SimulatedPairsModel
 from training.settings import TrainingSettings, parse_training, training_parser
 
 METHODS: dict[str, type[BaseModel]] = {
     "cycle_gan": CycleGANModel,
     "simulated_pairs": SimulatedPairsModel,
+    "refined_pairs": RefinedPairsModel,
     "paired": PairedModel,
     "shape_extractor": ShapeExtractorModel,
 }

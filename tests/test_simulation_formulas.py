@@ -55,6 +55,7 @@ def plain_soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tens
     """Fat, muscle and what is between, without bone."""
     shape = ct.shape[1:]
     lean = torch.where(ct > -200, ramp(ct, d.uniform(-110, -85), d.uniform(25, 60)), 1 - ramp(ct, -500, -200))
+    lean = lean * (1 - d.uniform(0, 1) * (1 - lean))
     cell, spread = float(d.integer(15, 80)), d.uniform(0, 0.15)
     texture = spread * d.smooth_field(shape, cell, SPACING)
     cell, rarity = float(d.integer(25, 70)), -d.uniform(-1.6, -0.6)
@@ -75,7 +76,7 @@ def plain_interfaces(ct: Tensor, d: Draws) -> Tensor:
 
 def plain_details(shape: tuple[int, ...], d: Draws) -> Tensor:
     """Loss of signal in thin lines and spots."""
-    cell, width = float(d.integer(10, 30)), d.uniform(0.05, 0.2)
+    cell, width = float(d.integer(10, 30)), d.uniform(0.03, 0.15)
     lines = (1 - d.smooth_field(shape, cell, SPACING).abs() / width).clamp(0, 1) * d.uniform(0, 0.8)
     lines = lines * (d.smooth_field(shape, float(d.integer(20, 60)), SPACING) > 0)
     rarity, cell = d.uniform(2, 3.5), max(float(d.integer(3, 8)), 2 * SPACING[1])
@@ -101,11 +102,13 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     signal = plain_soft_tissue(ct, fat, muscle, d) * (1 - plain_interfaces(ct, d)) * (1 - plain_details(shape, d))
     inside = (depth_mm - d.uniform(0.2, 1.2)).clamp(0, 1)
     signal = torch.lerp(signal, plain_bone(ct, fat, muscle, d), inside)
-    sigma_mm = max(2.0, 1.2 * pixel_mm)
+    sigma_mm = max(3.0, 1.2 * pixel_mm)
     depth = sigma_mm * torch.special.ndtri(
         plain_blur((ct > -500).float(), sigma_mm / pixel_mm * ones).clamp(0.01, 0.99)
     )
-    signal = signal * (1 - (1 - (depth - 0.5) / d.uniform(1, 3.5)).clamp(0, 1) * d.uniform(0.5, 1))
+    dark = d.uniform(-0.5, SETTINGS.skin_mm)
+    dark = (dark + 0.4 * d.smooth_field(shape, 80.0, SPACING)).clamp(max=SETTINGS.skin_mm + 1)
+    signal = signal * (1 - (1 - (depth - dark) / d.uniform(0.5, 2.5)).clamp(0, 1) * d.uniform(0.6, 1))
     through, in_plane = d.uniform(0, 0.9), d.uniform(0, 0.9) / pixel_mm
     weights = torch.arange(shape[0])[:, None] - torch.arange(shape[0])[None]
     weights = torch.exp(-0.5 * (weights / through.view(-1, 1, 1).clamp(min=0.05)) ** 2)

@@ -427,6 +427,7 @@ SHARED_OPTIONS = (
     "val_freq val_patients zoom"
 ).split()
 GENERATOR_OPTIONS = "init_gain init_type netG ngf norm upsample use_dropout".split()
+SIMULATION_OPTIONS = "leave_out limbs limbs_share skin_mm".split()
 PAIRS_OPTIONS = "bias bone_weight field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
 OPTIONS = {
     "cycle_gan": (
@@ -435,7 +436,10 @@ OPTIONS = {
         "serial_batches shape_extractor shape_loss warm_lr warm_start"
     ).split()
     + GENERATOR_OPTIONS,
-    "simulated_pairs": ["leave_out", "limbs", "limbs_share", *PAIRS_OPTIONS, *GENERATOR_OPTIONS],
+    "simulated_pairs": [*SIMULATION_OPTIONS, *PAIRS_OPTIONS, *GENERATOR_OPTIONS],
+    "refined_pairs": (
+        "lambda_keep n_layers_D ndf netD refined_share".split() + SIMULATION_OPTIONS + PAIRS_OPTIONS + GENERATOR_OPTIONS
+    ),
     "paired": PAIRS_OPTIONS + GENERATOR_OPTIONS,
     "shape_extractor": ["val_share", "width"],
 }

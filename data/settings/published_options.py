@@ -65,7 +65,8 @@ def _model(line: Line, name: str, value: str) -> None:
     replacements = {
         "pix2pix": "use --model paired, which learns from registered MR and CT by L1 losses, without a discriminator",
         "test": "use test_adapt.py or test_pipeline.py, which take the model's --name",
-        "colorization": "slices have no colour; expected cycle_gan, simulated_pairs, paired or shape_extractor",
+        "colorization": "slices have no colour; expected cycle_gan, simulated_pairs, refined_pairs, paired or "
+        "shape_extractor",
     }
     if value in replacements:
         raise InputError(f"--model {value}: {replacements[value]}")
@@ -118,7 +119,7 @@ def _no_dropout(line: Line, name: str, value: str) -> list[str]:
 
 def _no_flip(line: Line, name: str, value: str) -> list[str]:
     line.one_of(name, "--flip")
-    if line.method in ("simulated_pairs", "paired"):
+    if line.method in ("simulated_pairs", "refined_pairs", "paired"):
         raise InputError(f"--no_flip: --model {line.method} learns from mirrored slices; --flip says along which axes")
     return []
 

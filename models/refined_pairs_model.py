@@ -1,0 +1,233 @@
+"""Training a generator on simulated pairs whose MR is made more like real MR, of other patients than the CT.
+
+A refiner R changes single slices of simulated MR; a discriminator D judges them beside slices of real MR:
+
+    L_D = E[(D(real) - 1)^2] + E[D(R(mr))^2]
+    L_R = E[(D(R(mr)) - 1)^2] + lambda_keep |R(mr) - mr|_1
+    L_G = the losses of `simulated_pairs`, where a share of each batch shows R(mr), without gradients to R
+
+The CT of a refined MR is known, as that of a simulated one is. Since G_A's losses do not reach R, nothing can be hidden
+in a refined MR for G_A to find. The second term of L_R keeps the anatomy where it is.
+
+Source: Shrivastava et al., "Learning from simulated and unsupervised images through adversarial training", CVPR 2017,
+eq. 1, 2 and 4, with the least-squares loss of Mao et al., ICCV 2017, for their cross entropy.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+from data.loading.settings import DataSettings
+from data.loading.slices import prepared_windows, read_case
+from data.prepared.manifest import read_manifest
+from data.settings.declaration import Nature, option, redefault
+from data.settings.values import nonnegative_float, share
+from data.simulation.simulated_mr import field_of_view
+from data.simulation.simulation_set import SimulationSet
+from data.simulation.slab_stock import SlabStock
+from data.values.intensity import IntensityMap
+from data.values.mr_rules import Rule
+from models.base_model import Place
+from models.inference_settings import InferenceSettings
+from models.initialisation import initialise
+from models.losses import gan_loss
+from models.networks import Architecture, DiscriminatorSettings, build_discriminator, build_generator
+from models.simulated_pairs_model import SimulatedPairsModel, SimulatedPairsSettings
+
+log = logging.getLogger(__name__)
+
+# The refiner's features at full resolution: it changes contrast and texture, which takes few.
+_WIDTH = 16
+# Learning rate of R and D in shares of the generator's, and Adam's momentum, which adversarial training wants low.
+_RATE, _BETAS = 0.2, (0.5, 0.999)
+# The scale of a real MR varies by this share, as that of a simulated one does.
+_GAIN = 0.15
+_OUTSIDE = {"mr": -1.0, "body": -1000.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerOptions:
+    """refined MR."""
+
+    refined_share: float = option(
+        0.5, nature=Nature.RESULT, parse=share, help="fraction of each batch whose simulated MR is refined"
+    )
+    lambda_keep: float = option(
+        5.0, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of the L1 difference between a refined and its simulated MR",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedPairsSettings(RefinerOptions, DiscriminatorSettings, SimulatedPairsSettings):
+    """refined pairs."""
+
+    netD: str = redefault(DiscriminatorSettings, "netD", "n_layers")
+    ndf: int = redefault(DiscriminatorSettings, "ndf", 32)
+    n_layers_D: int = redefault(DiscriminatorSettings, "n_layers_D", 2)
+
+
+@dataclass(frozen=True)
+class RefinementSet:
+    """CT to simulate from, and real MR of other patients.
+
+    Attributes:
+        ct: the CT.
+        mr: by case name the maps `mr`, float16 (n, H, W) in [-1, 1], and `body`, int16, 0 in the body, else -1000.
+    """
+
+    ct: SimulationSet
+    mr: dict[str, dict[str, np.ndarray]]
+
+
+class RefinedPairsModel(SimulatedPairsModel):
+    """Simulated pairs, a share of them with the MR refined by what real MR of other patients looks like."""
+
+    settings_type = RefinedPairsSettings
+    settings: RefinedPairsSettings
+
+    def __init__(
+        self, settings: RefinedPairsSettings, data: DataSettings, dataset: RefinementSet, place: Place
+    ) -> None:
+        """Load CT and MR onto the device and build the networks; the same seed gives the same weights."""
+        s = settings
+        super().__init__(s, data, dataset.ct, place)
+        self.real = SlabStock([dataset.mr[name] for name in sorted(dataset.mr)], _OUTSIDE, "body", self.device)
+        self.real_crop = replace(self.crop, slices=1)
+        self.refined = round(data.batch_size * s.refined_share)
+        weights = torch.Generator().manual_seed(s.seed)
+        refiner = build_generator(Architecture(netG="unet", ngf=_WIDTH, norm="batch", upsample="resize"))
+        initialise(refiner, s.init_type, s.init_gain, weights)
+        # It begins by changing nothing.
+        last = [module for module in refiner.modules() if isinstance(module, nn.Conv2d)][-1]
+        nn.init.zeros_(last.weight)
+        judge = build_discriminator(s.netD, 1, s.ndf, s.n_layers_D, s.norm)
+        initialise(judge, s.init_type, s.init_gain, weights)
+        for name, net in (("R", refiner), ("D_R", judge)):
+            if s.sync_batch_norm:
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            self.networks[name] = net.to(self.device).to(memory_format=self.layout)
+            group: dict[str, Any] = {"params": list(net.parameters()), "rate": _RATE}
+            self.optimisers[name] = torch.optim.Adam([group], s.lr * _RATE, betas=_BETAS, fused=True)
+        self._wrap_networks(averaged=[name for name in self.networks if name.startswith("G_")])
+
+    @classmethod
+    def check(cls, settings: RefinedPairsSettings, data: DataSettings) -> None:
+        """Refuse what the method cannot follow; see `SlabModel.check`."""
+        super().check(settings, data)
+        if settings.n_layers_D != 3 and settings.netD != "n_layers":
+            raise InputError(f"--n_layers_D {settings.n_layers_D} needs --netD n_layers")
+        if not round(data.batch_size * settings.refined_share):
+            raise InputError(
+                f"--refined_share {settings.refined_share:g}: no MR of a batch of {data.batch_size} would be refined; "
+                "raise it, or use --model simulated_pairs"
+            )
+
+    @classmethod
+    def open_data(  # type: ignore[override]  # more than CT
+        cls, settings: RefinedPairsSettings, data: DataSettings, leave_out: Collection[str] = ()
+    ) -> RefinementSet:
+        """Open the CT, prepared for the simulation, and the MR."""
+        ct = SimulatedPairsModel.open_data(settings, data, leave_out)
+        return RefinementSet(ct, _real_mr(data.dataroot, data.mr_window, data.ct_map, leave_out))
+
+    @classmethod
+    def from_data(  # type: ignore[override]
+        cls, settings: RefinedPairsSettings, data: DataSettings, dataset: RefinementSet, place: Place
+    ) -> Self:
+        """Build the model for the CT and MR of `dataset`."""
+        model = cls(settings, data, dataset, place)
+        log.info(
+            "%d CT volumes, %d slices; %d real MR volumes, %d slices", len(dataset.ct.volumes),
+            sum(len(volume["hu"]) for volume in dataset.ct.volumes.values()), len(dataset.mr),
+            sum(len(volume["mr"]) for volume in dataset.mr.values()),
+        )  # fmt: skip
+        return model
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Update R, D and the generators on the next batch, which is drawn here; see `BaseModel.step`."""
+        with torch.no_grad():
+            mr, hu, counted = self.draw()
+            real = self.draw_real()
+        # Of several groups of CT, each has its part of what is refined.
+        order = torch.linspace(0, len(mr) - 1, self.refined, device=self.device).round().long()
+        refined, losses = self._refine(mr[order], real)
+        mr = mr.index_copy(0, order, refined)
+        return self.learn(mr, hu, counted) | losses
+
+    def draw_real(self) -> Tensor:
+        """Return slices of real MR, (N, 1, H, W) in [-1, 1], as many as are refined, cut as the simulated ones are."""
+        draws = self.draws(self.refined)
+        mr = self.real.draw(self.real_crop, draws)["mr"]
+        mr = ((mr + 1) * torch.exp(_GAIN * draws.normal(1, 1, 1)) - 1).clamp_(-1, 1)
+        seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
+        return torch.where(seen, mr, -1.0)
+
+    def refine(self, mr: Tensor) -> Tensor:
+        """Return slices of MR, (N, 1, H, W) in [-1, 1], as R changes them."""
+        return (mr + self._run(self.networks["R"], mr.contiguous(memory_format=self.layout))).clamp(-1, 1)
+
+    def _refine(self, mr: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Update D and R by the middle slices of slabs; return the slabs refined, without gradients, and the losses."""
+        judge, middle = self.networks["D_R"], mr.shape[1] // 2
+        simulated = mr[:, middle : middle + 1]
+        fake = self.refine(simulated)
+        losses_d = {
+            "D_R_real": 0.5 * gan_loss(self._run(judge, real), True),
+            "D_R_refined": 0.5 * gan_loss(self._run(judge, fake.detach()), False),
+        }
+        self._update("D_R", losses_d, {})
+        judge.requires_grad_(False)
+        losses_r = {
+            "gan_R": gan_loss(self._run(judge, fake), True),
+            "keep_R": self.settings.lambda_keep * (fake - simulated).abs().mean(),
+        }
+        self._update("R", losses_r, {})
+        judge.requires_grad_(True)
+        with torch.no_grad():
+            refined = self.refine(mr.flatten(0, 1)[:, None]).view_as(mr)
+        return refined, {name: loss.detach() for name, loss in (losses_d | losses_r).items()}
+
+    def describe(self, data: DataSettings, dataset: RefinementSet) -> InferenceSettings:
+        """Return what the use of `G_A` must know."""
+        return super().describe(data, dataset.ct)
+
+    def facts(self, data: DataSettings, dataset: RefinementSet) -> dict[str, str]:  # type: ignore[override]
+        """Return the names of the CT and MR that are trained on."""
+        return {"volumes": " ".join(sorted([*dataset.ct.volumes, *dataset.mr]))}
+
+
+def _real_mr(
+    dataroot: Path, rule: Rule | Mapping[str, Rule], ct_map: IntensityMap, leave_out: Collection[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the training MR of a prepared data set, as in `RefinementSet`.
+
+    Raises:
+        InputError: there are none, a damaged file, or several contrasts.
+    """
+    manifest = read_manifest(dataroot).without(leave_out)
+    if len(manifest.contrasts) > 1:
+        raise InputError(
+            f"{dataroot}: MR of one contrast are simulated; the data set has {', '.join(manifest.contrasts)}: prepare "
+            "it with one of them, or train with --model cycle_gan"
+        )
+    cases = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
+    if not cases:
+        raise InputError(
+            f"{dataroot}: no MR to refine by; prepare the data set with --mr, or use --model simulated_pairs"
+        )
+    volumes = {}
+    for case, (window,) in zip(cases, prepared_windows(cases, rule, ct_map), strict=True):
+        mr, body = (array[slice(*case.body_slices)] for array in read_case(dataroot, case))
+        volumes[case.name] = {
+            "mr": window.to_network(mr).astype(np.float16),
+            "body": np.where(body > 0, 0, -1000).astype(np.int16),
+        }
+    return volumes
