@@ -13,7 +13,6 @@ from models.inference_settings import read_inference_settings
 from models.refined_pairs_model import RefinedPairsModel, RefinedPairsSettings, RefinementSet
 from tests.test_simulated_pairs import CPU, DATA, OPTIONS, dataroot, disc, simulation_set  # noqa: F401
 
-
 SHORT = "--n_epochs 1 --steps_per_epoch 2 --batch_size 4".split()
 
 
