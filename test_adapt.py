@@ -5,7 +5,6 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 
 import hashlib
 import logging
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +24,10 @@ from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
 from models.inference_settings import InferenceSettings, model_sha256
-from models.run_folder import weights_path
+from models.run_folder import find_weights
 from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
 from options import test_options
-from options.test_options import is_file
+from options.test_options import PatientSettings, is_file
 from visualization.case_page import write_case_page
 from visualization.panels import save_preview
 
@@ -54,7 +53,7 @@ class Results(NamedTuple):
     report: Path
 
     @classmethod
-    def beside(cls, main: Path, opt: Namespace) -> "Results":
+    def beside(cls, main: Path, opt: PatientSettings) -> "Results":
         """Name them after the volume, but for what an option names."""
         stem = volume_stem(main) if is_file(main) else main.name
         paths = {DICOM: opt.dicom, MU_MAP: opt.mu_map, UNCERTAINTY: opt.uncertainty}
@@ -100,9 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         InputError: there is no volume.
     """
     opt = test_options.parse(arguments)
-    folders = [opt.checkpoints_dir / name for name in opt.name]
     how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm)
-    synthesisers = [load_synthesiser(folder, *how) for folder in folders]
+    synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
     settings = synthesisers[0].settings
     names = settings.contrasts
@@ -119,7 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
     refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
-    row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
+    row: dict = {
+        "case": case,
+        "input": description_of(paths),
+        "model": " + ".join(map(str, opt.folders)),
+        "epoch": opt.epoch,
+    }
     row["made"] = sorted(made | results.names())
 
     if deviation is not None:
@@ -135,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(written) else 1
 
 
-def refuse_for_mr(results: Results, opt: Namespace) -> None:
+def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
     """Refuse what there is of a CT only, for a model that makes MR."""
     if opt.reference:
         raise InputError(
@@ -145,7 +148,7 @@ def refuse_for_mr(results: Results, opt: Namespace) -> None:
         raise InputError(f"{asked[0]}: is made of a synthetic CT; the model makes MR from CT; leave it out")
 
 
-def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
+def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
     """Read all that is given of a patient."""
     source, *further = (
         read_volume(
@@ -158,12 +161,14 @@ def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
     return Patient(source, further, body, read_reference(opt.reference, source) if opt.reference else None)
 
 
-def identity_of(opt: Namespace) -> Identity:
+def identity_of(opt: PatientSettings) -> Identity:
     """Return whose a DICOM series is, as the options say it."""
     return Identity(opt.patient_name, opt.patient_id, opt.anonymous)
 
 
-def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Namespace) -> tuple[Volume, Volume | None]:
+def synthesize(
+    patient: Patient, synthesisers: Sequence[Synthesiser], opt: PatientSettings
+) -> tuple[Volume, Volume | None]:
     """Return the synthetic volume, and its uncertainty where that is asked for."""
     arguments = (patient.body, opt.batch_size, patient.further)
     if len(synthesisers) == 1 and not opt.uncertainty:
@@ -172,9 +177,9 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Names
     return synthetic, deviation if opt.uncertainty else None
 
 
-def derivation_of(opt: Namespace, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
+def derivation_of(opt: PatientSettings, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
     """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
-    weights = [weights_path(opt.checkpoints_dir / name, opt.epoch, "G_A") for name in opt.name]
+    weights = [find_weights(folder, opt.epoch, "G_A") for folder in opt.folders]
     hashes = [model_sha256(one.settings, path) for one, path in zip(synthesisers, weights, strict=True)]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     name = "+".join(opt.name)
@@ -187,7 +192,7 @@ def volume_parts(
     synthetic: Volume,
     deviation: Volume | None,
     synthesisers: Sequence[Synthesiser],
-    opt: Namespace,
+    opt: PatientSettings,
 ) -> dict[str, Callable[[], None]]:
     """Return what writes the volumes, by the option that says where each goes."""
 
@@ -200,6 +205,7 @@ def volume_parts(
         write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
 
     def attenuation() -> None:
+        assert opt.mu_settings is not None, "it was asked for"
         write_volume(mu_map(synthetic, opt.mu_settings), results.extras[MU_MAP])
 
     def uncertainty() -> None:
@@ -290,7 +296,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     )
 
 
-def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: Namespace) -> None:
+def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
     """Refuse to write over an input, or over what this command did not make of this patient."""
     inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:

@@ -17,9 +17,9 @@ from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
 from models.inference_settings import model_sha256
-from models.run_folder import weights_path
+from models.run_folder import find_weights
 from models.synthesis import load_synthesiser, read_settings
-from options.cohort_settings import CohortSettings
+from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
 
 def make_survey(opt: CohortSettings, results: Results) -> Survey:
     """Find the cohort and compare it with what is recorded."""
-    folder = opt.checkpoints_dir / opt.name
+    folder = opt.folder
     settings = read_settings(folder, opt.spacing_mm)
     if settings.direction != "AtoB":
         raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
-    model = model_sha256(settings, weights_path(folder, opt.epoch, "G_A"))
+    model = model_sha256(settings, find_weights(folder, opt.epoch, "G_A"))
     cohort = _find(opt, results, settings.contrasts)
     extras = _extras(opt)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
@@ -132,7 +132,7 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
 def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, results: Results) -> dict:
     """Convert this process's part of what is to do; return figures of it."""
     device = group.device(opt.device)
-    folder = opt.checkpoints_dir / opt.name
+    folder = opt.folder
     synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
     conversion = Conversion(
         synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
@@ -192,7 +192,7 @@ def _account(opt: CohortSettings, survey: Survey, results: Results, processes: l
     names = [case.name for case in survey.cohort.cases]
     model = {
         "name": opt.name,
-        "folder": str((opt.checkpoints_dir / opt.name).absolute()),
+        "folder": str((opt.folder).absolute()),
         "epoch": opt.epoch,
         "sha256": survey.model_sha256,
     }

@@ -20,7 +20,7 @@ from data.loading.settings import DataSettings
 from data.loading.slices import read_case
 from data.prepared.manifest import Case, Manifest, read_manifest, write_json
 from data.prepared.splits import split_by_patient
-from data.settings.declaration import Nature, option, redefault
+from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import positive_int, positive_share
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
 from models.initialisation import initialise
@@ -56,8 +56,8 @@ class ExtractorOptions:
 class ShapeExtractorSettings(ExtractorOptions, MethodSettings):
     """shape extractor."""
 
-    lr: float = redefault(OptimiserSettings, "lr", 1e-3)
-    beta1: float = redefault(OptimiserSettings, "beta1", 0.9)
+    lr: float = redeclare(OptimiserSettings, "lr", 1e-3)
+    beta1: float = redeclare(OptimiserSettings, "beta1", 0.9)
 
     @property
     def uses_batch_norm(self) -> bool:

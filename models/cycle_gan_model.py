@@ -11,8 +11,7 @@ body, which must agree with the mask of the MR that it was made from and look li
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -24,44 +23,48 @@ from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
-from data.settings.declaration import Nature, Need, option
-from data.settings.values import nonnegative_float, nonnegative_int, positive_float
+from data.settings.declaration import Nature, Need, option, redeclare
+from data.settings.values import nonnegative_float, nonnegative_int
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
 from models.losses import (
     GAN_MODES,
-    SHAPE_LOSSES,
     correlation_loss,
     gan_loss,
     local_correlation_loss,
     shape_loss,
     shape_with_edges,
 )
-from models.networks import DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
-from models.shape_extractor import FOLDER_NAME, ShapeExtractor, extractor_file, label_channels, open_extractor
+from models.networks import Architecture, DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.shape_constraint import ShapeConstraint
+from models.shape_extractor import ShapeExtractor, extractor_file, label_channels, open_extractor
+from models.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
 
-WARM_STARTS = ("none", "simulated_mr")
-# Defaults of a warm start's options; without one they are 0.
-_WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
+# Without discriminators options of theirs do nothing.
+DISCRIMINATED = Need("lambda_gan", or_option="lambda_shape_gan")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CycleGANLosses:
     """losses."""
 
-    gan_mode: str = option("lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss")
-    lambda_gan: float = option(
-        1.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the adversarial losses"
+    gan_mode: str = option(
+        "lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss", needs=DISCRIMINATED
     )
+    lambda_gan: float = option(
+        1.0, nature=Nature.SWITCH, parse=nonnegative_float,
+        help="weight of the adversarial losses of images; 0: none, and no discriminators of images",
+    )  # fmt: skip
     pool_size: int = option(
         50,
         nature=Nature.FIXED,
         parse=nonnegative_int,
         help="number of past synthetic images that discriminators are shown again",
+        needs=DISCRIMINATED,
     )
     lambda_A: float = option(
         10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss A -> B -> A"
@@ -91,91 +94,15 @@ class CycleGANLosses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeConstraint:
-    """shape constraint: with both weights 0, neither an extractor nor masks are needed."""
-
-    lambda_shape: float = option(
-        10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),
-        help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
-    )  # fmt: skip
-    shape_loss: str = option(
-        "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published",
-        needs=Need("lambda_shape"),
-    )  # fmt: skip
-    lambda_shape_gan: float = option(
-        1.0,
-        nature=Nature.FIXED,
-        parse=nonnegative_float,
-        help="weight of the adversarial loss of the shape discriminator",
-    )
-    shape_extractor: Path | None = option(
-        None, nature=Nature.FREE, parse=Path, needs=Need("lambda_shape", or_option="lambda_shape_gan"),
-        help=f"trained shape extractor: its file, or the folder of its run (default: DATAROOT/{FOLDER_NAME})",
-    )  # fmt: skip
-
-    @property
-    def uses_shape(self) -> bool:
-        """Whether the shape extractor and the masks of the MR are needed."""
-        return self.lambda_shape > 0 or self.lambda_shape_gan > 0
-
-    def extractor_path(self, dataroot: Path) -> Path:
-        """Return where the extractor is: the one that is named, or that of the data set."""
-        return self.shape_extractor or dataroot / FOLDER_NAME
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """warm start: train the generators on simulated pairs before the adversarial training."""
-
-    warm_start: str = option(
-        "none",
-        nature=Nature.RESULT,
-        choices=WARM_STARTS,
-        help="simulated_mr: on T1-like MR simulated from the CT slices",
-    )
-    n_epochs_warm: int | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
-    )  # fmt: skip
-    warm_lr: float | None = option(
-        None, nature=Nature.RESULT, parse=positive_float, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
-    )  # fmt: skip
-    lambda_simulated: float | None = option(
-        None, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of the L1 loss on simulated pairs during the adversarial training (default: "
-        f"{_WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        """Fill in what depends on `warm_start`."""
-        for name, value in _WHEN_WARM.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value if self.warm_start != "none" else 0)
-
-    @property
-    def warm_epochs(self) -> int:
-        """Epochs of the warm start."""
-        return self.n_epochs_warm or 0
-
-    @property
-    def rate_when_warm(self) -> float:
-        """The learning rate in them."""
-        return self.warm_lr or 0.0
-
-    @property
-    def simulates(self) -> bool:
-        """Whether pairs of simulated MR and CT are needed."""
-        return self.warm_start != "none" or bool(self.lambda_simulated)
-
-
-@dataclass(frozen=True, kw_only=True)
 class CycleGANSettings(
     GeneratorSettings, DiscriminatorSettings, InitialisationSettings, CycleGANLosses, ShapeConstraint, WarmStart,
     MethodSettings,
 ):  # fmt: skip
     """CycleGAN."""
 
+    netD: str = redeclare(DiscriminatorSettings, "netD", needs=DISCRIMINATED)
+    ndf: int = redeclare(DiscriminatorSettings, "ndf", needs=DISCRIMINATED)
+    n_layers_D: int = redeclare(DiscriminatorSettings, "n_layers_D", needs=DISCRIMINATED)
     direction: str = option(
         "AtoB", nature=Nature.FIXED, choices=("AtoB", "BtoA"), aliases=("--which_direction",), help="AtoB: MR to CT"
     )
@@ -188,6 +115,11 @@ class CycleGANSettings(
         """Whether statistics are taken over batches."""
         return self.norm == "batch"
 
+    @property
+    def uses_pools(self) -> bool:
+        """Whether there are discriminators that are shown past synthetic images."""
+        return self.pool_size > 0 and (self.lambda_gan > 0 or self.lambda_shape_gan > 0)
+
     def __post_init__(self) -> None:
         """Refuse options that nothing would use.
 
@@ -196,7 +128,7 @@ class CycleGANSettings(
         """
         WarmStart.__post_init__(self)
         MethodSettings.__post_init__(self)
-        if self.n_layers_D != 3 and self.netD != "n_layers":
+        if self.n_layers_D != DiscriminatorSettings.n_layers_D and self.netD != "n_layers":
             raise InputError(f"--n_layers_D {self.n_layers_D} needs --netD n_layers")
 
 
@@ -252,13 +184,13 @@ class CycleGANModel(BaseModel):
         mr, ct = contrasts * slab, slab
         self.channels = {"A": mr, "B": ct} if s.direction == "AtoB" else {"A": ct, "B": mr}
         a, b = self.channels.values()
-        self.netG_A, self.netG_B = (prepared(build_generator(s.generator(*nc))) for nc in ((a, b), (b, a)))
-        self.netD_A, self.netD_B = map(discriminator, (b, a))
-        self.networks = {"G_A": self.netG_A, "G_B": self.netG_B, "D_A": self.netD_A, "D_B": self.netD_B}
-        self.optimisers = {
-            "G": self._adam(self.netG_A, self.netG_B),
-            "D": self._adam(self.netD_A, self.netD_B),
-        }
+        self.netG_A, self.netG_B = (prepared(build_generator(Architecture.of(s, *nc))) for nc in ((a, b), (b, a)))
+        self.networks = {"G_A": self.netG_A, "G_B": self.netG_B}
+        self.optimisers = {"G": self._adam(self.netG_A, self.netG_B)}
+        if s.lambda_gan > 0:
+            self.netD_A, self.netD_B = map(discriminator, (b, a))
+            self.networks |= {"D_A": self.netD_A, "D_B": self.netD_B}
+            self.optimisers["D"] = self._adam(self.netD_A, self.netD_B)
         if s.uses_shape:
             assert extractor is not None, "it is opened where it is used"
             self.netE = extractor.to(device)
@@ -270,6 +202,7 @@ class CycleGANModel(BaseModel):
         self.pools = {
             name: ImagePool(s.pool_size, torch.Generator().manual_seed(process_seed(s.seed, rank, k)))
             for k, name in enumerate("ABS")
+            if f"D_{name}" in self.networks
         }
         self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])
         self._warm = False
@@ -290,7 +223,7 @@ class CycleGANModel(BaseModel):
         """Open the unpaired slices; see `open_unaligned`."""
         return open_unaligned(
             data.dataroot, data.mr_window, data.ct_map, data.augmentation, settings.uses_shape, settings.seed,
-            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.pool_size > 0,
+            simulate_mr=settings.simulates, one_size=data.batch_size > 1 or settings.uses_pools,
             leave_out=leave_out, slab=data.slab,
         )  # fmt: skip
 
@@ -324,7 +257,7 @@ class CycleGANModel(BaseModel):
 
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
-        architecture = self.settings.generator(self.channels["A"], self.channels["B"])
+        architecture = Architecture.of(self.settings, self.channels["A"], self.channels["B"])
         return describe_run(data, architecture, self.settings.direction, dataset)
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
@@ -365,8 +298,8 @@ class CycleGANModel(BaseModel):
                 `lambda_simulated` also what `warm_step` takes.
 
         Returns:
-            Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and the
-            discriminators' D_A, D_B (and D_S).
+            Scalars without history: the generators' total `G` and every weighted loss that it is the sum of, and those
+            of the discriminators that there are: D_A, D_B, D_S.
 
         Raises:
             NonFiniteLossError: before any weight is changed by the loss that is not finite.
@@ -386,12 +319,14 @@ class CycleGANModel(BaseModel):
         self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
         require_gradients(discriminators, True)
-        fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
-        losses_D = {
-            "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
-            "D_B": self._discriminator_loss(self.netD_B, images["real_A"], fake["A"]),
-        }
-        self._update("D", losses_D, batch)
+        losses_D: dict[str, Tensor] = {}
+        if self.settings.lambda_gan > 0:
+            fake = {name: self.pools[name].query(images[f"fake_{name}"]) for name in "AB"}
+            losses_D = {
+                "D_A": self._discriminator_loss(self.netD_A, images["real_B"], fake["B"]),
+                "D_B": self._discriminator_loss(self.netD_B, images["real_A"], fake["A"]),
+            }
+            self._update("D", losses_D, batch)
         if self.settings.lambda_shape_gan > 0:
             real_S, fake_S = (shape_with_edges(self.visuals[name]) for name in ("mask", "shape"))
             loss_S = {"D_S": self._discriminator_loss(self.netD_S, real_S, self.pools["S"].query(fake_S))}
@@ -426,14 +361,14 @@ class CycleGANModel(BaseModel):
         s = self.settings
         real_A, fake_B, rec_A = (images[name] for name in ("real_A", "fake_B", "rec_A"))
         real_B, fake_A, rec_B = (images[name] for name in ("real_B", "fake_A", "rec_B"))
-        losses = {
+        losses = {}
+        if s.lambda_gan > 0:
             # lambda_gan (gan(D_A(G_A(A)), real) + gan(D_B(G_B(B)), real))
-            "gan_A": s.lambda_gan * gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode),
-            "gan_B": s.lambda_gan * gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode),
-            # lambda_A |G_B(G_A(A)) - A|_1 + lambda_B |G_A(G_B(B)) - B|_1
-            "cycle_A": s.lambda_A * F.l1_loss(rec_A, real_A),
-            "cycle_B": s.lambda_B * F.l1_loss(rec_B, real_B),
-        }
+            losses["gan_A"] = s.lambda_gan * gan_loss(self._run(self.netD_A, fake_B), True, s.gan_mode)
+            losses["gan_B"] = s.lambda_gan * gan_loss(self._run(self.netD_B, fake_A), True, s.gan_mode)
+        # lambda_A |G_B(G_A(A)) - A|_1 + lambda_B |G_A(G_B(B)) - B|_1
+        losses["cycle_A"] = s.lambda_A * F.l1_loss(rec_A, real_A)
+        losses["cycle_B"] = s.lambda_B * F.l1_loss(rec_B, real_B)
         if s.lambda_identity > 0:
             # lambda_identity (lambda_B |G_A(B) - B|_1 + lambda_A |G_B(A) - A|_1)
             losses["idt_A"] = s.lambda_identity * s.lambda_B * F.l1_loss(images["idt_A"], real_B)

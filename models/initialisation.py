@@ -52,7 +52,10 @@ class InitialisationSettings:
 
 
 def initialise(
-    net: nn.Module, kind: str = "normal", gain: float = 0.02, generator: torch.Generator | None = None
+    net: nn.Module,
+    kind: str = InitialisationSettings.init_type,
+    gain: float = InitialisationSettings.init_gain,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Draw the weights of all convolutions of `net` anew, in place; biases become 0.
 

@@ -1,16 +1,15 @@
 """Generators and discriminators of the CycleGAN, as plain modules with flat arguments.
 
-Images are (N, C, H, W), one channel by default, in [-1, 1]. Layers keep the positions they have in the
-published networks, so that published state dicts load by name.
+Images are (N, C, H, W) in [-1, 1]. Layers keep the positions they have in the published networks, so that published
+state dicts load by name. Defaults stand in the settings alone.
 
 Sources: Zhu et al., "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV
 2017 (ResNet generator after Johnson et al., ECCV 2016; training settings); Isola et al., "Image-to-image
-translation with conditional adversarial networks", CVPR 2017 (U-Net generator, patch and pixel
-discriminators); Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016 (resizing).
+translation with conditional adversarial networks", CVPR 2017 (U-Net generator, patch and pixel discriminators).
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from inspect import signature
@@ -21,75 +20,8 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.settings.declaration import Nature, option
 from data.settings.values import positive_int
+from models.layers import NORMS, UPSAMPLINGS, ReflectionPad2d, check_size, pick, use_bias
 from unet.unet_model import MULTIPLE, UNet
-
-
-def _pick[T](registry: Mapping[str, T], name: str, what: str) -> T:
-    if name not in registry:
-        raise InputError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
-    return registry[name]
-
-
-# Instance norm has neither affine parameters nor running statistics: it acts alike in training and in use.
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
-    "batch": nn.BatchNorm2d,
-    "none": nn.Identity,
-}
-
-
-class ReflectionPad2d(nn.ReflectionPad2d):
-    """As torch's, and repeatable on a GPU too: there torch has no deterministic gradient of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pad (N, C, H, W) by reflection at its edges."""
-        if not torch.are_deterministic_algorithms_enabled():
-            return super().forward(x)
-        left, right, top, bottom = self.padding
-        return _reflected(_reflected(x, 3, left, right), 2, top, bottom)
-
-
-def _reflected(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    first = x.narrow(dim, 1, before).flip(dim)
-    last = x.narrow(dim, x.shape[dim] - 1 - after, after).flip(dim)
-    return torch.cat([first, x, last], dim)
-
-
-def _transposed(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
-    return nn.ConvTranspose2d(
-        in_nc, out_nc, kernel_size, stride=2, padding=1, output_padding=kernel_size % 2, bias=bias
-    )
-
-
-def _resize(in_nc: int, out_nc: int, kernel_size: int, bias: bool) -> nn.Module:
-    # Always 3x3: an even kernel has no centre. One module, so that the layers after it keep their positions.
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        ReflectionPad2d(1),
-        nn.Conv2d(in_nc, out_nc, kernel_size=3, bias=bias),
-    )
-
-
-# Layers that double height and width, from (in_nc, out_nc, kernel_size of a transposed convolution, bias).
-UPSAMPLINGS: dict[str, Callable[[int, int, int, bool], nn.Module]] = {
-    "transposed": _transposed,
-    "resize": _resize,
-}
-
-
-def _use_bias(norm: str) -> bool:
-    # The published networks carry biases beside instance norm alone; their state dicts fix this.
-    return norm == "instance"
-
-
-def _check_size(x: Tensor, network: str, multiple: int, minimum: int) -> None:
-    height, width = x.shape[-2:]
-    if height % multiple or width % multiple or min(height, width) < minimum:
-        whole = f"multiples of {multiple} and " if multiple > 1 else ""
-        raise InputError(
-            f"{network}: input of {height} x {width} pixels; expected height and width to be {whole}"
-            f"at least {minimum}: crop, pad or resize the slices, or choose another network"
-        )
 
 
 class ResnetBlock(nn.Module):
@@ -98,10 +30,10 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, norm: str, use_dropout: bool) -> None:
         """Build a block of `channels` feature maps."""
         super().__init__()
-        norm_layer = _pick(NORMS, norm, "norm")
+        norm_layer = pick(NORMS, norm, "norm")
 
         def convolution() -> list[nn.Module]:
-            conv = nn.Conv2d(channels, channels, kernel_size=3, bias=_use_bias(norm))
+            conv = nn.Conv2d(channels, channels, kernel_size=3, bias=use_bias(norm))
             return [ReflectionPad2d(1), conv, norm_layer(channels)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
@@ -121,13 +53,13 @@ class ResnetGenerator(nn.Module):
 
     def __init__(
         self,
-        input_nc: int = 1,
-        output_nc: int = 1,
-        ngf: int = 64,
-        n_blocks: int = 9,
-        norm: str = "instance",
-        use_dropout: bool = False,
-        upsample: str = "transposed",
+        input_nc: int,
+        output_nc: int,
+        ngf: int,
+        n_blocks: int,
+        norm: str,
+        use_dropout: bool,
+        upsample: str,
     ) -> None:
         """Build the network.
 
@@ -145,8 +77,8 @@ class ResnetGenerator(nn.Module):
         """
         super().__init__()
         self.multiple = 4
-        norm_layer, bias = _pick(NORMS, norm, "norm"), _use_bias(norm)
-        upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
+        norm_layer, bias = pick(NORMS, norm, "norm"), use_bias(norm)
+        upsampling = pick(UPSAMPLINGS, upsample, "upsampling")
         layers: list[nn.Module] = [ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias)]
         layers += [norm_layer(ngf), nn.ReLU(inplace=True)]
         for width in (ngf, 2 * ngf):
@@ -160,7 +92,7 @@ class ResnetGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the synthetic image. Raises `InputError` for a size that the network cannot take."""
-        _check_size(x, "ResNet generator", multiple=self.multiple, minimum=8)
+        check_size(x, "ResNet generator", multiple=self.multiple, minimum=8)
         return self.model(x)
 
 
@@ -168,17 +100,11 @@ class UnetLevel(nn.Module):
     """One level of the U-Net with its skip: (N, outer_nc, H, W) to (N, 2 * outer_nc, H, W)."""
 
     def __init__(
-        self,
-        outer_nc: int,
-        inner_nc: int,
-        inner: "UnetLevel | None",
-        norm: str,
-        use_dropout: bool,
-        upsample: str,
+        self, outer_nc: int, inner_nc: int, inner: "UnetLevel | None", norm: str, use_dropout: bool, upsample: str
     ) -> None:
         """Build the level around `inner`, the next deeper one; None for the deepest."""
         super().__init__()
-        norm_layer, bias = NORMS[norm], _use_bias(norm)
+        norm_layer, bias = NORMS[norm], use_bias(norm)
         layers = [
             nn.LeakyReLU(0.2),
             nn.Conv2d(outer_nc, inner_nc, kernel_size=4, stride=2, padding=1, bias=bias),
@@ -204,13 +130,13 @@ class UnetGenerator(nn.Module):
 
     def __init__(
         self,
-        input_nc: int = 1,
-        output_nc: int = 1,
-        ngf: int = 64,
-        depth: int = 8,
-        norm: str = "instance",
-        use_dropout: bool = False,
-        upsample: str = "transposed",
+        input_nc: int,
+        output_nc: int,
+        ngf: int,
+        depth: int,
+        norm: str,
+        use_dropout: bool,
+        upsample: str,
     ) -> None:
         """Build the network.
 
@@ -227,8 +153,8 @@ class UnetGenerator(nn.Module):
             InputError: unknown `norm` or `upsample`.
         """
         super().__init__()
-        _pick(NORMS, norm, "norm")
-        upsampling = _pick(UPSAMPLINGS, upsample, "upsampling")
+        pick(NORMS, norm, "norm")
+        upsampling = pick(UPSAMPLINGS, upsample, "upsampling")
         self.multiple = 2**depth
         widths = [ngf * min(2**level, 8) for level in range(depth)]
         inner: UnetLevel | None = None
@@ -236,14 +162,14 @@ class UnetGenerator(nn.Module):
             dropout = use_dropout and 4 <= level < depth - 1
             inner = UnetLevel(widths[level - 1], widths[level], inner, norm, dropout, upsample)
         assert inner is not None, "there are several levels"
-        first = nn.Conv2d(input_nc, ngf, kernel_size=4, stride=2, padding=1, bias=_use_bias(norm))
+        first = nn.Conv2d(input_nc, ngf, kernel_size=4, stride=2, padding=1, bias=use_bias(norm))
         last = upsampling(2 * ngf, output_nc, 4, True)
         # Published names begin with 'model.model'.
         self.model = nn.Sequential(OrderedDict(model=nn.Sequential(first, inner, nn.ReLU(), last, nn.Tanh())))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the synthetic image. Raises `InputError` for a size that the network cannot take."""
-        _check_size(x, "U-Net generator", multiple=self.multiple, minimum=self.multiple)
+        check_size(x, "U-Net generator", multiple=self.multiple, minimum=self.multiple)
         return self.model(x)
 
 
@@ -255,12 +181,12 @@ class ResizingUnetGenerator(nn.Module):
 
     def __init__(
         self,
-        input_nc: int = 1,
-        output_nc: int = 1,
-        ngf: int = 64,
-        norm: str = "instance",
-        use_dropout: bool = False,
-        upsample: str = "resize",
+        input_nc: int,
+        output_nc: int,
+        ngf: int,
+        norm: str,
+        use_dropout: bool,
+        upsample: str,
     ) -> None:
         """Build the network of `ngf` features at full resolution. Raises `InputError` for what it does not have."""
         super().__init__()
@@ -269,7 +195,7 @@ class ResizingUnetGenerator(nn.Module):
                 "--netG unet resizes bilinearly and has no dropout: use --upsample resize, no --use_dropout"
             )
         self.multiple, self.norm = MULTIPLE, norm
-        self.net = UNet(input_nc, output_nc, ngf, norm=_pick(NORMS, norm, "norm"))
+        self.net = UNet(input_nc, output_nc, ngf, norm=pick(NORMS, norm, "norm"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the synthetic image.
@@ -296,7 +222,7 @@ class PatchDiscriminator(nn.Module):
     maps in besides.)
     """
 
-    def __init__(self, input_nc: int = 1, ndf: int = 64, n_layers: int = 3, norm: str = "instance") -> None:
+    def __init__(self, input_nc: int, ndf: int, n_layers: int, norm: str) -> None:
         """Build the network.
 
         Args:
@@ -309,7 +235,7 @@ class PatchDiscriminator(nn.Module):
             InputError: unknown `norm`, or `n_layers` below 1.
         """
         super().__init__()
-        norm_layer = _pick(NORMS, norm, "norm")
+        norm_layer = pick(NORMS, norm, "norm")
         if n_layers < 1:
             raise InputError(f"patch discriminator: n_layers is {n_layers}; expected 1 or more")
         self.minimum = 3 * 2**n_layers
@@ -318,14 +244,14 @@ class PatchDiscriminator(nn.Module):
         layers += [nn.LeakyReLU(0.2, inplace=True)]
         for layer in range(1, n_layers + 1):
             stride = 2 if layer < n_layers else 1
-            conv = nn.Conv2d(widths[layer - 1], widths[layer], 4, stride, padding=1, bias=_use_bias(norm))
+            conv = nn.Conv2d(widths[layer - 1], widths[layer], 4, stride, padding=1, bias=use_bias(norm))
             layers += [conv, norm_layer(widths[layer]), nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, padding=1)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map of scores. Raises `InputError` for a size that the network cannot take."""
-        _check_size(x, "patch discriminator", multiple=1, minimum=self.minimum)
+        check_size(x, "patch discriminator", multiple=1, minimum=self.minimum)
         return self.model(x)
 
 
@@ -335,10 +261,10 @@ class PixelDiscriminator(nn.Module):
     The receptive field is 1 pixel. (Instance norm lets mean and variance of whole feature maps in besides.)
     """
 
-    def __init__(self, input_nc: int = 1, ndf: int = 64, norm: str = "instance") -> None:
+    def __init__(self, input_nc: int, ndf: int, norm: str) -> None:
         """Build the network with `ndf`, then 2 * `ndf` maps. Raises `InputError` for an unknown `norm`."""
         super().__init__()
-        norm_layer, bias = _pick(NORMS, norm, "norm"), _use_bias(norm)
+        norm_layer, bias = pick(NORMS, norm, "norm"), use_bias(norm)
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, kernel_size=1),
             nn.LeakyReLU(0.2, inplace=True),
@@ -350,7 +276,7 @@ class PixelDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map of scores. Raises `InputError` for a size that the network cannot take."""
-        _check_size(x, "pixel discriminator", multiple=1, minimum=2)
+        check_size(x, "pixel discriminator", multiple=1, minimum=2)
         return self.net(x)
 
 
@@ -369,7 +295,7 @@ DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class GeneratorSettings:
     """generator."""
 
@@ -381,42 +307,32 @@ class GeneratorSettings:
         64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the generators"
     )
     norm: str = option(
-        "instance",
-        nature=Nature.FIXED,
-        choices=tuple(NORMS),
+        "instance", nature=Nature.FIXED, choices=tuple(NORMS),
         help="normalisation layers of generators and discriminators",
-    )
+    )  # fmt: skip
     use_dropout: bool = option(False, nature=Nature.FIXED, help="use dropout in the inner blocks of the generators")
     upsample: str = option(
-        "transposed",
-        nature=Nature.FIXED,
-        choices=tuple(UPSAMPLINGS),
+        "transposed", nature=Nature.FIXED, choices=tuple(UPSAMPLINGS),
         help="how generators upsample; resize avoids checkerboard patterns",
-    )
-
-    def generator(self, input_nc: int = 1, output_nc: int = 1) -> "Architecture":
-        """Return the architecture of a generator of so many channels."""
-        own = {field.name: getattr(self, field.name) for field in fields(GeneratorSettings)}
-        return Architecture(**own, input_nc=input_nc, output_nc=output_nc)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(GeneratorSettings):
     """One generator: all that its weights depend on beside their training. It is kept in `inference.json`.
 
     Attributes:
-        netG: a key of `GENERATORS`; ngf: features after the first layer; norm: a key of `NORMS`.
-        use_dropout: dropout in the inner blocks; upsample: a key of `UPSAMPLINGS`.
-        input_nc, output_nc: channels.
+        input_nc, output_nc: channels, beside what its settings say.
     """
 
-    netG: str = "resnet_9blocks"
-    ngf: int = 64
-    norm: str = "instance"
-    use_dropout: bool = False
-    upsample: str = "transposed"
     input_nc: int = 1
     output_nc: int = 1
+
+    @classmethod
+    def of(cls, settings: GeneratorSettings, input_nc: int, output_nc: int) -> "Architecture":
+        """Return the architecture that a run's settings say, of so many channels."""
+        own = {field.name: getattr(settings, field.name) for field in fields(GeneratorSettings)}
+        return cls(**own, input_nc=input_nc, output_nc=output_nc)
 
     @cached_property
     def multiple(self) -> int:
@@ -434,7 +350,7 @@ def build_generator(architecture: Architecture) -> nn.Module:
         InputError: unknown `netG`, `norm` or `upsample`, a combination that the generator does not have, or a value
             other than the default that it does not take.
     """
-    make = _pick(GENERATORS, architecture.netG, "generator")
+    make = pick(GENERATORS, architecture.netG, "generator")
     taken = signature(make).parameters
     for field in fields(architecture):
         value = getattr(architecture, field.name)
@@ -460,16 +376,20 @@ class DiscriminatorSettings:
 
 
 def build_discriminator(
-    name: str, input_nc: int = 1, ndf: int = 64, n_layers: int = 3, norm: str = "instance"
+    name: str,
+    input_nc: int = Architecture.output_nc,
+    ndf: int = DiscriminatorSettings.ndf,
+    n_layers: int = DiscriminatorSettings.n_layers_D,
+    norm: str = GeneratorSettings.norm,
 ) -> nn.Module:
     """Return the discriminator `name`, a key of `DISCRIMINATORS`. Arguments as in `PatchDiscriminator`.
 
     Raises:
         InputError: unknown `name` or `norm`, or an `n_layers` that the discriminator would not follow.
     """
-    discriminator = _pick(DISCRIMINATORS, name, "discriminator")
+    discriminator = pick(DISCRIMINATORS, name, "discriminator")
     if name == "n_layers":
         return discriminator(input_nc=input_nc, ndf=ndf, n_layers=n_layers, norm=norm)
-    if n_layers != 3:
+    if n_layers != DiscriminatorSettings.n_layers_D:
         raise InputError(f"n_layers {n_layers} does nothing to the discriminator {name!r}: choose 'n_layers' for it")
     return discriminator(input_nc=input_nc, ndf=ndf, norm=norm)

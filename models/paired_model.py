@@ -2,8 +2,9 @@
 
     loss = |G_A(mr) - map(ct)|_1 + lambda_hu |map^-1(G_A(mr)) - ct|_1 / 1000 HU + lambda_reverse |G_B(map(ct)) - mr|_1
 
-over slabs of neighbouring slices, where the MR sees the body. It is also the bound that unpaired training is held
-against: the same network, the same budget.
+over slabs of neighbouring slices, where the MR sees the body. Of several contrasts each one's window varies by itself;
+all lie under one bias field, as contrasts of one scan do. It is also the bound that unpaired training is held against:
+the same network, the same budget.
 """
 
 import logging
@@ -14,9 +15,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from data.loading.channels import with_channels
 from data.loading.paired import PairedSet, open_paired_set
 from data.loading.settings import DataSettings
-from data.prepared.manifest import read_manifest
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
@@ -26,7 +27,7 @@ from models.slab_model import SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
 
-_OUTSIDE = {"mr": -1.0, "hu": AIR_HU, "counted": 1.0}
+_OUTSIDE = {"hu": AIR_HU, "counted": 1.0}
 # The MR's window varies by this share, its bias field over this length, and this much noise is added.
 _GAIN, _FIELD_MM, _NOISE = 0.15, 120.0, 0.01
 
@@ -41,13 +42,17 @@ class PairedModel(SlabModel):
 
     settings_type = PairedSettings
     settings: PairedSettings
+    takes_contrasts = True
+    fixed_facts = ("contrasts",)
 
     def __init__(self, settings: PairedSettings, data: DataSettings, pairs: PairedSet, place: Place) -> None:
         """Load the pairs onto the device and build the networks; the same seed gives the same weights."""
-        super().__init__(settings, data, place)
+        super().__init__(settings, data, place, len(pairs.contrasts))
         self.spacing = (pairs.slice_mm, pairs.pixel_mm)
         self.batch_size = data.batch_size
-        self.stock = SlabStock([pairs.volumes[name] for name in sorted(pairs.volumes)], _OUTSIDE, "hu", self.device)
+        self.mr_maps = pairs.mr_maps
+        outside = dict.fromkeys(self.mr_maps, -1.0) | _OUTSIDE
+        self.stock = SlabStock([pairs.volumes[name] for name in sorted(pairs.volumes)], outside, "hu", self.device)
 
     @classmethod
     def open_data(cls, settings: PairedSettings, data: DataSettings, leave_out: Collection[str] = ()) -> PairedSet:
@@ -68,18 +73,20 @@ class PairedModel(SlabModel):
         """Return the next batch; see `SlabModel.draw`. What the MR does not see of the body does not count."""
         draws = self.draws(self.batch_size)
         slab = self.stock.draw(self.crop, draws)
-        shape = slab["mr"].shape[1:]
-        gain = torch.exp(_GAIN * draws.normal(1, 1, 1))
+        shape = slab["hu"].shape[1:]
+        gain = torch.exp(_GAIN * draws.normal(len(self.mr_maps), 1, 1)).repeat_interleave(shape[0], dim=1)
         field = torch.exp(draws.uniform(0, self.settings.bias) * draws.smooth_field(shape, _FIELD_MM, self.spacing))
-        mr = (slab["mr"] + 1) / 2 * gain * field + _NOISE * draws.normal(*shape)
+        mr = torch.cat([slab[name] for name in self.mr_maps], dim=1)
+        mr = (mr + 1) / 2 * gain * with_channels(field, mr.shape[1]) + _NOISE * draws.normal(*mr.shape[1:])
         mr = 2 * mr.clamp(0, 1) - 1
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
         return torch.where(seen, mr, -1.0), torch.where(seen, slab["hu"], AIR_HU), (slab["counted"] > 0.5).float()
 
     def describe(self, data: DataSettings, dataset: PairedSet) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
-        return replace(super().describe(data, dataset), contrasts=read_manifest(data.dataroot).contrasts)
+        return replace(super().describe(data, dataset), contrasts=dataset.contrasts)
 
     def facts(self, data: DataSettings, dataset: PairedSet) -> dict[str, str]:
-        """Return the names of the MR whose pairs are trained on."""
-        return {"volumes": " ".join(sorted(dataset.volumes))}
+        """Return the names of the MR whose pairs are trained on, and those of its contrasts where there are several."""
+        several = {"contrasts": ", ".join(dataset.contrasts)} if len(dataset.contrasts) > 1 else {}
+        return {"volumes": " ".join(sorted(dataset.volumes))} | several

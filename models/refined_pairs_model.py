@@ -27,7 +27,7 @@ from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import read_manifest
-from data.settings.declaration import Nature, option, redefault
+from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.simulation_set import SimulationSet
@@ -69,9 +69,9 @@ class RefinerOptions:
 class RefinedPairsSettings(RefinerOptions, DiscriminatorSettings, SimulatedPairsSettings):
     """refined pairs."""
 
-    netD: str = redefault(DiscriminatorSettings, "netD", "n_layers")
-    ndf: int = redefault(DiscriminatorSettings, "ndf", 32)
-    n_layers_D: int = redefault(DiscriminatorSettings, "n_layers_D", 2)
+    netD: str = redeclare(DiscriminatorSettings, "netD", "n_layers")
+    ndf: int = redeclare(DiscriminatorSettings, "ndf", 32)
+    n_layers_D: int = redeclare(DiscriminatorSettings, "n_layers_D", 2)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class RefinedPairsModel(SimulatedPairsModel):
     def check(cls, settings: RefinedPairsSettings, data: DataSettings) -> None:
         """Refuse what the method cannot follow; see `SlabModel.check`."""
         super().check(settings, data)
-        if settings.n_layers_D != 3 and settings.netD != "n_layers":
+        if settings.n_layers_D != DiscriminatorSettings.n_layers_D and settings.netD != "n_layers":
             raise InputError(f"--n_layers_D {settings.n_layers_D} needs --netD n_layers")
         if not round(data.batch_size * settings.refined_share):
             raise InputError(

@@ -120,6 +120,24 @@ def weights_path(folder: Path, epoch: str | int, network: str) -> Path:
     return folder / f"{epoch}_net_{network}.pth"
 
 
+def find_weights(folder: Path, epoch: str | int, network: str) -> Path:
+    """Return the file of one network's weights, which there must be.
+
+    Raises:
+        InputError: there is none; it lists of which epochs there are.
+    """
+    path = weights_path(folder, epoch, network)
+    if path.exists():
+        return path
+    epochs = [file.name.partition("_net_")[0] for file in folder.glob(f"*_net_{network}.pth")]
+    epochs.sort(key=lambda name: (name.isdigit(), int(name) if name.isdigit() else name))
+    there = (
+        f"there are those of {', '.join(epochs)}: say which by --epoch" if epochs else f"there are none of {network}"
+    )
+    why = "; the best are kept by trainings with --val" if epoch == "best" else ""
+    raise InputError(f"{path}: no such file; expected the weights of a model; {there}{why}")
+
+
 def save_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
     """Write the weights of every network as `<epoch>_net_<network>.pth`."""
     for name, net in model.kept_networks.items():
@@ -134,11 +152,10 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
     """
     needed = next(iter(model.networks))
     for name, net in model.networks.items():
-        path = weights_path(folder, epoch, name)
-        if path.exists() or name == needed:
-            load_network_weights(net, path)
+        if name == needed or weights_path(folder, epoch, name).exists():
+            load_network_weights(net, find_weights(folder, epoch, name))
         else:
-            log.info("%s: not there; %s starts anew", path, name)
+            log.info("%s: not there; %s starts anew", weights_path(folder, epoch, name), name)
 
 
 def save_options(folder: Path, options: Mapping[str, Any]) -> None:
@@ -162,9 +179,9 @@ def check_options(
     changed = {
         key: f"{key}: was {saved.get(key)}, now {current.get(key)}"
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
+        if saved.get(key) != current.get(key) and natures.get(key) != Nature.FREE  # an older version recorded more
     }
-    fixed = [text for key, text in changed.items() if natures.get(key) == Nature.FIXED]
+    fixed = [text for key, text in changed.items() if _is_fixed(natures.get(key), saved.get(key), current.get(key))]
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
@@ -172,6 +189,13 @@ def check_options(
         )
     for text in changed.values():
         log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+
+
+def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> bool:
+    """Tell whether a saved state does not allow a change of an option from one value, as text, to another."""
+    if nature == Nature.SWITCH and saved is not None and current is not None:
+        return (float(saved) == 0) != (float(current) == 0)
+    return nature == Nature.FIXED
 
 
 def clear_scratch(folder: Path) -> None:

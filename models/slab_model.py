@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.loading.batches import DrawnBatches
-from data.loading.settings import DEFAULT_CROP_SIZE, DataSettings
+from data.loading.channels import with_channels
+from data.loading.settings import DataSettings
 from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
-from data.settings.declaration import Nature, option, redefault
+from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.simulated_mr import Draws, SimulationSettings
 from data.simulation.slab_stock import Crop
@@ -76,14 +77,14 @@ class PairLosses:
 class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, PairLosses, MethodSettings):
     """pairs of slabs."""
 
-    netG: str = redefault(GeneratorSettings, "netG", "unet")
-    ngf: int = redefault(GeneratorSettings, "ngf", 32)
-    norm: str = redefault(GeneratorSettings, "norm", "batch")
-    upsample: str = redefault(GeneratorSettings, "upsample", "resize")
-    init_type: str = redefault(InitialisationSettings, "init_type", "kaiming")
-    lr: float = redefault(OptimiserSettings, "lr", 1e-3)
-    beta1: float = redefault(OptimiserSettings, "beta1", 0.9)
-    ema: float = redefault(OptimiserSettings, "ema", 0.999)
+    netG: str = redeclare(GeneratorSettings, "netG", "unet")
+    ngf: int = redeclare(GeneratorSettings, "ngf", 32)
+    norm: str = redeclare(GeneratorSettings, "norm", "batch")
+    upsample: str = redeclare(GeneratorSettings, "upsample", "resize")
+    init_type: str = redeclare(InitialisationSettings, "init_type", "kaiming")
+    lr: float = redeclare(OptimiserSettings, "lr", 1e-3)
+    beta1: float = redeclare(OptimiserSettings, "beta1", 0.9)
+    ema: float = redeclare(OptimiserSettings, "ema", 0.999)
 
     @property
     def uses_batch_norm(self) -> bool:
@@ -92,9 +93,14 @@ class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, 
 
 
 class SlabModel(BaseModel):
-    """A generator, its optimiser and random state, and a step on the pairs that a subclass draws."""
+    """A generator, its optimiser and random state, and a step on the pairs that a subclass draws.
+
+    Class attributes:
+        takes_contrasts: whether its MR may have several contrasts.
+    """
 
     settings: SlabModelSettings
+    takes_contrasts: ClassVar[bool] = False
     memory_options = "--crop_size, --slab or --ngf"
     defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16, "slab": 5, "preprocess": "body_crop", "crop_size": 160, "flip": "xy", "rotate": 30.0,
@@ -102,21 +108,23 @@ class SlabModel(BaseModel):
         "n_epochs": 24, "n_epochs_decay": 0,
     }  # fmt: skip
 
-    def __init__(self, settings: SlabModelSettings, data: DataSettings, place: Place) -> None:
-        """Build the networks; the same seed gives the same weights."""
+    def __init__(self, settings: SlabModelSettings, data: DataSettings, place: Place, contrasts: int = 1) -> None:
+        """Build the networks; the same seed gives the same weights. `contrasts`: those of an MR."""
         super().__init__(settings, place.device, place.processes)
         s = settings
         self.ct_map = data.ct_map
         self.crop = Crop(
-            data.slab, data.crop_size or DEFAULT_CROP_SIZE, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
+            data.slab, data.augmentation.crop_size, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
         )
-        self.architecture = s.generator(data.slab, data.slab)
+        mr, ct = contrasts * data.slab, data.slab
+        self.architecture = Architecture.of(s, mr, ct)
         self.check_multiple(data, self.architecture)
         # A GPU's convolutions are faster with the channels last; a CPU's are not.
         self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         weights = torch.Generator().manual_seed(s.seed)
-        for name in ("G_A", "G_B")[: 2 if s.lambda_reverse > 0 else 1]:
-            net = build_generator(self.architecture)
+        made = {"G_A": self.architecture} | ({"G_B": Architecture.of(s, ct, mr)} if s.lambda_reverse > 0 else {})
+        for name, architecture in made.items():
+            net = build_generator(architecture)
             initialise(net, s.init_type, s.init_gain, weights)
             if s.sync_batch_norm:
                 net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -144,7 +152,7 @@ class SlabModel(BaseModel):
         """
         if data.preprocess != "body_crop":
             raise InputError(f"--preprocess {data.preprocess}: slabs are cut about bodies here: leave it out")
-        if isinstance(data.mr_window, Mapping):
+        if isinstance(data.mr_window, Mapping) and not cls.takes_contrasts:
             raise InputError("--mr_window NAME=...: MR of one contrast are learnt here; expected one rule")
         if data.max_dataset_size:
             raise InputError("--max_dataset_size does nothing here: an epoch has --steps_per_epoch steps")
@@ -156,10 +164,9 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is above `size` pixels.
         """
-        if (data.crop_size or DEFAULT_CROP_SIZE) > size:
-            raise InputError(
-                f"--crop_size {data.crop_size}: the slices of {data.dataroot} have {size} pixels; crop no more"
-            )
+        crop = data.augmentation.crop_size
+        if crop > size:
+            raise InputError(f"--crop_size {crop}: the slices of {data.dataroot} have {size} pixels; crop no more")
 
     @classmethod
     def check_multiple(cls, data: DataSettings, architecture: Architecture) -> None:
@@ -168,13 +175,16 @@ class SlabModel(BaseModel):
         Raises:
             InputError: `crop_size` is no multiple of the generator's.
         """
-        size, multiple = data.crop_size or DEFAULT_CROP_SIZE, architecture.multiple
+        size, multiple = data.augmentation.crop_size, architecture.multiple
         if size % multiple:
             raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 
     @abstractmethod
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next batch, all (N, S, H, W): MR in [-1, 1], its CT in HU, and 1 where they count, else 0."""
+        """Return the next batch: MR in [-1, 1], its CT in HU, and 1 where they count, else 0.
+
+        MR is (N, C S, H, W) of C contrasts, 1 but for methods that take several; the others are (N, S, H, W).
+        """
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Update the generators on the next batch, which is drawn here; see `BaseModel.step`."""
@@ -198,7 +208,7 @@ class SlabModel(BaseModel):
         images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": output}
         if s.lambda_reverse > 0:
             back = self._run(self.networks["G_B"], target.contiguous(memory_format=self.layout))
-            losses["reverse"] = s.lambda_reverse * ((back - mr).abs() * counted).mean()
+            losses["reverse"] = s.lambda_reverse * ((back - mr).abs() * with_channels(counted, mr.shape[1])).mean()
             images["from_simulated_B"] = back
         total = self._update("G", losses, {}, clip=_CLIP)
         self.scaler.update()

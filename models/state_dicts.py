@@ -193,18 +193,19 @@ def _check_fit(where: str, network: str, own: Mapping[str, Tensor], state: Mappi
         "build the network with the options (architecture, width, channels, norm, dropout, upsampling) that the "
         "weights were trained with"
     )
-    if any(_differ_by_colour(*shapes) for shapes in reshaped.values()):
+    if channels := next(filter(None, (_channels(*shapes) for shapes in reshaped.values())), None):
+        what = "colour images, 3 channels" if channels == 3 else f"images of {channels} channels"
         way = (
-            "the weights are of a network for colour images, 3 channels, and slices have 1: train it on them anew (in "
+            f"the weights are of a network for {what}, and slices have 1: train it on them anew (in "
             "pytorch-CycleGAN-and-pix2pix with --input_nc 1 --output_nc 1)"
         )
     raise InputError(f"{where}: does not fit {network}: {found}: {way}")
 
 
-def _differ_by_colour(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Tell whether two shapes differ in that one has 3 channels where the other has 1."""
+def _channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
+    """Return how many channels one shape has where the other has 1; None where they differ otherwise."""
     differing = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
-    return len(found) == len(wanted) and differing == [(3, 1)]
+    return differing[0][0] if len(found) == len(wanted) and [one for _, one in differing] == [1] else None
 
 
 def _listed(keys: Iterable[str], most: int = 10) -> str:

@@ -24,7 +24,7 @@ from data.volumes.contrasts import check_together
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
-from models.run_folder import weights_path
+from models.run_folder import find_weights
 from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def load_synthesiser(
 
     Args:
         folder: `checkpoints/NAME`.
-        epoch: 'latest' or a number of a saved epoch.
+        epoch: 'latest', 'best' or the number of a saved epoch.
         device: where to run.
         precision: one of `models.precision.PRECISIONS`.
         spacing_mm: pixel spacing, for a model that was trained on images without one.
@@ -126,7 +126,7 @@ def load_synthesiser(
         InputError: the run is missing, damaged, its weights do not fit, or its pixel spacing is unknown.
     """
     settings = read_settings(folder, spacing_mm)
-    return Synthesiser(settings, TestModel(settings, weights_path(folder, epoch, "G_A"), device, precision))
+    return Synthesiser(settings, TestModel(settings, find_weights(folder, epoch, "G_A"), device, precision))
 
 
 def synthesize_volume(

@@ -1,59 +1,134 @@
-"""Options of the commands that use a model, and the models that there are."""
+"""Options that the commands share which use a model, the models that there are, and the parsing of both."""
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from data.settings.declaration import HelpFormatter
+from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import epoch_name, experiment_name, gpu_of_ids, protected_numbers, torch_device
+from data.settings.values import (
+    add_gpu_ids,
+    positive_float,
+    positive_int,
+    protected_numbers,
+    regular_expression,
+    settle_gpu_ids,
+)
+from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
+from models.base_model import ComputingSettings
 from models.inference_settings import FILE_NAME, read_inference_settings
-from models.precision import PRECISIONS
+from models.model_settings import ModelChoice, ModelSettings
 
 
-def base_parser(prog: str, description: str, precision: str = "fp32", several: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with the options that every command on a model has.
+def batch_size(text: str) -> int | None:
+    """Return a number of slices, or None for 'auto'."""
+    return None if text == "auto" else positive_int(text)
 
-    `precision` is the default; `several`: whether several models may be named.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class UseSettings(ModelSettings):
+    """use of the model."""
+
+    # Without one the models that there are can be listed, so argparse does not require it.
+    name: str = redeclare(ModelChoice, "name", None, help="the model's name: its folder in --checkpoints_dir")
+    precision: str = redeclare(ComputingSettings, "precision", "auto", help="number format of the networks")
+    results_dir: Path = option(Path("results"), parse=Path, help="where results go")
+    batch_size: int | None = option(
+        "auto", parse=batch_size, aliases=("--batchSize",), metavar="N",
+        help="slices in one pass; auto: by the free memory",
+    )  # fmt: skip
+    spacing_mm: float | None = option(
+        None, parse=positive_float, help="pixel spacing, for a model trained on plain images"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a use of no model.
+
+        Raises:
+            InputError: it lists the models that there are.
+        """
+        if not self.name:
+            raise InputError(f"--name: expected a model. {list_models(self.checkpoints_dir)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomChoice:
+    """which images of DICOM series."""
+
+    series_description: re.Pattern | None = option(
+        None, parse=regular_expression, metavar="REGEX",
+        help="take the DICOM series whose description holds this, in any case",
+    )  # fmt: skip
+    contrast: str | None = option(
+        None, help="which images of a DICOM series that holds several volumes, by the names that its error lists"
+    )
+    echo: int | None = option(None, parse=positive_int, metavar="N", help="which echo of such a series, by time from 1")
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names that the images must have."""
+        return [name for name in (self.contrast, self.echo and f"echo{self.echo}") if name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuMapSettings:
+    """PET."""
+
+    mu_map: Path | bool | None = option(
+        None, parse=Path, metavar="FILE", help="write the attenuation at 511 keV, in 1/cm, as a volume file"
+    )
+    kvp: int | None = option(
+        None, parse=int, choices=tuple(LINES),
+        help=f"tube voltage of the CT that the model was trained on (default: {DEFAULT_KVP})",
+    )  # fmt: skip
+    pet_fwhm_mm: float | None = option(
+        None, parse=positive_float,
+        help="smooth the mu-map to this resolution of the PET (default: no smoothing)",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Refuse options that nothing would use.
+
+        Raises:
+            InputError: it names them and what they need.
+        """
+        if not self.mu_map and (self.kvp or self.pet_fwhm_mm):
+            raise InputError("--kvp, --pet_fwhm_mm: they concern a mu-map; add --mu_map")
+
+    @property
+    def mu_settings(self) -> MuSettings | None:
+        """How attenuation is computed; None: it is not."""
+        return MuSettings(self.kvp or DEFAULT_KVP, self.pet_fwhm_mm) if self.mu_map else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomOutput:
+    """DICOM series."""
+
+    dicom: Path | bool | None = option(
+        None, parse=Path, metavar="FOLDER", help="write the synthetic CT as a DICOM series as well"
+    )
+    anonymous: bool = option(False, help="leave patient, study and source images of a DICOM MR out of the DICOM series")
+
+
+def parse_use[T: UseSettings](group: type[T], command: Command, description: str, arguments: Sequence[str] | None) -> T:
+    """Return the settings of a command line that uses a model; published options count as what they are here."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        prog=command, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    run = parser.add_argument_group("run")
-    more: dict = {"nargs": "+", "metavar": "NAME"} if several else {}
-    what = "the model's name, or several: the mean of what they make" if several else "the model's name"
-    run.add_argument("--name", type=experiment_name, help=f"{what}; its folder in --checkpoints_dir", **more)
-    run.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="folder that holds all models")
-    run.add_argument(
-        "--epoch",
-        "--which_epoch",
-        type=epoch_name,
-        default="latest",
-        help="latest, best, or a saved epoch",
-    )
-    run.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    run.add_argument(
-        "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
-    )
-    run.add_argument("--precision", choices=PRECISIONS, default=precision, help="number format of the networks")
-    return parser
-
-
-def finish(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Parse, take published options for what they are here, and resolve `--gpu_ids` into `device`."""
-    words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, Command(parser.prog))
+    add_options(parser, group)
+    add_gpu_ids(parser)
+    words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, command)
     options = parser.parse_args(words)
-    if options.name is None:
-        parser.error(f"--name: expected a model. {list_models(options.checkpoints_dir)}")
-    for name in options.name if isinstance(options.name, list) else [options.name]:
-        checked(parser, _check_recorded, options.checkpoints_dir / name, recorded)
-    if options.gpu_ids is not None:
-        options.device = gpu_of_ids(parser, options.gpu_ids)
-    del options.gpu_ids
-    return options
+    settle_gpu_ids(parser, options)
+    settings = checked(parser, from_namespace, group, options)
+    for name in [settings.name] if isinstance(settings.name, str) else settings.name:
+        checked(parser, _check_recorded, settings.checkpoints_dir / name, recorded)
+    return settings
 
 
 def list_models(checkpoints_dir: Path) -> str:
@@ -84,10 +159,10 @@ def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
         return
     settings = read_inference_settings(folder)
     values = asdict(settings.generator) | {"direction": settings.direction}
-    for option, (name, value) in said.items():
+    for option_name, (name, value) in said.items():
         if str(values[name]) != value:
             raise InputError(
-                f"{option}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
+                f"{option_name}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
             )
 
 

@@ -1,78 +1,79 @@
 """Options of `test_pipeline.py`."""
 
-import argparse
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import InputError
+from data.settings.declaration import option, redeclare
+from data.settings.published import Command
 from data.settings.values import positive_int
-from options.base_options import finish
-from options.cohort_settings import CohortSettings
-from options.test_options import (
-    add_anonymous,
-    add_attenuation,
-    add_dicom_choice,
-    inference_parser,
-    settle_attenuation,
-    settle_dicom_choice,
-)
+from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use
 
 
-def pipeline_parser() -> argparse.ArgumentParser:
-    """Return the parser of `test_pipeline.py`."""
-    parser = inference_parser(
-        "test_pipeline.py",
-        "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
-        "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started.",
-    )
-    cohort = parser.add_argument_group("cohort")
-    where = cohort.add_mutually_exclusive_group(required=True)
-    where.add_argument("--input_dir", type=Path, help="folder that is searched for volume files and DICOM series")
-    where.add_argument(
-        "--list",
-        type=Path,
-        metavar="CSV",
-        help="table: id, path or a column for each contrast [, reference, mask, series_uid, patient_name, patient_id]",
-    )
-    cohort.add_argument(
-        "--pattern", nargs="+", metavar="[NAME=]GLOB",
+@dataclass(frozen=True, kw_only=True)
+class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
+    """cohort."""
+
+    input_dir: Path | None = option(None, parse=Path, help="folder that is searched for volume files and DICOM series")
+    list: Path | None = option(
+        None, parse=Path, metavar="CSV",
+        help="in place of --input_dir, a table: id, path or a column for each contrast [, reference, mask, series_uid, "
+        "patient_name, patient_id]",
+    )  # fmt: skip
+    pattern: Sequence[str] | None = option(
+        None, nargs="+", metavar="[NAME=]GLOB",
         help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); of "
         "several contrasts a NAME=GLOB each",
     )  # fmt: skip
-    add_dicom_choice(
-        cohort,
-        "which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
+    num_test: int | None = option(
+        None, parse=positive_int, aliases=("--how_many",), metavar="N", help="at most this many volumes"
     )
-    cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
-    cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")
-    cohort.add_argument("--no_html", action="store_true", help="a picture of each case, in place of results pages")
-    cohort.add_argument(
-        "--num_threads", "--nThreads", type=positive_int, metavar="N",
-        help="patients read and prepared, and patients written, at a time beside the one on the device "
-        "(default: 1 on a CPU; on a GPU the number of cores, at most 8)",
+    overwrite: bool = option(False, help="convert all, also what is up to date")
+    no_html: bool = option(False, help="a picture of each case, in place of results pages")
+    num_threads: int | None = option(
+        None, parse=positive_int, aliases=("--nThreads",), metavar="N",
+        help="patients read and prepared, and patients written, at a time beside the one on the device (default: 1 on "
+        "a CPU; on a GPU the number of cores, at most 8)",
     )  # fmt: skip
-    series = parser.add_argument_group("DICOM series")
-    series.add_argument(
-        "--dicom",
-        action="store_true",
+    dicom: bool = redeclare(
+        DicomOutput, "dicom", False,
         help="write each synthetic CT as a DICOM series as well: RESULTS_DIR/NAME/dicom/<case>",
-    )
-    add_anonymous(series)
-    add_attenuation(
-        parser,
-        action="store_true",
+    )  # fmt: skip
+    mu_map: bool = redeclare(
+        MuMapSettings, "mu_map", False,
         help="write each attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
+    )  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return self.checkpoints_dir / self.name
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            InputError: it names them.
+        """
+        UseSettings.__post_init__(self)
+        if not self.input_dir and not self.list:
+            raise InputError(
+                "--input_dir or --list: one of them is required, a folder that is searched or a table of cases"
+            )
+        if self.input_dir and self.list:
+            raise InputError("--list: not allowed with --input_dir; expected one of them")
+        if self.list and (self.pattern or self.series_description):
+            raise InputError("--pattern and --series_description: they search --input_dir; leave them out with --list")
+        if self.anonymous and not self.dicom:
+            raise InputError("--anonymous: it concerns DICOM series; add --dicom")
+        MuMapSettings.__post_init__(self)
+
+
+def parse(arguments: Sequence[str] | None = None) -> CohortSettings:
+    """Return the checked settings; nothing changes them afterwards."""
+    description = (
+        "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
+        "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started."
     )
-    return parser
-
-
-def parse(arguments: list[str] | None = None) -> CohortSettings:
-    """Return the checked options; nothing changes them afterwards."""
-    parser = pipeline_parser()
-    options = finish(parser, arguments)
-    if options.list and (options.pattern or options.series_description):
-        parser.error("--pattern and --series_description: they search --input_dir; leave them out with --list")
-    if options.anonymous and not options.dicom:
-        parser.error("--anonymous: it concerns DICOM series; add --dicom")
-    settle_attenuation(parser, options)
-    settle_dicom_choice(options)
-    return CohortSettings(**{field.name: getattr(options, field.name) for field in fields(CohortSettings)})
+    return parse_use(CohortSettings, Command.PIPELINE, description, arguments)

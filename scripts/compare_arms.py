@@ -19,7 +19,7 @@ import numpy as np
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.phantom.labels import arm_mask, body_mask
-from data.settings.values import experiment_name, torch_device
+from data.settings.values import run_name, torch_device
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -39,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m scripts.compare_arms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--phantom", type=Path, required=True, help="folder that scripts.make_phantom wrote")
-    parser.add_argument("--names", type=experiment_name, nargs="+", required=True, help="the models' names")
+    parser.add_argument("--names", type=run_name, nargs="+", required=True, help="the models' names")
     parser.add_argument(
         "--checkpoints_dir", type=Path, nargs="+", default=[Path("checkpoints")], help="where they are; one a seed"
     )

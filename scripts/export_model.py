@@ -15,10 +15,11 @@ from torch import Tensor
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.values import epoch_name, experiment_name
+from data.settings.declaration import add_options
 from models.inference_settings import FILE_NAME, read_inference_settings
+from models.model_settings import ModelChoice
 from models.networks import build_generator
-from models.run_folder import weights_path
+from models.run_folder import find_weights, weights_path
 from models.state_dicts import load_network_weights, save_atomically
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--name", type=experiment_name, required=True, help="the model's name: its folder in --checkpoints_dir")
-    add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are (default: checkpoints)")
-    add("--epoch", type=epoch_name, default="latest", help="latest, or a saved epoch (default: latest)")
+    add_options(parser, ModelChoice)
     add("--out", type=Path, required=True, help="folder to write, new or without a model")
     add(
         "--mirrored", action="store_true",
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     opt = parse_arguments(arguments)
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
-    source = weights_path(folder, opt.epoch, "G_A")
+    source = find_weights(folder, opt.epoch, "G_A")
     if opt.solid_body and settings.direction == "BtoA":
         raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
     net = build_generator(settings.generator)

@@ -9,63 +9,59 @@ the weights do not: how volumes became the slices that they were trained on.
 
 import argparse
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.values import epoch_name, experiment_name, parse_numbers, positive_float, positive_int
+from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
+from data.settings.values import parse_numbers, positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
+from models.model_settings import ModelChoice
 from models.networks import (
-    DISCRIMINATORS,
-    GENERATORS,
-    NORMS,
-    UPSAMPLINGS,
     Architecture,
+    DiscriminatorSettings,
+    GeneratorSettings,
     build_discriminator,
     build_generator,
 )
 from models.run_folder import weights_path
 from models.state_dicts import load_network_weights, save_network_weights
-from options.base_options import checked
 
 log = logging.getLogger(__name__)
 
 NETWORKS = ("G_A", "G_B", "D_A", "D_B")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the command's options."""
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(ModelChoice, GeneratorSettings, DiscriminatorSettings):
+    """weights and their training slices."""
+
+    weights: Path = option(parse=Path, help="folder, or state dict of the generator MR -> CT")
+    name: str = redeclare(ModelChoice, "name", help="what to call the model: a folder in --checkpoints_dir")
+    epoch: str = redeclare(ModelChoice, "epoch", help="of a folder: latest, or a saved epoch")
+    size: int = option(256, parse=positive_int, help="pixels of a training slice's side")
+    spacing_mm: float = option(parse=positive_float, help="pixel spacing of the training slices")
+    mr_window: str | tuple[float, float] = option(
+        (0.0, 400.0), nargs="+", convert=parse_mr_window, metavar="W", help="percentile, tissue or LO HI"
+    )
+    ct_window: tuple[float, float] = option(
+        CT_WINDOW_HU, nargs=2, convert=parse_window, metavar=("LO", "HI"), help="HU at -1 and 1"
+    )
+    overwrite: bool = option(False, help="replace a model that is there already")
+
+
+def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
+    """Return the command's settings."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.import_generator",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m scripts.import_generator", description=__doc__, formatter_class=HelpFormatter
     )
-    parser.add_argument("--weights", type=Path, required=True, help="folder, or state dict of the generator MR -> CT")
-    parser.add_argument(
-        "--epoch", "--which_epoch", type=epoch_name, default="latest", help="of a folder: latest, or a saved epoch"
-    )
-    parser.add_argument("--name", type=experiment_name, required=True, help="what to call the model")
-    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
-    parser.add_argument("--netG", choices=GENERATORS, default="resnet_9blocks", help="architecture")
-    parser.add_argument("--ngf", type=positive_int, default=64, help="features after the first layer")
-    parser.add_argument("--netD", choices=DISCRIMINATORS, default="basic", help="architecture of the discriminators")
-    parser.add_argument("--ndf", type=positive_int, default=64, help="features after their first layer")
-    parser.add_argument("--n_layers_D", type=positive_int, default=3, help="strided layers of --netD n_layers")
-    parser.add_argument("--norm", choices=NORMS, default="instance", help="normalisation layer")
-    parser.add_argument("--use_dropout", action="store_true", help="trained with dropout")
-    parser.add_argument("--upsample", choices=UPSAMPLINGS, default="transposed", help="upsampling layer")
-    parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
-    parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
-    parser.add_argument("--mr_window", nargs="+", default=["0", "400"], metavar="W", help="percentile, tissue or LO HI")
-    parser.add_argument("--ct_window", nargs=2, metavar=("LO", "HI"), default=CT_WINDOW_HU, help="HU at -1 and 1")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
-    options = parse_numbers(parser, arguments)
-    options.mr_window = checked(parser, parse_mr_window, options.mr_window)
-    options.ct = IntensityMap.window(*checked(parser, parse_window, options.ct_window))
-    return options
+    add_options(parser, ImportSettings)
+    return from_namespace(ImportSettings, parse_numbers(parser, arguments))
 
 
 def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
@@ -89,14 +85,14 @@ def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Check that the weights fit, and write the model's folder."""
     opt = parse(arguments)
     folder = opt.checkpoints_dir / opt.name
     sources = find_networks(opt.weights, opt.epoch)
     targets = {name: weights_path(folder, "latest", name) for name in NETWORKS}
     check_free([*targets.values(), folder / FILE_NAME], "--name", list(sources.values()), overwrite=opt.overwrite)
-    architecture = Architecture(opt.netG, opt.ngf, opt.norm, opt.use_dropout, opt.upsample)
+    architecture = Architecture.of(opt, 1, 1)
     networks = {}
     for name, path in sources.items():  # all are read before any is written
         if name.startswith("G"):
@@ -120,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         slice_mm=None,
         mr_window=opt.mr_window,
         typical_mr=None,
-        ct=opt.ct,
+        ct=IntensityMap.window(*opt.ct_window),
         versions=package_versions(),
     )
     settings.write(folder)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.prepared.contrast_sources import find_contrasts
-from data.prepared.preparation import lost_body_message, prepare_dataset
+from data.prepared.pixel_spacing import lost_body_message
+from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free, volume_targets
-from data.settings.declaration import HelpFormatter
+from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.values import finite_float, parse_numbers
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
 from data.volumes.volume import WRITABLE_SUFFIXES, read_volume, volume_stem, volume_suffix, write_volume
-from options.test_options import add_dicom_choice, settle_dicom_choice
+from options.base_options import DicomChoice
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder that is resampled")
     parser.add_argument("--series_uid", help="which DICOM series of --input")
-    add_dicom_choice(parser, "the same, by its description")
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder whose grid is wanted")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(
@@ -40,8 +39,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: see above)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    add_options(parser, DicomChoice)
     options = parse_numbers(parser, arguments)
-    settle_dicom_choice(options)
     if options.output is None:
         name = f"{volume_stem(options.input)}_like_{volume_stem(options.like)}.nii.gz"
         options.output = options.input.absolute().with_name(name)
@@ -54,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Resample and write."""
     opt = parse_arguments(arguments)
     check_free(volume_targets(opt.output), "--output", [opt.input, opt.like], overwrite=opt.overwrite)
-    volume = read_volume(opt.input, opt.series_uid, chosen=opt.chosen, description=opt.series_description)
+    choice = from_namespace(DicomChoice, opt)
+    volume = read_volume(opt.input, opt.series_uid, chosen=choice.chosen, description=choice.series_description)
     like = read_volume(opt.like)
     kind = kind_of(volume)
     interpolation = opt.interpolation or ("nearest" if kind == "labels" else "linear")

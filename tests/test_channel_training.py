@@ -1,21 +1,28 @@
 """Trainings on generated Dixon patients with two contrasts and with slabs: run, resume bit for bit, convert."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import test_adapt
 import test_pipeline
 import train
 from data.errors import InputError
+from data.loading.slices import read_contrasts
 from data.prepared.manifest import read_manifest
 from data.volumes.volume import read_volume, same_grid
+from models.base_model import Place
 from models.cycle_gan_model import CycleGANModel
 from models.inference_settings import read_inference_settings
+from models.paired_model import PairedModel
 from models.shape_extractor import save_extractor
+from models.state_dicts import load_checkpoint
+from options import train_options
 from scripts import make_phantom, prepare_dataset
 from tests.test_shape_constraint import extractor
 from tests.test_train import TINY, assert_same_weights
@@ -172,10 +179,93 @@ def test_several_contrasts_validate_as_in_use(root, tmp_path):
         start(root, tmp_path, "two contrasts", *rule[:3], name="other")
 
 
-def test_pairs_are_of_one_contrast(root, tmp_path, capsys):
+PAIRED = "--model paired --slab 3 --crop_size 16 --batch_size 2 --steps_per_epoch 4 --n_epochs 2 --netG unet --ngf 2"
+PAIRED += " --lambda_reverse 1 --mr_window fat=0:500 in_phase=percentile --save_latest_freq 3 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def pairs(root) -> Path:
+    """A patient's two contrasts and CT on one grid."""
+    mr = [word for c in NAMES for word in ("--mr", f"{c}={root}/raw/test/*/{c}.nii.gz")]
+    where = ["--ct", f"{root}/raw/test/*/ct.nii.gz", "--patient_regex", "(test[0-9]+)", "--out", str(root / "pairs")]
+    assert prepare_dataset.main([*mr, *where, "--slice_mm", "100", "--size", "32", "--workers", "1"]) == 0
+    return root / "pairs"
+
+
+def test_pairs_of_several_contrasts_train_resume_bit_for_bit_and_convert(root, pairs, tmp_path, monkeypatch):
+    where = ["--dataroot", str(pairs), "--checkpoints_dir", str(tmp_path), *PAIRED.split()]
+    assert train.main([*where, "--name", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        steps, draw = [], PairedModel.draw
+
+        def killed(model):
+            steps.append(1)
+            if len(steps) == 8:  # in the second epoch, after a state was saved
+                raise KeyboardInterrupt
+            return draw(model)
+
+        patch.setattr(PairedModel, "draw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*where, "--name", "parts"])
+    assert train.main([*where, "--name", "parts", "--continue_train"]) == 0
+    for net, shape in (("G_A", 6), ("G_B", 3)):
+        a, b = (load_checkpoint(tmp_path / name / f"latest_net_{net}.pth") for name in ("whole", "parts"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert next(iter(a.values())).shape[1] == shape
+    settings = read_inference_settings(tmp_path / "whole")
+    assert (settings.contrasts, settings.slab, settings.channels) == (NAMES, 3, (6, 3))
+    assert settings.mr_window == {"fat": (0.0, 500.0), "in_phase": "percentile"}
+    patient = root / "raw/test/test000"
+    inputs = [f"{name}={patient / name}.nii.gz" for name in reversed(NAMES)]
+    use = [
+        "--name",
+        "whole",
+        "--checkpoints_dir",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "ct.nii"),
+    ]
+    assert test_adapt.main([*use, "--input", inputs[0], "--input", inputs[1]]) == 0
+    assert same_grid(read_volume(tmp_path / "ct.nii"), read_volume(patient / "ct.nii.gz"))
+    with pytest.raises(InputError, match="no fat"):
+        test_adapt.main([*use, "--input", inputs[1]])
+    one = replace(read_manifest(pairs), cases=tuple(replace(c, further=()) for c in read_manifest(pairs).cases))
+    monkeypatch.setattr("data.loading.paired.read_manifest", lambda _: one)
+    rule = ["--mr_window", "percentile"]
+    with pytest.raises(InputError, match="contrasts: was in_phase, fat, now None"):
+        train.main([*where, *rule, "--name", "whole", "--continue_train"])
+
+
+def test_the_contrasts_of_a_pair_are_channels_in_order_under_one_field_with_a_gain_each(pairs):
+    words = [*PAIRED.split(), "--dataroot", str(pairs), "--name", "x", "--bias", "0", "--field_of_view", "0"]
+    settings = train_options.parse(words)
+    opened = PairedModel.open_data(settings.model, settings.data)
+    assert opened.contrasts == NAMES and opened.mr_maps == ("mr", "mr1")
+    (case,) = read_manifest(pairs).select("train", "A")
+    images, _ = read_contrasts(pairs, case)
+    (maps,) = opened.volumes.values()
+    fat = images[1][slice(*case.body_slices)]
+    np.testing.assert_allclose(maps["mr1"], np.clip(fat / 250 - 1, -1, 1), atol=1e-3)
+    for name, value in (("mr", 0.0), ("mr1", -0.5)):
+        maps[name][:] = value
+    model = PairedModel.from_data(settings.model, settings.data, opened, Place(torch.device("cpu")))
+    gains = []
+    for _ in range(20):
+        mr, hu, counted = model.draw()
+        assert (mr.shape, hu.shape, counted.shape) == ((2, 6, 16, 16), (2, 3, 16, 16), (2, 3, 16, 16))
+        middle = (mr[:, :, 6:10, 6:10] + 1) / 2  # within the slices, however they are turned
+        gain = middle.unflatten(1, (2, 3)) / torch.tensor([0.5, 0.25]).view(1, 2, 1, 1, 1)
+        assert gain.std(dim=(2, 3, 4)).max() < 0.08  # noise alone, 0.01 / 0.25
+        gains.append(gain.mean(dim=(2, 3, 4)))
+    logs = torch.cat(gains).log()
+    assert logs.std(dim=0).tolist() == pytest.approx([0.15, 0.15], rel=0.35)
+    assert abs(np.corrcoef(logs.T)[0, 1]) < 0.5
+
+
+def test_mr_is_simulated_in_one_contrast(root, tmp_path, capsys):
     where = ["--name", "pairs", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
-    with pytest.raises(InputError, match="pairs are of an MR of one contrast; the data set has in_phase, fat"):
-        train.main(["--model", "paired", "--dataroot", str(root / "two"), *where])
     rule = ["--mr_window", "in_phase=tissue"]
     with pytest.raises(SystemExit):
         train.main(["--model", "simulated_pairs", "--dataroot", str(root / "one"), *where, *rule])

@@ -1,6 +1,7 @@
 """The model's step: its losses are those of the method, and each optimiser moves its own networks only."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,19 @@ def test_terms_of_weight_zero_are_left_out():
     }  # fmt: skip
 
 
+def test_without_adversarial_losses_there_are_no_discriminators_and_the_rest_is_the_same():
+    model = CycleGANModel(CycleGANSettings(**TINY, lambda_gan=0), CPU)
+    with_d = CycleGANModel(CycleGANSettings(**TINY), CPU)
+    assert set(model.networks) == {"G_A", "G_B"} and set(model.optimisers) == {"G"} and not model.pools
+    assert equal(weights(model, "G_A", "G_B"), weights(with_d, "G_A", "G_B"))
+    here, there = model.step(batch()), with_d.step(batch())
+    terms = {"cycle_A", "cycle_B", "idt_A", "idt_B", "correlation_A", "correlation_B"}
+    assert here.keys() == {"G", *terms}
+    for name in terms:
+        torch.testing.assert_close(here[name], there[name])
+    torch.testing.assert_close(here["G"], sum(here[name] for name in terms))
+
+
 def test_each_optimiser_moves_its_own_networks(monkeypatch):
     """The generators' update leaves the discriminators alone and gives them no gradient, and the other way round."""
     model = CycleGANModel(CycleGANSettings(**TINY), CPU)
@@ -127,13 +141,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert not equal(runs[0], runs[2])
 
 
-def test_a_restored_model_goes_on_bit_for_bit():
-    settings = CycleGANSettings(**TINY, pool_size=2)
+@pytest.mark.parametrize("lambda_gan", [1.0, 0.0])
+def test_a_restored_model_goes_on_bit_for_bit(lambda_gan):
+    settings = CycleGANSettings(**TINY, pool_size=2, lambda_gan=lambda_gan)
     model = CycleGANModel(settings, CPU)
     for step in range(4):
         model.step(batch(seed=step))
     state, pools = copy.deepcopy((model.state_dict(), model.process_state()))
-    resumed = CycleGANModel(CycleGANSettings(**TINY, pool_size=2, seed=99), CPU)
+    resumed = CycleGANModel(replace(settings, seed=99), CPU)
     resumed.load_state_dict(state)
     resumed.load_process_state(pools)
     for step in range(4, 8):

@@ -1,12 +1,16 @@
 """`scripts.export_model`: half the size, the same HU, and nothing overwritten."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import test_adapt
+import test_pipeline
 from data.errors import InputError
+from data.volumes.volume import write_volume
 from models.inference_settings import read_inference_settings
 from models.state_dicts import load_checkpoint
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -46,6 +50,28 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     assert read_inference_settings(tmp_path / "out/again") == solid
     with pytest.raises(InputError, match="exists already"):
         export_model.main([*options, "--out", str(out)])
+
+
+def test_weights_of_an_epoch_that_is_not_there_name_those_that_are(tmp_path):
+    write_model(tmp_path)
+    folder = tmp_path / "checkpoints" / NAME
+    for epoch in (5, 20, 100):
+        (folder / f"{epoch}_net_G_A.pth").write_bytes((folder / "latest_net_G_A.pth").read_bytes())
+    there = "best_net_G_A.pth: no such file; expected the weights of a model; there are those of latest, 5, 20, 100: "
+    there += "say which by --epoch; the best are kept by trainings with --val"
+    options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--epoch", "best"]
+    write_volume(patient_mr(), tmp_path / "mr.nii.gz")
+    for command, words in (
+        (export_model.main, ["--out", str(tmp_path / "out")]),
+        (test_adapt.main, ["--input", str(tmp_path / "mr.nii.gz"), "--output", str(tmp_path / "ct.nii.gz")]),
+        (test_pipeline.main, ["--input_dir", str(tmp_path), "--results_dir", str(tmp_path / "results")]),
+    ):
+        with pytest.raises(InputError, match=re.escape(there)):
+            command([*options, *words])
+    options[-1] = "7"
+    with pytest.raises(InputError, match=r"7_net_G_A.pth: no such file; .* 100: say which by --epoch$"):
+        export_model.main([*options, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_makes_mr_has_no_solid_body(tmp_path):

@@ -107,6 +107,16 @@ def test_a_folder_that_does_not_fit_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "taken").exists()
 
 
+@pytest.mark.parametrize(("channels", "what"), [(3, "colour images, 3 channels"), (2, "images of 2 channels")])
+def test_networks_of_several_channels_are_refused_by_their_number(tmp_path, channels, what):
+    (tmp_path / "theirs").mkdir()
+    net = build_generator(Architecture("resnet_6blocks", ngf=2, input_nc=channels))
+    torch.save(net.state_dict(), tmp_path / "theirs/latest_net_G_A.pth")
+    with pytest.raises(InputError, match=f"does not fit .*for {what}, and slices have 1"):
+        take_over(tmp_path)
+    assert not (tmp_path / "taken").exists()
+
+
 def test_overwriting_leaves_no_network_of_the_model_before(tmp_path):
     published_folder(tmp_path / "theirs", "G_A", "G_B", "D_A", "D_B")
     take_over(tmp_path)

@@ -11,14 +11,12 @@ from torch.nn import functional as F
 
 from data.errors import InputError
 from models.initialisation import INITIALISATIONS, initialise
+from models.layers import NORMS, UPSAMPLINGS, ReflectionPad2d
 from models.networks import (
     DISCRIMINATORS,
     GENERATORS,
-    NORMS,
-    UPSAMPLINGS,
     Architecture,
     PatchDiscriminator,
-    ReflectionPad2d,
     build_discriminator,
     build_generator,
 )
@@ -196,7 +194,7 @@ def test_biases_as_published(name, biases, with_instance_norm, norm):
 
 @pytest.mark.parametrize(("n_layers", "pixels"), [(1, 16), (2, 34), (3, 70), (4, 142)])
 def test_receptive_field_of_the_patch_discriminator(n_layers, pixels):
-    net = PatchDiscriminator(ndf=2, n_layers=n_layers, norm="none").double()
+    net = PatchDiscriminator(1, ndf=2, n_layers=n_layers, norm="none").double()
     for parameter in net.parameters():
         nn.init.constant_(parameter, 0.1)
     image = torch.ones(1, 1, 2 * pixels, 2 * pixels, dtype=torch.float64, requires_grad=True)

@@ -18,6 +18,7 @@ from cohort import conversion, pipeline, summary
 from cohort.results import Results
 from data.errors import InputError
 from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
+from data.settings.declaration import options_of
 from data.volumes.volume import read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -453,13 +454,28 @@ def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
     assert redone(first, cases) == {"p1__mr"}
 
 
-def test_options_are_these_and_their_published_names_work():
-    options = vars(pipeline_options.parse("--name n --input_dir d --how_many 3 --batchSize 2 --nThreads 4".split()))
-    assert options.keys() == set(
-        "name checkpoints_dir epoch device precision results_dir batch_size spacing_mm input_dir list pattern "
-        "series_description num_test overwrite num_threads no_html dicom anonymous mu_settings chosen".split()
-    )
-    assert (options["num_test"], options["batch_size"], options["num_threads"]) == (3, 2, 4)
+OPTIONS_OF_BOTH = (
+    "name checkpoints_dir epoch device precision results_dir batch_size spacing_mm series_description contrast echo "
+    "dicom anonymous mu_map kvp pet_fwhm_mm overwrite"
+).split()
+OPTIONS = {
+    test_options: "input series_uid mask reference output uncertainty patient_name patient_id".split(),
+    pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
+}
+WHAT = {test_options: ["--input", "mr.nii"], pipeline_options: ["--input_dir", "d"]}
+
+
+@pytest.mark.parametrize("module", OPTIONS, ids=lambda module: module.__name__)
+def test_the_options_are_these(module):
+    """An option is added, renamed or removed on purpose only; each is a field of the settings, and nothing else is."""
+    settings = module.parse(["--name", "n", *WHAT[module]])
+    assert sorted(field.name for field, _ in options_of(type(settings))) == sorted(OPTIONS_OF_BOTH + OPTIONS[module])
+    assert vars(settings).keys() == {field.name for field, _ in options_of(type(settings))}
+
+
+def test_defaults_and_published_names_of_options():
+    options = pipeline_options.parse("--name n --input_dir d --how_many 3 --batchSize 2 --nThreads 4".split())
+    assert (options.num_test, options.batch_size, options.num_threads) == (3, 2, 4)
     defaults = pipeline_options.parse("--name n --input_dir d".split())
     assert (defaults.batch_size, defaults.precision, defaults.num_test) == (None, "auto", None)
     assert test_options.parse(["--name", "x", "--input", "mr.nii"]).precision == defaults.precision

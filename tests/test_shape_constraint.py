@@ -178,12 +178,16 @@ def test_each_optimiser_moves_its_own_networks(monkeypatch):
     assert moved == {"G": {"G_A", "G_B"}, "D": {"D_A", "D_B"}, "D_S": {"D_S"}}
 
 
-def test_the_shape_discriminator_has_a_pool_and_is_restored():
-    model = build(pool_size=2)
+@pytest.mark.parametrize("lambda_gan", [1.0, 0.0])
+def test_the_shape_discriminator_has_a_pool_and_is_restored(lambda_gan):
+    model = build(pool_size=2, lambda_gan=lambda_gan)
+    images = {"A", "B"} if lambda_gan else set()
+    assert set(model.pools) == {"S", *images}
+    assert set(model.networks) == {"G_A", "G_B", "D_S", *(f"D_{name}" for name in images)}
     for step in range(4):
         model.step(masked_batch(seed=step))
     assert len(model.pools["S"].images) == 2
-    resumed = build(pool_size=2, seed=9)
+    resumed = build(pool_size=2, seed=9, lambda_gan=lambda_gan)
     resumed.load_state_dict(copy.deepcopy(model.state_dict()))
     resumed.load_process_state(copy.deepcopy(model.process_state()))
     for step in range(4, 7):

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
 from data.prepared.manifest import Case
-from data.prepared.preparation import choose_spacing, lost_body_message
+from data.prepared.pixel_spacing import choose_spacing, lost_body_message
 from data.values.intensity import AIR_HU
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume

@@ -49,8 +49,16 @@ def test_without_a_test_split_a_share_of_the_training_patients_validates_and_doe
 
 def test_the_test_split_validates_where_there_is_one_and_all_others_train():
     tested = [case("t0", "A", "test"), case("t1", "A", "test"), case("t0", "B", "test")]
-    chosen = validation_cases(manifest(*unpaired(), *tested), 0.4, 0)
+    chosen = validation_cases(manifest(*unpaired(), *tested), None, 0)
     assert (names(chosen.mr), names(chosen.ct), chosen.left_out) == (["t0", "t1"], ["t0"], frozenset())
+    with pytest.raises(InputError, match=r"--val_patients 0.4 does nothing: .* test patients \(t0, t1\), which"):
+        validation_cases(manifest(*unpaired(), *tested), 0.4, 0)
+
+
+def test_without_a_share_said_it_is_the_default():
+    data = manifest(*unpaired(20))
+    assert validation_cases(data, None, 0) == validation_cases(data, 0.15, 0)
+    assert len(validation_cases(data, None, 0).mr) == 3
 
 
 def test_a_domain_without_a_test_split_holds_training_patients_back():
@@ -96,7 +104,7 @@ def test_a_true_ct_is_of_the_same_patient_on_the_same_grid(caplog):
         case("ct_a2", "B", "test", "a"), case("ct_a1", "B", "test", "a", shifted), case("ct_a3", "B", "test", "a"),
         case("ct_b", "B", "test", "b", shifted), case("ct_d", "B", "test", "d"),
     ]  # fmt: skip
-    chosen = validation_cases(manifest(*unpaired(), *tested), 0.2, 0)
+    chosen = validation_cases(manifest(*unpaired(), *tested), None, 0)
     truth = {mr.name: chosen.true_ct(mr) for mr in chosen.mr}
     assert {name: ct and ct.name for name, ct in truth.items()} == {"mr_a": "ct_a2", "mr_b": None, "mr_c": None}
     (message,) = caplog.messages

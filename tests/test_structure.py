@@ -94,6 +94,12 @@ def test_no_command_line_travels_below_the_commands(package):
     assert users <= allowed
 
 
+@pytest.mark.parametrize("command", ["train", "test_adapt", "test_pipeline"])
+def test_commands_take_settings(command):
+    """What parses, in `options`, gives them declared settings."""
+    assert not {module for module in imports_of(ROOT / f"{command}.py") if module.startswith("argparse")}
+
+
 def test_the_engine_knows_no_option_of_a_method():
     """It asks the method: a new one with other options needs no change in `training`."""
     of_methods = {field.name for method in METHODS.values() for field, _ in options_of(method.settings_type)}

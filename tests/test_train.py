@@ -161,7 +161,7 @@ def test_the_number_of_loading_threads_changes_nothing(dataroot, tmp_path):  # n
     assert_same_weights(*folders)
 
 
-def test_a_finished_or_running_experiment_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
+def test_a_finished_or_running_training_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     before = (folder / "latest_net_G_A.pth").read_bytes()
     with pytest.raises(InputError, match="holds a run already; go on with it by --continue_train"):
@@ -242,6 +242,43 @@ def test_resized_slices_teach_their_own_pixel_spacing(dataroot, tmp_path):  # no
     settings = read_inference_settings(folder)
     assert settings.size == 20  # 18 rounded up to a multiple of 4
     assert settings.spacing_mm == pytest.approx(16 / 18)
+
+
+def test_a_run_without_adversarial_losses_has_no_discriminators_and_resumes_exactly(dataroot, tmp_path, capsys):  # noqa: F811
+    def alone(name, *words):
+        of_generators = [
+            *"--netG resnet_6blocks --ngf 2 --num_threads 0 --device cpu --lambda_gan 0".split(),
+            *NO_SHAPE,
+        ]
+        where = ["--dataroot", str(dataroot), "--name", name, "--checkpoints_dir", str(tmp_path)]
+        train.main([*where, *of_generators, *SHORT, *words])
+        return tmp_path / name
+
+    whole, parts = alone("whole"), alone("parts", "--n_epochs", "1", "--n_epochs_decay", "0")
+    parts = alone("parts", "--continue_train")
+    assert {path.name for path in whole.glob("latest_net_*")} == {"latest_net_G_A.pth", "latest_net_G_B.pth"}
+    state = torch.load(whole / "latest_state.pth", weights_only=True)["model"]
+    assert (set(state["networks"]), set(state["optimisers"])) == ({"G_A", "G_B"}, {"G"})
+    assert not [name for line in (whole / "losses.jsonl").open() for name in json.loads(line)["losses"] if "D_" in name]
+    for net in ("G_A", "G_B"):
+        a, b = (torch.load(folder / f"latest_net_{net}.pth", weights_only=True) for folder in (whole, parts))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    with pytest.raises(InputError, match=r"started with other options \(lambda_gan: was 0.0, now 1.0\)"):
+        alone("parts", "--continue_train", "--lambda_gan", "1")
+    with pytest.raises(SystemExit):
+        alone("other", "--pool_size", "20")
+    assert "--pool_size does nothing without --lambda_gan or --lambda_shape_gan" in capsys.readouterr().err
+
+
+def test_the_weight_of_adversarial_losses_may_change_on_resume_but_not_to_nothing(dataroot, tmp_path, caplog):  # noqa: F811
+    run(dataroot, tmp_path, "--n_epochs", "1", "--n_epochs_decay", "0")
+    with pytest.raises(InputError, match=r"lambda_gan: was 1.0, now 0.0"):
+        where = ["--dataroot", str(dataroot), "--name", "run", "--checkpoints_dir", str(tmp_path)]
+        train.main(
+            [*where, "--netG", "resnet_6blocks", "--ngf", "2", *NO_SHAPE, "--lambda_gan", "0", "--continue_train"]
+        )
+    run(dataroot, tmp_path, "--n_epochs", "1", "--n_epochs_decay", "0", "--lambda_gan", "0.5", "--continue_train")
+    assert "lambda_gan: was 1.0, now 0.5" in caplog.text
 
 
 PUBLISHED = {
@@ -413,6 +450,7 @@ def test_the_options_are_these(model):
     """An option is added, renamed or removed on purpose only."""
     settings = train_options.parse([*REQUIRED, "--model", model])
     assert sorted(settings.values()) == sorted([*SHARED_OPTIONS, *OPTIONS[model], "model"])
+    assert settings.natures().keys() == settings.values().keys() | {"ct_map"}, "each says what resuming does with it"
 
 
 def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_path, caplog):  # noqa: F811

@@ -87,7 +87,7 @@ def test_a_method_without_a_way_back_has_no_cycle_to_choose_by(unpaired, tmp_pat
 @pytest.mark.parametrize("known", ["all", "no truth", "no histogram", "no MR", "no CT"])
 def test_what_a_validation_says_it_gives_it_gives(prepared, way_back, known):  # noqa: F811
     manifest = read_manifest(prepared)
-    cases = validation_cases(manifest, 0.5, 0)
+    cases = validation_cases(manifest, None, 0)
     if known == "no truth":
         cases = replace(cases, ct=tuple(case for case in cases.ct if case.name == "ct"))
     if known == "no histogram":

@@ -77,7 +77,7 @@ def prepared(tmp_path_factory):
 
 def validation(root, settings=SETTINGS, seed=0, **more) -> Validation:
     manifest = read_manifest(root)
-    return Validation(root, manifest, validation_cases(manifest, 0.5, 0), settings, seed, CPU, **more)
+    return Validation(root, manifest, validation_cases(manifest, None, 0), settings, seed, CPU, **more)
 
 
 class Shift(nn.Module):
@@ -127,7 +127,7 @@ def test_what_is_not_there_is_not_measured(prepared):
     values, _ = validation(prepared).run(nn.Identity())
     assert "cycle" not in values
     manifest = read_manifest(prepared)
-    cases = validation_cases(manifest, 0.5, 0)
+    cases = validation_cases(manifest, None, 0)
     no_truth = replace(cases, ct=cases.ct[1:])
     values, _ = Validation(prepared, manifest, no_truth, SETTINGS, 0, CPU).run(nn.Identity())
     assert set(values) == {"body_dice", "histogram", "simulated_mae", "simulated_dice_bone"}

@@ -93,7 +93,7 @@ MUTATIONS = (
              "sitk.sitkInt16",
              "fractions of the rescale slope and intercept are cut off",
              "tests/test_volume.py::test_fractional_rescaling_is_kept"),
-    Mutation("data/volumes/dicom.py",
+    Mutation("data/volumes/dicom_checks.py",
              'if (tag in header or header.get("Modality") == "CT") and', "if tag in header and",
              "a CT without rescale slope and intercept is taken for HU",
              "tests/test_volume.py::test_slices_that_make_no_volume_are_refused"),

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.errors import InputError
 from data.loading.settings import DataSettings
+from data.prepared.splits import VAL_SHARE
 from data.settings.declaration import (
     HelpFormatter,
     Nature,
@@ -24,19 +23,20 @@ from data.settings.declaration import (
     option,
     options_of,
     plain_values,
+    redeclare,
 )
 from data.settings.values import (
-    epoch_name,
-    experiment_name,
-    gpu_of_ids,
+    add_gpu_ids,
     nonnegative_int,
     positive_int,
     positive_share,
     protected_numbers,
-    torch_device,
+    run_name,
+    settle_gpu_ids,
 )
 from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from models.base_model import BaseModel, MethodSettings
+from models.model_settings import ModelSettings
 from models.schedules import POLICIES
 from visualization.settings import DisplaySettings
 
@@ -70,30 +70,20 @@ def save_rhythm(text: str) -> SaveRhythm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(ModelSettings):
     """run."""
 
-    name: str = option(
-        nature=Nature.FREE, parse=experiment_name, help="name of the run and its model: a folder in --checkpoints_dir"
-    )
-    checkpoints_dir: Path = option(
-        Path("checkpoints"), nature=Nature.FREE, parse=Path, help="folder that holds all models"
-    )
-    device: torch.device = option(
-        "auto", nature=Nature.FREE, parse=torch_device, help="auto, cpu, cuda, cuda:1, ... or mps"
+    epoch: str = redeclare(
+        ModelSettings, "epoch", help="weights of --init_from: latest, best, or a saved epoch", needs=Need("init_from")
     )
     continue_train: bool = option(False, nature=Nature.FREE, help="continue the run --name from its last saved state")
     init_from: str | None = option(
         None,
         nature=Nature.FREE,
-        parse=experiment_name,
+        parse=run_name,
         metavar="NAME",
         help="start a new run from the weights of this model",
     )
-    epoch: str = option(
-        "latest", nature=Nature.FREE, parse=epoch_name, aliases=("--which_epoch",),
-        help="weights of --init_from: latest, best, or a saved epoch", needs=Need("init_from"),
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse two beginnings.
@@ -158,9 +148,11 @@ class ValidationSettings:
         help="validate with the prepared test patients, or else a share of the training patients, which then do not "
         "train; the best weights are kept as 'best'",
     )  # fmt: skip
-    val_patients: float = option(
-        0.15, nature=Nature.FIXED, parse=positive_share, metavar="SHARE",
-        help="fraction of the training patients to validate with, where the data set has no test patients",
+    # Who validates is recorded, as a fact.
+    val_patients: float | None = option(
+        None, nature=Nature.FREE, parse=positive_share, metavar="SHARE",
+        help="fraction of the training patients to validate with, where the data set has no test patients (default: "
+        f"{VAL_SHARE})",
         needs=Need("val"),
     )  # fmt: skip
     val_freq: int = option(
@@ -234,9 +226,7 @@ def training_parser(method: type[BaseModel], prog: str, description: str) -> arg
     )
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
         add_options(parser, group, method.defaults)
-    parser.add_argument(
-        "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
-    )
+    add_gpu_ids(parser)
     return parser
 
 
@@ -248,8 +238,7 @@ def parse_training(
     options = parser.parse_args(words)
     names = [field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)]
     given = given_options(parser, words, names)
-    if options.gpu_ids is not None:
-        options.device = gpu_of_ids(parser, options.gpu_ids)
+    settle_gpu_ids(parser, options)
     # A method's own curve is a default, in place of which a window may be given.
     if options.ct_window and "ct_transfer" not in given:
         options.ct_transfer = None

@@ -1,14 +1,14 @@
 """Prepared MR and CT of the same patients on one grid, to train on as pairs."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
-from data.loading.slices import prepared_windows, read_case
+from data.loading.slices import prepared_windows, read_case, read_contrasts
 from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
@@ -26,16 +26,27 @@ class PairedSet:
     """MR and CT of the same patients.
 
     Attributes:
-        volumes: by the MR's case name its maps, (n, H, W): `mr`, float16 in [-1, 1]; `hu`, int16; and `counted`,
-            uint8, 1 inside the MR's body mask and where the CT is air. An MR whose field of view ends within the body
-            says nothing of what lies beyond.
+        volumes: by the MR's case name its maps, (n, H, W): those of its contrasts (`mr_maps`), float16 in [-1, 1];
+            `hu`, int16; and `counted`, uint8, 1 inside the MR's body mask and where the CT is air. An MR whose field of
+            view ends within the body says nothing of what lies beyond.
         slice_mm, pixel_mm: their spacing; size: pixels of a slice's side.
+        contrasts: names of the MR's, in the order of channels.
     """
 
     volumes: dict[str, dict[str, np.ndarray]]
     slice_mm: float
     pixel_mm: float
     size: int
+    contrasts: tuple[str, ...]
+
+    @property
+    def mr_maps(self) -> tuple[str, ...]:
+        """What the maps of the contrasts are called, in their order: `mr`, `mr1`, `mr2`, ..."""
+        return _mr_maps(len(self.contrasts))
+
+
+def _mr_maps(count: int) -> tuple[str, ...]:
+    return ("mr", *(f"mr{k}" for k in range(1, count)))
 
 
 def open_paired_set(
@@ -47,14 +58,9 @@ def open_paired_set(
     not train.
 
     Raises:
-        InputError: no such patient, a damaged file, volumes of different slice spacings, or MR of several contrasts.
+        InputError: no such patient, a damaged file, or volumes of different slice spacings.
     """
     manifest = read_manifest(dataroot).without(leave_out)
-    if len(manifest.contrasts) > 1:
-        raise InputError(
-            f"{dataroot}: pairs are of an MR of one contrast; the data set has {', '.join(manifest.contrasts)}: "
-            "prepare it with one of them, or train with --model cycle_gan"
-        )
     of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     pairs: list[tuple[Case, Case]] = []
     for mr in of_mr:
@@ -69,14 +75,18 @@ def open_paired_set(
     if len(pairs) < len(of_mr):
         log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
-    volumes = {mr.name: _read(dataroot, mr, ct, window) for (mr, ct), (window,) in zip(pairs, windows, strict=True)}
+    volumes = {mr.name: _read(dataroot, mr, ct, maps) for (mr, ct), maps in zip(pairs, windows, strict=True)}
     slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])
-    return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size)
+    return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size, manifest.contrasts)
 
 
-def _read(dataroot: Path, mr: Case, ct: Case, window: IntensityMap) -> dict[str, np.ndarray]:
+def _read(dataroot: Path, mr: Case, ct: Case, windows: Sequence[IntensityMap]) -> dict[str, np.ndarray]:
     kept = slice(*mr.body_slices)
-    of_mr, body = (array[kept] for array in read_case(dataroot, mr))
+    contrasts, body = read_contrasts(dataroot, mr)
+    maps = {
+        name: window.to_network(image[kept]).astype(np.float16)
+        for name, image, window in zip(_mr_maps(len(contrasts)), contrasts, windows, strict=True)
+    }
     hu = np.array(read_case(dataroot, ct)[0][kept])
-    counted = (body > 0) | (hu < _AIR_BELOW_HU)
-    return {"mr": window.to_network(of_mr).astype(np.float16), "hu": hu, "counted": counted.astype(np.uint8)}
+    counted = (body[kept] > 0) | (hu < _AIR_BELOW_HU)
+    return maps | {"hu": hu, "counted": counted.astype(np.uint8)}

@@ -17,8 +17,6 @@ from data.values.intensity import (
 )
 from data.values.mr_rules import Rule, parse_mr_rules
 
-DEFAULT_LOAD_SIZE, DEFAULT_CROP_SIZE = 286, 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class CtMapSettings:
@@ -87,11 +85,11 @@ class DataSettings(CtMapSettings):
     )
     load_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--loadSize",),
-        help=f"with resize_and_crop: size in pixels before the crop (default: {DEFAULT_LOAD_SIZE})",
+        help=f"with resize_and_crop: size in pixels before the crop (default: {Augmentation.load_size})",
     )  # fmt: skip
     crop_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--fineSize",),
-        help=f"side of the random crop in pixels (default: {DEFAULT_CROP_SIZE})",
+        help=f"side of the random crop in pixels (default: {Augmentation.crop_size})",
     )  # fmt: skip
     flip: str = option(
         "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES",
@@ -126,6 +124,6 @@ class DataSettings(CtMapSettings):
     def augmentation(self) -> Augmentation:
         """What is done to every slice."""
         return Augmentation(
-            self.preprocess, self.load_size or DEFAULT_LOAD_SIZE, self.crop_size or DEFAULT_CROP_SIZE, self.flip,
-            self.rotate, self.zoom,
+            self.preprocess, self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size,
+            self.flip, self.rotate, self.zoom,
         )  # fmt: skip

@@ -9,7 +9,6 @@ case's arrays are, its record forgets its frame.
 """
 
 import logging
-import math
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +33,7 @@ from data.prepared.manifest import (
     read_json,
     write_json,
 )
+from data.prepared.pixel_spacing import choose_spacing
 from data.prepared.sources import Source
 from data.prepared.training_statistics import MIN_BODY_SHARE, slice_spread
 from data.prepared.volume_jobs import Failure, run_jobs
@@ -50,8 +50,6 @@ METHOD_VERSION = 2
 BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
-# Relative excess of a product of spacings that is rounding, not a body too wide.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -165,33 +163,9 @@ def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> 
         raise InputError(f"{root}: no volume left to train on in one of the domains; failed:{reasons or ' none'}")
 
 
-def choose_spacing(cases: list[Case], size: int) -> float:
-    """Return the finest pixel spacing (mm) with which every body fits `size` pixels, but none finer than acquired.
-
-    Volumes that all share one in-plane spacing keep it where their bodies fit: nothing is resampled then.
-    """
-    extent_mm = max(case.extent_mm for case in cases)
-    acquired = min(case.in_plane_mm for case in cases)
-    return acquired if extent_mm <= size * acquired * (1 + _ROUNDING) else _holding_mm(extent_mm, size)
-
-
-def _holding_mm(extent_mm: float, size: int) -> float:
-    """Return the finest spacing in steps of 0.01 mm with which `size` pixels hold a body."""
-    return math.ceil(extent_mm / size * 100 * (1 - _ROUNDING)) / 100
-
-
 def software_versions() -> dict[str, str]:
     """Return the versions of the packages that make a prepared data set."""
     return {package: metadata.version(package) for package in ("numpy", "scipy", "SimpleITK", "pydicom")}
-
-
-def lost_body_message(case: Case, size: int, spacing_mm: float) -> str:
-    """Say how much of a case's body lies outside the frame and what would hold it."""
-    return (
-        f"{case.name}: {case.lost_voxels} body voxels lie outside the frame of {size} x {spacing_mm:g} mm; to keep "
-        f"them use --spacing_mm {_holding_mm(case.extent_mm, size):g} or "
-        f"--size {4 * math.ceil(case.extent_mm / spacing_mm / 4 * (1 - _ROUNDING))}"
-    )
 
 
 def analyse(job: Job) -> Case:

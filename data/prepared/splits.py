@@ -14,6 +14,8 @@ from data.volumes.volume import resampling
 
 log = logging.getLogger(__name__)
 
+# The share of the training patients that validates where nobody said another.
+VAL_SHARE = 0.15
 VALIDATION_FACTS = ("patients to validate with", "volumes to validate with")
 # How far apart numbers of two frames (mm, direction cosines) may be where they are one.
 _SAME_GRID = 1e-3
@@ -86,23 +88,31 @@ class ValidationCases:
         return on_grid[0] if on_grid else None
 
 
-def validation_cases(manifest: Manifest, val_share: float, seed: int) -> ValidationCases:
+def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> ValidationCases:
     """Return what validates: of each domain the test split, or else, by `split_by_patient`, a share of the training's.
 
-    A patient held back in one domain is held back in the other too.
+    A patient held back in one domain is held back in the other too. `val_share`: None, where nobody said it, is
+    `VAL_SHARE`.
 
     Raises:
-        InputError: too few patients to hold any back, or nothing would be left to train on.
+        InputError: too few patients to hold any back, nothing would be left to train on, or a share was said and there
+            are test patients of both domains.
     """
+    tested = {domain: _with_body(manifest.select("test", domain)) for domain in "AB"}
+    if val_share is not None and all(tested.values()):
+        names = sorted({case.patient for cases in tested.values() for case in cases})
+        raise InputError(
+            f"--val_patients {val_share:g} does nothing: the data set has test patients ({', '.join(names)}), which "
+            "validate; leave it out, or prepare the data set without --test_mr and --test_ct"
+        )
     held_back: set[str] = set()
-    for domain in "AB":
-        if not _with_body(manifest.select("test", domain)):
-            validation = split_by_patient(manifest.select("train", domain), val_share, seed)[1]
-            held_back.update(case.patient for case in validation)
+    for domain in (domain for domain in "AB" if not tested[domain]):
+        validation = split_by_patient(manifest.select("train", domain), val_share or VAL_SHARE, seed)[1]
+        held_back.update(case.patient for case in validation)
 
     def chosen(domain: str) -> tuple[Case, ...]:
         held = [case for case in manifest.select("train", domain) if case.patient in held_back]
-        return tuple(_with_body(manifest.select("test", domain)) or _with_body(held))
+        return tuple(tested[domain] or _with_body(held))
 
     rest = manifest.without(held_back)
     for domain, modality in (("A", "MR"), ("B", "CT")):

@@ -10,7 +10,8 @@ the check on resume and the files that record a run:
 
         n_epochs: int = option(100, nature=Nature.RESULT, parse=nonnegative_int, help="epochs at the full rate")
 
-A class that inherits from several such classes has all their options; `redefault` gives one another default in it.
+A class that inherits from several such classes has all their options; `redeclare` says of one in it what is different
+there: its default, its help. So what several commands share is declared once.
 """
 
 import argparse
@@ -28,6 +29,7 @@ class Nature(StrEnum):
 
     FREE = "free to change: no result depends on it"
     RESULT = "changes the result: the run resumes, with a warning"
+    SWITCH = "changes the result, but whether it is 0 is fixed by the saved state"
     FIXED = "fixed by the saved state: refused"
 
 
@@ -65,24 +67,26 @@ class Option:
 
     Attributes:
         help: one sentence; the default is added to it.
-        nature: see `Nature`.
+        nature: see `Nature`; None for options of commands that resume nothing.
         parse: from one word to a value; raises `argparse.ArgumentTypeError`.
         convert: from all words of an option that takes several to a value; raises `InputError`.
         choices: the words that are taken.
         aliases: further names, such as the published ones.
         nargs, metavar, const: as in argparse.
+        repeated: whether it is given once for each value of a list.
         needs: without which it does nothing, so that giving it is an error (`check_needs`).
     """
 
     help: str
-    nature: Nature
+    nature: Nature | None = None
     parse: Callable[[str], Any] | None = None
     convert: Callable[[list[str]], Any] | None = None
-    choices: Sequence[str] | None = None
+    choices: Sequence[Any] | None = None
     aliases: tuple[str, ...] = ()
     nargs: int | str | None = None
     metavar: str | tuple[str, ...] | None = None
     const: Any = None
+    repeated: bool = False
     needs: Need | None = None
 
 
@@ -100,10 +104,11 @@ def option(default: Any = dataclasses.MISSING, **description: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": Option(**description)})
 
 
-def redefault(group: type, name: str, default: Any) -> Any:
-    """Return the field `name` of another settings class with another default."""
-    described = {field.name: field.metadata["option"] for field in dataclasses.fields(group)}
-    return dataclasses.field(default=default, metadata={"option": described[name]})
+def redeclare(group: type, name: str, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
+    """Return the option `name` of another settings class, with another default or other `changes` to its `Option`."""
+    field = next(field for field in dataclasses.fields(group) if field.name == name)
+    described = dataclasses.replace(field.metadata["option"], **changes)
+    return option(field.default if default is dataclasses.MISSING else default, **vars(described))
 
 
 def options_of(group: type) -> Iterator[tuple[dataclasses.Field, Option]]:
@@ -115,7 +120,7 @@ def options_of(group: type) -> Iterator[tuple[dataclasses.Field, Option]]:
 
 def natures(group: type) -> dict[str, Nature]:
     """Return the nature of every option of a settings class, by name."""
-    return {field.name: described.nature for field, described in options_of(group)}
+    return {field.name: described.nature for field, described in options_of(group) if described.nature}
 
 
 def add_options(parser: argparse.ArgumentParser, group: type, defaults: Mapping[str, Any] | None = None) -> None:
@@ -124,10 +129,13 @@ def add_options(parser: argparse.ArgumentParser, group: type, defaults: Mapping[
     `defaults`: other defaults than the class's, by name.
     """
     owned = {field.name: _owner(group, field.name) for field, _ in options_of(group)}
-    sections = {}
+    sections: dict[type, Any] = {}
+    by_title: dict[str, Any] = {}
     for owner in (base for base in group.__mro__ if base in owned.values()):
         title, _, description = (owner.__doc__ or owner.__name__).strip().rstrip(".").partition(": ")
-        sections[owner] = parser.add_argument_group(title, description or None)
+        if title not in by_title:
+            by_title[title] = parser.add_argument_group(title, description or None)
+        sections[owner] = by_title[title]
     for field, described in options_of(group):
         default = (defaults or {}).get(field.name, field.default)
         _add_option(sections[owned[field.name]], field, described, default)
@@ -151,6 +159,8 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
     for key in ("choices", "nargs", "metavar", "const"):
         if (value := getattr(described, key)) is not None:
             more[key] = value
+    if described.repeated:
+        more["action"] = "append"
     if described.parse:
         more["type"] = described.parse
     if described.convert:

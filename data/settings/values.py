@@ -71,7 +71,7 @@ def _number(text: str, kind: type, fits: Callable[[Any], bool], expected: str) -
     return value
 
 
-def experiment_name(text: str) -> str:
+def run_name(text: str) -> str:
     """Return a name that is one folder, not a path out of the folder of models."""
     if not NAME_PATTERN.fullmatch(text) or text in (".", ".."):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes")
@@ -81,6 +81,14 @@ def experiment_name(text: str) -> str:
 def epoch_name(text: str) -> str:
     """Return 'latest', 'best' or the number of an epoch, as file names have it."""
     return text if text in ("latest", "best") else str(positive_int(text))
+
+
+def regular_expression(text: str) -> re.Pattern:
+    """Return a regular expression that ignores case."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: not a regular expression: {error}") from error
 
 
 def torch_device(text: str) -> torch.device:
@@ -118,8 +126,20 @@ def protected_numbers(arguments: Sequence[str] | None) -> list[str]:
     return [f" {word}" if re.match(r"-\.?\d", word) else word for word in words]
 
 
-def gpu_of_ids(parser: argparse.ArgumentParser, text: str) -> torch.device:
-    """Return the device that upstream's `--gpu_ids` names."""
+def add_gpu_ids(parser: argparse.ArgumentParser) -> None:
+    """Add upstream's name of the device."""
+    parser.add_argument(
+        "--gpu_ids", metavar="IDS", help="as upstream: the GPU's number, -1 for the CPU; overrides --device"
+    )
+
+
+def settle_gpu_ids(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Let `--gpu_ids`, where it was given, say the device."""
+    if options.gpu_ids is not None:
+        options.device = _gpu_of_ids(parser, options.gpu_ids)
+
+
+def _gpu_of_ids(parser: argparse.ArgumentParser, text: str) -> torch.device:
     try:
         ids = [int(word) for word in text.split(",")]
         if len(ids) > 1:

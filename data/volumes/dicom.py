@@ -1,7 +1,6 @@
 """Reading one DICOM series from a folder, with the checks that keep its geometry right."""
 
 import logging
-import math
 import re
 import tempfile
 from collections import defaultdict
@@ -13,21 +12,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
 from data.errors import InputError
+from data.volumes.dicom_checks import PLAIN_SYNTAXES, check_header, check_length, numbers, transfer_syntax, whole_number
 from data.volumes.dicom_contrasts import DISTINGUISHING, check_one_volume, describe_choices, pick_contrast
 from data.volumes.dicom_frames import SEQUENCES, frame_number, frames_of, write_frames
 from data.volumes.dicom_origin import DicomOrigin, SourceImage
-from data.volumes.headers import DEFLATE_EXPANSION, JPEG_EXPANSION, check_claim
 from data.volumes.reader_process import find_unreadable, is_nested, read_slices
 
 log = logging.getLogger(__name__)
@@ -42,11 +33,6 @@ _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
     "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength", *DISTINGUISHING, *SEQUENCES,
 ]  # fmt: skip
-_GEOMETRY_TAGS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-# Names of HU; US is "unspecified", and an empty tag says as little.
-_HU_TYPES = ("HU", "US", "", None)
-# Slices in one of these need no decoder; a file that names none is in the first.
-_PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, None)
 _SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 128
 # A file without the preamble starts with an element of group 0002 or 0008, of either byte order.
@@ -177,18 +163,18 @@ def read_series(
         if _is_damaged(file):  # at an end of the series its loss would show nowhere
             raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
     for file, header in series.files:
-        _check_header(file, header)
+        check_header(file, header)
     for file, header in dict(series.files).items():
-        _check_length(file, header)
+        check_length(file, header)
     check_one_volume(folder, series.files)
     files, spacing_mm = _sort_slices(folder, series)
     pixel_type = None
     if not _have_one_type(files):
         # The reader takes its pixel type from the first slice: other slices would wrap, or lose their fractions.
-        deep = any(_count(file, header, "BitsAllocated") > 16 for file, header in files)
+        deep = any(whole_number(file, header, "BitsAllocated") > 16 for file, header in files)
         pixel_type = sitk.sitkFloat64 if deep else sitk.sitkFloat32
     nested = any(is_nested(file) for file in {file for file, header in files if not frame_number(header)})
-    apart = nested or any(_transfer_syntax(header) not in _PLAIN_SYNTAXES for _, header in files)
+    apart = nested or any(transfer_syntax(header) not in PLAIN_SYNTAXES for _, header in files)
     try:
         with _as_stored(files) as paths:
             image = read_slices(paths, pixel_type, apart)
@@ -207,7 +193,7 @@ def _have_one_type(files: list[tuple[Path, pydicom.Dataset]]) -> bool:
     """Tell whether all slices have one pixel type and one rescaling, of whole numbers."""
     tags = {"BitsAllocated": 16, "BitsStored": 16, "PixelRepresentation": 0, "RescaleSlope": 1, "RescaleIntercept": 0}
     types = {
-        tuple(float(next(iter(_numbers(file, header, tag)), default)) for tag, default in tags.items())
+        tuple(float(next(iter(numbers(file, header, tag)), default)) for tag, default in tags.items())
         for file, header in files
     }
     return len(types) == 1 and not any(value % 1 for value in types.pop())
@@ -250,17 +236,13 @@ def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
     found = find_unreadable([file for file, _ in files])
     if found:
         file, reason = found
-        syntax = _transfer_syntax(dict(files)[file])
+        syntax = transfer_syntax(dict(files)[file])
         way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
         return (
             f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in a "
             "compression that is not read; export the series uncompressed"
         )
     return f"{files[0][0].parent}: its slices cannot be read as one volume; export the series again, uncompressed"
-
-
-def _transfer_syntax(header: pydicom.Dataset) -> UID | None:
-    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
 
 
 def _described(folder: Path, found: list[DicomSeries], description: re.Pattern) -> list[DicomSeries]:
@@ -293,98 +275,6 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
             "are one series cannot be told; write one and the same new UID into all slices of a series"
         )
     return found[0]
-
-
-def _check_header(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice whose geometry or values its header does not tell."""
-    enhanced = "Enhanced" in UID(header.SOPClassUID).name
-    if frame_number(header) is None and (enhanced or _count(file, header, "NumberOfFrames") > 1):
-        kind = UID(header.SOPClassUID).name if enhanced else "multi-frame DICOM"
-        raise InputError(
-            f"{file}: {kind} whose frames are not described one by one (PerFrameFunctionalGroupsSequence); convert it "
-            "to single-frame DICOM or NIfTI (dcm2niix does)"
-        )
-    samples = _count(file, header, "SamplesPerPixel")
-    if samples > 1:
-        raise InputError(f"{file}: SamplesPerPixel {samples} (a colour image); expected 1: leave this series out")
-    if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(
-            f"{file}: {header.PhotometricInterpretation} pixels; expected gray values: leave this series out"
-        )
-    _check_size(file, header)
-    for tag, count in _GEOMETRY_TAGS.items():
-        values = _numbers(file, header, tag)
-        if len(values) != count:
-            raise InputError(
-                f"{file}: DICOM tag {tag} is missing or empty, or has not {count} numbers; export the series again"
-            )
-    if not np.all(_numbers(file, header, "PixelSpacing") > 0):
-        raise InputError(f"{file}: PixelSpacing {header.PixelSpacing}; expected positive numbers of mm")
-    for tag in ("RescaleSlope", "RescaleIntercept"):
-        # MR need no rescaling; without it a CT's values are no HU, and an empty tag tells that something was lost.
-        if (tag in header or header.get("Modality") == "CT") and len(_numbers(file, header, tag)) != 1:
-            raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
-    # Dual-energy scanners export maps of other quantities as CT.
-    if header.get("Modality") == "CT" and header.get("RescaleType", "HU") not in _HU_TYPES:
-        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is no CT in HU")
-
-
-def _check_size(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice whose header claims more pixels than its file can hold, most often none at all."""
-    rows, columns, bits = (_count(file, header, tag, default=0) for tag in ("Rows", "Columns", "BitsAllocated"))
-    if min(rows, columns, bits) < 1:
-        raise InputError(
-            f"{file}: {rows} x {columns} pixels of {bits} bits; expected an image: export the series again"
-        )
-    syntax, expansion = _transfer_syntax(header), 1
-    if syntax == DeflatedExplicitVRLittleEndian:
-        expansion = DEFLATE_EXPANSION
-    elif syntax and not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed:
-        expansion = JPEG_EXPANSION
-    frames = _count(file, header, "NumberOfFrames")
-    check_claim(file, frames * rows * columns * bits // 8, file.stat().st_size, expansion)
-
-
-def _check_length(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice with fewer or more pixels than its header says: GDCM makes up what is missing."""
-    if _transfer_syntax(header) not in (*_PLAIN_SYNTAXES, DeflatedExplicitVRLittleEndian):
-        return
-    stored = pydicom.dcmread(file, specific_tags=["PixelData"], defer_size=1024, force=True)
-    if "PixelData" not in stored:  # said where it is decoded
-        return
-    pixels = stored.get_item("PixelData", keep_deferred=True)
-    assert isinstance(pixels, RawDataElement), "nothing has asked for its value"
-    length = pixels.length
-    row_bytes = header.Columns * header.BitsAllocated / 8
-    frames = _count(file, header, "NumberOfFrames")
-    expected = math.ceil(frames * header.Rows * row_bytes)
-    # Some exports pad the pixels.
-    if not expected <= length < expected + max(2, row_bytes):
-        raise InputError(
-            f"{file}: {length} bytes of pixels; its header says {header.Rows} x {header.Columns}"
-            f"{f' x {frames}' if frames > 1 else ''} of {header.BitsAllocated} bits, {expected} bytes: damaged; export "
-            "the series again"
-        )
-
-
-def _count(file: Path, header: pydicom.Dataset, tag: str, default: int = 1) -> int:
-    """Return a tag's whole number, `default` where it is missing or empty."""
-    values = _numbers(file, header, tag)
-    if len(values) > 1 or values.sum() % 1:
-        raise InputError(f"{file}: DICOM tag {tag} is {values[:3].tolist()}; expected a whole number")
-    return int(values[0]) if len(values) else default
-
-
-def _numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
-    """Return a tag's numbers, none where it is missing or empty."""
-    try:
-        value = header.get(tag)
-        values = np.atleast_1d(np.asarray([] if value is None or value == "" else value, float))
-    except Exception as error:  # pydicom decodes a value when it is asked for, and can fail in any way
-        raise InputError(f"{file}: DICOM tag {tag} holds no numbers: {error}") from error
-    if not np.all(np.isfinite(values)):
-        raise InputError(f"{file}: DICOM tag {tag} is {values[:9].tolist()}; expected finite numbers")
-    return values
 
 
 def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, pydicom.Dataset]], float]:

@@ -128,7 +128,10 @@ FAULTS = {
     "exchanged blocks": (damaged(exchange), "latest_net_G_A.pth: cannot be read: it is damaged: its part"),
     "other width": (other_width, "does not fit ResnetGenerator: of another shape"),
     "other network": (other_network, "does not fit ResnetGenerator: missing"),
-    "weights missing": (no_weights, "latest_net_G_A.pth: no such file"),
+    "weights missing": (
+        no_weights,
+        "latest_net_G_A.pth: no such file; expected the weights of a model; there are none",
+    ),
     "settings truncated": (truncate_text, "inference.json: damaged"),
     "settings nested without end": (write_text('{"ct": ' * 100_000), "inference.json: damaged"),
     "settings of a list": (write_text("[]"), "inference.json: damaged, holds a list"),

@@ -1,0 +1,57 @@
+"""Options of the warm start: a CycleGAN's generators are trained on simulated pairs first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from data.settings.declaration import Nature, Need, option
+from data.settings.values import nonnegative_float, nonnegative_int, positive_float
+
+WARM_STARTS = ("none", "simulated_mr")
+# Defaults of a warm start's options; without one they are 0.
+_WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """warm start: train the generators on simulated pairs before the adversarial training."""
+
+    warm_start: str = option(
+        "none",
+        nature=Nature.RESULT,
+        choices=WARM_STARTS,
+        help="simulated_mr: on T1-like MR simulated from the CT slices",
+    )
+    n_epochs_warm: int | None = option(
+        None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
+        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
+    )  # fmt: skip
+    warm_lr: float | None = option(
+        None, nature=Nature.RESULT, parse=positive_float, needs=Need("warm_start", ("simulated_mr",)),
+        help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
+    )  # fmt: skip
+    lambda_simulated: float | None = option(
+        None, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of the L1 loss on simulated pairs during the adversarial training (default: "
+        f"{_WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on `warm_start`."""
+        for name, value in _WHEN_WARM.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value if self.warm_start != "none" else 0)
+
+    @property
+    def warm_epochs(self) -> int:
+        """Epochs of the warm start."""
+        return self.n_epochs_warm or 0
+
+    @property
+    def rate_when_warm(self) -> float:
+        """The learning rate in them."""
+        return self.warm_lr or 0.0
+
+    @property
+    def simulates(self) -> bool:
+        """Whether pairs of simulated MR and CT are needed."""
+        return self.warm_start != "none" or bool(self.lambda_simulated)
