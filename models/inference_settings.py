@@ -5,9 +5,10 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
@@ -17,7 +18,7 @@ from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_ma
 from data.prepared.training_statistics import TrainingStatistics, training_statistics
 from data.settings.declaration import check_types
 from data.values.intensity import MR_RULES, IntensityMap
-from data.values.mr_rules import Rule
+from data.values.mr_rules import Rule, rules_in_order
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
 from models.networks import Architecture
 
@@ -78,6 +79,27 @@ class InferenceSettings:
         """Channels of the generator's input and output: contrasts x slices of the slab, a CT being one contrast."""
         mr, ct = len(self.contrasts) * self.slab, self.slab
         return (mr, ct) if self.direction == "AtoB" else (ct, mr)
+
+    @property
+    def mr_units(self) -> IntensityMap | None:
+        """The units of a synthetic MR: typical ones of the training set, else a fixed window's; None: not known."""
+        rule = rules_in_order(self.mr_window, self.contrasts)[0]
+        fixed = None if isinstance(rule, str) else IntensityMap.window(*rule)
+        return self.typical_mr or fixed
+
+    def turned(self) -> Self:
+        """Return how the generator back, `G_B`, is run.
+
+        Raises:
+            InputError: it would make MR of several contrasts.
+        """
+        if len(self.contrasts) > 1:
+            raise InputError(f"makes MR of one contrast; the model has {', '.join(self.contrasts)}")
+        g = self.generator
+        return replace(
+            self, generator=replace(g, input_nc=g.output_nc, output_nc=g.input_nc),
+            direction="BtoA" if self.direction == "AtoB" else "AtoB", training=None, solid_body=False,
+        )  # fmt: skip
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.settings.declaration import HelpFormatter
-from data.settings.published import Command, translate
+from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import epoch_name, experiment_name, gpu_of_ids, protected_numbers, torch_device
 from models.inference_settings import FILE_NAME, read_inference_settings
@@ -74,7 +74,7 @@ def _title(folder: Path) -> str:
     return lines[0].partition(": ")[2] if lines else ""
 
 
-def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
+def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:
     """Refuse published options that say of a model what its record denies.
 
     Raises:
@@ -84,10 +84,10 @@ def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
         return
     settings = read_inference_settings(folder)
     values = asdict(settings.generator) | {"direction": settings.direction}
-    for option, (name, value) in said.items():
+    for option, (name, value, otherwise) in said.items():
         if str(values[name]) != value:
             raise InputError(
-                f"{option}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
+                f"{option}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; {otherwise}"
             )
 
 

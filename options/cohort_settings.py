@@ -17,6 +17,7 @@ class CohortSettings:
     Attributes:
         name, checkpoints_dir, epoch: the model.
         device, precision, batch_size, num_threads: how it runs; None leaves the choice to what is free.
+        direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT; None: what the model was trained for.
         spacing_mm: pixel spacing, for a model trained on images without one.
         results_dir: where results go, in a folder of the model's name.
         input_dir, pattern, series_description: the folder that is searched, and for what.
@@ -36,6 +37,7 @@ class CohortSettings:
     precision: str
     batch_size: int | None
     num_threads: int | None
+    direction: str | None
     spacing_mm: float | None
     results_dir: Path
     input_dir: Path | None

@@ -25,6 +25,11 @@ def inference_parser(prog: str, description: str, several: bool = False) -> argp
         "--batch_size", "--batchSize", type=batch_size, default="auto", metavar="N",
         help="slices in one pass; auto: by the free memory",
     )  # fmt: skip
+    use.add_argument(
+        "--direction", "--which_direction", choices=("AtoB", "BtoA"),
+        help="AtoB: CT from MR; BtoA: MR from CT (default: what the model was trained for); against its training the "
+        "other generator, G_B, is used, and results go to a folder NAME_DIRECTION",
+    )  # fmt: skip
     use.add_argument("--spacing_mm", type=positive_float, help="pixel spacing, for a model trained on plain images")
     return parser
 
