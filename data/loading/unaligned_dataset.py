@@ -1,5 +1,6 @@
 """MR and CT slices of different patients: the unpaired training set and its order."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import Rule
 from data.volumes.contrasts import ONLY_CONTRAST
+
+log = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
@@ -162,9 +165,11 @@ def open_unaligned(
             raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
         of_a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
         of_b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
-        if one_size and augmentation.preprocess == "none":
-            for folder, images in (("trainA", of_a), ("trainB", of_b)):
+        for folder, images in (("trainA", of_a), ("trainB", of_b)):
+            if one_size and augmentation.preprocess == "none":
                 _check_one_size(dataroot / folder, images)
+            if augmentation.preprocess == "resize_and_crop":
+                say_resized(dataroot / folder, images, augmentation.load_size)
         a, b = of_a, of_b
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
@@ -181,6 +186,17 @@ def open_unaligned(
         )
     pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr and spacing_mm is not None else None
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm)
+
+
+def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:
+    """Say so where images are not of the size that they are resized to."""
+    if source.shapes != {(size, size)}:
+        found = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
+        more = " ..." if len(source.shapes) > 4 else ""
+        log.info(
+            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none takes them as they are",
+            folder, found, more, size, size,
+        )  # fmt: skip
 
 
 def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:
