@@ -120,7 +120,7 @@ class TrainedGenerator(NamedTuple):
 
 
 def find_generator(
-    folder: Path, epoch: str, spacing_mm: float | None = None, direction: str | None = None
+    folder: Path, epoch: str, spacing_mm: float | None = None, direction: str | None = None, for_images: bool = False
 ) -> TrainedGenerator:
     """Return the generator of the run in `folder` that is asked for.
 
@@ -130,11 +130,12 @@ def find_generator(
         spacing_mm: pixel spacing, for a model that was trained on images without one.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT. None: what the run was trained for, by `G_A`. The other
             one is that of `G_B`.
+        for_images: whether it gets images, which need no pixel spacing.
 
     Raises:
         InputError: the run is missing or damaged, its pixel spacing is unknown, or it has no generator back.
     """
-    settings = read_settings(folder, spacing_mm)
+    settings = read_inference_settings(folder) if for_images else read_settings(folder, spacing_mm)
     if direction in (None, settings.direction):
         return TrainedGenerator(settings, weights_path(folder, epoch, "G_A"))
     weights = weights_path(folder, epoch, "G_B")

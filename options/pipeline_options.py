@@ -26,7 +26,12 @@ def pipeline_parser() -> argparse.ArgumentParser:
     )
     cohort = parser.add_argument_group("cohort")
     where = cohort.add_mutually_exclusive_group(required=True)
-    where.add_argument("--input_dir", type=Path, help="folder that is searched for volume files and DICOM series")
+    where.add_argument(
+        "--input_dir",
+        type=Path,
+        help="folder that is searched for volume files and DICOM series; or "
+        "one of images, or with testA of images, which become images and a page",
+    )
     where.add_argument(
         "--list",
         type=Path,

@@ -232,7 +232,7 @@ def test_image_folders_say_their_windows_and_size(tmp_path):
             Image.fromarray(np.full((24, 24), 40 * k, np.uint8)).save(tmp_path / "set" / folder / f"{k}.png")
     with pytest.raises(InputError, match="--mr_window LO HI"):
         run(tmp_path / "set", tmp_path)
-    folder = run(tmp_path / "set", tmp_path, "--mr_window", "0", "400")
+    folder = run(tmp_path / "set", tmp_path, "--mr_window", "0", "400", "--preprocess", "none")
     settings = read_inference_settings(folder)
     assert (settings.size, settings.spacing_mm, settings.mr_window) == (24, None, (0.0, 400.0))
 

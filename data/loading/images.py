@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import InputError
 from data.files import check_regular
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,23 @@ def list_images(folder: Path) -> list[Path]:
         endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
         log.warning("warning: %s: %d files are passed over; their endings: %s", folder, others.total(), endings)
     return images
+
+
+def holds_images(folder: Path) -> bool:
+    """Tell whether a folder holds images, in sub-folders too, and nothing that they would be mere pictures of.
+
+    That is volumes, and files that are called as DICOM is.
+    """
+    try:
+        files = list(_files_below(folder, set()))
+    except OSError:  # whoever reads it says so
+        return False
+    volumes = any(volume_suffix(path.name) in WRITABLE_SUFFIXES or _may_be_dicom(path) for path in files)
+    return not volumes and any(map(is_image_name, files))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    return path.suffix.lower() in ("", ".dcm", ".ima") or path.suffix[1:].isdigit()
 
 
 def _files_below(folder: Path, above: set[str]) -> Iterator[Path]:

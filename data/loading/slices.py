@@ -267,7 +267,8 @@ def _masks_of(names: list[str], mask_folder: Path) -> list[Path]:
 def _mask_of(image: Path, mask_folder: Path, alone: bool) -> Path:
     """Return the mask of an image; `alone`: whether no other image has its name, in any sub-folder."""
     published = image.with_name(re.sub(r"^(mr|ct)_", r"\1mask_", image.name))
-    expected = dict.fromkeys([image, published, *([Path(image.name), Path(published.name)] if alone else [])])
+    beside = [image, published, image.with_suffix(".png")]
+    expected = dict.fromkeys([*beside, *(Path(name.name) for name in beside if alone)])
     for name in expected:
         if (mask_folder / name).exists():
             return mask_folder / name

@@ -92,7 +92,7 @@ def _direction(line: Line, name: str, value: str) -> list[str] | None:
 def _size(line: Line, name: str, value: str) -> list[str] | None:
     how = line.value("--resize_or_crop", "--preprocess")
     load, fine = line.value("--loadSize"), line.value("--fineSize")
-    if line.method != "cycle_gan" or how in ("resize_and_crop", "body_crop"):
+    if line.method not in ("cycle_gan", "shape_extractor") or how in ("resize_and_crop", "body_crop"):
         return None
     if how is None and load and load == fine:
         resize = ["--preprocess", "resize_and_crop"] if name == "--loadSize" else []
@@ -278,8 +278,8 @@ _PREPROCESS = Rule("`--preprocess`; for scale_width an error names resize_and_cr
 _ROOT = Rule("`--input` of test_adapt.py, `--input_dir` of test_pipeline.py", _dataroot)
 _SUFFIX = Rule("`--name NAME_SUFFIX`, with the options in braces filled in", _suffix)
 _SIZE = (
-    "; 286 and 256 ask for what is done anyway: slices stay as prepared. The same size in both, without --preprocess, "
-    "resizes to it"
+    "; 286 and 256 ask for what is done anyway: slices stay as prepared, and images of a folder are resized to 256. "
+    "The same size in both, without --preprocess, resizes to it"
 )
 
 
