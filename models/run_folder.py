@@ -133,12 +133,15 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
         InputError: the model's first network is not there, or weights do not fit.
     """
     needed = next(iter(model.networks))
-    for name, net in model.networks.items():
-        path = weights_path(folder, epoch, name)
-        if path.exists() or name == needed:
-            load_network_weights(net, path)
-        else:
-            log.info("%s: not there; %s starts anew", path, name)
+    paths = {name: weights_path(folder, epoch, name) for name in model.networks}
+    there = [name for name, path in paths.items() if path.exists() or name == needed]
+    for name in there:
+        load_network_weights(model.networks[name], paths[name])
+    anew = [name for name in paths if name not in there]
+    log.info(
+        "%s: %s taken over (%s)%s", folder, ", ".join(there), epoch,
+        f"; not there, so started anew: {', '.join(anew)}" if anew else "",
+    )  # fmt: skip
 
 
 def save_options(folder: Path, options: Mapping[str, Any]) -> None:
