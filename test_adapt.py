@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in folders]
     how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction)
     synthesisers = [load_synthesiser(folder, *how) for folder in folders]
-    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
+    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
@@ -128,6 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
     row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
     row["direction"] = settings.direction
+    if opt.fusion:
+        row["fusion"] = opt.fusion
     row["made"] = sorted(made | results.names())
 
     if deviation is not None:
@@ -176,7 +178,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Names
     arguments = (patient.body, opt.batch_size, patient.further)
     if len(synthesisers) == 1 and not opt.uncertainty:
         return synthesize_volume(patient.source, synthesisers[0], *arguments), None
-    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments)
+    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments, opt.fusion or "mean")
     return synthetic, deviation if opt.uncertainty else None
 
 
@@ -243,7 +245,10 @@ def shown_parts(
         write_report(row, results.report)
 
     def page() -> None:
-        details = {name: row.get(name) for name in ("model", "epoch", "direction", "scored_in", "uncertainty_mean_hu")}
+        details = {
+            name: row.get(name)
+            for name in ("model", "epoch", "direction", "fusion", "scored_in", "uncertainty_mean_hu")
+        }
         details = {"input": taken, **{name.replace("_", " "): value for name, value in details.items()}}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(

@@ -84,7 +84,7 @@ class ShapeData(NamedTuple):
         train, validation: the volumes, or sets of images, that train and that validate.
         read: returns the slices (N, H, W), in HU, and the labels of one of them.
         n_classes: labels that the masks have.
-        size, spacing_mm: of the slices; spacing_mm is None for images.
+        size, spacing_mm, view: of the slices; spacing_mm is None for images.
         described: what the extractor's file says of them.
     """
 
@@ -96,6 +96,7 @@ class ShapeData(NamedTuple):
     size: int
     spacing_mm: float | None
     described: Mapping[str, Any]
+    view: str = "axial"
 
 
 class ShapeExtractorModel(BaseModel):
@@ -153,7 +154,7 @@ class ShapeExtractorModel(BaseModel):
         }
         return ShapeData(
             slices, train, validation, partial(read_case, root), count_classes(root, [*train, *validation]),
-            manifest.size, manifest.spacing_mm, described,
+            manifest.size, manifest.spacing_mm, described, manifest.view,
         )  # fmt: skip
 
     @classmethod
@@ -165,7 +166,7 @@ class ShapeExtractorModel(BaseModel):
         )  # fmt: skip
         described = ExtractorSettings(
             width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=dataset.size,
-            spacing_mm=dataset.spacing_mm, versions=software_versions(),
+            spacing_mm=dataset.spacing_mm, view=dataset.view, versions=software_versions(),
             training={
                 "dataset": data.dataroot.resolve().name, "slices": len(dataset.slices), **dataset.described,
             },
@@ -214,7 +215,7 @@ class ShapeExtractorModel(BaseModel):
         there, here = load_extractor(folder).settings, self.extractor.settings
         differing = [
             f"{key}: {getattr(there, key)} there, {getattr(here, key)} here"
-            for key in ("width", "wide_up", "n_classes", "input_range", "ct")
+            for key in ("width", "wide_up", "n_classes", "input_range", "ct", "view")
             if getattr(there, key) != getattr(here, key)
         ]
         if differing:

@@ -65,9 +65,9 @@ def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -
     settings = extractor.settings
     if settings.spacing_mm is None:
         raise InputError("the extractor was trained on images without a pixel spacing; it takes images, and no volumes")
-    widest = SliceFrame.of(ct, 1, settings.spacing_mm).body_extent_mm(np.ones(ct.array.shape, bool))
+    widest = SliceFrame.of(ct, 1, settings.spacing_mm, view=settings.view).body_extent_mm(np.ones(ct.array.shape, bool))
     size = max(settings.size, math.ceil(widest / settings.spacing_mm - 1e-6))
-    frame = SliceFrame.of(ct, size, settings.spacing_mm)
+    frame = SliceFrame.of(ct, size, settings.spacing_mm, view=settings.view)
     probabilities = slice_probabilities(extractor, frame.prepare(ct, fill=AIR_HU), batch_size)
     return ct.with_array(channel_labels(np.stack([frame.restore(p, fill=0.0).array for p in probabilities])))
 

@@ -25,6 +25,7 @@ from data.loading.images import list_images
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
 from data.values.curve import curve, inverse
 from data.values.intensity import IntensityMap
+from data.volumes.slice_frame import VIEWS
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
 from unet.unet_model import UNet
 
@@ -47,6 +48,7 @@ class ExtractorSettings:
         ct: CT map to [-1, 1] that the extractor was trained under, in HU.
         input_range: what the network takes for -1 and 1 of that map.
         size, spacing_mm: pixels of a slice's side and their spacing in training, which of images is not known (None).
+        view: how those slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         versions: packages that trained it.
         training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
             `sources`, SHA-256 of every CT; None where that was not recorded.
@@ -59,6 +61,7 @@ class ExtractorSettings:
     spacing_mm: float | None
     input_range: tuple[float, float] = (-1.0, 1.0)
     wide_up: bool = False
+    view: str = "axial"
     versions: Mapping[str, str] | None = None
     training: Mapping[str, Any] | None = None
 
@@ -68,6 +71,8 @@ class ExtractorSettings:
             raise InputError(f"shape extractor trained on {self.training!r}: expected a mapping")
         low, high = self.input_range
         known = self.spacing_mm is None or self.spacing_mm > 0
+        if self.view not in VIEWS:
+            raise InputError(f"shape extractor of {self.view!r} slices: expected {', '.join(VIEWS)}")
         if not (low < high and self.size >= 1 and known and self.width >= 1 and self.n_classes >= 1):
             raise InputError(
                 f"shape extractor of width {self.width}, {self.n_classes} classes, {self.size} pixels of "
@@ -206,7 +211,12 @@ def load_extractor(
 
 
 def open_extractor(
-    path: Path, dataroot: Path, device: torch.device, ct_map: IntensityMap, spacing_mm: float | None
+    path: Path,
+    dataroot: Path,
+    device: torch.device,
+    ct_map: IntensityMap,
+    spacing_mm: float | None,
+    view: str = "axial",
 ) -> ShapeExtractor:
     """Return the frozen shape extractor at `path` for a training on `dataroot`.
 
@@ -216,10 +226,10 @@ def open_extractor(
         path: its file, or the folder of the run that trained it.
         dataroot: the data set.
         device: where it runs.
-        ct_map: the intensity map of the CT that it will see, spacing_mm: their pixel spacing.
+        ct_map: the intensity map of the CT that it will see, spacing_mm: their pixel spacing, view: how they lie.
 
     Raises:
-        InputError: there is none, or it cannot be used.
+        InputError: there is none, it cannot be used, or it knows slices that lie otherwise.
     """
     file = extractor_file(path)
     if not file.exists():
@@ -230,6 +240,11 @@ def open_extractor(
             "--lambda_shape_gan 0"
         )
     extractor = load_extractor(path, device, ct_map)
+    if extractor.settings.view != view:
+        raise InputError(
+            f"{file}: knows {extractor.settings.view} slices, those of {dataroot} are {view}; train one on them by "
+            f"python -m ct_segmentation.train --dataroot {dataroot}"
+        )
     learnt_mm = extractor.settings.spacing_mm
     if spacing_mm and learnt_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
         log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)

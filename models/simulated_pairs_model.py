@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
+from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option
 from data.settings.values import share
 from data.simulation.pasted_limbs import paste_limbs
@@ -90,6 +91,8 @@ class SimulatedPairsModel(SlabModel):
             if not kept:
                 raise InputError(f"--leave_out {settings.leave_out}: leaves out every CT of {data.dataroot}")
             ct = replace(ct, volumes=kept)
+        if settings.limbs and (view := read_manifest(data.dataroot).view) != "axial":
+            raise InputError(f"--limbs: limbs stand beside trunks in axial slices; those of {data.dataroot} are {view}")
         if settings.limbs and not _limbs(settings, ct):
             names = ", ".join(sorted(ct.volumes)[:5])
             raise InputError(f"--limbs {settings.limbs}: no CT has that in its name; they are called {names}, ...")

@@ -261,7 +261,7 @@ def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings)
     The generators are convolutional: they take slices of any size that halves as often as they do.
     """
     assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
-    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
+    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm, settings.view)
     if not frame.outside(body):
         return frame
     step = math.lcm(2, settings.generator.multiple)  # even, as `body_extent_mm` counts

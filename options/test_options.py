@@ -13,6 +13,7 @@ from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from data.volumes.contrasts import split_name
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
+from models.ensemble import FUSIONS
 from options.base_options import base_parser, finish
 
 
@@ -134,6 +135,10 @@ def test_parser() -> argparse.ArgumentParser:
     patient.add_argument(
         "--uncertainty", type=Path, metavar="FILE",
         help="write how far apart lies what models, overlapping slabs and mirrorings say: standard deviation in HU",
+    )  # fmt: skip
+    patient.add_argument(
+        "--fusion", choices=FUSIONS,
+        help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
     )  # fmt: skip
     patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
     series = parser.add_argument_group("DICOM series")
