@@ -1,9 +1,10 @@
 """What ties a synthetic CT to its MR, one view or three: ``python -m tools.structure_study --work DIR --out FILE``.
 
 Trains small CycleGANs of one budget on generated trunks, in every arm: without a loss of structure, with the
-correlation over the slice, the local correlation, mutual information over the slice and in tiles; and with the correlation on
-coronal and sagittal slices, which are fused with the axial model by mean and by median. Scores test patients whose CT
-is known, in the true body. Prints a line an arm: mean over patients and seeds, and the range of the seeds' means.
+correlation over the slice, the local correlation, mutual information over the slice and in tiles; and with the
+correlation on coronal and sagittal slices, which are fused with the axial model by mean and by median. Scores test
+patients whose CT is known, in the true body. Prints a line an arm: mean over patients and seeds, and the range of the
+seeds' means.
 
 Started again with the same options it goes on where it was.
 """
