@@ -24,8 +24,14 @@ from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
 from models.inference_settings import InferenceSettings, model_sha256
-from models.run_folder import find_weights
-from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
+from models.synthesis import (
+    METHOD_VERSION,
+    Synthesiser,
+    TrainedGenerator,
+    find_generator,
+    load_synthesiser,
+    synthesize_volume,
+)
 from options import test_options
 from options.test_options import PatientSettings, is_file
 from visualization.case_page import write_case_page
@@ -99,14 +105,15 @@ def main(arguments: list[str] | None = None) -> int:
         InputError: there is no volume.
     """
     opt = test_options.parse(arguments)
-    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
+    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction)
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
-    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
+    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / "+".join(opt.name) / f"{case}.nii.gz", opt)
+    results = Results.beside(opt.output or opt.results_dir / called(opt, generators) / f"{case}.nii.gz", opt)
     made = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, made, paths, opt)
     if settings.direction != "AtoB":
@@ -122,14 +129,17 @@ def main(arguments: list[str] | None = None) -> int:
         "input": description_of(paths),
         "model": " + ".join(map(str, opt.folders)),
         "epoch": opt.epoch,
+        "direction": settings.direction,
     }
+    if opt.fusion:
+        row["fusion"] = opt.fusion
     row["made"] = sorted(made | results.names())
 
     if deviation is not None:
         seen = patient.body if patient.body is not None else deviation.array > 0
         row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
-    makers = volume_parts(results, patient, synthetic, deviation, synthesisers, opt)
+    makers = volume_parts(results, patient, synthetic, deviation, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, made)
     log.info("volume: %s", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
@@ -173,17 +183,22 @@ def synthesize(
     arguments = (patient.body, opt.batch_size, patient.further)
     if len(synthesisers) == 1 and not opt.uncertainty:
         return synthesize_volume(patient.source, synthesisers[0], *arguments), None
-    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments)
+    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments, opt.fusion or "mean")
     return synthetic, deviation if opt.uncertainty else None
 
 
-def derivation_of(opt: PatientSettings, synthesisers: Sequence[Synthesiser], source: str) -> Derivation:
+def called(opt: PatientSettings, generators: Sequence[TrainedGenerator]) -> str:
+    """Return what the models are called together, in the name of the results' folder."""
+    return "+".join(name + one.suffix for name, one in zip(opt.name, generators, strict=True))
+
+
+def derivation_of(
+    opt: PatientSettings, generators: Sequence[TrainedGenerator], precision: str, source: str
+) -> Derivation:
     """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
-    weights = [find_weights(folder, opt.epoch, "G_A") for folder in opt.folders]
-    hashes = [model_sha256(one.settings, path) for one, path in zip(synthesisers, weights, strict=True)]
+    hashes = [model_sha256(one.settings, one.weights) for one in generators]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    name = "+".join(opt.name)
-    return Derivation(name, opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source)
+    return Derivation(called(opt, generators), opt.epoch, sha256, METHOD_VERSION, precision, source)
 
 
 def volume_parts(
@@ -192,6 +207,7 @@ def volume_parts(
     synthetic: Volume,
     deviation: Volume | None,
     synthesisers: Sequence[Synthesiser],
+    generators: Sequence[TrainedGenerator],
     opt: PatientSettings,
 ) -> dict[str, Callable[[], None]]:
     """Return what writes the volumes, by the option that says where each goes."""
@@ -201,7 +217,8 @@ def volume_parts(
 
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
-        derivation = derivation_of(opt, synthesisers, source_hash([patient.source, *patient.further], patient.body))
+        source = source_hash([patient.source, *patient.further], patient.body)
+        derivation = derivation_of(opt, generators, synthesisers[0].model.precision, source)
         write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
 
     def attenuation() -> None:
@@ -236,7 +253,10 @@ def shown_parts(
         write_report(row, results.report)
 
     def page() -> None:
-        details = {name: row.get(name) for name in ("model", "epoch", "scored_in", "uncertainty_mean_hu")}
+        details = {
+            name: row.get(name)
+            for name in ("model", "epoch", "direction", "fusion", "scored_in", "uncertainty_mean_hu")
+        }
         details = {"input": taken, **{name.replace("_", " "): value for name, value in details.items()}}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(

@@ -1,5 +1,9 @@
-"""Turn a cohort of MR into synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`."""
+"""Turn a cohort of MR into synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`.
 
+A folder of images, or one with `testA`, becomes images and a page.
+"""
+
+from cohort.images import convert_images, takes_images
 from cohort.pipeline import convert_cohort
 from data.errors import run_command
 from options import pipeline_options
@@ -10,6 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Convert what is missing or changed; return 0, or 1 where a case failed."""
     opt = pipeline_options.parse(arguments)
     with open_process_group() as group:
+        if group.share(lambda: takes_images(opt)):
+            return group.share(lambda: convert_images(opt, group.device(opt.device)))
         return convert_cohort(opt, group)
 
 

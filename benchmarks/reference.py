@@ -20,7 +20,15 @@ from models.shape_extractor import label_channels
 # The generators' optimiser, the discriminators', and that of the shape discriminator.
 OPTIMISED = {"G": ("G_A", "G_B"), "D": ("D_A", "D_B"), "D_S": ("D_S",)}
 # Settings under which the method is the published one, but for its weights.
-_PUBLISHED = {"gan_mode": "lsgan", "shape_loss": "l1", "lcc_window": 0, "lambda_simulated": 0.0, "ema": 0.0}
+_PUBLISHED = {
+    "gan_mode": "lsgan",
+    "shape_loss": "l1",
+    "lcc_window": 0,
+    "lambda_simulated": 0.0,
+    "ema": 0.0,
+    "lambda_mi_A": 0.0,
+    "lambda_mi_B": 0.0,
+}
 
 
 class PlainPool:

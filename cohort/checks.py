@@ -31,6 +31,7 @@ NO_STATISTICS = (
     "HU histogram, MR intensities and spacing against the training set: not in the model's inference.json, which was "
     "written by an earlier version, or by training on images"
 )
+OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that could be checked"
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Findings:
 def check_conversion(
     plan: VolumePlan, translated: np.ndarray, synthetic: Volume, training: TrainingStatistics | None
 ) -> Findings:
-    """Check one synthetic CT, against its MR and against the training set.
+    """Check one synthetic CT, against its MR and against the training set; of a synthetic MR the geometry alone.
 
     Args:
         plan: how the MR went through the network.
@@ -54,6 +55,11 @@ def check_conversion(
         training: None leaves out what needs it.
     """
     findings = Findings()
+    _check_width(findings, plan)
+    if not plan.to_ct:
+        findings.unchecked.append(OF_CT_ALONE)
+        _check_spacing(findings, plan, training)
+        return findings
     # What the network made: a solid body has the MR's outline whatever that was.
     made = restore_volume(translated, replace(plan, solid_body=False)) if plan.solid_body else synthetic
     _check_body(findings, plan, made)
@@ -81,10 +87,13 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in figures.items()}
 
 
-def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
+def _check_width(findings: Findings, plan: VolumePlan) -> None:
     if wider := plan.describe_frame():
         findings.warnings.append(wider)
     findings.figures["slice_width_mm"] = plan.frame.size * plan.frame.spacing_mm
+
+
+def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
     try:
         found = ct_body_mask(synthetic, synthetic=True)
     except InputError:

@@ -18,6 +18,7 @@ def find_contrast_cohort(
     series_description: re.Pattern | None,
     without: Path | None,
     names: Sequence[str],
+    modality: str = "MR",
 ) -> Cohort:
     """Return the cases below `root` for a model of the contrasts `names`; arguments and errors as in `find_cohort`.
 
@@ -26,7 +27,7 @@ def find_contrast_cohort(
     """
     given = [split_name(pattern) for pattern in patterns or ()]
     if len(names) == 1 and all(name is None for name, _ in given):
-        cohort = find_cohort(root, patterns, series_description, without)
+        cohort = find_cohort(root, patterns, series_description, without, modality)
         return replace(cohort, cases=tuple(replace(case, contrast=selector(names[0])) for case in cohort.cases))
     if series_description:
         raise InputError("--series_description: contrasts are told apart by name; leave it out, or use a --list")

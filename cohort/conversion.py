@@ -176,7 +176,7 @@ class Conversion:
                 training = self.synthesiser.settings.training
                 findings = check_conversion(plan, translated, synthetic, training)
                 findings.warnings += plan.source.notes
-                hu = hu_statistics(synthetic, plan.body)
+                hu = hu_statistics(synthetic, plan.body) if plan.to_ct else {}
             del translated
             with _timed(work, "write"):
                 self._reserve(work)
@@ -250,18 +250,20 @@ class Conversion:
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
         contrast = shown_name(self.synthesiser.settings.contrasts)
+        mr, ct, kind = (plan.source, synthetic, "CT") if plan.to_ct else (synthetic, plan.source, "MR")
         try:
             if not self.pages:
                 picture = self.results.folder / f"{work.case.name}.png"
-                save_preview(plan.source, synthetic, reference, picture, contrast=contrast)
+                save_preview(mr, ct, reference, picture, kind, contrast)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,
                 work.case.name,
-                plan.source,
-                synthetic,
+                mr,
+                ct,
                 reference,
                 scores,
+                synthetic=kind,
                 body=plan.body,
                 details={"input": describe_paths(work.case.paths), "warnings": "; ".join(warnings) or None},
                 cohort_page=self.results.folder / "index.html",

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pydicom
 
@@ -27,7 +28,6 @@ from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_seri
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import source_files, volume_suffix
 
-MODALITY = "MR"
 # Beside the id, and the path or a column for each contrast.
 _PATIENT_COLUMNS = {"patient_name": "PN", "patient_id": "LO"}
 OPTIONAL_COLUMNS = ("reference", "mask", "series_uid", *_PATIENT_COLUMNS)
@@ -78,6 +78,13 @@ class CohortCase:
         return {self.contrast or ONLY_CONTRAST: self.path, **dict(self.further)}
 
 
+class _Wanted(NamedTuple):
+    """Which DICOM series are cases: those of a modality, with a description that matches where one is given."""
+
+    modality: str
+    description: re.Pattern | None
+
+
 @dataclass(frozen=True)
 class Cohort:
     """The cases, by name, and the DICOM series and volume files that were passed over, with the reason."""
@@ -91,8 +98,9 @@ def find_cohort(
     patterns: Sequence[str] | None = None,
     series_description: re.Pattern | None = None,
     without: Path | None = None,
+    modality: str = "MR",
 ) -> Cohort:
-    """Find the volume files and DICOM MR series below `root`.
+    """Find the volume files and the DICOM series of a modality below `root`.
 
     An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
     series of other modalities and volume files beside DICOM slices that are a case are passed over.
@@ -102,6 +110,7 @@ def find_cohort(
         patterns: globs relative to `root` for files and for the folders of DICOM series; None takes all.
         series_description: only DICOM series whose description it matches.
         without: a folder below `root` to leave out: that of the results.
+        modality: of the DICOM series, 'MR' or 'CT'.
 
     Raises:
         InputError: `root` is no folder, or nothing is found.
@@ -119,7 +128,8 @@ def find_cohort(
         if hidden and path.resolve().is_relative_to(hidden):
             continue
         if is_folder(path):
-            found, left = _cases_of_folder(path, case_name(path, root), series_description, empty=relative != Path())
+            wanted_series = _Wanted(modality, series_description)
+            found, left = _cases_of_folder(path, case_name(path, root), wanted_series, empty=relative != Path())
             cases += found
             passed_over += left
             if found and _is_series(path):
@@ -131,7 +141,7 @@ def find_cohort(
     if not cases:
         wanted = f"that matches {' or '.join(patterns)}" if patterns else "in it or in a folder below it"
         raise InputError(
-            f"--input_dir {root}: no volume file and no folder of DICOM {MODALITY} images {wanted}"
+            f"--input_dir {root}: no volume file and no folder of DICOM {modality} images {wanted}"
             + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
         )
     return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
@@ -173,9 +183,7 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _cases_of_folder(
-    folder: Path, name: str, series_description: re.Pattern | None, empty: bool
-) -> tuple[list[CohortCase], list[str]]:
+def _cases_of_folder(folder: Path, name: str, wanted: _Wanted, empty: bool) -> tuple[list[CohortCase], list[str]]:
     """Return the cases that a folder is, and its series that are passed over; `empty`: whether an empty one is one."""
     try:
         children = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -189,7 +197,7 @@ def _cases_of_folder(
     if not series and not any(path.name.upper() == "DICOMDIR" for path in children):
         return [CohortCase(name, folder, problem=f"{folder}: DICOM files, but no image that can be read")], []
     try:
-        reasons = {one.uid: _why_not(one, series_description) for one in series}
+        reasons = {one.uid: _why_not(one, wanted) for one in series}
     except Exception as error:  # pydicom raises errors of many types on damaged headers
         return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
     taken = [one for one in series if not reasons[one.uid]]
@@ -204,11 +212,12 @@ def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
     return CohortCase(name, folder, series.uid, tuple(dict.fromkeys(file for file, _ in series.files)))
 
 
-def _why_not(series: DicomSeries, description: re.Pattern | None) -> str | None:
+def _why_not(series: DicomSeries, wanted: _Wanted) -> str | None:
     """Return why a DICOM series is no case, or None."""
     file, header = series.files[0]
-    if header.get("Modality") != MODALITY:
-        return f"not {MODALITY}"
+    modality, description = wanted
+    if header.get("Modality") != modality:
+        return f"not {modality}"
     if description and not description.search(str(header.get("SeriesDescription", ""))):
         return f"description without {description.pattern!r}"
     image_type = pydicom.dcmread(file, specific_tags=["ImageType"], stop_before_pixels=True, force=True)
@@ -231,10 +240,11 @@ def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
         yield replace(case, name=f"{case.name}__{short_hash(str(case.path))}", problem=problem)
 
 
-def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,)) -> Cohort:
+def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,), modality: str = "MR") -> Cohort:
     """Read a table of cases: columns `id` and `path`, and, where wanted, those of `OPTIONAL_COLUMNS`.
 
-    For a model of several contrasts there is a column for each, called like it, in place of `path`.
+    For a model of several contrasts there is a column for each, called like it, in place of `path`. `modality`, 'MR' or
+    'CT', is that of the DICOM series.
 
     Columns stand in any order, parted by commas, semicolons or tabs; relative paths start at the table's folder.
 
@@ -249,12 +259,12 @@ def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,)) -> Cohort
     except OSError as error:
         raise InputError(f"--list {path}: cannot be read: {error.strerror or error}") from error
     try:
-        return _cohort_of_table(path, text, contrasts)
+        return _cohort_of_table(path, text, contrasts, modality)
     except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
         raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
 
 
-def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str]) -> Cohort:
+def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: str) -> Cohort:
     header = text.partition("\n")[0]
     lines = io.StringIO(text, newline="")
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
@@ -275,14 +285,15 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str]) -> Cohort:
             raise InputError(f"{where}: more values than columns; put a value that holds the delimiter in quotes")
         values = {key: (value or "").strip() for key, value in row.items()}
         if any(values.values()):
-            cases.append(_with_patient(_listed_case(path.parent, values, where, images), values, where))
+            case = _listed_case(path.parent, values, where, images, modality)
+            cases.append(_with_patient(case, values, where))
     twice = sorted(name for name, count in Counter(case.name.lower() for case in cases).items() if count > 1)
     if twice or not cases:
         raise InputError(f"--list {path}: " + (f"ids more than once: {', '.join(twice[:5])}" if twice else "no case"))
     return Cohort(tuple(cases))
 
 
-def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str, str]) -> CohortCase:
+def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str, str], modality: str) -> CohortCase:
     """Return the case of a row; `images`: the column of each contrast."""
     name = row["id"]
     if not name or _NOT_IN_A_NAME.search(name) or name.startswith(".") or len(name.encode()) > _NAME_BYTES:
@@ -302,7 +313,7 @@ def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str
         if not exists(one):
             which = f" ({contrast} of {name})" if further else ""
             return replace(case, problem=f"{one}: no such file or folder{which}")
-    return _listed_series(case) if path.is_dir() and not case.contrast else case
+    return _listed_series(case, modality) if path.is_dir() and not case.contrast else case
 
 
 def _with_patient(case: CohortCase, row: dict[str, str], where: str) -> CohortCase:
@@ -327,15 +338,15 @@ def exists(path: Path) -> bool:
         return False
 
 
-def _listed_series(case: CohortCase) -> CohortCase:
+def _listed_series(case: CohortCase, modality: str) -> CohortCase:
     """Return a listed DICOM folder with the series that is meant, or with the problem."""
     try:
         found = list_series(case.path)
     except OSError as error:
         return replace(case, problem=f"{case.path}: cannot be read: {error}")
     wanted = [one for one in found if case.series_uid in (None, one.uid)]
-    wanted = [one for one in wanted if one.files[0][1].get("Modality") == MODALITY] if len(wanted) > 1 else wanted
+    wanted = [one for one in wanted if one.files[0][1].get("Modality") == modality] if len(wanted) > 1 else wanted
     if len(wanted) == 1:
         return replace(_series_case(case.name, case.path, wanted[0]), reference=case.reference, mask=case.mask)
     held = "; ".join(one.describe() for one in found) or "no DICOM image"
-    return replace(case, problem=f"{case.path}: expected one DICOM {MODALITY} series, or its series_uid; holds {held}")
+    return replace(case, problem=f"{case.path}: expected one DICOM {modality} series, or its series_uid; holds {held}")

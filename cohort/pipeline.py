@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,8 @@ from cohort.progress import Progress, describe_seconds
 from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
-from models.inference_settings import model_sha256
-from models.run_folder import find_weights
-from models.synthesis import load_synthesiser, read_settings
+from models.inference_settings import InferenceSettings, model_sha256
+from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
 
@@ -32,8 +31,9 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run begins with: the cohort, the cases of it that are to do, and the records as they were."""
+    """What a run begins with: the generator, the cohort, its cases that are to do, and the records as they were."""
 
+    generator: TrainedGenerator
     cohort: Cohort
     todo: tuple[CohortCase, ...]
     known: dict[str, CaseRecord]
@@ -50,8 +50,9 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
     Raises:
         InputError: nothing could be started: no model, no input, or results that cannot be written.
     """
-    results = Results(opt.results_dir / opt.name)
-    survey = group.share(lambda: make_survey(opt, results))
+    generator = group.share(lambda: _find_generator(opt))
+    results = Results(opt.results_dir / f"{opt.name}{generator.suffix}")
+    survey = group.share(lambda: make_survey(opt, generator, results))
     figures = None
     if survey.todo:
         figures = _convert(opt, group, survey, results)
@@ -59,15 +60,20 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
     return group.share(lambda: _account(opt, survey, results, processes))
 
 
-def make_survey(opt: CohortSettings, results: Results) -> Survey:
+def _find_generator(opt: CohortSettings) -> TrainedGenerator:
+    """Return the generator to use; refuse what there is of a CT only for one that makes MR."""
+    generator = find_generator(opt.folder, opt.epoch, opt.spacing_mm, opt.direction)
+    if generator.settings.direction != "AtoB" and (opt.dicom or opt.mu_settings):
+        raise InputError("--dicom, --mu_map: are made of a synthetic CT; the model makes MR from CT; leave them out")
+    return generator
+
+
+def make_survey(opt: CohortSettings, generator: TrainedGenerator, results: Results) -> Survey:
     """Find the cohort and compare it with what is recorded."""
-    folder = opt.folder
-    settings = read_settings(folder, opt.spacing_mm)
-    if settings.direction != "AtoB":
-        raise InputError(f"{folder}: the model makes MR from CT; use test_adapt.py for that")
-    model = model_sha256(settings, find_weights(folder, opt.epoch, "G_A"))
-    cohort = _find(opt, results, settings.contrasts)
-    extras = _extras(opt)
+    settings, weights, _ = generator
+    model = model_sha256(settings, weights)
+    cohort = _find(opt, results, settings)
+    extras = _extras(opt, generator)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
 
     def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
@@ -92,22 +98,30 @@ def make_survey(opt: CohortSettings, results: Results) -> Survey:
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
-    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
+    return Survey(generator, replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 
-def _extras(opt: CohortSettings) -> Extras:
-    return Extras(opt.name, opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings)
+def _extras(opt: CohortSettings, generator: TrainedGenerator) -> Extras:
+    return Extras(f"{opt.name}{generator.suffix}", opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings)
 
 
-def _find(opt: CohortSettings, results: Results, contrasts: Sequence[str]) -> Cohort:
+def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) -> Cohort:
+    contrasts, modality = settings.contrasts, "MR" if settings.direction == "AtoB" else "CT"
     if opt.list:
-        cohort = read_list(opt.list, contrasts)
+        cohort = read_list(opt.list, contrasts, modality)
+        if modality == "CT" and any(case.reference for case in cohort.cases):
+            raise InputError(
+                f"--list {opt.list}: has references; the model makes MR from CT, and MR in arbitrary units is not "
+                "scored; leave that column out"
+            )
     else:
         assert opt.input_dir is not None, "one of the two is given"
         if opt.input_dir.resolve().is_relative_to(opt.results_dir.resolve()):
             raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
         log.info("searching %s", opt.input_dir)
-        cohort = find_contrast_cohort(opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts)
+        cohort = find_contrast_cohort(
+            opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts, modality
+        )
     cases = cohort.cases[: opt.num_test]
     return replace(cohort, cases=tuple(_with_known_name(case, results) for case in cases))
 
@@ -132,11 +146,10 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
 def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, results: Results) -> dict:
     """Convert this process's part of what is to do; return figures of it."""
     device = group.device(opt.device)
-    folder = opt.folder
-    synthesiser = load_synthesiser(folder, opt.epoch, device, opt.precision, opt.spacing_mm)
+    synthesiser = load_synthesiser(opt.folder, opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
     conversion = Conversion(
         synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
-        _extras(opt), opt.chosen, pages=not opt.no_html, overwrite=opt.overwrite,
+        _extras(opt, survey.generator), opt.chosen, pages=not opt.no_html, overwrite=opt.overwrite,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:
@@ -191,9 +204,10 @@ def _account(opt: CohortSettings, survey: Survey, results: Results, processes: l
     """Write the summary, say what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
     model = {
-        "name": opt.name,
-        "folder": str((opt.folder).absolute()),
+        "name": f"{opt.name}{survey.generator.suffix}",
+        "folder": str(opt.folder.absolute()),
         "epoch": opt.epoch,
+        "direction": survey.generator.settings.direction,
         "sha256": survey.model_sha256,
     }
     last_run = _run_figures(processes) if processes else None

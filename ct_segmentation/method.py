@@ -2,23 +2,34 @@
 
 import logging
 import math
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ct_segmentation.image_masks import write_masks
 from ct_segmentation.predict import segment_slices
 from ct_segmentation.scoring import dice_by_class, mean_by_class
-from ct_segmentation.training_data import ShapeSampler, ShapeSlices, count_classes
+from ct_segmentation.training_data import (
+    ImageCase,
+    ResizedImages,
+    ShapeSampler,
+    ShapeSlices,
+    count_classes,
+    split_images,
+)
 from data.errors import InputError
 from data.loading.batches import LoadedBatches
 from data.loading.settings import DataSettings
-from data.loading.slices import read_case
-from data.prepared.manifest import Case, Manifest, read_manifest, write_json
+from data.loading.slices import ImageFolderSlices, read_case
+from data.loading.unaligned_dataset import say_resized
+from data.prepared.manifest import Case, hash_files, read_manifest, write_json
 from data.prepared.splits import split_by_patient
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import positive_int, positive_share
@@ -66,13 +77,26 @@ class ShapeExtractorSettings(ExtractorOptions, MethodSettings):
 
 
 class ShapeData(NamedTuple):
-    """What an extractor learns from: slices of the `train` cases; the cases that validate; labels that masks have."""
+    """What an extractor learns from.
 
-    manifest: Manifest
+    Attributes:
+        slices: those that train, augmented.
+        train, validation: the volumes, or sets of images, that train and that validate.
+        read: returns the slices (N, H, W), in HU, and the labels of one of them.
+        n_classes: labels that the masks have.
+        size, spacing_mm, view: of the slices; spacing_mm is None for images.
+        described: what the extractor's file says of them.
+    """
+
     slices: ShapeSlices
-    train: list[Case]
-    validation: list[Case]
+    train: Sequence[Case | ImageCase]
+    validation: Sequence[Case | ImageCase]
+    read: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     n_classes: int
+    size: int
+    spacing_mm: float | None
+    described: Mapping[str, Any]
+    view: str = "axial"
 
 
 class ShapeExtractorModel(BaseModel):
@@ -117,11 +141,21 @@ class ShapeExtractorModel(BaseModel):
     def open_data(
         cls, settings: ShapeExtractorSettings, data: DataSettings, leave_out: Collection[str] = ()
     ) -> ShapeData:
-        """Open the CT and masks of a prepared data set, and split its patients."""
-        manifest = read_manifest(data.dataroot).without(leave_out)
+        """Open the CT and masks of a prepared data set or of a folder of images, and split its patients."""
+        if data.of_images:
+            return _open_images(settings, data)
+        root, manifest = data.dataroot, read_manifest(data.dataroot).without(leave_out)
         train, validation = split_by_patient(manifest.select("train", "B"), settings.val_share, settings.seed)
-        slices = ShapeSlices(data.dataroot, train, data.ct_map, settings.seed)
-        return ShapeData(manifest, slices, train, validation, count_classes(data.dataroot, [*train, *validation]))
+        slices = ShapeSlices.prepared(root, train, data.ct_map, settings.seed)
+        described = {
+            "ct": len(train),
+            "patients": len(patients_of(train)),
+            "sources": sorted(case.source_sha256 for case in train),
+        }
+        return ShapeData(
+            slices, train, validation, partial(read_case, root), count_classes(root, [*train, *validation]),
+            manifest.size, manifest.spacing_mm, described, manifest.view,
+        )  # fmt: skip
 
     @classmethod
     def from_data(cls, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place) -> Self:
@@ -130,16 +164,11 @@ class ShapeExtractorModel(BaseModel):
             "training on %d CT (%d slices), validating with %d", len(dataset.train), len(dataset.slices),
             len(dataset.validation),
         )  # fmt: skip
-        manifest = dataset.manifest
         described = ExtractorSettings(
-            width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=manifest.size,
-            spacing_mm=manifest.spacing_mm, versions=software_versions(),
+            width=settings.width, n_classes=dataset.n_classes, ct=data.ct_map, size=dataset.size,
+            spacing_mm=dataset.spacing_mm, view=dataset.view, versions=software_versions(),
             training={
-                "dataset": data.dataroot.resolve().name,
-                "ct": len(dataset.train),
-                "patients": len(patients_of(dataset.train)),
-                "slices": len(dataset.slices),
-                "sources": sorted(case.source_sha256 for case in dataset.train),
+                "dataset": data.dataroot.resolve().name, "slices": len(dataset.slices), **dataset.described,
             },
         )  # fmt: skip
         extractor = ShapeExtractor(described)
@@ -186,7 +215,7 @@ class ShapeExtractorModel(BaseModel):
         there, here = load_extractor(folder).settings, self.extractor.settings
         differing = [
             f"{key}: {getattr(there, key)} there, {getattr(here, key)} here"
-            for key in ("width", "wide_up", "n_classes", "input_range", "ct")
+            for key in ("width", "wide_up", "n_classes", "input_range", "ct", "view")
             if getattr(there, key) != getattr(here, key)
         ]
         if differing:
@@ -198,7 +227,7 @@ class ShapeExtractorModel(BaseModel):
 
     def open_validator(self, data: DataSettings, dataset: ShapeData) -> "DiceValidator":
         """Return the validation by Dice over whole patients."""
-        return DiceValidator(data.dataroot, dataset)
+        return DiceValidator(dataset)
 
     def keep_best(self, folder: Path, validator: Any, values: Mapping[str, float]) -> None:
         """Write the extractor, and what it found in every case, as `extractor.pth` and `validation.json`."""
@@ -214,9 +243,9 @@ class ShapeExtractorModel(BaseModel):
 class DiceValidator:
     """Dice of every class over the whole volumes of patients that do not train."""
 
-    def __init__(self, dataroot: Path, dataset: ShapeData) -> None:
+    def __init__(self, dataset: ShapeData) -> None:
         """Validate with the `validation` cases of a data set."""
-        self.dataroot, self.dataset = dataroot, dataset
+        self.dataset = dataset
         self.patients = {"train": patients_of(dataset.train), "validation": patients_of(dataset.validation)}
         self.cases: dict[str, dict[str, float]] = {}
 
@@ -226,7 +255,7 @@ class DiceValidator:
         assert isinstance(extractor, ShapeExtractor)
         self.cases = {}
         for case in self.dataset.validation:
-            self.cases |= validate(extractor, self.dataroot, [case])
+            self.cases |= validate(extractor, self.dataset.read, [case])
             yield None
         means = {f"dice_{name}": value for name, value in mean_by_class(self.cases).items() if not math.isnan(value)}
         log.info("Dice of unseen patients: %s", ", ".join(f"{name[5:]} {value:.4f}" for name, value in means.items()))
@@ -237,13 +266,46 @@ class DiceValidator:
         return 1 - sum(values.values()) / len(values) if values else math.inf
 
 
-def validate(extractor: ShapeExtractor, root: Path, cases: list[Case]) -> dict[str, dict[str, float]]:
-    """Return the Dice of every class in every case, over all slices of the case together."""
+def validate(
+    extractor: ShapeExtractor,
+    read: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+    cases: Sequence[Case | ImageCase],
+) -> dict[str, dict[str, float]]:
+    """Return the Dice of every class in every case, over all slices of the case together; `read`: see `ShapeData`."""
     scores = {}
     for case in cases:
-        slices, reference = read_case(root, case)
+        slices, reference = read(case)
         scores[case.name] = dice_by_class(segment_slices(extractor, slices), reference, extractor.settings.class_names)
     return scores
+
+
+def _open_images(settings: ShapeExtractorSettings, data: DataSettings) -> ShapeData:
+    """Open the CT images of a folder, at the size that trainings give them; masks are computed where there are none.
+
+    Raises:
+        InputError: they cannot be used, or their gray values are said to be those of a curve.
+    """
+    if data.ct_transfer:
+        raise InputError(
+            f"--ct_transfer: gray values of images follow a window; say that of {data.dataroot} by --ct_window LO HI"
+        )
+    folder, masks, size = data.dataroot / "trainB", data.dataroot / "maskB", data.augmentation.load_size
+    if not masks.exists():
+        write_masks(folder, masks, data.ct_map)
+    images = ImageFolderSlices(folder, masks, with_masks=True)
+    say_resized(folder, images, size)
+    train, validation = split_images(images, settings.val_share, settings.seed)
+    trained = [index for case in train for index in case.indices]
+
+    def read(case: ImageCase) -> tuple[np.ndarray, np.ndarray]:
+        source = ResizedImages(images, case.indices, size)
+        items = [source.read(k, with_mask=True) for k in range(len(source))]
+        hu = data.ct_map.to_physical(np.concatenate([item.image for item in items]))
+        return hu, np.concatenate([item.mask for item in items if item.mask is not None])
+
+    sources = sorted(hash_files([images.files[index]]) for index in trained)
+    slices = ShapeSlices(ResizedImages(images, trained, size), settings.seed)
+    return ShapeData(slices, train, validation, read, 1, size, None, {"sources": sources})
 
 
 def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -262,6 +324,6 @@ def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets) + (1 - dice).mean()
 
 
-def patients_of(cases: list[Case]) -> list[str]:
+def patients_of(cases: Sequence[Case | ImageCase]) -> list[str]:
     """Return the patients of cases, by name."""
     return sorted({case.patient for case in cases})

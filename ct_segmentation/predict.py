@@ -17,7 +17,8 @@ from PIL import Image
 
 from data.errors import InputError, run_command
 from data.files import whole_file
-from data.loading.images import is_image_name
+from data.loading.augmentation import resized
+from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
 from data.settings.values import parse_numbers, positive_int, torch_device
@@ -57,14 +58,16 @@ def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -
     Slices have the extractor's spacing, and its size or more: the whole width of the CT is looked at.
 
     Raises:
-        InputError: it is no CT in HU.
+        InputError: it is no CT in HU, or the extractor's pixel spacing is not known.
     """
     check_ct(ct)
     ct = in_hu(ct)
     settings = extractor.settings
-    widest = SliceFrame.of(ct, 1, settings.spacing_mm).body_extent_mm(np.ones(ct.array.shape, bool))
+    if settings.spacing_mm is None:
+        raise InputError("the extractor was trained on images without a pixel spacing; it takes images, and no volumes")
+    widest = SliceFrame.of(ct, 1, settings.spacing_mm, view=settings.view).body_extent_mm(np.ones(ct.array.shape, bool))
     size = max(settings.size, math.ceil(widest / settings.spacing_mm - 1e-6))
-    frame = SliceFrame.of(ct, size, settings.spacing_mm)
+    frame = SliceFrame.of(ct, size, settings.spacing_mm, view=settings.view)
     probabilities = slice_probabilities(extractor, frame.prepare(ct, fill=AIR_HU), batch_size)
     return ct.with_array(channel_labels(np.stack([frame.restore(p, fill=0.0).array for p in probabilities])))
 
@@ -96,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     if opt.input.suffix == ".npy":
         _segment_array(extractor, opt)
         return
-    if opt.input.is_dir() and _holds_images(opt.input):
+    if opt.input.is_dir() and holds_images(opt.input):
         _segment_images(extractor, opt)
         return
     found = case_volumes(CaseVolumes("--input", opt.input))
@@ -117,13 +120,6 @@ def main(arguments: list[str] | None = None) -> None:
         write_volume(labels, target)
         litres = np.count_nonzero(labels.array) * math.prod(labels.spacing) / 1e6
         log.info("%s: body of %.2f litres", target, litres)
-
-
-def _holds_images(folder: Path) -> bool:
-    """Tell whether a folder holds images and no volumes, beside which images are only pictures of them."""
-    names = [file.name for file in folder.iterdir() if not file.name.startswith(".")]
-    volumes = any(volume_suffix(name) in WRITABLE_SUFFIXES for name in names)
-    return not volumes and any(is_image_name(Path(name)) for name in names)
 
 
 def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
@@ -147,16 +143,20 @@ def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
 
 
 def _segment_images(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:
+    """Segment each image at its own size; by an extractor of images, which knows one size, at that and back."""
     slices = ImageFolderSlices(opt.input, opt.input, with_masks=False)
-    targets = [opt.output / f"{file.stem}.png" for file in slices.files]
+    targets = [opt.output / Path(name).with_suffix(".png") for name in slices.names]
     twice = sorted(path.name for path, count in Counter(targets).items() if count > 1)
     if twice:
         raise InputError(f"--input {opt.input}: the masks of several images would be called {', '.join(twice[:5])}")
     check_free(targets, "--output", slices.files, overwrite=opt.overwrite)
+    settings = extractor.settings
     for index, target in enumerate(targets):
-        item = slices.read(index, with_mask=False)
-        labels = segment_slices(extractor, extractor.ct_map.to_physical(item.image))[0]
-        shown = 255 * labels if extractor.settings.n_classes == 1 else labels
+        image = slices.read(index, with_mask=False).image
+        at = image if settings.spacing_mm else resized(image, (settings.size, settings.size))
+        labels = segment_slices(extractor, extractor.ct_map.to_physical(at))
+        labels = resized(labels, image.shape[1:], labels=True)[0]
+        shown = 255 * labels if settings.n_classes == 1 else labels
         with whole_file(target) as scratch:
             Image.fromarray(shown).save(scratch)
     log.info("%s: %d images", opt.output, len(slices))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from torch.utils.data import Dataset
 
 from ct_segmentation.augmentation import augment
 from data.errors import InputError
+from data.loading.augmentation import resized
 from data.loading.batches import EpochSampler
-from data.loading.slices import PreparedSlices, read_case
-from data.prepared.manifest import Case
+from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice, SliceSource, read_case
+from data.prepared.manifest import Case, hash_files
+from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
 
 log = logging.getLogger(__name__)
@@ -50,18 +53,91 @@ class SliceDraw:
     index: int
 
 
+@dataclass(frozen=True)
+class ImageCase:
+    """Images of one patient, or of a part of a folder that does not say whose they are; named as a `Case` is.
+
+    `indices` are those of its images in the folder.
+    """
+
+    name: str
+    patient: str
+    source_sha256: str
+    indices: tuple[int, ...]
+    domain: str = "B"
+
+
+class ResizedImages:
+    """Images of a folder with their masks, each at one size: a `SliceSource`."""
+
+    mask_labels = 1
+
+    def __init__(self, images: ImageFolderSlices, indices: Sequence[int], size: int) -> None:
+        """Take the images of some `indices`, at `size` x `size` pixels."""
+        self.images, self.indices, self.size = images, indices, (size, size)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def read(self, index: int, with_mask: bool) -> Slice:
+        """Return an image, its mask if `with_mask`."""
+        item = self.images.read(self.indices[index], with_mask)
+        mask = None if item.mask is None else resized(item.mask, self.size, labels=True)
+        return Slice(resized(item.image, self.size), mask, item.origin)
+
+
+def split_images(images: ImageFolderSlices, val_share: float, seed: int) -> tuple[list[ImageCase], list[ImageCase]]:
+    """Return the images to train on and those to validate with.
+
+    Patients are the sub-folders. Of a folder without several, the last images by name validate: at most one patient is
+    then on both sides.
+
+    Raises:
+        InputError: one image alone.
+    """
+    folders: dict[str, list[int]] = {}
+    for index, name in enumerate(images.names):
+        folders.setdefault(name.rpartition("/")[0], []).append(index)
+    if len(folders) > 1:
+        cases = [
+            ImageCase(
+                name or "images beside them", name, hash_files([images.files[k] for k in indices]), tuple(indices)
+            )
+            for name, indices in folders.items()
+        ]
+        return split_by_patient(cases, val_share, seed)
+    if len(images) < 2:
+        raise InputError(f"{images.files[0].parent}: one image; expected 2 or more: some are kept to validate with")
+    first = len(images) - min(max(round(val_share * len(images)), 1), len(images) - 1)
+    log.warning(
+        "warning: %s: no sub-folders say whose images are whose; the last %d by name validate, in which one patient "
+        "that trains may be too", images.files[0].parent, len(images) - first,
+    )  # fmt: skip
+    parts = {"first images": range(first), "last images": range(first, len(images))}
+    train, validation = (
+        ImageCase(name, name, hash_files([images.files[k] for k in part]), tuple(part)) for name, part in parts.items()
+    )
+    return [train], [validation]
+
+
 class ShapeSlices(Dataset):
-    """All slices of prepared CTs, with or without body, augmented.
+    """All slices of CTs, with or without body, augmented.
 
     A sample is a dict of `image`, float32 (1, H, W) in [-1, 1], `mask`, uint8 (1, H, W), and `origin_B`, the slice's
     name.
     """
 
-    def __init__(self, root: Path, cases: Sequence[Case], ct_map: IntensityMap, seed: int) -> None:
-        """Join the cases below `root`."""
+    def __init__(self, source: SliceSource, seed: int) -> None:
+        """Augment the slices of `source`."""
+        self.source, self.seed = source, seed
+
+    @classmethod
+    def prepared(cls, root: Path, cases: Sequence[Case], ct_map: IntensityMap, seed: int) -> Self:
+        """Join prepared cases below `root`."""
         # Slices without body, which image translation leaves out, teach what no body looks like.
         whole = [replace(case, body_slices=(0, case.slices)) for case in cases]
-        self.source, self.seed = PreparedSlices(root, whole, [(ct_map,)] * len(whole)), seed
+        return cls(PreparedSlices(root, whole, [(ct_map,)] * len(whole)), seed)
 
     def __len__(self) -> int:
         """Return the number of slices."""

@@ -63,8 +63,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         folder = scratch / path.name
         folder.mkdir()
         yield folder
-        for written in folder.iterdir():
-            _to_disk(written)
+        for written in folder.rglob("*"):
+            if written.is_file():
+                _to_disk(written)
         _take_place(folder, path, former=scratch / "former")
 
 

@@ -24,7 +24,7 @@ from data.loading.settings import DataSettings
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, Need, option, redeclare
-from data.settings.values import nonnegative_float, nonnegative_int
+from data.settings.values import bin_count, nonnegative_float, nonnegative_int
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
@@ -34,6 +34,7 @@ from models.losses import (
     correlation_loss,
     gan_loss,
     local_correlation_loss,
+    mutual_information_loss,
     shape_loss,
     shape_with_edges,
 )
@@ -90,6 +91,23 @@ class CycleGANLosses:
         0, nature=Nature.RESULT, parse=nonnegative_int,
         help="compute r in square windows of this side in pixels; 0: over the whole slice, as published",
         needs=Need("lambda_correlation_A", or_option="lambda_correlation_B"),
+    )  # fmt: skip
+    lambda_mi_A: float = option(
+        0.0, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of the mutual-information loss 1 - I(fake_B, real_A) / log(bins); 0: none",
+    )  # fmt: skip
+    lambda_mi_B: float = option(
+        0.0, nature=Nature.RESULT, parse=nonnegative_float,
+        help="weight of the mutual-information loss 1 - I(fake_A, real_B) / log(bins); 0: none",
+    )  # fmt: skip
+    mi_window: int = option(
+        0, nature=Nature.RESULT, parse=nonnegative_int,
+        help="compute I in square tiles of this side in pixels; 0: over the whole slice",
+        needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
+    )  # fmt: skip
+    mi_bins: int = option(
+        32, nature=Nature.RESULT, parse=bin_count, help="bins of each image's gray values in the histogram of I",
+        needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
     )  # fmt: skip
 
 
@@ -234,7 +252,7 @@ class CycleGANModel(BaseModel):
         extractor = None
         if settings.uses_shape:
             path = settings.extractor_path(data.dataroot)
-            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm)
+            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm, dataset.view)
         model = cls(
             settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes, dataset.slab,
             len(dataset.contrasts),
@@ -378,6 +396,11 @@ class CycleGANModel(BaseModel):
             losses["correlation_A"] = s.lambda_correlation_A * self._correlation(fake_B, real_A)
         if s.lambda_correlation_B > 0:
             losses["correlation_B"] = s.lambda_correlation_B * self._correlation(fake_A, real_B)
+        # lambda_mi (1 - I(fake, real) / log(bins)), the idea of Ge et al., ISBI 2019
+        if s.lambda_mi_A > 0:
+            losses["mi_A"] = s.lambda_mi_A * mutual_information_loss(fake_B, real_A, s.mi_bins, s.mi_window)
+        if s.lambda_mi_B > 0:
+            losses["mi_B"] = s.lambda_mi_B * mutual_information_loss(fake_A, real_B, s.mi_bins, s.mi_window)
         return losses
 
     def _correlation(self, fake: Tensor, real: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Several models as one, and how far apart lies what they say: an uncertainty in HU for each voxel.
 
-The synthetic CT is the mean of the models'. The variance is the mean of the models' own (their overlapping slabs and
-mirrorings) and that between them (law of total variance). It knows nothing of errors that all of them share.
+The synthetic CT is the mean, or the median, of the models'. They may know slices of different views: axial, coronal and
+sagittal ones put together are the multi-view learning of Ge et al., SPIE Medical Imaging 2019. The variance is the mean
+of the models' own (their overlapping slabs and mirrorings) and that between them (law of total variance). It knows
+nothing of errors that all of them share.
 """
 
 from collections.abc import Sequence
@@ -13,13 +15,21 @@ from data.loading.single_dataset import SlabSpread
 from data.volumes.volume import Volume
 from models.synthesis import Synthesiser, prepare_volume, restore_volume, warn_of_plan
 
+FUSIONS = ("mean", "median")
 
-def check_ensemble(names: Sequence[str], synthesisers: Sequence[Synthesiser], uncertainty: bool) -> None:
-    """Refuse models that do not go together, and an uncertainty of one model that says everything once.
+
+def check_ensemble(
+    names: Sequence[str], synthesisers: Sequence[Synthesiser], uncertainty: bool, fusion: str | None = None
+) -> None:
+    """Refuse models that do not go together, an uncertainty of one model that says everything once, a fusion of few.
 
     Raises:
         InputError: names the model.
     """
+    if fusion and len(names) == 1:
+        raise InputError(f"--fusion {fusion}: {names[0]} is one model; name several (--name A B C)")
+    if fusion == "median" and len(names) == 2:
+        raise InputError(f"--fusion median: of two models, {' and '.join(names)}, it is the mean; name three or more")
     first = synthesisers[0].settings
     for name, one in zip(names, synthesisers, strict=True):
         theirs = (one.settings.direction, one.settings.contrasts)
@@ -43,14 +53,17 @@ def synthesize_ensemble(
     body: np.ndarray | None = None,
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
+    fusion: str = "mean",
 ) -> tuple[Volume, Volume]:
     """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
 
-    Of one model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all
-    models say air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
+    With `fusion` 'median' the CT is each voxel's median; the deviation is that about the mean all the same. Of one
+    model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all models say
+    air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
     shape = source.array.shape
     mean, between, within = (np.zeros(shape, np.float32) for _ in range(3))
+    kept = []
     for number, synthesiser in enumerate(synthesisers, start=1):
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
@@ -61,9 +74,12 @@ def synthesize_ensemble(
         variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
         variance[plan.with_body] = spread.variance()
         within += np.maximum(plan.frame.restore(variance, 0).array, 0)
+        if fusion == "median":
+            kept.append(ct)
         away = ct - mean
         mean += away / number
         between += away * (ct - mean)
     count = len(synthesisers)
     deviation = np.sqrt((between + within) / count)
-    return source.with_array(np.rint(mean).astype(np.int16)), source.with_array(deviation)
+    fused = np.median(kept, axis=0) if kept else mean
+    return source.with_array(np.rint(fused).astype(np.int16)), source.with_array(deviation)

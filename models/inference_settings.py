@@ -5,9 +5,10 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
@@ -17,8 +18,9 @@ from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_ma
 from data.prepared.training_statistics import TrainingStatistics, training_statistics
 from data.settings.declaration import check_types
 from data.values.intensity import MR_RULES, IntensityMap
-from data.values.mr_rules import Rule
+from data.values.mr_rules import Rule, rules_in_order
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
+from data.volumes.slice_frame import VIEWS
 from models.networks import Architecture
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class InferenceSettings:
         solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
+        view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
     """
 
     generator: Architecture
@@ -72,12 +75,34 @@ class InferenceSettings:
     slab: int = 1
     bias_correction: bool = False
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+    view: str = "axial"
 
     @property
     def channels(self) -> tuple[int, int]:
         """Channels of the generator's input and output: contrasts x slices of the slab, a CT being one contrast."""
         mr, ct = len(self.contrasts) * self.slab, self.slab
         return (mr, ct) if self.direction == "AtoB" else (ct, mr)
+
+    @property
+    def mr_units(self) -> IntensityMap | None:
+        """The units of a synthetic MR: typical ones of the training set, else a fixed window's; None: not known."""
+        rule = rules_in_order(self.mr_window, self.contrasts)[0]
+        fixed = None if isinstance(rule, str) else IntensityMap.window(*rule)
+        return self.typical_mr or fixed
+
+    def turned(self) -> Self:
+        """Return how the generator back, `G_B`, is run.
+
+        Raises:
+            InputError: it would make MR of several contrasts.
+        """
+        if len(self.contrasts) > 1:
+            raise InputError(f"makes MR of one contrast; the model has {', '.join(self.contrasts)}")
+        g = self.generator
+        return replace(
+            self, generator=replace(g, input_nc=g.output_nc, output_nc=g.input_nc),
+            direction="BtoA" if self.direction == "AtoB" else "AtoB", training=None, solid_body=False,
+        )  # fmt: skip
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -149,6 +174,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "training": s.training is None or s.training.is_sound(),
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
+        "view": s.view in VIEWS,
         "contrasts": 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts)),
         "contrasts of a model that makes MR": len(s.contrasts) == 1 or s.direction == "AtoB",
         "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
@@ -185,7 +211,7 @@ def describe_run(
         manifest = read_manifest(data.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, data.mr_window)
-        training, bias_correction = training_statistics(manifest), manifest.bias_corrected
+        training, bias_correction, view = training_statistics(manifest), manifest.bias_corrected, manifest.view
     else:
         if isinstance(data.mr_window, str) or data.ct_transfer:
             raise InputError(
@@ -193,7 +219,7 @@ def describe_run(
                 "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None
-        training, bias_correction = None, False
+        training, bias_correction, view = None, False, "axial"
     if data.preprocess == "resize_and_crop":
         load_size = data.augmentation.load_size
         spacing_mm = spacing_mm and spacing_mm * size / load_size
@@ -212,6 +238,7 @@ def describe_run(
         slab=dataset.slab,
         bias_correction=bias_correction,
         contrasts=dataset.contrasts,
+        view=view,
     )
 
 
@@ -222,6 +249,8 @@ def model_sha256(settings: InferenceSettings, weights: Path) -> str:
         InputError: the weights cannot be read.
     """
     used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training")}
+    if settings.view == "axial":  # as it was before there were others
+        del used["view"]
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
     digest.update(hash_files([weights]).encode())
     return digest.hexdigest()
@@ -242,7 +271,7 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     several = ("contrasts",) if len(new.contrasts) > 1 else ()
     if differing := _differing(old, new, (*_NETWORK, *several)):
         raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
-    for text in _differing(old, new, ("spacing_mm", "mr_window", "bias_correction")):
+    for text in _differing(old, new, ("view", "spacing_mm", "mr_window", "bias_correction")):
         log.warning("warning: --init_from %s: %s", name, text)
 
 
@@ -252,7 +281,7 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
     """
-    keys = (*_NETWORK, "contrasts", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
+    keys = (*_NETWORK, "contrasts", "view", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
     if differing := _differing(old, new, keys):
         raise InputError(
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "

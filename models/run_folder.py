@@ -151,11 +151,14 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
         InputError: the model's first network is not there, or weights do not fit.
     """
     needed = next(iter(model.networks))
-    for name, net in model.networks.items():
-        if name == needed or weights_path(folder, epoch, name).exists():
-            load_network_weights(net, find_weights(folder, epoch, name))
-        else:
-            log.info("%s: not there; %s starts anew", weights_path(folder, epoch, name), name)
+    there = [name for name in model.networks if name == needed or weights_path(folder, epoch, name).exists()]
+    for name in there:
+        load_network_weights(model.networks[name], find_weights(folder, epoch, name))
+    anew = [name for name in model.networks if name not in there]
+    log.info(
+        "%s: %s taken over (%s)%s", folder, ", ".join(there), epoch,
+        f"; not there, so started anew: {', '.join(anew)}" if anew else "",
+    )  # fmt: skip
 
 
 def save_options(folder: Path, options: Mapping[str, Any]) -> None:

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
-from data.prepared.manifest import MANIFEST_NAME, read_manifest
+from data.loading.images import list_images
+from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
 from data.values.curve import curve, inverse
 from data.values.intensity import IntensityMap
+from data.volumes.slice_frame import VIEWS
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically
 from unet.unet_model import UNet
 
@@ -45,7 +47,8 @@ class ExtractorSettings:
         n_classes: channels of the output: 0 is the body, k the label k + 1 inside it (1: bone).
         ct: CT map to [-1, 1] that the extractor was trained under, in HU.
         input_range: what the network takes for -1 and 1 of that map.
-        size, spacing_mm: pixels of a slice's side and their spacing in training.
+        size, spacing_mm: pixels of a slice's side and their spacing in training, which of images is not known (None).
+        view: how those slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         versions: packages that trained it.
         training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
             `sources`, SHA-256 of every CT; None where that was not recorded.
@@ -55,9 +58,10 @@ class ExtractorSettings:
     n_classes: int
     ct: IntensityMap
     size: int
-    spacing_mm: float
+    spacing_mm: float | None
     input_range: tuple[float, float] = (-1.0, 1.0)
     wide_up: bool = False
+    view: str = "axial"
     versions: Mapping[str, str] | None = None
     training: Mapping[str, Any] | None = None
 
@@ -66,7 +70,10 @@ class ExtractorSettings:
         if not isinstance(self.training, Mapping | None):
             raise InputError(f"shape extractor trained on {self.training!r}: expected a mapping")
         low, high = self.input_range
-        if not (low < high and self.size >= 1 and self.spacing_mm > 0 and self.width >= 1 and self.n_classes >= 1):
+        known = self.spacing_mm is None or self.spacing_mm > 0
+        if self.view not in VIEWS:
+            raise InputError(f"shape extractor of {self.view!r} slices: expected {', '.join(VIEWS)}")
+        if not (low < high and self.size >= 1 and known and self.width >= 1 and self.n_classes >= 1):
             raise InputError(
                 f"shape extractor of width {self.width}, {self.n_classes} classes, {self.size} pixels of "
                 f"{self.spacing_mm} mm, input range {low} .. {high}: expected positive numbers and a rising range"
@@ -204,7 +211,12 @@ def load_extractor(
 
 
 def open_extractor(
-    path: Path, dataroot: Path, device: torch.device, ct_map: IntensityMap, spacing_mm: float | None
+    path: Path,
+    dataroot: Path,
+    device: torch.device,
+    ct_map: IntensityMap,
+    spacing_mm: float | None,
+    view: str = "axial",
 ) -> ShapeExtractor:
     """Return the frozen shape extractor at `path` for a training on `dataroot`.
 
@@ -214,22 +226,27 @@ def open_extractor(
         path: its file, or the folder of the run that trained it.
         dataroot: the data set.
         device: where it runs.
-        ct_map: the intensity map of the CT that it will see, spacing_mm: their pixel spacing.
+        ct_map: the intensity map of the CT that it will see, spacing_mm: their pixel spacing, view: how they lie.
 
     Raises:
-        InputError: there is none, or it cannot be used.
+        InputError: there is none, it cannot be used, or it knows slices that lie otherwise.
     """
     file = extractor_file(path)
     if not file.exists():
         raise InputError(
             f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
-            f"train one by python -m ct_segmentation.train --dataroot {dataroot} (it takes a prepared data set), "
+            f"train one by python -m ct_segmentation.train --dataroot {dataroot}, "
             "name one of the same anatomy by --shape_extractor, or train without the constraint: --lambda_shape 0 "
             "--lambda_shape_gan 0"
         )
     extractor = load_extractor(path, device, ct_map)
+    if extractor.settings.view != view:
+        raise InputError(
+            f"{file}: knows {extractor.settings.view} slices, those of {dataroot} are {view}; train one on them by "
+            f"python -m ct_segmentation.train --dataroot {dataroot}"
+        )
     learnt_mm = extractor.settings.spacing_mm
-    if spacing_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
+    if spacing_mm and learnt_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
         log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
     training = extractor.settings.training
     if training is None:
@@ -251,8 +268,8 @@ def open_extractor(
 
 
 def _knows_ct_of(dataroot: Path, training: Mapping[str, Any]) -> bool:
-    """Tell whether an extractor was trained on some CT that a prepared data set trains on too."""
+    """Tell whether an extractor was trained on some CT, or image of a CT, that a data set trains on too."""
+    known = set(training.get("sources") or ())
     if not (dataroot / MANIFEST_NAME).exists():
-        return False
-    here = {case.source_sha256 for case in read_manifest(dataroot).select("train", "B")}
-    return not here.isdisjoint(training.get("sources") or ())
+        return any(hash_files([image]) in known for image in list_images(dataroot / "trainB"))
+    return not known.isdisjoint(case.source_sha256 for case in read_manifest(dataroot).select("train", "B"))

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
-from data.settings.declaration import Nature, Need, option, redefault
+from data.prepared.manifest import read_manifest
+from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
@@ -63,7 +64,7 @@ class SimulationOptions:
 class SimulatedPairsSettings(SimulationOptions, SlabModelSettings):
     """simulated pairs."""
 
-    bone_weight: float = redefault(PairLosses, "bone_weight", 2.0)
+    bone_weight: float = redeclare(PairLosses, "bone_weight", 2.0)
 
 
 class SimulatedPairsModel(SlabModel):
@@ -96,6 +97,8 @@ class SimulatedPairsModel(SlabModel):
             if not kept:
                 raise InputError(f"--leave_out {settings.leave_out}: leaves out every CT of {data.dataroot}")
             ct = replace(ct, volumes=kept)
+        if settings.limbs and (view := read_manifest(data.dataroot).view) != "axial":
+            raise InputError(f"--limbs: limbs stand beside trunks in axial slices; those of {data.dataroot} are {view}")
         if settings.limbs and not _limbs(settings, ct):
             names = ", ".join(sorted(ct.volumes)[:5])
             raise InputError(f"--limbs {settings.limbs}: no CT has that in its name; they are called {names}, ...")

@@ -223,7 +223,7 @@ class SlabModel(BaseModel):
             generator=self.architecture, direction="AtoB", size=dataset.size, spacing_mm=dataset.pixel_mm,
             slice_mm=dataset.slice_mm if data.slab > 1 else manifest.slice_mm, mr_window=data.mr_window,
             typical_mr=None, ct=data.ct_map, versions=package_versions(), training=training_statistics(manifest),
-            slab=data.slab, bias_correction=manifest.bias_corrected,
+            slab=data.slab, bias_correction=manifest.bias_corrected, view=manifest.view,
         )  # fmt: skip
 
     def draws(self, count: int) -> Draws:

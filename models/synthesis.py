@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from data.volumes.contrasts import check_together
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
-from models.run_folder import find_weights
+from models.run_folder import find_weights, weights_path
 from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
@@ -110,23 +111,65 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     return settings
 
 
-def load_synthesiser(
-    folder: Path, epoch: str, device: torch.device, precision: str = "fp32", spacing_mm: float | None = None
-) -> Synthesiser:
-    """Load the run in `folder`.
+class TrainedGenerator(NamedTuple):
+    """A generator of a run: how it is used, the file of its weights, and what its results' name adds to the run's."""
+
+    settings: InferenceSettings
+    weights: Path
+    suffix: str = ""
+
+
+def find_generator(
+    folder: Path, epoch: str, spacing_mm: float | None = None, direction: str | None = None, for_images: bool = False
+) -> TrainedGenerator:
+    """Return the generator of the run in `folder` that is asked for.
 
     Args:
         folder: `checkpoints/NAME`.
         epoch: 'latest', 'best' or the number of a saved epoch.
-        device: where to run.
-        precision: one of `models.precision.PRECISIONS`.
         spacing_mm: pixel spacing, for a model that was trained on images without one.
+        direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT. None: what the run was trained for, by `G_A`. The other
+            one is that of `G_B`.
+        for_images: whether it gets images, which need no pixel spacing.
 
     Raises:
-        InputError: the run is missing, damaged, its weights do not fit, or its pixel spacing is unknown.
+        InputError: the run is missing or damaged, its pixel spacing is unknown, or it has no generator back.
     """
-    settings = read_settings(folder, spacing_mm)
-    return Synthesiser(settings, TestModel(settings, find_weights(folder, epoch, "G_A"), device, precision))
+    settings = read_inference_settings(folder) if for_images else read_settings(folder, spacing_mm)
+    if direction in (None, settings.direction):
+        return TrainedGenerator(settings, find_weights(folder, epoch, "G_A"))
+    weights = weights_path(folder, epoch, "G_B")
+    if not weights.exists() and weights_path(folder, epoch, "G_A").exists():
+        raise InputError(
+            f"--direction {direction}: no {weights}: there is no generator back; --model cycle_gan trains one, and "
+            "exported and shipped models leave it out: take the folder of a training"
+        )
+    try:
+        return TrainedGenerator(settings.turned(), weights, f"_{direction}")
+    except InputError as error:
+        raise InputError(f"--direction {direction}: {folder}: {error}") from error
+
+
+def load_synthesiser(
+    folder: Path,
+    epoch: str,
+    device: torch.device,
+    precision: str = "fp32",
+    spacing_mm: float | None = None,
+    direction: str | None = None,
+) -> Synthesiser:
+    """Load a generator of the run in `folder`.
+
+    Args:
+        folder, epoch, spacing_mm, direction: as in `find_generator`.
+        device: where to run.
+        precision: one of `models.precision.PRECISIONS`.
+
+    Raises:
+        InputError: as `find_generator`, or the weights do not fit.
+    """
+    settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
+    return Synthesiser(settings, TestModel(settings, weights, device, precision))
 
 
 def synthesize_volume(
@@ -139,8 +182,8 @@ def synthesize_volume(
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
     Slices are as wide as those of the training, or wider where the body is; those without body are air. A model with
-    `solid_body` leaves no other air inside the body (`fill_air`). One trained with `--direction BtoA` takes a CT and
-    returns an MR, float32, in the training set's typical units.
+    `solid_body` leaves no other air inside the body (`fill_air`). A generator from CT to MR takes a CT and returns an
+    MR, float32, in the training set's typical units, or in those of a fixed window.
 
     Args:
         source: the MR.
@@ -218,7 +261,7 @@ def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings)
     The generators are convolutional: they take slices of any size that halves as often as they do.
     """
     assert settings.spacing_mm is not None, "`load_synthesiser` asks for it"
-    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm)
+    frame = SliceFrame.of(source, settings.size, settings.spacing_mm, settings.slice_mm, settings.view)
     if not frame.outside(body):
         return frame
     step = math.lcm(2, settings.generator.multiple)  # even, as `body_extent_mm` counts
@@ -298,9 +341,11 @@ def intensity_maps(
 ) -> tuple[list[IntensityMap], IntensityMap]:
     """Return the maps of each source volume and of the model's output to [-1, 1]."""
     if settings.direction == "BtoA":
-        if settings.typical_mr is None:
-            raise InputError("the model makes MR, but was trained on images: no MR units are known")
-        return [settings.ct], settings.typical_mr
+        if settings.mr_units is None:
+            raise InputError(
+                "the model makes MR, but no MR units are known: neither a training set's nor a fixed window"
+            )
+        return [settings.ct], settings.mr_units
     rules = rules_in_order(settings.mr_window, settings.contrasts)
     return [_mr_map(rule, volume, body) for rule, volume in zip(rules, volumes, strict=True)], settings.ct
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
-from data.settings.published import Command, translate
+from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import (
     add_gpu_ids,
@@ -40,6 +40,11 @@ class UseSettings(ModelSettings):
     batch_size: int | None = option(
         "auto", parse=batch_size, aliases=("--batchSize",), metavar="N",
         help="slices in one pass; auto: by the free memory",
+    )  # fmt: skip
+    direction: str | None = option(
+        None, choices=("AtoB", "BtoA"), aliases=("--which_direction",),
+        help="AtoB: CT from MR; BtoA: MR from CT (default: what the model was trained for); against its training the "
+        "other generator, G_B, is used, and results go to a folder NAME_DIRECTION",
     )  # fmt: skip
     spacing_mm: float | None = option(
         None, parse=positive_float, help="pixel spacing, for a model trained on plain images"
@@ -149,7 +154,7 @@ def _title(folder: Path) -> str:
     return lines[0].partition(": ")[2] if lines else ""
 
 
-def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
+def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:
     """Refuse published options that say of a model what its record denies.
 
     Raises:
@@ -159,10 +164,10 @@ def _check_recorded(folder: Path, said: Mapping[str, tuple[str, str]]) -> None:
         return
     settings = read_inference_settings(folder)
     values = asdict(settings.generator) | {"direction": settings.direction}
-    for option_name, (name, value) in said.items():
+    for option_name, (name, value, otherwise) in said.items():
         if str(values[name]) != value:
             raise InputError(
-                f"{option_name}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; leave it out"
+                f"{option_name}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; {otherwise}"
             )
 
 

@@ -15,7 +15,10 @@ from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSet
 class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
     """cohort."""
 
-    input_dir: Path | None = option(None, parse=Path, help="folder that is searched for volume files and DICOM series")
+    input_dir: Path | None = option(
+        None, parse=Path, help="folder that is searched for volume files and DICOM series; or one of images, or with "
+        "testA of images, which become images and a page",
+    )  # fmt: skip
     list: Path | None = option(
         None, parse=Path, metavar="CSV",
         help="in place of --input_dir, a table: id, path or a column for each contrast [, reference, mask, series_uid, "

@@ -12,6 +12,7 @@ from data.settings.published import Command
 from data.volumes.contrasts import split_name
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
+from models.ensemble import FUSIONS
 from models.model_settings import ModelChoice
 from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use
 
@@ -83,6 +84,10 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     uncertainty: Path | None = option(
         None, parse=Path, metavar="FILE",
         help="write how far apart lies what models, overlapping slabs and mirrorings say: standard deviation in HU",
+    )  # fmt: skip
+    fusion: str | None = option(
+        None, choices=FUSIONS,
+        help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
     )  # fmt: skip
     overwrite: bool = option(False, help="replace files that this command did not make of it")
     dicom: Path | None = redeclare(DicomOutput, "dicom")

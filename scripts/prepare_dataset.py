@@ -11,6 +11,7 @@ from data.prepared.contrast_sources import find_contrasts
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
+from data.volumes.slice_frame import VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--slice_mm", type=_millimetres, help="resample to this slice spacing (default: keep the acquired slices)"
     )
+    parser.add_argument(
+        "--view", choices=tuple(VIEWS), default="axial",
+        help="how slices lie in the body, whatever the volumes' own ones; test_adapt.py --name A B C fuses models of "
+        "several views (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--bias_correction", action="store_true", help="take the shading of the coils out of the MR, here and in use"
     )
@@ -115,12 +121,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"--series_uid {' '.join(sorted(unknown))}: in none of the DICOM folders")
     manifest, failures = prepare_dataset(
         options.out, groups, options.size, options.spacing_mm, options.slice_mm, options.workers, options.overwrite,
-        options.bias_correction,
+        options.bias_correction, options.view,
     )  # fmt: skip
     for case in manifest.cases:
         if case.lost_voxels:
             log.warning("warning: %s", lost_body_message(case, manifest.size, manifest.spacing_mm))
-    log.info("%s: %d x %d pixels of %g mm", options.out, manifest.size, manifest.size, manifest.spacing_mm)
+    log.info(
+        "%s: %s slices of %d x %d pixels of %g mm", options.out, manifest.view, manifest.size, manifest.size,
+        manifest.spacing_mm,
+    )  # fmt: skip
     if len(manifest.contrasts) > 1:
         log.info("  contrasts: %s", ", ".join(manifest.contrasts))
     for split, domain in groups:

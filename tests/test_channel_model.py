@@ -48,13 +48,14 @@ def test_the_losses_are_those_of_the_method(direction, contrasts):
 
 def test_every_channel_counts_in_every_loss():
     """Gradients reach each slice of each contrast through the generator's losses."""
-    model = build()
+    model = build(lambda_mi_A=1.0, lambda_mi_B=1.0)
     data = batch()
     real_A, real_B = data["A"].requires_grad_(), data["B"].requires_grad_()
     losses = model._generator_losses(model._translate({"A": real_A, "B": real_B}))
     reached = {
         "gan_A": real_A, "gan_B": real_B, "cycle_A": real_A, "cycle_B": real_B, "idt_A": real_B, "idt_B": real_A,
         "correlation_A": real_A, "correlation_B": real_B,
+        "mi_A": real_A, "mi_B": real_B,
     }  # fmt: skip
     assert losses.keys() == reached.keys()
     for name, images in reached.items():

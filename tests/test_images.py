@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import struct
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.loading.unaligned_dataset import Draw, open_unaligned
 from data.prepared.sources import find_volumes
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
+from options import train_options
 
 # A ramp as it is shown: 0 is black, 1 is white.
 SHOWN = np.add.outer(np.arange(8), np.arange(16)) / 22
@@ -177,13 +179,80 @@ def test_hidden_files_are_passed_over(tmp_path):
     assert [path.name for path in find_volumes(str(tmp_path / "*/*"))] == ["p1.nii.gz"]
 
 
-def test_images_in_sub_folders_are_counted_and_not_left_out_silently(tmp_path):
-    gray_file(tmp_path / "a.png")
-    gray_file(tmp_path / "p1/a.png")
-    gray_file(tmp_path / "p2/deep/a.PNG")
-    gray_file(tmp_path / "p2/deep/b.tif")
-    with pytest.raises(InputError, match=r"3 images lie in sub-folders: p1 \(1\), p2 \(2\); beside them, 1 in"):
-        list_images(tmp_path)
+def test_sub_folders_are_walked_once(tmp_path):
+    for name in ("b.png", "p1/a.png", "p2/deep/a.PNG", "p2/deep/b.tif", ".hidden/x.png", "elsewhere/p3/c.png"):
+        gray_file(tmp_path / name)
+    (tmp_path / "p1/p3").symlink_to(tmp_path / "elsewhere/p3")
+    (tmp_path / "p1/up").symlink_to(tmp_path)  # in circles
+    (tmp_path / "p1/p3/here").symlink_to(".")
+    (tmp_path / "empty").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == ["b.png", "elsewhere/p3/c.png", "p1/a.png", "p1/p3/c.png", "p2/deep/a.PNG", "p2/deep/b.tif"]
+    with pytest.raises(InputError, match=r"empty: no image .* in it or in a folder below it"):
+        list_images(tmp_path / "empty")
+
+
+def test_masks_lie_as_their_images_do(tmp_path):
+    """Two patients share the name of a slice: each gets its own mask, in the published name too."""
+    for k, name in enumerate(("p1/mr_1.png", "p2/mr_1.png", "p2/s2.png")):
+        gray_file(tmp_path / "trainA" / name, 10 + k)
+    for name in ("p1/mrmask_1.png", "p2/mr_1.png", "p2/s2.png"):
+        gray_file(tmp_path / "maskA" / name, 255)
+    images = ImageFolderSlices(tmp_path / "trainA", tmp_path / "maskA", with_masks=True)
+    found = [mask.relative_to(tmp_path / "maskA").as_posix() for mask in images.masks]
+    assert found == ["p1/mrmask_1.png", "p2/mr_1.png", "p2/s2.png"]
+    assert images.read(1, True).origin == "p2/mr_1.png"
+    (tmp_path / "maskA/p1/mrmask_1.png").rename(tmp_path / "maskA/mr_1.png")
+    with pytest.raises(InputError, match=r"no mask for p1/mr_1.png; expected p1/mr_1.png or p1/mrmask_1.png$"):
+        ImageFolderSlices(tmp_path / "trainA", tmp_path / "maskA", with_masks=True)
+    (tmp_path / "trainA/p2/mr_1.png").unlink()  # now its name is its own
+    images = ImageFolderSlices(tmp_path / "trainA", tmp_path / "maskA", with_masks=True)
+    assert images.masks == [tmp_path / "maskA/mr_1.png", tmp_path / "maskA/p2/s2.png"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "brightest", "said"),
+    [
+        (np.uint16, 4095, "no value above 4095 of 65535, as of 12-bit values .* times 16,"),
+        (np.uint16, 300, "no value above 300 of 65535, as of 9-bit values .* times 128,"),
+        (np.uint8, 20, "no value above 20 of 255, as of 5-bit values .* times 8,"),
+        (np.uint16, 9000, None),
+        (np.uint8, 255, None),
+        (np.uint8, 0, None),
+    ],
+)
+def test_dark_images_are_warned_of_with_the_way_out(tmp_path, caplog, dtype, brightest, said):
+    for k in range(40):
+        pixels = np.zeros((8, 8), dtype)
+        pixels[3, 3] = brightest if k % 10 == 4 else brightest // 2
+        Image.fromarray(pixels).save(tmp_path / f"{k:02}.png")
+    ImageFolderSlices(tmp_path, tmp_path, with_masks=False)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (said is not None)
+    if said:
+        assert re.search(rf"{tmp_path}: nearly black: {said}", warnings[0])
+
+
+def test_images_are_resized_to_256_as_published_and_it_is_said(tmp_path, caplog):
+    """Of several sizes too; a prepared data set is taken as it is."""
+    for name, shape in (("trainA/p/a.png", (512, 512)), ("trainA/q/b.png", (300, 200)), ("trainB/c.png", (256, 256))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(shape, 200, np.uint8)).save(tmp_path / name)
+    line = ["--dataroot", str(tmp_path), "--name", "n"]
+    data = train_options.parse(line).data
+    assert data == train_options.parse([*line, "--loadSize", "286", "--fineSize", "256"]).data
+    assert (data.preprocess, data.augmentation.load_size, data.augmentation.crop_size) == ("resize_and_crop", 256, 256)
+    caplog.set_level(logging.INFO)
+    images = open_unaligned(tmp_path, (0, 400), data.ct_map, data.augmentation, masks=False, seed=0, one_size=True)
+    assert {images[Draw(1, 0, k, 0)]["A"].shape for k in range(2)} == {(1, 256, 256)}
+    assert "trainA: images of 200 x 300, 512 x 512 pixels are resized to 256 x 256; --preprocess none" in caplog.text
+    assert "trainB: images" not in caplog.text
+    assert train_options.parse([*line, "--preprocess", "none"]).data.augmentation.preprocess == "none"
+    larger = train_options.parse([*line, "--loadSize", "512", "--fineSize", "512"]).data.augmentation
+    assert (larger.load_size, larger.crop_size) == (512, 512)
+    assert train_options.parse(["--dataroot", str(tmp_path / "none"), "--name", "n"]).data.preprocess == "none"
+    (tmp_path / "manifest.json").write_text("{}")
+    assert train_options.parse(line).data.preprocess == "none"
 
 
 def test_files_that_are_no_images_are_counted(tmp_path, caplog):

@@ -1,20 +1,24 @@
 """A checkpoint folder of the published code or of upstream is taken over whole, used and continued from."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.errors import InputError
 from data.values.intensity import IntensityMap
+from models.cycle_gan_model import CycleGANModel, CycleGANSettings
 from models.inference_settings import read_inference_settings
 from models.networks import Architecture, build_discriminator, build_generator
-from models.state_dicts import load_network_weights
-from scripts import import_generator
+from models.run_folder import load_weights
+from models.state_dicts import load_checkpoint, load_network_weights
+from scripts import export_model, import_generator
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_networks import GOLDEN, as_published, published_input
 from tests.test_train import final_weights, run
 
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 TINY = ["--netG", "resnet_6blocks", "--ngf", "2", "--netD", "pixel", "--ndf", "2"]
 FRAME = ["--size", "16", "--spacing_mm", "1.0"]
 
@@ -67,7 +71,7 @@ def test_a_whole_folder_is_taken_over_and_training_continues_from_it(dataroot, t
     caplog.set_level(logging.INFO)
     still = ["--lr", "1e-30", "--n_epochs", "1", "--n_epochs_decay", "0", "--mr_window", "0", "400"]
     continued = run(dataroot, tmp_path, "--init_from", "taken", *still, name="continued")
-    assert "starts anew" not in caplog.text
+    assert "taken: G_A, G_B, D_A, D_B taken over (latest)" in caplog.text and "anew" not in caplog.text
     for name, state in final_weights(continued).items():  # the rate is so low that no weight moves
         assert_same(state, made[name])
 
@@ -82,13 +86,62 @@ def test_what_a_folder_lacks_starts_anew_and_is_said(dataroot, tmp_path, caplog)
     assert_same(continued["G_B"], made["G_B"])
 
 
-def test_a_start_that_fails_leaves_nothing_behind(dataroot, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        (lambda folder: (folder / "latest_net_G_B.pth").write_bytes(b"PK"), [], r"latest_net_G_B\.pth: cannot be read"),
+        (lambda folder: (folder / "latest_net_G_A.pth").unlink(), [], r"latest_net_G_A\.pth: no such file"),
+        (lambda folder: None, ["--epoch", "7"], r"7_net_G_A\.pth: no such file"),
+        (lambda folder: None, ["--ngf", "4"], "ngf: 2 there, 4 here"),
+        (lambda folder: (folder / "inference.json").unlink(), [], r"inference\.json: no such file"),
+        (lambda folder: (folder / "inference.json").write_text("{"), [], r"inference\.json"),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing_behind(dataroot, tmp_path, spoil, more, message):  # noqa: F811
     published_folder(tmp_path / "theirs", "G_A", "G_B")
-    folder = take_over(tmp_path)
-    (folder / "latest_net_G_B.pth").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"latest_net_G_B\.pth: cannot be read"):
-        run(dataroot, tmp_path, "--init_from", "taken", name="failed")
-    assert not (tmp_path / "failed").exists()
+    spoil(take_over(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        run(dataroot, tmp_path, "--init_from", "taken", *more, name="failed")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_exported_model_is_fine_tuned(dataroot, tmp_path, caplog):  # noqa: F811
+    """Its generator is taken over, in half precision as it is; the others are those of a new run with that seed."""
+    still = ["--lr", "1e-30", "--n_epochs", "1", "--n_epochs_decay", "0"]
+    run(dataroot, tmp_path, name="trained")
+    export_model.main(["--checkpoints_dir", str(tmp_path), "--name", "trained", "--out", str(tmp_path / "small")])
+    caplog.set_level(logging.INFO)
+    tuned = final_weights(run(dataroot, tmp_path, "--init_from", "small", *still, name="tuned"))
+    assert "small: G_A taken over (latest); not there, so started anew: G_B, D_A, D_B" in caplog.text
+    exported = torch.load(tmp_path / "small/latest_net_G_A.pth", weights_only=True)
+    fresh = final_weights(run(dataroot, tmp_path, *still, name="fresh"))
+    for name, state in tuned.items():
+        expected = exported if name == "G_A" else fresh[name]
+        for key, value in state.items():  # a bias of 0 moves by the rate
+            torch.testing.assert_close(value, expected[key].to(value.dtype), rtol=0, atol=1e-28)
+    assert not torch.equal(*(next(iter(state["G_A"].values())) for state in (tuned, fresh)))
+
+
+@pytest.mark.parametrize(
+    "name", ["pure_cyclegan", "cycle_Lcc", "Self+Lcc_finetune", "phantom", "recommended", "wholebody"]
+)
+def test_every_shipped_model_can_be_started_from(name, caplog):
+    caplog.set_level(logging.INFO)
+    folder = CHECKPOINTS / name
+    settings = read_inference_settings(folder)
+    g = settings.generator
+    method = CycleGANSettings(
+        netG=g.netG, ngf=g.ngf, norm=g.norm, use_dropout=g.use_dropout, upsample=g.upsample, netD="pixel", ndf=4,
+        lambda_shape=0.0, lambda_shape_gan=0.0,
+    )  # fmt: skip
+    model = CycleGANModel(method, torch.device("cpu"), slab=settings.slab)
+    load_weights(folder, model, "latest")
+    assert f"{folder}: G_A taken over (latest); not there, so started anew: G_B, D_A, D_B" in caplog.text
+    shipped = load_checkpoint(folder / "latest_net_G_A.pth")
+    own = model.netG_A.state_dict()
+    assert all(torch.equal(own[key], value.to(own[key].dtype)) for key, value in shipped.items())
+    assert all(parameter.dtype == torch.float32 for parameter in model.netG_A.parameters())
 
 
 def test_a_generator_trained_alone_is_generator_a(tmp_path):

@@ -493,6 +493,7 @@ def adapt(folder, monkeypatch, write=None):
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
     settings = SimpleNamespace(direction="AtoB", contrasts=("mr",))
+    monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
     monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_: ct)
     if write:

@@ -251,7 +251,7 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
         for key, value in first[net].items():
             torch.testing.assert_close(second[net][key], value, rtol=0, atol=1e-9)
     assert (tmp_path / "Self/latest_net_D_S.pth").exists()
-    assert "latest_net_D_S.pth: not there; D_S starts anew" in caplog.text
+    assert "G_A, G_B, D_A, D_B taken over (latest); not there, so started anew: D_S" in caplog.text
 
 
 def note_models(monkeypatch, built: list) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -15,6 +16,7 @@ from ct_segmentation import method, train
 from ct_segmentation.method import ShapeExtractorModel
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from data.errors import InputError
+from data.loading.slices import read_case
 from data.prepared.manifest import read_manifest
 from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
@@ -116,7 +118,7 @@ def test_saved_extractor_is_the_best_one_and_says_what_it_takes(trained):
     assert settings.input_range == (-1.0, 1.0)
     assert "torch" in settings.versions
     held_out = split_by_patient(cases_of(trained / "data"), 0.4, 0)[1]
-    scores = method.validate(extractor, trained / "data", held_out)
+    scores = method.validate(extractor, partial(read_case, trained / "data"), held_out)
     assert scores == json.loads((trained / "run/validation.json").read_text())["dice"]
     assert load_checkpoint(trained / "run" / FILE_NAME)["validation"]["dice"] == scores
 
@@ -124,7 +126,7 @@ def test_saved_extractor_is_the_best_one_and_says_what_it_takes(trained):
 def test_validation_leaves_the_extractor_in_its_mode(trained):
     extractor = ShapeExtractor(load_extractor(trained / "run").settings).train()
     before = {name: value.clone() for name, value in extractor.state_dict().items()}
-    method.validate(extractor, trained / "data", cases_of(trained / "data")[:1])
+    method.validate(extractor, partial(read_case, trained / "data"), cases_of(trained / "data")[:1])
     assert extractor.training
     assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
 
@@ -137,7 +139,7 @@ def test_validation_scores_all_slices_of_a_case_together(dataroot, monkeypatch):
     seen = []
     monkeypatch.setattr(method, "segment_slices", lambda extractor, slices: seen.append(np.array(slices)) or found)
     extractor = ShapeExtractor(ExtractorSettings(2, 1, CT_MAP, SIZE, 4.0))
-    scores = method.validate(extractor, dataroot, cases)
+    scores = method.validate(extractor, partial(read_case, dataroot), cases)
     assert list(scores) == [case.name for case in cases]
     assert all(np.array_equal(s, np.load(dataroot / c.image_file)) for s, c in zip(seen, cases, strict=True))
     assert scores[cases[0].name] == {"body": 2 * found.sum() / (found.sum() + reference.sum())}

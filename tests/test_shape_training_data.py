@@ -86,7 +86,7 @@ def test_a_case_without_bone_label_is_named(dataroot, caplog):
 
 
 def test_every_slice_is_drawn_once_an_epoch_from_the_seed_alone(dataroot):
-    slices = ShapeSlices(dataroot, cases_of(dataroot), CT_MAP, seed=3)
+    slices = ShapeSlices.prepared(dataroot, cases_of(dataroot), CT_MAP, seed=3)
     assert len(slices) == 10 * 6  # those without body too
     sampler = ShapeSampler(len(slices), seed=3)
     draws = list(sampler)

@@ -232,7 +232,7 @@ def test_image_folders_say_their_windows_and_size(tmp_path):
             Image.fromarray(np.full((24, 24), 40 * k, np.uint8)).save(tmp_path / "set" / folder / f"{k}.png")
     with pytest.raises(InputError, match="--mr_window LO HI"):
         run(tmp_path / "set", tmp_path)
-    folder = run(tmp_path / "set", tmp_path, "--mr_window", "0", "400")
+    folder = run(tmp_path / "set", tmp_path, "--mr_window", "0", "400", "--preprocess", "none")
     settings = read_inference_settings(folder)
     assert (settings.size, settings.spacing_mm, settings.mr_window) == (24, None, (0.0, 400.0))
 
@@ -373,6 +373,9 @@ SHAPE = ["--model", "shape_extractor"]
         (["--lr_decay_iters", "10"], "does nothing without --lr_policy step"),
         ([*BY_CLOCK, "--warm_start", "simulated_mr"], "a warm start counts epochs"),
         (["--lcc_window", "7", *NO_CORRELATION], "without --lambda_correlation_A or --lambda_correlation_B"),
+        (["--mi_window", "16"], "without --lambda_mi_A or --lambda_mi_B"),
+        (["--mi_bins", "16"], "without --lambda_mi_A or --lambda_mi_B"),
+        (["--lambda_mi_A", "1", "--mi_bins", "1"], "a whole number from 2 to 256"),
         (["--shape_loss", "l1", "--lambda_shape", "0"], "--shape_loss does nothing without --lambda_shape"),
         (["--shape_extractor", "e.pth", *NO_SHAPE], "nothing without --lambda_shape or --lambda_shape_gan"),
         (["--init_gain", "0.1", "--init_type", "kaiming"], "without --init_type normal, xavier, orthogonal"),
@@ -432,8 +435,8 @@ PAIRS_OPTIONS = "bias bone_weight field_of_view lambda_hu lambda_reverse steps_p
 OPTIONS = {
     "cycle_gan": (
         "direction gan_mode lambda_A lambda_B lambda_correlation_A lambda_correlation_B lambda_gan lambda_identity "
-        "lambda_shape lambda_shape_gan lambda_simulated lcc_window n_epochs_warm n_layers_D ndf netD pool_size "
-        "serial_batches shape_extractor shape_loss warm_lr warm_start"
+        "lambda_mi_A lambda_mi_B lambda_shape lambda_shape_gan lambda_simulated lcc_window mi_bins mi_window "
+        "n_epochs_warm n_layers_D ndf netD pool_size serial_batches shape_extractor shape_loss warm_lr warm_start"
     ).split()
     + GENERATOR_OPTIONS,
     "simulated_pairs": [*SIMULATION_OPTIONS, *PAIRS_OPTIONS, *GENERATOR_OPTIONS],

@@ -91,6 +91,7 @@ class TrainingRun:
             InputError: there is nothing to go on from, something that would be overwritten, another training in the
                 folder, or a slice or loss is bad.
         """
+        self._start_from_weights()
         with ExitStack() as held:
             self.group.share(lambda: held.enter_context(run_folder.lock(self.folder)))
             return self._train_from(self._go_on() if self._continues() else self._begin())
@@ -289,25 +290,25 @@ class TrainingRun:
             return False
         return run_folder.load_state(self.folder).get("job") == job()
 
-    def _begin(self) -> Position:
-        """Make the folder of a new run, with fresh weights or those of `--init_from`."""
+    def _start_from_weights(self) -> None:
+        """Take over the weights of `--init_from`, before anything is written: a start that fails leaves nothing."""
         run = self.settings.run
-        source = run.checkpoints_dir / (run.init_from or "")
+        if not run.init_from or run.continue_train or run_folder.has_state(self.folder):
+            return
+        name, source = run.init_from, run.checkpoints_dir / run.init_from
+        self.group.share(lambda: self.model.check_init_from(name, source, self.settings.data, self.dataset))
+        run_folder.load_weights(source, self.model, run.epoch)
 
-        def check() -> None:
-            run_folder.check_new(self.folder)
-            run_folder.clear_scratch(self.folder)
-            if run.init_from:
-                self.model.check_init_from(run.init_from, source, self.settings.data, self.dataset)
+    def _begin(self) -> Position:
+        """Make the folder of a new run."""
 
         def prepare() -> None:
+            run_folder.check_new(self.folder)
+            run_folder.clear_scratch(self.folder)
             if self.described:
                 self.described.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
-        self.group.share(check)
-        if run.init_from:  # before anything is written: a start that fails leaves nothing behind
-            run_folder.load_weights(source, self.model, run.epoch)
         self.group.share(prepare)
         return Position()
 

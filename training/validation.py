@@ -33,6 +33,7 @@ from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogra
 from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
+from data.volumes.slice_frame import view_direction
 from data.volumes.volume import Volume
 from evaluation import metrics
 from evaluation.criteria import check_criterion, score
@@ -234,7 +235,8 @@ class Validation:
 
     def _on_grid(self, slices: np.ndarray, case: Case) -> Volume:
         pixel_mm = self.manifest.spacing_mm
-        return Volume(slices, (pixel_mm, pixel_mm, self._slice_mm(case)))
+        spacing = (pixel_mm, pixel_mm, self._slice_mm(case))
+        return Volume(slices, spacing, direction=view_direction(self.manifest.view))
 
     def _slice_mm(self, case: Case) -> float:
         return self.manifest.slice_mm or through_mm(case)

@@ -12,6 +12,14 @@ PREPROCESS = ("none", "crop", "body_crop", "resize_and_crop")
 FLIPS = ("x", "y", "xy")
 
 
+def resized(array: np.ndarray, size: tuple[int, int], labels: bool = False) -> np.ndarray:
+    """Return an array (C, H, W) at `size`, (h, w): linear, without aliasing; of `labels` those of the nearest pixel."""
+    from torchvision.transforms.v2 import functional as F  # see `Augmentation.__call__`
+
+    how = F.InterpolationMode.NEAREST_EXACT if labels else F.InterpolationMode.BILINEAR
+    return F.resize(torch.from_numpy(np.ascontiguousarray(array)), list(size), how, antialias=not labels).numpy()
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What to do to every slice.

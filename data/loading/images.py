@@ -4,6 +4,7 @@ import io
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import InputError
 from data.files import check_regular
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _ORIENTATION = 258, 262, 339, 274
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 # Turns of EXIF that swap width and height.
 _SWAPPED = (5, 6, 7, 8)
+# Images that are looked at for their brightness, and the share of the range below which they are dark.
+_LOOKED_AT, _DARK = 16, 1 / 8
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, Image.DecompressionBombError)
 
 
@@ -39,46 +43,66 @@ class GrayImage:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted by name. Hidden files are passed over; others are counted in a warning.
+    """Return the images of a folder and of its sub-folders, links to folders among them, sorted by path.
+
+    Hidden files and folders are passed over; other files are counted in a warning.
 
     Raises:
-        InputError: there is no such folder or no image in it, or images lie in its sub-folders.
+        InputError: there is no such folder, or no image in it.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        files = sorted(_files_below(folder, set()))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: no such folder; expected a prepared data set or a folder of trainA/ and trainB/ images"
         ) from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
+        raise InputError(f"{error.filename}: cannot be read as a folder: {error.strerror}") from error
     images = [path for path in files if is_image_name(path)]
-    below = {path.name: count for path in files if path.is_dir() and (count := _count_images(path))}
-    if below:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(below.items())[:5])
-        raise InputError(
-            f"{folder}: {sum(below.values())} images lie in sub-folders: {shown}{' ...' * (len(below) > 5)}; beside "
-            f"them, {len(images)} in the folder itself; expected all of them in the folder itself: move them there, "
-            "named so that patients stay apart"
-        )
     if not images:
-        raise InputError(f"{folder}: no image ({' '.join(IMAGE_SUFFIXES)}) in it")
-    others = Counter(path.suffix.lower() or "none" for path in files if not is_image_name(path) and path.is_file())
+        raise InputError(f"{folder}: no image ({' '.join(IMAGE_SUFFIXES)}) in it or in a folder below it")
+    others = Counter(path.suffix.lower() or "none" for path in files if not is_image_name(path))
     if others:
         endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
         log.warning("warning: %s: %d files are passed over; their endings: %s", folder, others.total(), endings)
     return images
 
 
+def holds_images(folder: Path) -> bool:
+    """Tell whether a folder holds images, in sub-folders too, and nothing that they would be mere pictures of.
+
+    That is volumes, and files that are called as DICOM is.
+    """
+    try:
+        files = list(_files_below(folder, set()))
+    except OSError:  # whoever reads it says so
+        return False
+    volumes = any(volume_suffix(path.name) in WRITABLE_SUFFIXES or _may_be_dicom(path) for path in files)
+    return not volumes and any(map(is_image_name, files))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    return path.suffix.lower() in ("", ".dcm", ".ima") or path.suffix[1:].isdigit()
+
+
+def _files_below(folder: Path, above: set[str]) -> Iterator[Path]:
+    """Yield all that is no folder below `folder`; what is called like an image counts as one, folder or not.
+
+    `above`: the real paths of the folders that this one lies in, to which a link would lead in circles.
+    """
+    real = os.path.realpath(folder)
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir() or is_image_name(path):
+            yield path
+        elif os.path.realpath(path) not in {*above, real}:
+            yield from _files_below(path, {*above, real})
+
+
 def is_image_name(path: Path) -> bool:
     """Tell whether a file's ending says that it is an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _count_images(folder: Path) -> int:
-    return sum(
-        is_image_name(Path(name)) and not name.startswith(".") for _, _, names in os.walk(folder) for name in names
-    )
 
 
 def image_shape(path: Path) -> tuple[int, int]:
@@ -118,6 +142,30 @@ def read_gray(path: Path) -> GrayImage:
     if deep and (pixels.min() < 0 or pixels.max() > full_range):
         raise InputError(f"{path}: values {pixels.min()} .. {pixels.max()}; expected 0 .. {full_range:g}, {_WAY_OUT}")
     return GrayImage(full_range - pixels if inverted else pixels, full_range)
+
+
+def warn_if_dark(images: Sequence[Path]) -> None:
+    """Warn of images that use less than an eighth of their files' range: networks would see them nearly black.
+
+    So it is with 12-bit values in 16-bit files. Up to 16 of the images are looked at, all along the list.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    brightest = full_range = 0.0
+    for path in images[:: max(1, len(images) // _LOOKED_AT)]:
+        image = read_gray(path)
+        brightest, full_range = max(brightest, float(image.pixels.max())), max(full_range, image.full_range)
+    if not 0 < brightest < full_range * _DARK:
+        return
+    bits = int(brightest).bit_length()
+    factor = 2 ** (int(full_range).bit_length() - bits)
+    log.warning(
+        "warning: %s: nearly black: no value above %g of %g, as of %d-bit values in files of more bits; networks see "
+        "the whole range of the files: write the images again with their values times %d, or prepare a data set from "
+        "the volumes by python -m scripts.prepare_dataset",
+        os.path.commonpath([path.parent for path in images]), brightest, full_range, bits, factor,
+    )  # fmt: skip
 
 
 def read_mask_image(path: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.loading.augmentation import FLIPS, PREPROCESS, Augmentation
+from data.prepared.manifest import MANIFEST_NAME
 from data.settings.declaration import Nature, option
 from data.settings.values import nonnegative_float, nonnegative_int, odd_int, positive_int
 from data.values.intensity import (
@@ -76,12 +77,13 @@ class DataSettings(CtMapSettings):
     max_dataset_size: int | None = option(
         None, nature=Nature.RESULT, parse=positive_int, help="use at most this many samples per epoch"
     )
-    preprocess: str = option(
-        "none",
+    preprocess: str | None = option(
+        None,
         nature=Nature.FIXED,
         choices=PREPROCESS,
         help="none: slices as prepared; crop: a random square; body_crop: a square around the body; resize_and_crop: "
-        "resize, then a random square",
+        "resize, then a random square (default: none; for a folder of images, resize to "
+        f"{Augmentation.crop_size} x {Augmentation.crop_size} as published)",
     )
     load_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--loadSize",),
@@ -109,11 +111,16 @@ class DataSettings(CtMapSettings):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Refuse sizes that nothing would use, and maps and crops that cannot be.
+        """Settle what is done to slices where that is not said; refuse sizes without use, and what cannot be.
 
         Raises:
             InputError: it names the option and what it needs.
         """
+        if self.preprocess is None and self.load_size is None and self.crop_size is None and self.of_images:
+            object.__setattr__(self, "load_size", Augmentation.crop_size)
+            object.__setattr__(self, "preprocess", "resize_and_crop")
+        elif self.preprocess is None:
+            object.__setattr__(self, "preprocess", "none")
         if self.load_size and self.preprocess != "resize_and_crop":
             raise InputError("--load_size does nothing without --preprocess resize_and_crop")
         if self.crop_size and self.preprocess == "none":
@@ -121,9 +128,14 @@ class DataSettings(CtMapSettings):
         _ = self.ct_map, self.augmentation
 
     @property
+    def of_images(self) -> bool:
+        """Whether the data set is a folder of images, and none that was prepared."""
+        return not (self.dataroot / MANIFEST_NAME).exists() and (self.dataroot / "trainB").is_dir()
+
+    @property
     def augmentation(self) -> Augmentation:
         """What is done to every slice."""
         return Augmentation(
-            self.preprocess, self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size,
+            self.preprocess or "none", self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size,
             self.flip, self.rotate, self.zoom,
         )  # fmt: skip

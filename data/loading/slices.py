@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data.errors import InputError
-from data.loading.images import image_shape, list_images, read_gray
+from data.loading.images import image_shape, list_images, read_gray, warn_if_dark
 from data.prepared.manifest import Case, FurtherContrast, Manifest
 from data.values.intensity import IntensityMap, mr_window
 from data.values.mr_rules import Rule, rules_in_order
@@ -213,24 +213,27 @@ def typical_mr_window(manifest: Manifest, mr_rule: Rule | Mapping[str, Rule]) ->
 
 
 class ImageFolderSlices:
-    """The images of a plain CycleGAN folder (`trainA/*.png`, 8 or 16 bit), full range to [-1, 1].
+    """The images of a plain CycleGAN folder (`trainA`, 8 or 16 bit) and its sub-folders, full range to [-1, 1].
 
-    A mask is the file of the same name under `maskA` or `maskB`, or the one whose published name matches
-    (`mr_01.png` and `mrmask_01.png`); any non-zero pixel is body.
+    A mask lies in `maskA` or `maskB` as its image in its folder, under the same name or the published one (`mr_01.png`
+    and `mrmask_01.png`); where all images have names of their own, without the sub-folder too. Any non-zero pixel is
+    body.
     """
 
     def __init__(self, folder: Path, mask_folder: Path, with_masks: bool) -> None:
         """List the images; with `with_masks` find the mask of each.
 
         Headers are read here, so that a file that is no image, or a mask of another size, stops a training before it
-        starts. `shapes` are those of all images, (H, W).
+        starts. `shapes` are those of all images, (H, W). Images that are nearly black are warned of.
         """
         self.files = list_images(folder)
-        self.masks = [_mask_of(file, mask_folder) for file in self.files] if with_masks else None
+        self.names = [file.relative_to(folder).as_posix() for file in self.files]
+        self.masks = _masks_of(self.names, mask_folder) if with_masks else None
         shapes = {file: image_shape(file) for file in self.files}
         self.shapes = frozenset(shapes.values())
         for file, mask in zip(self.files, self.masks or (), strict=False):
             _check_mask_shape(mask, image_shape(mask), shapes[file])
+        warn_if_dark(self.files)
 
     mask_labels = 1
 
@@ -247,7 +250,7 @@ class ImageFolderSlices:
             mask = (_read_gray(self.masks[index])[0] > 0).astype(np.uint8)
             _check_mask_shape(self.masks[index], mask.shape, image.shape)
             mask = mask[None]
-        return Slice(IntensityMap.window(0, full_range).to_network(image)[None], mask, self.files[index].name)
+        return Slice(IntensityMap.window(0, full_range).to_network(image)[None], mask, self.names[index])
 
 
 def _check_mask_shape(mask: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
@@ -255,12 +258,21 @@ def _check_mask_shape(mask: Path, shape: tuple[int, ...], image_shape: tuple[int
         raise InputError(f"{mask}: mask of shape {shape}, its image has {image_shape}")
 
 
-def _mask_of(file: Path, mask_folder: Path) -> Path:
-    published = re.sub(r"^(mr|ct)_", r"\1mask_", file.name)
-    for name in (file.name, published):
+def _masks_of(names: list[str], mask_folder: Path) -> list[Path]:
+    """Return the mask of each image, given by its path below its own folder."""
+    alone = len({Path(name).name for name in names}) == len(names)
+    return [_mask_of(Path(name), mask_folder, alone) for name in names]
+
+
+def _mask_of(image: Path, mask_folder: Path, alone: bool) -> Path:
+    """Return the mask of an image; `alone`: whether no other image has its name, in any sub-folder."""
+    published = image.with_name(re.sub(r"^(mr|ct)_", r"\1mask_", image.name))
+    beside = [image, published, image.with_suffix(".png")]
+    expected = dict.fromkeys([*beside, *(Path(name.name) for name in beside if alone)])
+    for name in expected:
         if (mask_folder / name).exists():
             return mask_folder / name
-    raise InputError(f"{mask_folder}: no mask for {file.name}; expected {file.name} or {published}")
+    raise InputError(f"{mask_folder}: no mask for {image}; expected {' or '.join(map(str, expected))}")
 
 
 def _read_gray(path: Path) -> tuple[np.ndarray, float]:

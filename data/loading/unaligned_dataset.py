@@ -1,5 +1,6 @@
 """MR and CT slices of different patients: the unpaired training set and its order."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from data.values.intensity import IntensityMap
 from data.values.mr_rules import Rule
 from data.volumes.contrasts import ONLY_CONTRAST
 
+log = logging.getLogger(__name__)
+
 
 class Draw(NamedTuple):
     """What one training sample is: its place in the run, and which slice of A and of B it takes."""
@@ -34,7 +37,8 @@ class UnalignedDataset(Dataset):
     A sample is a dict of `A`, float32 (C S, H, W) in [-1, 1] of C contrasts and S slices, `B`, (S, H, W), `mask_A`,
     uint8 (S, H, W) under the very same transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the
     slices. With `pairs` there are `simulated_A` and `simulated_B` too, an MR simulated from the CT slab and that slab,
-    on one grid. `slab` is S and `contrasts` are the names of the C; `slice_mm` is what the slices of slabs lie apart.
+    on one grid. `slab` is S and `contrasts` are the names of the C; `slice_mm` is what the slices of slabs lie apart,
+    and `view` how they lie in the body.
     """
 
     def __init__(
@@ -49,11 +53,12 @@ class UnalignedDataset(Dataset):
         slab: int = 1,
         contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
         slice_mm: float | None = None,
+        view: str = "axial",
     ) -> None:
         """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are given out."""
         self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
         self.spacing_mm, self.pairs = spacing_mm, pairs
-        self.slab, self.contrasts, self.slice_mm = slab, contrasts, slice_mm
+        self.slab, self.contrasts, self.slice_mm, self.view = slab, contrasts, slice_mm, view
 
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
@@ -142,12 +147,13 @@ def open_unaligned(
             several contrasts.
     """
     slice_mm = spacing_mm = None
+    view = "axial"
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
     a: SliceSource
     b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot).without(leave_out)
-        spacing_mm, contrasts = manifest.spacing_mm, manifest.contrasts
+        spacing_mm, contrasts, view = manifest.spacing_mm, manifest.contrasts, manifest.view
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
         if slab > 1:
@@ -162,9 +168,11 @@ def open_unaligned(
             raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
         of_a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
         of_b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
-        if one_size and augmentation.preprocess == "none":
-            for folder, images in (("trainA", of_a), ("trainB", of_b)):
+        for folder, images in (("trainA", of_a), ("trainB", of_b)):
+            if one_size and augmentation.preprocess == "none":
                 _check_one_size(dataroot / folder, images)
+            if augmentation.preprocess == "resize_and_crop":
+                say_resized(dataroot / folder, images, augmentation.load_size)
         a, b = of_a, of_b
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
@@ -180,7 +188,18 @@ def open_unaligned(
             "train with --warm_start none, or prepare it with the in-phase MR alone"
         )
     pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr and spacing_mm is not None else None
-    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm)
+    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm, view)
+
+
+def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:
+    """Say so where images are not of the size that they are resized to."""
+    if source.shapes != {(size, size)}:
+        found = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
+        more = " ..." if len(source.shapes) > 4 else ""
+        log.info(
+            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none takes them as they are",
+            folder, found, more, size, size,
+        )  # fmt: skip
 
 
 def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:

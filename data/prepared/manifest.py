@@ -12,6 +12,7 @@ from typing import Any
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
+from data.volumes.slice_frame import VIEWS
 from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
@@ -64,6 +65,7 @@ class Case:
         contrast: MR only: what its contrast, or the first of several, is called; None where it has no name.
         further: MR only: its other contrasts, in the order of an image's channels.
         method: `data.prepared.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
+        view: as whose slices it is prepared, of `data.volumes.slice_frame.VIEWS`; extent_mm and in_plane_mm are theirs.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
 
@@ -93,6 +95,7 @@ class Case:
     bias_corrected: bool = False
     contrast: str | None = None
     further: tuple[FurtherContrast, ...] = ()
+    view: str = "axial"
 
     @property
     def contrasts(self) -> tuple[str, ...]:
@@ -130,13 +133,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared data set: slices of `size` x `size` pixels of `spacing_mm`, `slice_mm` apart (None: as acquired)."""
+    """A prepared data set: slices of `size` x `size` pixels of `spacing_mm`, `slice_mm` apart (None: as acquired).
+
+    `view` is how they lie in the body, of `data.volumes.slice_frame.VIEWS`.
+    """
 
     size: int
     spacing_mm: float
     slice_mm: float | None
     cases: tuple[Case, ...]
     versions: dict[str, str]
+    view: str = "axial"
 
     def select(self, split: str, domain: str) -> list[Case]:
         """Return the cases of one split and domain, by name."""
@@ -193,6 +200,8 @@ def _manifest_problems(manifest: Manifest) -> list[str]:
     problems = [f"{name} {value!r}" for name, value in lengths.items() if not (_is_number(value) and value > 0)]
     named = {case.contrasts for case in manifest.cases if case.domain == "A"}
     problems += [f"MR of different contrasts {sorted(named)}"] if len(named) > 1 else []
+    problems += [f"view {manifest.view!r}"] if manifest.view not in VIEWS else []
+    problems += ["cases of other views"] if {case.view for case in manifest.cases} - {manifest.view} else []
     return problems if _is_count(manifest.size) and manifest.size else [*problems, f"size {manifest.size!r}"]
 
 
@@ -226,6 +235,7 @@ def case_problems(case: Case) -> list[str]:
         "method": _is_count(case.method),
         "contrast": case.contrast is None or (is_name(case.contrast) and case.domain == "A"),
         "further": not case.further or (case.contrast is not None and _are_contrasts(case)),
+        "view": case.view in VIEWS,
         "frame": not frame or _is_count(frame.get("size")),
     }
     return [f"{name} {getattr(case, name)!r} of the case {case.name!r}" for name, fine in good.items() if not fine]

@@ -56,7 +56,7 @@ CT_STORED_HU = (-1024, 32767)
 class Job:
     """One volume to prepare into `root`, and what was recorded of it before (None: nothing that still holds).
 
-    `bias_correction`: whether an MR is corrected for its bias field.
+    `bias_correction`: whether an MR is corrected for its bias field. `view`: how its slices lie.
     """
 
     root: Path
@@ -65,6 +65,7 @@ class Job:
     domain: str
     known: Case | None = None
     bias_correction: bool = False
+    view: str = "axial"
 
     @property
     def corrects_bias(self) -> bool:
@@ -81,6 +82,7 @@ def prepare_dataset(
     workers: int = 1,
     overwrite: bool = False,
     bias_correction: bool = False,
+    view: str = "axial",
 ) -> tuple[Manifest, list[Failure]]:
     """Prepare volumes into `root` and write its manifest; return it and the volumes that failed.
 
@@ -93,6 +95,7 @@ def prepare_dataset(
         workers: processes.
         overwrite: whether files in `root` that no preparation made may be replaced.
         bias_correction: correct the MR for its bias field.
+        view: how slices lie, of `data.volumes.slice_frame.VIEWS`.
 
     Raises:
         InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
@@ -100,7 +103,9 @@ def prepare_dataset(
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
-    jobs = [_job(root, source, *group, bias_correction) for group, sources in groups.items() for source in sources]
+    jobs = [
+        _job(root, source, *group, bias_correction, view) for group, sources in groups.items() for source in sources
+    ]
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
     if not overwrite:
         _refuse_to_replace(root, jobs)
@@ -113,14 +118,14 @@ def prepare_dataset(
     for job in jobs:
         if job.known and job.known.mask_source_sha256 and not job.source.mask:
             log.info("%s: corrected by hand, kept and used", _body_path(job))
-    writer = _SliceWriter(size, spacing_mm, slice_mm)
+    writer = _SliceWriter(size, spacing_mm, slice_mm, view)
     if not all(writer.is_done(job) for job in jobs):
         _remove(root / MANIFEST_NAME)
     cases, failed = run_jobs(writer, jobs, workers, "writing slices")
     failures += failed
     _check_trainable(root, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
-    manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions())
+    manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions(), view)
     manifest.write(root)
     for case in cases:
         if case.fat_problem:
@@ -192,7 +197,7 @@ def analyse(job: Job) -> Case:
     if job.domain == "A":
         described = [describe_mr(one, body, job.corrects_bias) for one in volumes]
     further = zip(source.further, digests[1:], described[1:], strict=True)
-    frame = SliceFrame.of(volume, size=1, spacing_mm=1.0)
+    frame = SliceFrame.of(volume, size=1, spacing_mm=1.0, view=job.view)
     case = Case(
         name=source.name,
         patient=source.patient,
@@ -213,6 +218,7 @@ def analyse(job: Job) -> Case:
         series_uid=source.series_uid,
         body_sha256=body_digest,
         method=METHOD_VERSION,
+        view=job.view,
     )
     write_json(_record_path(job), case.to_dict())
     return case
@@ -232,10 +238,10 @@ def _is_current(job: Job, known: Case, digests: list[str], mask_digest: str | No
         return False
     of_source = (known.source_sha256, known.mask_source_sha256, known.series_uid, known.patient)
     contrasts = (known.contrast, *((one.name, one.source_sha256, one.series_uid) for one in known.further))
-    recorded = (*of_source, known.method, known.bias_corrected, *contrasts)
+    recorded = (*of_source, known.method, known.bias_corrected, known.view, *contrasts)
     further = zip(source.further, digests[1:], strict=True)
     given = (source.contrast, *((one.contrast, digest, one.series_uid) for one, digest in further))
-    current = (digests[0], mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias)
+    current = (digests[0], mask_digest, source.series_uid, source.patient, METHOD_VERSION, job.corrects_bias, job.view)
     return recorded == (*current, *given)
 
 
@@ -278,6 +284,7 @@ class _SliceWriter:
     size: int
     spacing_mm: float
     slice_mm: float | None
+    view: str
 
     def is_done(self, job: Job) -> bool:
         """Tell whether the slices and masks of an analysed volume are there, in this frame."""
@@ -299,7 +306,7 @@ class _SliceWriter:
         if case.bias_corrected:
             volumes = without_bias(job.source, volumes, body)
         volume = volumes[0]
-        frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm)
+        frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm, self.view)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
         histogram = spread = None
@@ -353,8 +360,8 @@ def _body_slices(masks: np.ndarray) -> tuple[int, int]:
     return (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
 
 
-def _job(root: Path, source: Source, split: str, domain: str, bias_correction: bool) -> Job:
-    job = Job(root, source, split, domain, bias_correction=bias_correction)
+def _job(root: Path, source: Source, split: str, domain: str, bias_correction: bool, view: str) -> Job:
+    job = Job(root, source, split, domain, bias_correction=bias_correction, view=view)
     try:
         known = Case.from_dict(read_json(_record_path(job)))
         fine = not case_problems(known)

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest
-from data.volumes.volume import axial_order
+from data.volumes.slice_frame import view_order
 
 # By how much spacings may differ and still count as one.
 TOLERANCE = 0.1
@@ -15,7 +15,7 @@ TOLERANCE = 0.1
 
 def through_mm(case: Case) -> float:
     """Return the spacing between the slices of a case's volume as it was acquired."""
-    order, _ = axial_order(case.frame["source_direction"])
+    order, _ = view_order(case.frame["source_direction"], case.view)
     return case.frame["source_spacing"][2 - order[0]]
 
 

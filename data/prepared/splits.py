@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -21,7 +22,31 @@ VALIDATION_FACTS = ("patients to validate with", "volumes to validate with")
 _SAME_GRID = 1e-3
 
 
-def split_by_patient(cases: Sequence[Case], val_share: float, seed: int) -> tuple[list[Case], list[Case]]:
+class OfPatient(Protocol):
+    """What a split must know of a volume, or of a set of images."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def patient(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def domain(self) -> str:
+        """'A' of MR, 'B' of CT."""
+        ...
+
+    @property
+    def source_sha256(self) -> str:
+        """The hash of its files."""
+        ...
+
+
+def split_by_patient[C: OfPatient](cases: Sequence[C], val_share: float, seed: int) -> tuple[list[C], list[C]]:
     """Return the cases to train on and those to validate with; no patient has cases in both.
 
     Patients are ranked by a hash of `seed` and their names, so that the split depends on nothing else; the first

@@ -25,6 +25,14 @@ class Command(StrEnum):
     PIPELINE = "test_pipeline.py"
 
 
+class Recorded(NamedTuple):
+    """What a line says of a model that is used: a setting, its value, and what to do where the record has another."""
+
+    setting: str
+    value: str
+    otherwise: str = "leave it out"
+
+
 @dataclass
 class Line:
     """A command line, taken apart.
@@ -33,13 +41,13 @@ class Line:
         command: whose it is.
         method: what `--model` says, or the command itself.
         options: name, values and original words of each option, in order.
-        recorded: what the line says of a model that is used, to be held against its record: option to (setting, value).
+        recorded: what the line says of a model that is used, by option, to be held against its record.
     """
 
     command: Command
     method: str
     options: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
-    recorded: dict[str, tuple[str, str]] = field(default_factory=dict)
+    recorded: dict[str, Recorded] = field(default_factory=dict)
 
     @classmethod
     def of(cls, words: Sequence[str], command: Command, method: str | None) -> "Line":
@@ -109,7 +117,7 @@ class Translated(NamedTuple):
     """The words of a command line for this project's parsers, and what it says of a model that is used (see `Line`)."""
 
     words: list[str]
-    recorded: Mapping[str, tuple[str, str]]
+    recorded: Mapping[str, Recorded]
 
 
 def translate(

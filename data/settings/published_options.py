@@ -7,7 +7,7 @@ code's. docs/published.md shows this table.
 import string
 
 from data.errors import InputError
-from data.settings.published import Command, Line, Published, Rule
+from data.settings.published import Command, Line, Published, Recorded, Rule
 
 SAME = Rule("the same")
 SIZES = {"--loadSize": "286", "--fineSize": "256"}
@@ -55,7 +55,7 @@ def _recorded(setting: str) -> Rule:
     """Return the rule of an option that must say what the model's record says."""
 
     def act(line: Line, name: str, value: str) -> list[str]:
-        line.recorded[f"{name} {value}".strip()] = (setting, value or "False")
+        line.recorded[f"{name} {value}".strip()] = Recorded(setting, value or "False")
         return []
 
     return Rule("recorded with the model; another value is an error", act)
@@ -93,7 +93,7 @@ def _direction(line: Line, name: str, value: str) -> list[str] | None:
 def _size(line: Line, name: str, value: str) -> list[str] | None:
     how = line.value("--resize_or_crop", "--preprocess")
     load, fine = line.value("--loadSize"), line.value("--fineSize")
-    if line.method != "cycle_gan" or how in ("resize_and_crop", "body_crop"):
+    if line.method not in ("cycle_gan", "shape_extractor") or how in ("resize_and_crop", "body_crop"):
         return None
     if how is None and load and load == fine:
         resize = ["--preprocess", "resize_and_crop"] if name == "--loadSize" else []
@@ -237,6 +237,24 @@ def _number(line: Line, name: str, value: str) -> list[str] | None:
     return [] if line.given("--how_many", "--num_test") else ["--num_test", value]
 
 
+def _model_suffix(line: Line, name: str, value: str) -> list[str]:
+    """Take `_A` for the generator of the run's own direction, and `_B` for the one back, of a run from MR to CT."""
+    said = line.value("--direction", "--which_direction")
+    if value not in ("", "_A", "_B"):
+        raise InputError(f"{name} {value}: expected _A or _B: a run has the generators G_A and G_B")
+    if value == "_B" and said == "AtoB":
+        raise InputError(
+            f"{name} _B and --direction AtoB: expected one of them; G_B makes MR from CT, --direction BtoA"
+        )
+    if value == "_B":
+        way = "its G_B makes CT from MR: use --direction AtoB"
+        line.recorded[f"{name} _B"] = Recorded("direction", "AtoB", way)
+        return [] if said else ["--direction", "BtoA"]
+    if value == "_A" and said:
+        line.recorded[f"{name} _A"] = Recorded("direction", said)
+    return []
+
+
 def _threads(line: Line, name: str, value: str) -> list[str] | None:
     return [] if line.command == Command.ADAPT else None
 
@@ -256,12 +274,13 @@ _ITERATION = _anyway("0: done anyway", ("0",), "weights are kept by epoch; use -
 _VISDOM = Rule("the same; left out with --display_id 0 or below", _visdom)
 _WANDB = _gone("use --display_id 1 for visdom; losses.jsonl has all values")
 _DIRECTION = Rule("`--direction`; methods other than cycle_gan have AtoB anyway", _direction)
+_WAY = Rule("`--direction`: AtoB makes CT from MR, BtoA MR from CT; by default what the model was trained for")
 _PREPROCESS = Rule("`--preprocess`; for scale_width an error names resize_and_crop", _preprocess)
 _ROOT = Rule("`--input` of test_adapt.py, `--input_dir` of test_pipeline.py", _dataroot)
 _SUFFIX = Rule("`--name NAME_SUFFIX`, with the options in braces filled in", _suffix)
 _SIZE = (
-    "; 286 and 256 ask for what is done anyway: slices stay as prepared. The same size in both, without --preprocess, "
-    "resizes to it"
+    "; 286 and 256 ask for what is done anyway: slices stay as prepared, and images of a folder are resized to 256. "
+    "The same size in both, without --preprocess, resizes to it"
 )
 
 
@@ -287,7 +306,7 @@ OPTIONS = {row.name: row for row in (
         "the same; for pix2pix, test and colorization an error names the replacement", _model,
     ), _anyway("test, cycle_gan, pix2pix: done anyway, the model's own generator is used",
                ("test", "cycle_gan", "pix2pix"), "the model is chosen by --name; leave it out")),
-    Published("--which_direction", "AtoB", _DIRECTION, _recorded("direction")),
+    Published("--which_direction", "AtoB", _DIRECTION, _WAY),
     Published("--nThreads", "4", _newer("--nThreads"), _PARALLEL),
     Published("--checkpoints_dir", "./checkpoints", SAME, SAME),
     Published("--norm", "instance", SAME, _recorded("norm")),
@@ -358,14 +377,14 @@ OPTIONS = {row.name: row for row in (
         "results lie on the MR's own grid, and pictures show its true proportions; leave it out",
     )),
     Published("--how_many", "50", None, _MANY),
-    Published("--model_suffix", "", None, _anyway(
-        "empty or _A: done anyway, latest_net_G_A.pth is used", ("", "_A"),
-        "the model's generator A is used; for the way back train with --direction BtoA",
+    Published("--model_suffix", "", None, Rule(
+        "empty or _A: done anyway, latest_net_G_A.pth is used; _B: latest_net_G_B.pth, `--direction BtoA`",
+        _model_suffix,
     )),
     # Later upstream versions.
     Published("--netG", "resnet_9blocks", SAME, _recorded("netG")),
     Published("--netD", "basic", SAME, _NOTHING),
-    Published("--direction", "AtoB", _DIRECTION, _recorded("direction")),
+    Published("--direction", "AtoB", _DIRECTION, _WAY),
     Published("--num_threads", "4", SAME, _PARALLEL),
     Published("--batch_size", "1", SAME, SAME),
     Published("--load_size", "286", Rule("the same, with --preprocess resize_and_crop"), _FRAME),

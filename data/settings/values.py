@@ -28,6 +28,11 @@ def odd_int(text: str) -> int:
     return _number(text, int, lambda value: 1 <= value <= LARGEST_INT and value % 2 == 1, "an odd number of 1 or more")
 
 
+def bin_count(text: str) -> int:
+    """Return a number of bins of a histogram of gray values."""
+    return _number(text, int, lambda value: 2 <= value <= 256, "a whole number from 2 to 256")
+
+
 def port_number(text: str) -> int:
     """Return the number of a TCP port."""
     port = positive_int(text)

@@ -1,13 +1,15 @@
-"""The one invertible map between a volume's grid and the square axial slices that the networks see.
+"""The one invertible map between a volume's grid and the square slices that the networks see.
 
 `SliceFrame.prepare` turns a volume into N slices of `size` x `size` pixels of `spacing_mm`: axes permuted and flipped
-to the closest axial orientation, resampled linearly in the plane, cropped or padded about the centre. `restore` goes
-back to exactly the volume's own grid. Every step is linear along one axis, so a frame is three small matrices; where
-the spacing is already right they only move voxels, and the round trip is exact. Moving by whole voxels, a frame of
-even size lies half a voxel beside the centre of an axis with an odd number of them.
+to the closest axial (or coronal, or sagittal) orientation, resampled linearly in the plane, cropped or padded about the
+centre. `restore` goes back to exactly the volume's own grid. Every step is linear along one axis, so a frame is three
+small matrices; where the spacing is already right they only move voxels, and the round trip is exact. Moving by whole
+voxels, a frame of even size lies half a voxel beside the centre of an axis with an odd number of them.
 
-Slices are axial as a radiologist sees them: rows run from anterior to posterior, columns from the patient's right to
-left, and slice 0 is the most inferior.
+Slices lie as a radiologist sees them. Axial: rows run from anterior to posterior, columns from the patient's right to
+left, and slice 0 is the most inferior. Coronal: rows run from the head down, columns from right to left, and slice 0 is
+the most anterior. Sagittal: rows run from the head down, columns from anterior to posterior, and slice 0 is the
+leftmost.
 """
 
 from collections.abc import Callable
@@ -22,6 +24,31 @@ from data.volumes.volume import Volume, axial_order, flipped
 
 # Spacings that differ by less than this many pixels over the whole width count as equal: no resampling.
 _SAME_SPACING_PX = 1e-2
+# For each view: which of the axes to the head (0), the back (1) and the left (2) run through the slices, along their
+# columns and along their rows, and which of the three are turned. Each is right-handed.
+VIEWS = {
+    "axial": ((0, 1, 2), (False, False, False)),
+    "coronal": ((1, 0, 2), (False, True, False)),
+    "sagittal": ((2, 0, 1), (True, True, False)),
+}
+
+
+def view_order(direction: tuple[float, ...], view: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return which axes of an array (z, y, x) become axes 0, 1 and 2 of a view's slices, and which are flipped."""
+    order, flips = axial_order(direction)
+    axes, turned = VIEWS[view]
+    return tuple(order[axis] for axis in axes), tuple(flips[a] != turn for a, turn in zip(axes, turned, strict=True))
+
+
+def view_direction(view: str) -> tuple[float, ...]:
+    """Return the direction cosines of a volume whose array, (z, y, x), holds a view's slices as they are."""
+    axes, turned = VIEWS[view]
+    columns = []
+    for axis, turn in zip(axes[::-1], turned[::-1], strict=True):  # of the index axes x, y and z
+        column = np.zeros(3)
+        column[2 - axis] = -1.0 if turn else 1.0  # patient axes L, P, S
+        columns.append(column)
+    return tuple(np.stack(columns, axis=1).ravel().tolist())
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,7 @@ class SliceFrame:
         size: width and height of a slice in pixels.
         spacing_mm: pixel spacing of a slice.
         slice_mm: spacing between slices, or None to keep the volume's own slices.
+        view: a key of `VIEWS`.
     """
 
     source_size: tuple[int, int, int]
@@ -43,15 +71,18 @@ class SliceFrame:
     size: int
     spacing_mm: float
     slice_mm: float | None = None
+    view: str = "axial"
 
     @classmethod
-    def of(cls, volume: Volume, size: int, spacing_mm: float, slice_mm: float | None = None) -> "SliceFrame":
+    def of(
+        cls, volume: Volume, size: int, spacing_mm: float, slice_mm: float | None = None, view: str = "axial"
+    ) -> "SliceFrame":
         """Return the frame of `volume` for slices of `size` pixels of `spacing_mm`."""
         if size < 1 or not spacing_mm > 0 or (slice_mm is not None and not slice_mm > 0):
             raise InputError(
                 f"frame of {size} pixels of {spacing_mm} mm, slices of {slice_mm} mm: expected positive numbers"
             )
-        return cls(volume.size, volume.spacing, volume.origin, volume.direction, size, spacing_mm, slice_mm)
+        return cls(volume.size, volume.spacing, volume.origin, volume.direction, size, spacing_mm, slice_mm, view)
 
     def to_dict(self) -> dict:
         """Return a JSON-ready form."""
@@ -146,8 +177,8 @@ class SliceFrame:
 
     @cached_property
     def _order(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """The volume's array axes that become axes 0, 1, 2 (S, P, L) of the slices, and which of them are flipped."""
-        return axial_order(self.source_direction)
+        """The volume's array axes that become axes 0, 1, 2 of the slices, and which of them are flipped."""
+        return view_order(self.source_direction, self.view)
 
     @cached_property
     def _axes(self) -> tuple["_Axis", "_Axis", "_Axis"]:

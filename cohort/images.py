@@ -1,0 +1,152 @@
+"""A folder of images through a generator: images, and a page that shows them, as upstream's `test.py` makes them."""
+
+import logging
+from collections import Counter
+from itertools import batched
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.errors import InputError
+from data.files import whole_file
+from data.loading.augmentation import resized
+from data.loading.images import holds_images
+from data.loading.slices import ImageFolderSlices
+from data.outputs import check_free
+from data.prepared.manifest import read_json, write_json
+from data.values.mr_rules import rules_in_order
+from models.inference_settings import InferenceSettings, model_sha256
+from models.synthesis import find_generator
+from models.test_model import TestModel
+from options.pipeline_options import CohortSettings
+from visualization.image_page import ImagePair, write_image_page
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME = "images.json"
+_WHITE = 65535
+# Images that are in memory at a time.
+_TOGETHER = 32
+
+
+class Conversion(NamedTuple):
+    """One image: its number in the folder, and where what it shows and what is made of it go."""
+
+    number: int
+    real: Path
+    fake: Path
+
+
+def takes_images(opt: CohortSettings) -> bool:
+    """Tell whether `--input_dir` holds images and no volumes."""
+    return opt.input_dir is not None and opt.input_dir.is_dir() and holds_images(opt.input_dir)
+
+
+def _image_folder(root: Path, direction: str) -> Path:
+    """Return the folder of images to convert: that of the test images in a data set, else the folder itself."""
+    domain = "A" if direction == "AtoB" else "B"
+    sets = [name for name in ("trainA", "trainB", "testA", "testB") if (root / name).is_dir()]
+    if sets and f"test{domain}" not in sets:
+        raise InputError(f"--input_dir {root}: has {', '.join(sets)} and no test{domain}; name the folder to convert")
+    return root / f"test{domain}" if sets else root
+
+
+def convert_images(opt: CohortSettings, device: torch.device) -> int:
+    """Convert the images of `--input_dir`, or of `testA` in it (`testB` for MR from CT); return the exit code.
+
+    They go to RESULTS_DIR/NAME/test_EPOCH, with a page that shows them. An image is converted at the size that the
+    model was trained on, and comes back at its own. What is made is 16-bit: 0 and 65535 are the ends of the window of
+    what it shows, in HU or in the MR's units.
+
+    Raises:
+        InputError: the model takes no images, an option concerns volumes, an image cannot be read, or something is in
+            the way.
+    """
+    generator = find_generator(opt.folder, opt.epoch, None, opt.direction, for_images=True)
+    source_range, target_range = _ranges(generator.settings, opt)
+    assert opt.input_dir is not None, "see `takes_images`"
+    folder = _image_folder(opt.input_dir, generator.settings.direction)
+    images = ImageFolderSlices(folder, folder, with_masks=False)
+    name = f"{opt.name}{generator.suffix}"
+    out = opt.results_dir / name / f"test_{opt.epoch}"
+    todo = _plan(images, out, opt)
+    log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
+    model = TestModel(generator.settings, generator.weights, device, opt.precision)
+    made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)] + ["index.html"]
+    write_json(out / RECORD_NAME, {"input": str(folder.resolve()), "made": made})  # first: what is killed is its own
+    for some in batched(todo, _TOGETHER):
+        _convert(images, some, model, generator.settings.size, opt.batch_size)
+    rows = [ImagePair(images.names[one.number], one.real, one.fake) for one in todo]
+    kinds = ("MR", "synthetic CT") if generator.settings.direction == "AtoB" else ("CT", "synthetic MR")
+    details = {
+        "images": str(folder),
+        "model": str(opt.folder),
+        "epoch": opt.epoch,
+        "weights and settings (SHA-256)": model_sha256(generator.settings, generator.weights),
+        f"black and white of the {kinds[0]}": "{:g} and {:g}".format(*source_range),
+        f"black and white of the {kinds[1]}": "{:g} and {:g}".format(*target_range),
+    }
+    page = write_image_page(out, rows, kinds, f"{name}, {len(rows)} images", details)
+    log.info("%d images: %s", len(rows), page)
+    return 0
+
+
+def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return black and white of what goes in and of what comes out; refuse models and options that take volumes."""
+    volumes_only = {
+        "--pattern": opt.pattern, "--series_description": opt.series_description, "--dicom": opt.dicom,
+        "--mu_map": opt.mu_settings, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
+    }  # fmt: skip
+    if asked := [option for option, value in volumes_only.items() if value]:
+        raise InputError(f"{', '.join(asked)}: {opt.input_dir} holds images, and these concern volumes; leave them out")
+    folder = opt.folder
+    rule = rules_in_order(settings.mr_window, settings.contrasts)[0]
+    if settings.slab > 1 or len(settings.contrasts) > 1:
+        raise InputError(f"{folder}: takes slabs or several contrasts, which images are not; give it volumes")
+    if isinstance(rule, str) or len(settings.ct.knots) > 2:
+        scale = f"--mr_window {rule}" if isinstance(rule, str) else "a curve for CT (--ct_transfer)"
+        raise InputError(
+            f"{folder}: was trained with {scale}, and images have one fixed window for all: give it volumes, or train "
+            "on images, or on volumes with --mr_window LO HI and --ct_window LO HI"
+        )
+    mr, ct = rule, settings.ct.range
+    return (mr, ct) if settings.direction == "AtoB" else (ct, (settings.mr_units or settings.ct).range)
+
+
+def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> list[Conversion]:
+    """Return what is to do, of at most `--num_test` images; refuse to replace what this command did not make."""
+    stems = [Path(name).with_suffix("").as_posix().replace("/", "__") for name in images.names[: opt.num_test]]
+    if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
+        raise InputError(
+            f"{opt.input_dir}: the results of several images would be called {', '.join(twice[:5])}; rename one"
+        )
+    folder = out / "images"
+    todo = [Conversion(k, folder / f"{stem}_real.png", folder / f"{stem}_fake.png") for k, stem in enumerate(stems)]
+    try:
+        record = read_json(out / RECORD_NAME)
+        own = [out / name for name in record["made"]]
+    except (InputError, KeyError, TypeError):
+        own = []
+    targets = [path for one in todo for path in (one.real, one.fake)] + [out / "index.html"]
+    check_free(targets, "--results_dir", images.files, own, opt.overwrite)
+    return todo
+
+
+def _convert(
+    images: ImageFolderSlices, todo: tuple[Conversion, ...], model: TestModel, size: int, batch_size: int | None
+) -> None:
+    """Convert and write some images."""
+    reals = [images.read(one.number, with_mask=False).image for one in todo]
+    slices = np.concatenate([resized(real, (size, size)) for real in reals])
+    for one, real, fake in zip(todo, reals, model.translate(slices, batch_size), strict=True):
+        fake = resized(fake[None].clip(-1, 1), real.shape[1:])[0]
+        _write(np.rint((real[0] + 1) / 2 * 255).astype(np.uint8), one.real)
+        _write(np.rint((fake + 1) / 2 * _WHITE).astype(np.uint16), one.fake)
+
+
+def _write(pixels: np.ndarray, path: Path) -> None:
+    with whole_file(path) as scratch:
+        Image.fromarray(pixels).save(scratch)
