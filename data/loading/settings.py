@@ -135,7 +135,5 @@ class DataSettings(CtMapSettings):
     @property
     def augmentation(self) -> Augmentation:
         """What is done to every slice."""
-        return Augmentation(
-            self.preprocess or "none", self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size,
-            self.flip, self.rotate, self.zoom,
-        )  # fmt: skip
+        sizes = (self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size)
+        return Augmentation(self.preprocess or "none", *sizes, self.flip, self.rotate, self.zoom)
