@@ -1,6 +1,7 @@
 """A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
 
 import fcntl
+import json
 import logging
 import math
 import shutil
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
 OPTIONS_NAME = "opt.json"
+# Options that say how a process starts; a run that resumes does not take them from `opt.json`.
+STARTING_OPTIONS = ("name", "checkpoints_dir", "continue_train", "init_from", "epoch")
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
@@ -144,6 +147,23 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
 def save_options(folder: Path, options: Mapping[str, Any]) -> None:
     """Write the run's options, plain values by name, to `opt.json`."""
     write_json(folder / OPTIONS_NAME, dict(options))
+
+
+def update_options(folder: Path, options: Mapping[str, Any], natures: Mapping[str, Nature]) -> None:
+    """Write the options that a run resumes with, and name those that differ and change no result.
+
+    How the run was started (`STARTING_OPTIONS`) stays as it was. Where `opt.json` is damaged it is written anew.
+    """
+    try:
+        saved = read_json(folder / OPTIONS_NAME)
+    except InputError as error:
+        log.warning("warning: %s; it is written again", error)
+        saved = {}
+    now = {name: value for name, value in options.items() if name not in STARTING_OPTIONS or name not in saved}
+    for name, value in json.loads(json.dumps(now)).items():
+        if name in saved and saved[name] != value and natures.get(name) == Nature.FREE:
+            log.info("resumed with another option: %s: was %s, now %s", name, saved[name], value)
+    save_options(folder, saved | now)
 
 
 def check_options(

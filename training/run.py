@@ -335,6 +335,8 @@ class TrainingRun:
 
         state = self.group.share(load)
         at = self._restore(state)
+        natures = self.settings.natures()
+        self.group.share(lambda: run_folder.update_options(self.folder, self.settings.values(), natures))
         self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])
         self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return at
