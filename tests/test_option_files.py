@@ -21,7 +21,7 @@ OTHERS = {
     "--lambda_shape_gan 0 --warm_start simulated_mr --n_epochs_warm 2 --seed 5 --use_dropout --gan_mode vanilla",
     "simulated_pairs": "--ct_window -900 1200 --slab 3 --display_window 40 400.5 --flip --limbs 0.5 --lr 2.5e-7",
     "paired": "--mr_window -3 400.5 --save_latest_freq 10min --flip xy --preprocess body_crop --crop_size 32 "
-    "--max_dataset_size 8 --lr_policy warmup_cosine --seconds 60 --val",
+    "--lr_policy warmup_cosine --seconds 60 --val",
     "shape_extractor": "--width 4 --val_share 0.5 --display_id 2 --display_env e",
 }
 
@@ -145,7 +145,11 @@ def test_a_run_continued_by_name_alone_ends_as_if_it_had_not_stopped(dataroot, t
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"), [(["--ngf", "3"], "ngf: was 2, now 3"), (["--model", "paired"], "model: was cycle_gan")]
+    ("changed", "message"),
+    [
+        (["--ngf", "3"], "ngf: was 2, now 3"),
+        (["--netD", "basic", "--ndf", "4"], "ndf: was 2, now 4; netD: was pixel, now"),
+    ],
 )
 def test_what_the_state_fixes_is_refused(dataroot, tmp_path, changed, message):  # noqa: F811
     folder = run(dataroot, tmp_path)

@@ -188,7 +188,7 @@ def given_options(parser: argparse.ArgumentParser, words: Sequence[str], names: 
 def check_needs(settings: Any, given: Collection[str], from_file: Collection[str] = ()) -> None:
     """Refuse options that were given and do nothing, as their `needs` say.
 
-    What a file says is left alone where the command line gives another value to what it needs.
+    What a file says is left alone where it means nothing, or the command line gives another value to what it needs.
 
     Raises:
         InputError: it names the option, and the one that it needs or that is in its way.
@@ -196,7 +196,8 @@ def check_needs(settings: Any, given: Collection[str], from_file: Collection[str
     for field, described in options_of(type(settings)):
         if not (needs := described.needs):
             continue
-        said = field.name in given or (field.name in from_file and not {needs.option, needs.or_option} & set(given))
+        in_file = field.name in from_file and bool(getattr(settings, field.name))
+        said = field.name in given or (in_file and not {needs.option, needs.or_option} & set(given))
         if said and (why := needs.unmet(settings)):
             raise InputError(f"--{field.name} does nothing {why}")
 
@@ -215,12 +216,12 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
         InputError: the option does not take it; the message says what was found and what it takes.
     """
     described: Option = field.metadata["option"]
-    if value in (None, "") and value == field.default:
-        return value
     if field.type in (bool, "bool"):
         if isinstance(value, bool):
             return value
         raise InputError(f"{field.name}: {value!r}: expected true or false")
+    if value == field.default and not isinstance(value, bool):  # which may be one that cannot be said, as "unset"
+        return field.default
     if isinstance(value, bool) and described.const is not None:  # as the option alone, and without it
         return described.const if value else field.default
     words = _words(value, described.convert is not None)
