@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     files = read_option_files(
         found.config,
         lambda config: _folder(found, config) if found.continue_train or config.get("continue_train") is True else None,
+        complete=found.dataroot is not None,
     )
     values = files.values(ShapeExtractorModel)
     parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__, values)

@@ -72,7 +72,7 @@ def files_of(words: Sequence[str]) -> OptionFiles:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--continue_train", action="store_true")
-    for name in ("--name", "--checkpoints_dir"):
+    for name in ("--name", "--checkpoints_dir", "--dataroot"):
         first.add_argument(name)
     found, _ = first.parse_known_args(words)
 
@@ -82,4 +82,4 @@ def files_of(words: Sequence[str]) -> OptionFiles:
             return None
         return Path(found.checkpoints_dir or config.get("checkpoints_dir", "checkpoints")) / str(name)
 
-    return read_option_files(found.config, folder)
+    return read_option_files(found.config, folder, complete=found.dataroot is not None)

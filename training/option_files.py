@@ -58,20 +58,22 @@ class OptionFiles:
 
 
 def read_option_files(
-    config: Path | None, folder_of: Callable[[Mapping[str, Any]], Path | None]
-) -> OptionFiles:  # fmt: skip
+    config: Path | None, folder_of: Callable[[Mapping[str, Any]], Path | None], complete: bool
+) -> OptionFiles:
     """Return what a config file says, if there is one, and the run that resumes, if one does.
 
     Args:
         config: the file.
         folder_of: from what it says to the folder of the run that resumes.
+        complete: whether the command line is one without the run's options too: the training then says that there is
+            no state.
 
     Raises:
         InputError: a file cannot be read, or the folder holds no state to resume from.
     """
     said = read_config(config) if config else {}
     folder = folder_of(said)
-    if folder is None:
+    if folder is None or (complete and not has_state(folder)):
         return OptionFiles(said, config)
     if not has_state(folder):
         raise InputError(
