@@ -165,7 +165,7 @@ def identity_of(opt: Namespace) -> Identity:
 
 def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Namespace) -> tuple[Volume, Volume | None]:
     """Return the synthetic volume, and its uncertainty where that is asked for."""
-    arguments = (patient.body, opt.batch_size, patient.further)
+    arguments = (patient.body, opt.batch_size, patient.further, True)
     if len(synthesisers) == 1 and not opt.uncertainty:
         return synthesize_volume(patient.source, synthesisers[0], *arguments), None
     synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments)

@@ -12,7 +12,7 @@ from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list, short_hash
 from cohort.overlap import run_overlapped
-from cohort.progress import Progress, describe_seconds
+from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
@@ -21,6 +21,7 @@ from models.run_folder import weights_path
 from models.synthesis import load_synthesiser, read_settings
 from options.cohort_settings import CohortSettings
 from training.distributed import ProcessGroup
+from visualization.durations import describe_seconds
 
 log = logging.getLogger(__name__)
 

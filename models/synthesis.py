@@ -135,6 +135,7 @@ def synthesize_volume(
     body: np.ndarray | None = None,
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
+    bar: bool = False,
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
@@ -148,6 +149,7 @@ def synthesize_volume(
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
+        bar: whether a terminal shows a progress bar over the slices.
 
     Raises:
         InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
@@ -156,7 +158,7 @@ def synthesize_volume(
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     warn_of_plan(plan)
-    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
+    return restore_volume(synthesiser.model.translate(slices, batch_size, bar=bar), plan)
 
 
 def warn_of_plan(plan: VolumePlan) -> None:

@@ -13,7 +13,6 @@ from scipy.stats import wasserstein_distance
 
 from cohort.checks import check_conversion, hu_statistics
 from cohort.overlap import run_overlapped
-from cohort.progress import describe_seconds
 from cohort.results import CaseRecord, Results
 from cohort.summary import write_summary
 from data.errors import InputError
@@ -197,11 +196,6 @@ def test_one_process_is_a_team():
     group = ProcessGroup()
     assert [group.count("a"), group.count("a"), group.count("b")] == [0, 1, 0]
     assert group.share(lambda: 5) == 5 and group.gather("x") == ["x"]
-
-
-def test_durations_are_said_as_people_say_them():
-    said = [describe_seconds(seconds) for seconds in (0.4, 89, 91, 3600, 7800, 36000)]
-    assert said == ["0 s", "89 s", "2 min", "60 min", "2 h 10 min", "10 h 0 min"]
 
 
 # Statistics of the training set

@@ -1,5 +1,6 @@
 """Signals and kills: `train.py` saves and leaves, or dies, and ends all the same with the weights of a whole run."""
 
+import logging
 import os
 import re
 import signal
@@ -103,11 +104,15 @@ def test_what_was_ignored_from_the_start_stays_so(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_kept_and_its_handler_given_back(number):
+def test_a_signal_is_kept_and_said_at_once_and_its_handler_given_back(number, caplog):
     before = signal.getsignal(number)
+    caplog.set_level(logging.INFO)
     with Interruption() as interruption:
         os.kill(os.getpid(), number)
         assert interruption.received == number
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        said = f"{signal.Signals(number).name}: saving the state after this step, then stopping{again}"
+        assert caplog.messages == [said]
     assert signal.getsignal(number) == before
 
 

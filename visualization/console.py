@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visualization.display import Picture
+from visualization.durations import describe_seconds
 from visualization.records import (
     RECORDS_NAME,
     History,
@@ -115,9 +116,10 @@ def format_record(record: LossRecord | ValidationRecord) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.validation.items())
         return f"epoch {record.epoch}  iteration {record.iteration}  validation  {values}"
     losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
+    left = f"about {describe_seconds(record.seconds_left)} left  " if record.seconds_left else ""
     return (
         f"epoch {record.epoch}  iteration {record.iteration}  {record.seconds_per_step:.3f} s/it  "
-        f"data {record.seconds_of_data:.3f} s  lr {record.lr:.2e}  {losses}"
+        f"data {record.seconds_of_data:.3f} s  lr {record.lr:.2e}  {left}{losses}"
     )
 
 
