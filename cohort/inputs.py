@@ -319,7 +319,7 @@ def _with_patient(case: CohortCase, row: dict[str, str], where: str) -> CohortCa
 def exists(path: Path) -> bool:
     """Tell whether there is such a file or folder; one that cannot be looked at, for its rights or its length, is not.
 
-    A cohort goes on after it.
+    A cohort continues after it.
     """
     try:
         return path.exists()

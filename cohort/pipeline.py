@@ -33,7 +33,7 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run begins with: the cohort, the cases of it that are to do, and the records as they were."""
+    """What a run starts with: the cohort, the cases of it that are to do, and the records as they were."""
 
     cohort: Cohort
     todo: tuple[CohortCase, ...]

@@ -3,7 +3,7 @@
 
 It is the method `shape_extractor` of `train.py`, whose options it takes: patients are split, and some only validate, by
 Dice over their whole volumes. `extractor.pth` is the best so far, `latest_state.pth` what `--continue_train`
-goes on from, `validation.json` the split and the scores.
+resumes from, `validation.json` the split and the scores.
 """
 
 import argparse

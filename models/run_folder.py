@@ -95,7 +95,7 @@ def check_new(folder: Path) -> None:
     """
     if has_state(folder):
         raise InputError(
-            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
+            f"{folder}: holds a run already; resume it with --continue_train, choose another --name, or delete it"
         )
     if any(folder.glob("*_net_*.pth")):
         raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
@@ -191,7 +191,7 @@ def check_options(
             "a new run from its weights by --init_from"
         )
     for text in changed.values():
-        log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+        log.warning("warning: the run resumes with another option, which changes its result: %s", text)
 
 
 def clear_scratch(folder: Path) -> None:
@@ -201,17 +201,17 @@ def clear_scratch(folder: Path) -> None:
 
 
 def has_state(folder: Path) -> bool:
-    """Tell whether a run's folder holds a state to go on from."""
+    """Tell whether a run's folder holds a state to resume from."""
     return (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists()
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the full training state, from which `load_state` lets a run go on; the one before it is kept."""
+    """Write the full training state, from which `load_state` lets a run resume; the one before it is kept."""
     latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
     save_atomically({"kind": STATE_KIND, "format_version": STATE_VERSION, **state}, scratch)
     if latest.exists():
         latest.replace(folder / PREVIOUS_STATE_NAME)
-    scratch.replace(latest)  # killed between the two, the run goes on from the previous state
+    scratch.replace(latest)  # killed between the two, the run resumes from the previous state
 
 
 def load_state(
@@ -244,7 +244,7 @@ def load_state(
             raise InputError(
                 f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
             ) from second
-        log.warning("warning: %s; going on from the state before it, %s", error, previous.name)
+        log.warning("warning: %s; resuming from the state before it, %s", error, previous.name)
         if latest.exists():  # or the next save would put it in place of the good one
             latest.replace(folder / f"damaged_{STATE_NAME}")
         return state

@@ -98,7 +98,7 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     """Read what inference must know of the run in `folder`; `spacing_mm` is for a model trained on images without one.
 
     Raises:
-        InputError: the run is missing or damaged, or its pixel spacing is unknown, or is not to be said.
+        InputError: the run is missing or damaged, or its pixel spacing is unknown, or must not be given.
     """
     settings = read_inference_settings(folder)
     if settings.spacing_mm is None:

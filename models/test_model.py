@@ -156,7 +156,7 @@ class Translator:
                 f"{self.device}: out of memory with one slice at a time{asked_and_free(error, self.device)}; free "
                 "some, or choose another --device"
             ) from error
-        log.info("%s: out of memory with %d slices at a time; going on with %d", self.device, size, size // 2)
+        log.info("%s: out of memory with %d slices at a time; continuing with %d", self.device, size, size // 2)
         traceback.clear_frames(error.__traceback__)  # the failed pass's tensors would stay as long as the error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -40,7 +40,8 @@ def pipeline_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_dicom_choice(
         cohort,
-        "which DICOM MR series below --input_dir: those whose description holds this, in any case (default: all)",
+        "which DICOM MR series below --input_dir: those whose description contains this, "
+        "in upper or lower case (default: all)",
     )
     cohort.add_argument("--num_test", "--how_many", type=positive_int, metavar="N", help="at most this many volumes")
     cohort.add_argument("--overwrite", action="store_true", help="convert all, also what is up to date")

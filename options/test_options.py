@@ -57,9 +57,9 @@ def add_dicom_choice(group: argparse._ArgumentGroup | argparse.ArgumentParser, s
     group.add_argument("--series_description", type=regular_expression, metavar="REGEX", help=series)
     group.add_argument(
         "--contrast",
-        help="which images of a DICOM series that holds several volumes, by the names that its error lists",
+        help="which volume of a DICOM series that holds several; the error message lists their names",
     )
-    group.add_argument("--echo", type=positive_int, metavar="N", help="which echo of such a series, by time from 1")
+    group.add_argument("--echo", type=positive_int, metavar="N", help="which echo of such a series: 1 is the earliest")
 
 
 def settle_dicom_choice(options: argparse.Namespace) -> None:
@@ -119,7 +119,10 @@ def test_parser() -> argparse.ArgumentParser:
         help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
     )  # fmt: skip
     patient.add_argument("--series_uid", help="which DICOM series of the folder")
-    add_dicom_choice(patient, "which DICOM series of the folder: that whose description holds this, in any case")
+    add_dicom_choice(
+        patient,
+        "which DICOM series of the folder: the one whose description contains this",
+    )
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
     patient.add_argument(
@@ -128,7 +131,7 @@ def test_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     patient.add_argument(
         "--uncertainty", type=Path, metavar="FILE",
-        help="write how far apart lies what models, overlapping slabs and mirrorings say: standard deviation in HU",
+        help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",
     )  # fmt: skip
     patient.add_argument("--overwrite", action="store_true", help="replace files that this command did not make of it")
     series = parser.add_argument_group("DICOM series")

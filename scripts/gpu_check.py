@@ -44,7 +44,7 @@ from training.distributed import ProcessGroup
 from training.run import set_up_torch
 
 FILE_NAME = "gpu_check.json"
-# With less time left than this no compilation is begun.
+# With less time left than this no compilation is started.
 LEAST_COMPILE_S = 20
 COMMON = BenchmarkSettings(steps=5, turns=3, num_threads=(0, 4))
 # What is compared with float64 on the CPU: small, so that the reference takes seconds.

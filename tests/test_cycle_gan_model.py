@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert not equal(runs[0], runs[2])
 
 
-def test_a_restored_model_goes_on_bit_for_bit():
+def test_a_restored_model_resumes_bit_for_bit():
     settings = CycleGANSettings(**TINY, pool_size=2)
     model = CycleGANModel(settings, CPU)
     for step in range(4):

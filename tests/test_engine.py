@@ -36,7 +36,7 @@ from training.settings import SHARED_GROUPS, SaveRhythm, save_rhythm
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_fp16_steps_with_a_scale_that_is_restored_and_goes_on_bit_for_bit():
+def test_fp16_steps_with_a_scale_that_is_restored_and_resumes_bit_for_bit():
     model = CycleGANModel(CycleGANSettings(**TINY, precision="fp16"), CPU)
     plain = CycleGANModel(CycleGANSettings(**TINY), CPU)
     before = weights(model, *model.networks)
@@ -115,7 +115,7 @@ def test_other_rhythms_are_refused(text):
 
 
 def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch):  # noqa: F811
-    """A clock that goes on by 20 seconds whenever it is asked: a state after every few steps, and the same weights."""
+    """A clock that advances by 20 seconds whenever it is asked: a state after every few steps, and the same weights."""
     saved, save, now = [], run_folder.save_state, [0.0]
 
     def count(folder, state):
@@ -136,7 +136,7 @@ def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch
     assert 3 <= len(within) <= 9 and (2, 0) in saved
 
 
-def test_options_that_change_a_result_are_named_when_a_run_goes_on_and_no_others(dataroot, tmp_path, caplog):  # noqa: F811
+def test_options_that_change_a_result_are_named_when_a_run_resumes_and_no_others(dataroot, tmp_path, caplog):  # noqa: F811
     run(dataroot, tmp_path)
     caplog.clear()
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", "--lr", "1e-4", "--print_freq", "2")

@@ -265,7 +265,7 @@ test_pipeline.main({arguments!r})
 """
 
 
-def test_a_killed_run_goes_on(site):
+def test_a_killed_run_resumes(site):
     code = KILL.format(root=str(ROOT), arguments=command(site))
     process = processes.run("-c", code)
     assert process.returncode == -signal.SIGKILL, process.stderr

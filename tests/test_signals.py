@@ -59,7 +59,7 @@ def start(dataroot, checkpoints, *arguments):  # noqa: F811
     ("number", "whole_group"),
     [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True), (signal.SIGHUP, True)],
 )
-def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
+def test_a_signal_saves_and_ends_and_the_run_resumes_bit_for_bit(
     dataroot,  # noqa: F811
     tmp_path,
     whole,
@@ -72,7 +72,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
     assert process.wait() == 128 + number, process.stdout
     output = process.stdout
     name = signal.Signals(number).name
-    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; go on by --continue_train", output)
+    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; resume with --continue_train", output)
     assert found and int(found[1]) < 20, output
     assert "Traceback" not in output
     resumed = run(dataroot, tmp_path / "ck", *LONG, "--continue_train")

@@ -268,8 +268,8 @@ def test_slices_at_a_time_are_halved_for_good_where_memory_ends(tmp_path, error,
         model._threads = None  # as on a GPU
     slices = np.random.default_rng(0).uniform(-1, 1, (7, 32, 32)).astype(np.float32)
     np.testing.assert_array_equal(model.translate(slices, 8), -slices)
-    assert "out of memory with 8 slices at a time; going on with 4" in caplog.text
-    assert "out of memory with 4 slices at a time; going on with 2" in caplog.text
+    assert "out of memory with 8 slices at a time; continuing with 4" in caplog.text
+    assert "out of memory with 4 slices at a time; continuing with 2" in caplog.text
     caplog.clear()
     net.sizes.clear()
     np.testing.assert_array_equal(model.translate(slices, 8), -slices)

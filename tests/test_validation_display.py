@@ -1,4 +1,4 @@
-"""How validations are shown: records, console, page and visdom; that a resumed run goes on with them."""
+"""How validations are shown: records, console, page and visdom; that a resumed run continues them."""
 
 import json
 
@@ -138,7 +138,7 @@ def test_a_display_that_fails_costs_one_warning_and_catches_up(tmp_path, caplog,
         epochs_of(training_log, 2)
         monkeypatch.setattr(page._validation_pictures, "add", add)
         epochs_of(training_log, 3)
-    assert caplog.text.count("full; training goes on without it") == 1
+    assert caplog.text.count("full; training continues without it") == 1
     calls = (tmp_path / "web/data/validation.js").read_text().splitlines()
     assert [call.split("(")[1].split(",")[0] for call in calls[1:]] == ["1.0", "2.0", "3.0"]
     assert len(read_validations(tmp_path)) == 3

@@ -232,7 +232,7 @@ def test_a_failing_display_costs_one_warning_and_catches_up(tmp_path, caplog):
             training_log.write_losses(1, iteration, losses(G=1.0), 1e-4)
         training_log.end_epoch()
     warnings = [entry for entry in caplog.records if entry.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "training goes on" in warnings[0].getMessage()
+    assert len(warnings) == 1 and "training continues" in warnings[0].getMessage()
     assert bad.seen[1:] == [("restore", 4, (1, 4)), ("losses", (1, 5), {"G": 1.0}, 5), ("close",)]
     assert [entry[0] for entry in good.seen] == ["restore", *["losses", "picture"] * 3, "losses", "losses", "close"]
 
@@ -266,7 +266,7 @@ def test_an_image_that_cannot_be_drawn_does_not_stop_a_training(tmp_path, caplog
         training_log.start_epoch(1, 0)
         training_log.write_pictures(1, 1, {"real_A": torch.zeros(1, 1)})
         training_log.write_losses(1, 2, losses(G=1.0), 1e-4)
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
 
 
 def test_losses_leave_the_device_in_one_piece(tmp_path, monkeypatch):
@@ -362,7 +362,7 @@ def page_state(folder):
     return curves[0], points, listed
 
 
-def test_the_page_of_a_training_grows_and_goes_on_after_a_resume(tmp_path):
+def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
     page, history = TrainingPage(run_info(tmp_path, name="<b>run", dataroot="<i>x")), History(10)
     page.restore(history, (1, 0))
     for epoch, iteration in ((1, 5), (1, 10), (2, 5), (2, 10)):

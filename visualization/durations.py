@@ -1,4 +1,4 @@
-"""Durations in words, and how long a run will take yet."""
+"""Durations in words, and how much longer a run will take."""
 
 import time
 from dataclasses import dataclass, field

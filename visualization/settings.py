@@ -21,7 +21,7 @@ class DisplaySettings:
     display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images per row of a picture")
     display_window: DisplayWindow = option(
         CT_WINDOWS["default"], nature=Nature.FREE, nargs="+", metavar="W", convert=parse_display_window,
-        help=f"display window of CT: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
+        help=f"display window of CT: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU",
     )  # fmt: skip
     no_html: bool = option(
         False, nature=Nature.FREE, help="do not write the web page of pictures and loss curves, NAME/web"

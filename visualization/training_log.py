@@ -42,7 +42,7 @@ class TrainingLog:
             run: the run.
             style: how its images are shown.
             displays: name and back end of each display.
-            start: where the run begins or goes on.
+            start: where the run begins or resumes.
         """
         self.run, self.style = run, style
         self.history = _history_until(run, start)

@@ -187,7 +187,7 @@ def _epoch(line: Line, name: str, value: str) -> list[str] | None:
         if value == "latest":
             return []
         raise InputError(
-            f"{name} {value} does nothing without --init_from: --continue_train goes on from the last saved state; to "
+            f"{name} {value} does nothing without --init_from: --continue_train resumes from the last saved state; to "
             f"begin a new run from weights of an epoch: --init_from {line.value('--name') or 'NAME'} --epoch {value} "
             "--name NEW"
         )
@@ -277,7 +277,7 @@ OPTIONS = {row.name: row for row in (
     Published("--which_model_netG", "resnet_9blocks", _newer("--which_model_netG"), _recorded("netG")),
     Published("--n_layers_D", "3", SAME, _NOTHING),
     Published("--gpu_ids", "2", Rule("the same, of one GPU; several by torchrun"), Rule("the same, of one GPU")),
-    Published("--name", "Self+Lcc_finetune", Rule("the same; it has to be said"), Rule("the same; it has to be said")),
+    Published("--name", "Self+Lcc_finetune", Rule("the same; it must be given"), Rule("the same; it must be given")),
     Published("--dataset_mode", "unaligned", Rule(
         "unaligned: done anyway (aligned with --model paired)", _dataset_mode,
     ), _anyway("single, unaligned: done anyway, MR is read alone", ("single", "unaligned"),

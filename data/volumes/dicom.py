@@ -290,7 +290,7 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
     if not found[0].uid:
         raise InputError(
             f"{folder}: its DICOM images have an empty SeriesInstanceUID (emptied to anonymise them?), so whether they "
-            "are one series cannot be told; write one and the same new UID into all slices of a series"
+            "are one series is unknown; write one and the same new UID into all slices of a series"
         )
     return found[0]
 
