@@ -16,7 +16,6 @@ from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
 from data.prepared.manifest import read_json
-from data.prepared.sources import name_cases
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
 from data.volumes.dicom_series import Derivation, Identity, check_folder, check_identity, source_hash, write_series
@@ -24,7 +23,7 @@ from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
-from models.inference_settings import InferenceSettings, model_sha256
+from models.inference_settings import InferenceSettings, model_sha256, read_inference_settings
 from models.run_folder import weights_path
 from models.synthesis import METHOD_VERSION, Synthesiser, load_synthesiser, synthesize_volume
 from options import test_options
@@ -101,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     opt = test_options.parse(arguments)
     folders = [opt.checkpoints_dir / name for name in opt.name]
-    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm)
+    off = turned_off(folders, opt)
+    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, off)
     synthesisers = [load_synthesiser(folder, *how) for folder in folders]
     check_ensemble(opt.name, synthesisers, opt.uncertainty is not None)
     settings = synthesisers[0].settings
@@ -120,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
     refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
     row = {"case": case, "input": description_of(paths), "model": " + ".join(map(str, folders)), "epoch": opt.epoch}
+    row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(made | results.names())
 
     if deviation is not None:
@@ -133,6 +134,19 @@ def main(arguments: list[str] | None = None) -> int:
     parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     return 0 if all(written) else 1
+
+
+def turned_off(folders: Sequence[Path], opt: Namespace) -> list[str]:
+    """Return which settings of the models are turned off.
+
+    Raises:
+        InputError: no model has what an option turns off.
+    """
+    off = [name for name in ("mirrored", "solid_body") if getattr(opt, f"no_{name}")]
+    for name in off:
+        if not any(getattr(read_inference_settings(folder), name) for folder in folders):
+            raise InputError(f"--no_{name} does nothing: {folders[0]} is not used that way; leave it out")
+    return off
 
 
 def refuse_for_mr(results: Results, opt: Namespace) -> None:
@@ -155,7 +169,8 @@ def read_patient(opt: Namespace, paths: Mapping[str, Path]) -> Patient:
     )
     check_identity(source, identity_of(opt))
     body = read_mask(opt.mask, source) if opt.mask else None
-    return Patient(source, further, body, read_reference(opt.reference, source) if opt.reference else None)
+    reference = read_reference(opt.reference, source, opt.resample_reference) if opt.reference else None
+    return Patient(source, further, body, reference)
 
 
 def identity_of(opt: Namespace) -> Identity:
@@ -254,15 +269,15 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
-    """Name a patient by its file, or by its folder too where files or series have the same names for all patients.
+    """Name a patient by the file, or by the folder of the DICOM series.
 
     Of several contrasts it is the first's, without the contrast's name; where nothing else is left, the folder's.
     """
     contrast, path = next(iter(paths.items()))
-    (name,) = name_cases([path])
+    name = volume_stem(path.absolute())
     if len(paths) > 1:
         name = without_name(name, contrast) or path.absolute().parent.name
-    return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
+    return name
 
 
 def description_of(paths: Mapping[str, Path]) -> str:

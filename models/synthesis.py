@@ -6,7 +6,7 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,8 +111,9 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
 
 
 def load_synthesiser(
-    folder: Path, epoch: str, device: torch.device, precision: str = "fp32", spacing_mm: float | None = None
-) -> Synthesiser:
+    folder: Path, epoch: str, device: torch.device, precision: str = "fp32", spacing_mm: float | None = None,
+    off: Collection[str] = (),
+) -> Synthesiser:  # fmt: skip
     """Load the run in `folder`.
 
     Args:
@@ -121,11 +122,16 @@ def load_synthesiser(
         device: where to run.
         precision: one of `models.precision.PRECISIONS`.
         spacing_mm: pixel spacing, for a model that was trained on images without one.
+        off: settings that are turned off: 'mirrored', 'solid_body'.
 
     Raises:
         InputError: the run is missing, damaged, its weights do not fit, or its pixel spacing is unknown.
     """
     settings = read_settings(folder, spacing_mm)
+    settings = replace(
+        settings, mirrored=settings.mirrored and "mirrored" not in off,
+        solid_body=settings.solid_body and "solid_body" not in off,
+    )  # fmt: skip
     return Synthesiser(settings, TestModel(settings, weights_path(folder, epoch, "G_A"), device, precision))
 
 

@@ -113,6 +113,10 @@ def test_parser() -> argparse.ArgumentParser:
     parser = inference_parser(
         "test_adapt.py", "Turn one patient's MR into a synthetic CT in HU on the MR's own grid.", several=True
     )
+    parser.add_argument(
+        "--no_mirrored", action="store_true", help="convert each slice once, not as the mean of its mirrorings: faster"
+    )
+    parser.add_argument("--no_solid_body", action="store_true", help="leave air inside the body as the model gives it")
     patient = parser.add_argument_group("patient")
     patient.add_argument(
         "--input", type=named_path, action="append", required=True, metavar="[NAME=]PATH",
@@ -125,6 +129,9 @@ def test_parser() -> argparse.ArgumentParser:
     )
     patient.add_argument("--mask", type=Path, help="body mask on the MR's grid (default: computed)")
     patient.add_argument("--reference", type=Path, help="true CT on the MR's grid: the result is scored against it")
+    patient.add_argument(
+        "--resample_reference", action="store_true", help="put a --reference that lies on another grid onto the MR's"
+    )
     patient.add_argument(
         "--output", help="the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or the new "
         "folder of a DICOM series, with a slash at its end",
@@ -176,6 +183,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         path = getattr(options, option)
         if path and not is_file(path):
             parser.error(f"--{option} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+    if options.resample_reference and not options.reference:
+        parser.error("--resample_reference does nothing without --reference")
     if len(set(options.name)) < len(options.name):
         parser.error(f"--name {' '.join(options.name)}: a model is named twice; name each once")
     return options

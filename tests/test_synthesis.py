@@ -403,11 +403,11 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "good")
     replace(SETTINGS, solid_body=True, direction="BtoA").write(tmp_path)
-    with pytest.raises(InputError, match="solid_body of a model that makes MR cannot be"):
+    with pytest.raises(InputError, match="solid_body of a model that makes MR is not a possible value"):
         read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="mirrored and solid_body cannot be"):
+        with pytest.raises(InputError, match="mirrored and solid_body is not a possible value"):
             read_inference_settings(tmp_path / "good")
 
 
