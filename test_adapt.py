@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
 from data.errors import InputError, run_command
