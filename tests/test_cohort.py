@@ -363,8 +363,8 @@ def saturated(mr):
         (smaller, ["body of the synthetic CT unlike the MR's: Dice"]),
         (lambda mr: np.full(mr.array.shape, -1000, np.float32), ["no body in the synthetic CT", "low end, -1000 HU"]),
         (saturated, ["of the body at the CT window's high end, 1400 HU"]),
-        (inverted, ["6 of 6 slices have an HU histogram over", "half of the slices are"]),
-        (partly_inverted, ["1 of 6 slices have an HU histogram over"]),
+        (inverted, ["6 of 6 slices have an HU histogram that is more than", "half of the slices differ by"]),
+        (partly_inverted, ["1 of 6 slices have an HU histogram that is more than"]),
     ],
 )
 def test_a_bad_ct_is_a_warning(hu_of, words):
