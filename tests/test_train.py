@@ -384,7 +384,7 @@ def test_options_that_do_something_are_taken_whatever_their_value():
 SHARED_OPTIONS = (
     "batch_size beta1 checkpoints_dir compile continue_train crop_size ct_transfer ct_window dataroot "
     "deterministic device display_env display_freq display_id display_ncols display_port display_server "
-    "display_start display_window ema epoch flip init_from load_size lr lr_decay_iters lr_policy "
+    "display_start display_window ema epoch flip init_from load_size logger lr lr_decay_iters lr_policy "
     "max_dataset_size mr_window n_epochs n_epochs_decay name no_html num_threads precision preprocess "
     "print_freq rotate save_epoch_freq save_latest_freq seconds seed slab sync_batch_norm val val_criterion "
     "val_freq val_patients zoom"

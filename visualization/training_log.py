@@ -2,6 +2,7 @@
 
     TrainingLog -> console.Console               lines, loss_log.txt, losses.jsonl
                 -> visdom_display.VisdomDisplay  curves and pictures in a browser, if asked for
+                -> logger_displays               TensorBoard or Weights & Biases, if asked for
                 -> training_page.TrainingPage    web/index.html
 
 The losses come off the accelerator at the print frequency only, images at the display frequency only.
@@ -21,6 +22,7 @@ from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
 from visualization.durations import TimeLeft, describe_seconds
+from visualization.logger_displays import open_logger
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
 from visualization.settings import DisplaySettings
@@ -191,6 +193,8 @@ def open_training_log(
             display.display_start,
         )  # fmt: skip
         displays.append(("visdom", visdom))
+    if display.logger != "none":
+        displays.append((display.logger, open_logger(display.logger, run)))
     if not display.no_html:
         displays.append(("web page", TrainingPage(run)))
     return TrainingLog(run, style, displays, start)
