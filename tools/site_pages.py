@@ -31,5 +31,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     place = page.file.src_uri
     if place in outside_pages():
         up = "../" * place.count("/")
+        markdown = markdown.replace("[Dockerfile](Dockerfile)", "Dockerfile")  # no page of the site
         return re.sub(r"\]\((?:\.\./)*docs/", f"]({up}", markdown)
     return markdown.replace("](../checkpoints/", "](checkpoints/").replace("](../README.md", "](index.md")
