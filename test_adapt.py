@@ -144,9 +144,10 @@ def turned_off(folders: Sequence[Path], opt: Namespace) -> list[str]:
         InputError: no model has what an option turns off.
     """
     off = [name for name in ("mirrored", "solid_body") if getattr(opt, f"no_{name}")]
+    without = {"mirrored": "does not average over mirrorings", "solid_body": "leaves air inside the body anyway"}
     for name in off:
         if not any(getattr(read_inference_settings(folder), name) for folder in folders):
-            raise InputError(f"--no_{name} does nothing: {folders[0]} is not used that way; leave it out")
+            raise InputError(f"--no_{name} does nothing: {folders[0]} {without[name]}; leave it out")
     return off
 
 
@@ -301,7 +302,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     if overwrite:
         return set()
     raise InputError(
-        f"{results.main}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
+        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it by "
         "--overwrite"
     )
 

@@ -125,7 +125,9 @@ def find_cohort(
             if found and _is_series(path):
                 series.add(relative)
         elif is_volume(path) and relative.parent in series:
-            passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
+            passed_over.append(
+                f"{path}: beside DICOM slices; to convert it, name it with --pattern without their folder"
+            )
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
     if not cases:

@@ -256,7 +256,7 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     if differing := _differing(old, new, keys):
         raise InputError(
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
-            "a new run from its weights by --init_from"
+            "a new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
     if _differing(old, new, learnt):

@@ -188,7 +188,7 @@ def check_options(
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
-            "a new run from its weights by --init_from"
+            "a new run from its weights with --init_from"
         )
     for text in changed.values():
         log.warning("warning: the run resumes with another option, which changes its result: %s", text)
@@ -242,7 +242,7 @@ def load_state(
             state = _load_state(previous, take_over, parts)
         except DamagedStateError as second:
             raise InputError(
-                f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
+                f"{error}; and the state before it: {second}; start a new run from the weights with --init_from"
             ) from second
         log.warning("warning: %s; resuming from the state before it, %s", error, previous.name)
         if latest.exists():  # or the next save would put it in place of the good one
@@ -259,7 +259,7 @@ def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: 
     if found != (STATE_KIND, STATE_VERSION):
         raise DamagedStateError(
             f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}: start a "
-            "new run from its weights by --init_from"
+            "new run from its weights with --init_from"
         )
     if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
         raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")

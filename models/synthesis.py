@@ -103,7 +103,7 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     settings = read_inference_settings(folder)
     if settings.spacing_mm is None:
         if spacing_mm is None:
-            raise InputError(f"{folder}: trained on images without a pixel spacing; say it with --spacing_mm")
+            raise InputError(f"{folder}: trained on images without a pixel spacing; give it with --spacing_mm")
         return replace(settings, spacing_mm=spacing_mm)
     if spacing_mm is not None:
         raise InputError(f"--spacing_mm {spacing_mm:g}: the model in {folder} has its own, {settings.spacing_mm:g} mm")

@@ -60,7 +60,7 @@ def list_models(checkpoints_dir: Path) -> str:
     """Return in words which models a folder holds, each with what its card (README.md) says in its title."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
-        return f"There is none in {checkpoints_dir}: train one by train.py, or choose another --checkpoints_dir"
+        return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
     lines = [f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models]
     return "\n".join([f"{checkpoints_dir} has:", *lines])
 

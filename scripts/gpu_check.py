@@ -135,7 +135,7 @@ class Checks:
 
     def _need_cuda(self) -> None:
         if self.device.type != "cuda":
-            raise NotRunError(f"{self.device}: only CUDA tells")
+            raise NotRunError(f"{self.device}: measured on CUDA only")
 
     def sections(self) -> dict[str, Callable[[], dict]]:
         """Return the sections, in order."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The published arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc_NAME`.
 # Needs a shape extractor of the same anatomy, which this trains: python -m ct_segmentation.train --dataroot datasets/NAME
-# One that lies elsewhere is named by --shape_extractor; with a folder of images it has to be.
+# One that lies elsewhere is named with --shape_extractor; with a folder of images it has to be.
 #   bash scripts/train_self_lcc.sh datasets/NAME [further options of train.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"

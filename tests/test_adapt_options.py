@@ -27,7 +27,7 @@ def test_a_result_is_called_after_its_file(tmp_path, name):
         write_volume(patient_mr(), tmp_path / folder / f"{name}.nii.gz")
     assert test_adapt.main(adapt(tmp_path, tmp_path / f"chosen_by_nobody/{name}.nii.gz")) == 0
     assert (tmp_path / "results" / NAME / f"{name}.nii.gz").exists()
-    with pytest.raises(InputError, match=r"is the result of .*chosen_by_nobody.*; say where this patient's goes"):
+    with pytest.raises(InputError, match=r"is the result of .*chosen_by_nobody.*; choose another --output"):
         test_adapt.main(adapt(tmp_path, tmp_path / f"other/{name}.nii.gz"))
 
 
@@ -55,8 +55,11 @@ def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
     assert not np.array_equal(results["both"], results["plain"])
     report = json.loads(off.with_name("off.json").read_text())
     assert report["no_mirrored"] and report["no_solid_body"]
-    for option in ("--no_mirrored", "--no_solid_body"):
-        with pytest.raises(InputError, match=f"{option} does nothing: .*{NAME} is not used that way"):
+    for option, why in (
+        ("--no_mirrored", "does not average"),
+        ("--no_solid_body", "leaves air inside the body anyway"),
+    ):
+        with pytest.raises(InputError, match=f"{option} does nothing: .*{NAME} {why}"):
             test_adapt.main(adapt(tmp_path / "plain", tmp_path / "mr.nii.gz", option))
 
 

@@ -175,7 +175,7 @@ def test_a_case_that_lacks_a_contrast_or_has_it_twice_fails_by_name_and_alone(si
         (["--pattern", "in_phase=*"], "--pattern: no fat"),
         (["--pattern", "*.nii.gz"], "--pattern *.nii.gz: does not say which contrast it is"),
         (["--pattern", "fat=x*", "in_phase=y*"], "no volume file or DICOM folder that matches fat=x* or in_phase=y*"),
-        ([*PATTERNS, "--series_description", "x"], "--series_description: contrasts are told apart by name"),
+        ([*PATTERNS, "--series_description", "x"], "--series_description: contrasts are distinguished by name"),
     ],
 )
 def test_a_cohort_needs_a_pattern_for_each_contrast(site, arguments, message):

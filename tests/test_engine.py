@@ -213,7 +213,7 @@ def test_a_shortage_of_memory_names_the_options_that_the_method_has(model, small
     method, asked = METHODS[model], "CUDA out of memory. Tried to allocate 2.50 GiB."
     with pytest.raises(InputError) as said, memory_shortage_said(CPU, method.memory_options):
         raise torch.OutOfMemoryError(asked)
-    assert str(said.value).endswith(f"by --continue_train, or start a run with a smaller {smaller}")
+    assert str(said.value).endswith(f"with --continue_train, or start a run with a smaller {smaller}")
     options = {field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)}
     assert set(re.findall(r"--(\w+)", str(said.value))) <= options
 

@@ -75,7 +75,7 @@ def test_curve_and_window_replace_each_other(tmp_path):
         ("netG: vgg", "run.yaml: netG: 'vgg': expected one of resnet_9blocks"),
         ("mr_window: [9, 1]", "run.yaml: mr_window: expected percentile, tissue or LO HI with LO below HI"),
         ("model: diffusion", "diffusion: no such --model; expected one of cycle_gan"),
-        ("ngf: 1\nngf: 2", "run.yaml: ngf: said twice"),
+        ("ngf: 1\nngf: 2", "run.yaml: ngf: given twice"),
         ("- ngf", "expected options by name"),
         ("ngf", "expected options by name"),
         ("", "expected options by name"),
@@ -90,7 +90,7 @@ def test_a_config_file_that_cannot_be_used_is_refused_by_name(text, message, tmp
 def test_a_config_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml: no such file"):
         train_options.parse([*REQUIRED, "--config", str(tmp_path / "nowhere.yaml")])
-    with pytest.raises(InputError, match="ngf: said twice"):
+    with pytest.raises(InputError, match="ngf: given twice"):
         train_options.parse([*REQUIRED, *config(tmp_path, '{"ngf": 1, "ngf": 2}', "opt.json")])
 
 

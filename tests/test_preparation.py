@@ -294,7 +294,7 @@ def test_a_run_that_can_write_nothing_keeps_the_manifest(raw):
 def test_a_data_set_is_not_turned_into_one_of_other_slices_by_mistake(raw, changed, was):
     prepare(raw)
     before = {path: path.read_bytes() for path in (raw / "set").rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=f"{was}; choose another --out, or prepare all of it again by --overwrite"):
+    with pytest.raises(InputError, match=f"{was}; choose another --out, or prepare all of it again with --overwrite"):
         prepare(raw, *changed)
     assert {path: path.read_bytes() for path in (raw / "set").rglob("*") if path.is_file()} == before
     _, manifest = prepare(raw, *changed, "--overwrite")

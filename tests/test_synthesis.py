@@ -397,7 +397,7 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     with pytest.raises(InputError, match=r"has its own, 2 mm"):
         load_synthesiser(tmp_path / "good", "latest", CPU, spacing_mm=1.0)
     replace(SETTINGS, spacing_mm=None).write(tmp_path / "images")
-    with pytest.raises(InputError, match="say it with --spacing_mm"):
+    with pytest.raises(InputError, match="give it with --spacing_mm"):
         load_synthesiser(tmp_path / "images", "latest", CPU)
     (tmp_path / "good/inference.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(InputError, match="damaged"):

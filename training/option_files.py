@@ -122,7 +122,7 @@ class _Loader(yaml.SafeLoader):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise InputError(f"{', '.join(map(str, twice))}: said twice; say each option once")
+        raise InputError(f"{', '.join(map(str, twice))}: given twice; give each option once")
     return dict(pairs)
 
 

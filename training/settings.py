@@ -291,7 +291,7 @@ def _check_together(settings: TrainingSettings) -> None:
     if settings.schedule.seconds and settings.epochs_warm:
         raise InputError(
             "--seconds follows the clock, a warm start counts epochs: make the warm start a run of its own, and start "
-            "from its weights by --init_from"
+            "from its weights with --init_from"
         )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(

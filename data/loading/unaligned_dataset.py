@@ -172,7 +172,7 @@ def open_unaligned(
     if simulate_mr and spacing_mm is None:
         raise InputError(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
-            "from volumes by python -m scripts.prepare_dataset, or train with --warm_start none"
+            "from volumes with python -m scripts.prepare_dataset, or train with --warm_start none"
         )
     if simulate_mr and len(contrasts) > 1:
         raise InputError(

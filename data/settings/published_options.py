@@ -78,7 +78,7 @@ def _dataset_mode(line: Line, name: str, value: str) -> list[str]:
         "aligned": "use --model paired for registered MR and CT",
         "unaligned": "--model paired takes registered MR and CT; use --model cycle_gan for unpaired ones",
     }
-    raise InputError(f"--dataset_mode {value}: {ways.get(value, 'the data are chosen by --model; leave it out')}")
+    raise InputError(f"--dataset_mode {value}: {ways.get(value, 'the data are chosen with --model; leave it out')}")
 
 
 def _direction(line: Line, name: str, value: str) -> list[str] | None:
@@ -176,7 +176,7 @@ def _epoch_count(line: Line, name: str, value: str) -> list[str]:
     constant = line.value("--niter", "--n_epochs") or ("100" if line.method == "cycle_gan" else None)
     if constant is None or not constant.isdigit() or before > int(constant):
         raise InputError(
-            f"--epoch_count {value}: a new run begins at epoch 1; say by --n_epochs and --n_epochs_decay how many "
+            f"--epoch_count {value}: a new run begins at epoch 1; set with --n_epochs and --n_epochs_decay how many "
             "epochs it has with the full rate and with a falling one"
         )
     return ["--n_epochs", str(int(constant) - before)]
@@ -285,7 +285,7 @@ OPTIONS = {row.name: row for row in (
     Published("--model", "cycle_gan", Rule(
         "the same; for pix2pix, test and colorization an error names the replacement", _model,
     ), _anyway("test, cycle_gan, pix2pix: done anyway, the model's own generator is used",
-               ("test", "cycle_gan", "pix2pix"), "the model is chosen by --name; leave it out")),
+               ("test", "cycle_gan", "pix2pix"), "the model is chosen with --name; leave it out")),
     Published("--which_direction", "AtoB", _DIRECTION, _recorded("direction")),
     Published("--nThreads", "4", _newer("--nThreads"), _PARALLEL),
     Published("--checkpoints_dir", "./checkpoints", SAME, SAME),
@@ -329,7 +329,7 @@ OPTIONS = {row.name: row for row in (
     )),
     Published("--phase", "train", _anyway(
         "train: done anyway", ("train",), "trainA and trainB are trained on; --val validates, test_adapt.py converts",
-    ), _anyway("test: done anyway", ("test",), "what is converted is said by --input or --input_dir; leave it out")),
+    ), _anyway("test: done anyway", ("test",), "chosen with --input or --input_dir; leave it out")),
     Published("--which_epoch", "latest", Rule(
         "`--epoch`, of --init_from; latest: done anyway; others with --continue_train: an error names --init_from",
         _epoch,
