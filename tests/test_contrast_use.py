@@ -115,7 +115,7 @@ def test_contrasts_of_one_dicom_series_are_used_by_name(site):
     write_dixon(site / "dicom/p7")
     folder = site / "dicom/p7"
     adapt(site, "--input", f"fat={folder}", "--input", f"in_phase={folder}")
-    found = read_volume(site / f"out/{NAME}/dicom_p7.nii.gz").array
+    found = read_volume(site / f"out/{NAME}/p7.nii.gz").array
     images = [read_volume(folder, contrast=name) for name in NAMES]
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", torch.device("cpu"))
     np.testing.assert_array_equal(found, synthesize_volume(images[0], synthesiser, further=images[1:]).array)
