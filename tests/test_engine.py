@@ -141,7 +141,7 @@ def test_options_that_change_a_result_are_named_when_a_run_resumes_and_no_others
     caplog.clear()
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", "--lr", "1e-4", "--print_freq", "2")
     changed = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
-    assert [text.rpartition("would have: ")[2] for text in changed] == [
+    assert [text.rpartition("changes its result: ")[2] for text in changed] == [
         "lr: was 0.0002, now 0.0001", "n_epochs: was 2, now 3",
     ]  # fmt: skip
 
