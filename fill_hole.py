@@ -12,6 +12,7 @@ import logging
 import math
 from pathlib import Path
 
+import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
 from data.prepared.manifest import read_json
-from data.prepared.sources import name_cases
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
 from data.volumes.dicom_series import Derivation, Identity, check_folder, check_identity, source_hash, write_series
@@ -23,7 +23,7 @@ from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
-from models.inference_settings import InferenceSettings, model_sha256
+from models.inference_settings import InferenceSettings, model_sha256, read_inference_settings
 from models.synthesis import (
     METHOD_VERSION,
     Synthesiser,
@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     opt = test_options.parse(arguments)
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
-    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction)
+    off = turned_off(opt.folders, opt)
+    how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction, off)
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
@@ -133,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if opt.fusion:
         row["fusion"] = opt.fusion
+    row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(made | results.names())
 
     if deviation is not None:
@@ -146,6 +148,20 @@ def main(arguments: list[str] | None = None) -> int:
     parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     return 0 if all(written) else 1
+
+
+def turned_off(folders: Sequence[Path], opt: PatientSettings) -> list[str]:
+    """Return which settings of the models are turned off.
+
+    Raises:
+        InputError: no model has what an option turns off.
+    """
+    off = [name for name in ("mirrored", "solid_body") if getattr(opt, f"no_{name}")]
+    without = {"mirrored": "does not average over mirrorings", "solid_body": "leaves air inside the body anyway"}
+    for name in off:
+        if not any(getattr(read_inference_settings(folder), name) for folder in folders):
+            raise InputError(f"--no_{name} does nothing: {folders[0]} {without[name]}; leave it out")
+    return off
 
 
 def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
@@ -168,7 +184,8 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
     )
     check_identity(source, identity_of(opt))
     body = read_mask(opt.mask, source) if opt.mask else None
-    return Patient(source, further, body, read_reference(opt.reference, source) if opt.reference else None)
+    reference = read_reference(opt.reference, source, opt.resample_reference) if opt.reference else None
+    return Patient(source, further, body, reference)
 
 
 def identity_of(opt: PatientSettings) -> Identity:
@@ -182,8 +199,8 @@ def synthesize(
     """Return the synthetic volume, and its uncertainty where that is asked for."""
     arguments = (patient.body, opt.batch_size, patient.further)
     if len(synthesisers) == 1 and not opt.uncertainty:
-        return synthesize_volume(patient.source, synthesisers[0], *arguments), None
-    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments, opt.fusion or "mean")
+        return synthesize_volume(patient.source, synthesisers[0], *arguments, bar=True), None
+    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments, opt.fusion or "mean", bar=True)
     return synthetic, deviation if opt.uncertainty else None
 
 
@@ -280,15 +297,15 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
-    """Name a patient by its file, or by its folder too where files or series have the same names for all patients.
+    """Name a patient by the file, or by the folder of the DICOM series.
 
     Of several contrasts it is the first's, without the contrast's name; where nothing else is left, the folder's.
     """
     contrast, path = next(iter(paths.items()))
-    (name,) = name_cases([path])
+    name = volume_stem(path.absolute())
     if len(paths) > 1:
         name = without_name(name, contrast) or path.absolute().parent.name
-    return f"{path.absolute().parent.name}_{name}" if path.is_dir() else name
+    return name
 
 
 def description_of(paths: Mapping[str, Path]) -> str:
@@ -311,7 +328,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     if overwrite:
         return set()
     raise InputError(
-        f"{results.main}: is the result of {earlier}; say where this patient's goes by --output, or replace it by "
+        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it by "
         "--overwrite"
     )
 

@@ -81,7 +81,7 @@ def rate(amount: int, seconds: list[float]) -> float:
 def measure_loader(opt: BenchmarkSettings) -> dict:
     """Return the pairs of slices, with masks, that the loader gives out in a second, by `--num_threads`.
 
-    Nothing but loading goes on meanwhile, and the files are in the system's cache.
+    Nothing but loading runs meanwhile, and the files are in the system's cache.
     """
     source, root = opt.folder / "prepared", opt.folder / "linked"
     if not (source / MANIFEST_NAME).exists() or read_manifest(source).size != opt.size:

@@ -1,4 +1,4 @@
-"""What a physicist would look at before using a synthetic CT: figures, and warnings where they are out of line.
+"""What a physicist would look at before using a synthetic CT: figures, and warnings where they are unusual.
 
 The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
 """
@@ -36,7 +36,7 @@ OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that c
 
 @dataclass
 class Findings:
-    """Figures by name, what is out of line, and what could not be checked."""
+    """Figures by name, what is unusual, and what could not be checked."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -127,12 +127,13 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
     }
     if odd / distances.size > MAX_ODD_SLICES:
         findings.warnings.append(
-            f"{odd} of {distances.size} slices have an HU histogram over {limit:.0f} HU away from the training CT's"
+            f"{odd} of {distances.size} slices have an HU histogram that is more than {limit:.0f} HU from that of the "
+            "training CT"
         )
     if median > median_limit:
         findings.warnings.append(
-            f"HU histograms unlike the training CT's: half of the slices are {median:.0f} HU away or more, in training "
-            f"{median_limit:.0f} HU at most"
+            f"HU histograms unlike those of the training CT: half of the slices differ by {median:.0f} HU or more, in "
+            f"training {median_limit:.0f} HU at most"
         )
 
 

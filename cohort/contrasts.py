@@ -30,7 +30,7 @@ def find_contrast_cohort(
         cohort = find_cohort(root, patterns, series_description, without, modality)
         return replace(cohort, cases=tuple(replace(case, contrast=selector(names[0])) for case in cohort.cases))
     if series_description:
-        raise InputError("--series_description: contrasts are told apart by name; leave it out, or use a --list")
+        raise InputError("--series_description: contrasts are distinguished by name; leave it out, or use a --list")
     if not root.is_dir():
         raise InputError(f"--input_dir {root}: no such folder")
     hidden = without.resolve() if without else None

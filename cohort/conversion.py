@@ -272,7 +272,7 @@ class Conversion:
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
             warnings.append(f"no picture: {error}")
-            if isinstance(error, InputError | OSError):  # for want of room on the disk: another day there is some
+            if isinstance(error, InputError | OSError):  # a full disk: another day it has room
                 work.unwritten = self._targets(work)[1:2]
 
     def _targets(self, work: Work) -> list[str]:
@@ -311,7 +311,7 @@ class Conversion:
     def _refuse_other_patient(self, work: Work) -> None:
         """Raise `InputError` where another process has written another patient's result under this name meanwhile.
 
-        The failure then goes on record under a name of its own.
+        The failure is then recorded under a name of its own.
         """
         name, path = work.case.name, str(work.case.path.absolute())
         record = self.results.read(name)
@@ -336,7 +336,7 @@ class Conversion:
 
     @contextmanager
     def _isolated(self, work: Work) -> Iterator[list[Outcome]]:
-        """Let an error end this case alone: it goes on record, and the list that is yielded gets the outcome."""
+        """Let an error end this case alone: it is recorded, and the list that is yielded gets the outcome."""
         outcomes: list[Outcome] = []
         try:
             yield outcomes

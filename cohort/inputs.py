@@ -135,7 +135,9 @@ def find_cohort(
             if found and _is_series(path):
                 series.add(relative)
         elif is_volume(path) and relative.parent in series:
-            passed_over.append(f"{path}: beside DICOM slices; to convert it, name it by --pattern without their folder")
+            passed_over.append(
+                f"{path}: beside DICOM slices; to convert it, name it with --pattern without their folder"
+            )
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
     if not cases:
@@ -330,7 +332,7 @@ def _with_patient(case: CohortCase, row: dict[str, str], where: str) -> CohortCa
 def exists(path: Path) -> bool:
     """Tell whether there is such a file or folder; one that cannot be looked at, for its rights or its length, is not.
 
-    A cohort goes on after it.
+    A cohort continues after it.
     """
     try:
         return path.exists()

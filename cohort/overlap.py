@@ -21,7 +21,7 @@ def run_overlapped[Item, Work, Output, Result](
     Args:
         items: what to do.
         prepare, translate, finish: the stages; each of the first two may return a result instead, which ends the item.
-        is_result: tells a result from what goes on to the next stage.
+        is_result: tells a result from what continues to the next stage.
         workers: items prepared ahead of the device, and items that are finished behind it, at a time.
     """
     items = iter(items)

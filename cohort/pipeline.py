@@ -12,7 +12,7 @@ from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list, short_hash
 from cohort.overlap import run_overlapped
-from cohort.progress import Progress, describe_seconds
+from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
@@ -20,6 +20,7 @@ from models.inference_settings import InferenceSettings, model_sha256
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
+from visualization.durations import describe_seconds
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run begins with: the generator, the cohort, its cases that are to do, and the records as they were."""
+    """What a run starts with: the generator, the cohort, its cases that are to do, and the records as they were."""
 
     generator: TrainedGenerator
     cohort: Cohort

@@ -10,6 +10,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cohort.conversion import Outcome
 from cohort.results import CaseRecord
 from training.distributed import ProcessGroup
+from visualization.durations import describe_seconds
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,3 @@ def _describe(what: str, record: CaseRecord) -> str:
     if what == "failed":
         return f"failed: {record.reason}"
     return f"done in {record.seconds['total']:.1f} s, {record.seconds['device']:.1f} s on the device"
-
-
-def describe_seconds(seconds: float) -> str:
-    """Return a duration as people say it: '40 s', '12 min', '2 h 10 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

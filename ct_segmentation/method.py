@@ -219,7 +219,9 @@ class ShapeExtractorModel(BaseModel):
             if getattr(there, key) != getattr(here, key)
         ]
         if differing:
-            raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
+            raise InputError(
+                f"--init_from {name}: its weights were trained with other settings ({'; '.join(differing)})"
+            )
         if there.spacing_mm != here.spacing_mm:
             log.warning(
                 "warning: --init_from %s: spacing_mm: %s there, %s here", name, there.spacing_mm, here.spacing_mm

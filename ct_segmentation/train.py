@@ -3,12 +3,13 @@
 
 It is the method `shape_extractor` of `train.py`, whose options it takes: patients are split, and some only validate, by
 Dice over their whole volumes. `extractor.pth` is the best so far, `latest_state.pth` what `--continue_train`
-goes on from, `validation.json` the split and the scores.
+resumes from, `validation.json` the split and the scores.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, run_command
@@ -16,6 +17,7 @@ from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import positive_int, protected_numbers
 from models.shape_extractor import FOLDER_NAME
+from training.option_files import read_option_files
 from training.run import train_method
 from training.settings import TrainingSettings, parse_training, training_parser
 
@@ -24,27 +26,45 @@ NAME = "shape_extractor"
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     """Return the settings of the command line: `--out` is the folder that `--name` in `--checkpoints_dir` would be."""
+    words = protected_numbers(arguments)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--out", type=Path)
+    own.add_argument("--continue_train", action="store_true")
+    for name in ("--out", "--config"):
+        own.add_argument(name, type=Path)
     for name in ("--dataroot", "--name", "--checkpoints_dir"):
         own.add_argument(name)
-    parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__)
+    found, _ = own.parse_known_args(words)
+    files = read_option_files(
+        found.config,
+        lambda config: _folder(found, config) if found.continue_train or config.get("continue_train") is True else None,
+        complete=found.dataroot is not None,
+    )
+    values = files.values(ShapeExtractorModel)
+    parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__, values)
     parser.add_argument("--out", type=Path, help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})")
     parser.add_argument(
         "--epochs", dest="n_epochs", type=positive_int, default=argparse.SUPPRESS, help="the same as --n_epochs"
     )
     try:
-        words, _ = translate(protected_numbers(arguments), OPTIONS, Command.TRAIN, NAME)
+        words, _ = translate(words, OPTIONS, Command.TRAIN, NAME)
     except InputError as error:
         parser.error(str(error))
-    found, _ = own.parse_known_args(words)
     named = found.name is not None or found.checkpoints_dir is not None
     if found.out and named:
         parser.error("--out and --name or --checkpoints_dir: expected one of them; both say the run's folder")
     if not named:
-        out = (found.out or Path(found.dataroot or ".") / FOLDER_NAME).absolute()
-        words = [*words, "--checkpoints_dir", str(out.parent), "--name", out.name]
-    return parse_training(parser, NAME, ShapeExtractorModel, words)
+        folder = _folder(found, files.config)
+        words = [*words, "--checkpoints_dir", str(folder.parent), "--name", folder.name]
+    return parse_training(parser, NAME, ShapeExtractorModel, words, files.given(ShapeExtractorModel))
+
+
+def _folder(found: argparse.Namespace, config: Mapping[str, Any]) -> Path:
+    """Return the run's folder by the command line, or by the config file where that says none."""
+    if found.out or found.name or found.checkpoints_dir:
+        return (found.out or Path(found.checkpoints_dir or "checkpoints") / (found.name or "")).absolute()
+    if "name" in config:
+        return (Path(config.get("checkpoints_dir", "checkpoints")) / str(config["name"])).absolute()
+    return (Path(found.dataroot or config.get("dataroot", ".")) / FOLDER_NAME).absolute()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ class InputError(ValueError):
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with 0 or its return value.
 
-    An `InputError`, an `OSError` or a want of memory is said in one line, and the exit code is 2.
+    An `InputError`, an `OSError` or running out of memory is reported in one line, and the exit code is 2.
     """
     _open_closed_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -38,7 +38,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        said = str(error).strip().splitlines() or ["no more is to be had"]
+        said = str(error).strip().splitlines() or ["no memory is left"]
         print(f"error: out of memory: {said[0]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

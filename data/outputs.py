@@ -42,7 +42,7 @@ def check_free(
         if overwrite or not _is_taken(target) or target in (made or ()):
             continue
         whose = "" if made is None else ", and was not made by this command from this input"
-        way_out = "move it away" if overwrite is None else "replace it by --overwrite"
+        way_out = "move it away" if overwrite is None else "replace it with --overwrite"
         raise InputError(f"{target}: exists already{whose}; choose another {option}, or {way_out}")
 
 

@@ -8,13 +8,16 @@ the file name less its volume suffix. Files and folders whose name starts with a
 """
 
 import glob
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
 from data.volumes.dicom import list_series
+from data.volumes.resampling import resample
 from data.volumes.volume import (
     WRITABLE_SUFFIXES,
     Volume,
@@ -25,6 +28,8 @@ from data.volumes.volume import (
     volume_stem,
     volume_suffix,
 )
+
+log = logging.getLogger(__name__)
 
 _LISTED = 8
 
@@ -49,22 +54,33 @@ class CaseVolumes:
     pattern: str | None = None
 
 
-def read_reference(path: Path, mr: Volume) -> Volume:
+def read_reference(path: Path, mr: Volume, resampled: bool | None = None) -> Volume:
     """Read a true CT, its padding raised to -1024 HU.
 
+    Args:
+        path: the CT.
+        mr: on whose grid it is wanted.
+        resampled: whether a CT on another grid is resampled, linearly, with air outside it; else it is an error. None:
+            the command has no option for it.
+
     Raises:
-        InputError: it cannot be read, is no CT in HU, or does not lie on the MR's grid.
+        InputError: it cannot be read, is no CT in HU, or does not lie on the MR's grid, or, `resampled`, nowhere in it.
     """
     reference = read_volume(path)
-    if not same_grid(reference, mr):
+    fits = same_grid(reference, mr)
+    if not fits and not resampled:
         found, expected = describe_grid(reference), describe_grid(mr)
-        way = resampling(path, "MR")
+        way = ("" if resampled is None else "--resample_reference, or ") + resampling(path, "MR")
         raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first: {way}")
     try:
         check_ct(reference)
+        if fits:
+            return in_hu(reference)
+        on_grid, outside = resample(in_hu(reference), mr, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return in_hu(reference)
+    log.info("%s: resampled to the MR's grid; %.1f %% of that lies outside it and is air", path, 100 * outside)
+    return on_grid
 
 
 def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, which is what is kept for use: steadier than the weights of one step."""
+"""The moving average of a network's weights, the weights that inference uses: steadier than those of one step."""
 
 import torch
 from torch import nn

@@ -145,7 +145,7 @@ class BaseModel(ABC):
 
     Attributes:
         networks, optimisers, pools: by name; weights are kept in files of the networks' names.
-        averages: moving averages of networks that are kept for use in their place.
+        averages: moving averages of networks, which inference uses in their place.
         visuals: images of the last step, as `visualization.panels` names them.
         finite: stops at a loss that is not finite.
     """
@@ -261,7 +261,7 @@ class BaseModel(ABC):
 
     @property
     def kept_networks(self) -> dict[str, nn.Module]:
-        """The networks whose weights are kept for use: the averages, where there are any."""
+        """The networks whose weights inference uses: the averages, where there are any."""
         return self.networks | {name: average.module for name, average in self.averages.items()}
 
     def state_dict(self) -> dict[str, Any]:

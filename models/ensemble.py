@@ -54,6 +54,7 @@ def synthesize_ensemble(
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
     fusion: str = "mean",
+    bar: bool = False,
 ) -> tuple[Volume, Volume]:
     """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
 
@@ -70,7 +71,7 @@ def synthesize_ensemble(
         warn_of_plan(plan)
         model = synthesiser.model
         spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)
-        ct = restore_volume(model.translate(slices, batch_size, spread), plan).array
+        ct = restore_volume(model.translate(slices, batch_size, spread, bar), plan).array
         variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
         variance[plan.with_body] = spread.variance()
         within += np.maximum(plan.frame.restore(variance, 0).array, 0)

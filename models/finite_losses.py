@@ -68,6 +68,6 @@ class FiniteLosses:
             if last.origins:
                 where, look = f" on slices {', '.join(last.origins)}", "look at these slices, "
             raise NonFiniteLossError(
-                f"loss not finite: {bad}{where}; no weight was changed by it: {look}lower --lr, and go on from the "
-                "last saved state by --continue_train"
+                f"loss not finite: {bad}{where}; no weight was changed by it: {look}lower --lr, and resume from the "
+                "last saved state with --continue_train"
             )

@@ -40,7 +40,7 @@ class ImagePool:
         images = images.detach()
         if self.size == 0:
             return images
-        # A restored pool is on the CPU, whatever device training goes on.
+        # A restored pool is on the CPU, whatever device the training is on.
         stored = images[:0] if self.images is None else self.images.to(images)
         given, kept = self._exchange(len(stored), len(images))
         everything = torch.cat([stored, images])

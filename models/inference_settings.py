@@ -183,7 +183,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
-    return [f"{name} cannot be" for name, fine in good.items() if not fine]
+    return [f"{name} is not a possible value" for name, fine in good.items() if not fine]
 
 
 def _is_number(value: object) -> bool:
@@ -270,13 +270,13 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     # Of one contrast the name says nothing that the weights depend on.
     several = ("contrasts",) if len(new.contrasts) > 1 else ()
     if differing := _differing(old, new, (*_NETWORK, *several)):
-        raise InputError(f"--init_from {name}: its weights were trained otherwise ({'; '.join(differing)})")
+        raise InputError(f"--init_from {name}: its weights were trained with other settings ({'; '.join(differing)})")
     for text in _differing(old, new, ("view", "spacing_mm", "mr_window", "bias_correction")):
         log.warning("warning: --init_from %s: %s", name, text)
 
 
 def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings) -> None:
-    """Refuse to go on with a run on images of another frame or in other units; warn of other intensities.
+    """Refuse to resume a run on images of another frame or in other units; warn of other intensities.
 
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
@@ -285,11 +285,11 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     if differing := _differing(old, new, keys):
         raise InputError(
             f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
-            "a new run from its weights by --init_from"
+            "a new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
     if _differing(old, new, learnt):
-        log.warning("warning: %s: the run goes on with volumes of other intensities than it was started on", folder)
+        log.warning("warning: %s: the run resumes with volumes of other intensities than it was started on", folder)
 
 
 def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:

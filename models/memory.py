@@ -1,4 +1,4 @@
-"""What memory a device has left, and what an error for want of it asked for."""
+"""What memory a device has left, and how much an out-of-memory error asked for."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def asked_and_free(error: Exception, device: torch.device) -> str:
-    """Return what an error for want of memory asked for, where it says so, and what is free.
+    """Return how much an out-of-memory error asked for, where it says so, and how much is free.
 
     For example ' (2.0 GiB more asked for, 1.5 GiB free)'.
     """
@@ -36,7 +36,7 @@ def asked_and_free(error: Exception, device: torch.device) -> str:
 
 @contextmanager
 def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[None]:
-    """Make an error of the user's, which says the way out, of a want of memory for a training on `device`.
+    """Turn running out of memory in a training on `device` into an `InputError` that says the way out.
 
     `smaller`: the options of its method that `BaseModel.memory_options` names.
     """
@@ -50,5 +50,5 @@ def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[No
         new_run = f", or start a run with a smaller {smaller}" if smaller else ""
         raise InputError(
             f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
-            f"go on from the last saved state by --continue_train{new_run}"
+            f"resume from the last saved state with --continue_train{new_run}"
         ) from error

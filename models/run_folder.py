@@ -1,6 +1,7 @@
 """A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
 
 import fcntl
+import json
 import logging
 import math
 import shutil
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STATE_NAME = "latest_state.pth"
 OPTIONS_NAME = "opt.json"
+# Options that say how a process starts; a run that resumes does not take them from `opt.json`.
+STARTING_OPTIONS = ("name", "checkpoints_dir", "continue_train", "init_from", "epoch")
 # The state before it, for the day when a disk gives the latest one back damaged.
 PREVIOUS_STATE_NAME = "previous_state.pth"
 STATE_KIND = "state of a training run"
@@ -92,7 +95,7 @@ def check_new(folder: Path) -> None:
     """
     if has_state(folder):
         raise InputError(
-            f"{folder}: holds a run already; go on with it by --continue_train, choose another --name, or delete it"
+            f"{folder}: holds a run already; resume it with --continue_train, choose another --name, or delete it"
         )
     if any(folder.glob("*_net_*.pth")):
         raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
@@ -166,6 +169,23 @@ def save_options(folder: Path, options: Mapping[str, Any]) -> None:
     write_json(folder / OPTIONS_NAME, dict(options))
 
 
+def update_options(folder: Path, options: Mapping[str, Any], natures: Mapping[str, Nature]) -> None:
+    """Write the options that a run resumes with, and name those that differ and change no result.
+
+    How the run was started (`STARTING_OPTIONS`) stays as it was. Where `opt.json` is damaged it is written anew.
+    """
+    try:
+        saved = read_json(folder / OPTIONS_NAME)
+    except InputError as error:
+        log.warning("warning: %s; it is written again", error)
+        saved = {}
+    now = {name: value for name, value in options.items() if name not in STARTING_OPTIONS or name not in saved}
+    for name, value in json.loads(json.dumps(now)).items():
+        if name in saved and saved[name] != value and natures.get(name) == Nature.FREE:
+            log.info("resumed with another option: %s: was %s, now %s", name, saved[name], value)
+    save_options(folder, saved | now)
+
+
 def check_options(
     folder: Path, saved: Mapping[str, str], current: Mapping[str, str], natures: Mapping[str, Nature]
 ) -> None:
@@ -188,10 +208,10 @@ def check_options(
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
-            "a new run from its weights by --init_from"
+            "a new run from its weights with --init_from"
         )
     for text in changed.values():
-        log.warning("warning: the run goes on with another option, so not as it would have: %s", text)
+        log.warning("warning: the run resumes with another option, which changes its result: %s", text)
 
 
 def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> bool:
@@ -208,17 +228,17 @@ def clear_scratch(folder: Path) -> None:
 
 
 def has_state(folder: Path) -> bool:
-    """Tell whether a run's folder holds a state to go on from."""
+    """Tell whether a run's folder holds a state to resume from."""
     return (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists()
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the full training state, from which `load_state` lets a run go on; the one before it is kept."""
+    """Write the full training state, from which `load_state` lets a run resume; the one before it is kept."""
     latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
     save_atomically({"kind": STATE_KIND, "format_version": STATE_VERSION, **state}, scratch)
     if latest.exists():
         latest.replace(folder / PREVIOUS_STATE_NAME)
-    scratch.replace(latest)  # killed between the two, the run goes on from the previous state
+    scratch.replace(latest)  # killed between the two, the run resumes from the previous state
 
 
 def load_state(
@@ -249,9 +269,9 @@ def load_state(
             state = _load_state(previous, take_over, parts)
         except DamagedStateError as second:
             raise InputError(
-                f"{error}; and the state before it: {second}; start a new run from the weights by --init_from"
+                f"{error}; and the state before it: {second}; start a new run from the weights with --init_from"
             ) from second
-        log.warning("warning: %s; going on from the state before it, %s", error, previous.name)
+        log.warning("warning: %s; resuming from the state before it, %s", error, previous.name)
         if latest.exists():  # or the next save would put it in place of the good one
             latest.replace(folder / f"damaged_{STATE_NAME}")
         return state
@@ -266,7 +286,7 @@ def _load_state(path: Path, take_over: Callable[[dict[str, Any]], None], parts: 
     if found != (STATE_KIND, STATE_VERSION):
         raise DamagedStateError(
             f"{path}: is {found[0]} of version {found[1]}; expected {STATE_KIND} of version {STATE_VERSION}: start a "
-            "new run from its weights by --init_from"
+            "new run from its weights with --init_from"
         )
     if missing := [name for name, kind in parts.items() if not isinstance(state.get(name), kind)]:
         raise DamagedStateError(f"{path}: damaged: no {', '.join(missing)} in it, as every saved state has")

@@ -235,8 +235,8 @@ def open_extractor(
     if not file.exists():
         raise InputError(
             f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
-            f"train one by python -m ct_segmentation.train --dataroot {dataroot}, "
-            "name one of the same anatomy by --shape_extractor, or train without the constraint: --lambda_shape 0 "
+            f"train one with python -m ct_segmentation.train --dataroot {dataroot}, "
+            "name one of the same anatomy with --shape_extractor, or train without the constraint: --lambda_shape 0 "
             "--lambda_shape_gan 0"
         )
     extractor = load_extractor(path, device, ct_map)

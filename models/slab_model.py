@@ -68,7 +68,7 @@ class PairLosses:
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
         help="weight of the L1 loss of a second generator, CT to MR; above 0 it is trained too, so that a CycleGAN can "
-        "start from both by --init_from",
+        "start from both with --init_from",
     )  # fmt: skip
     steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="number of steps per epoch")
 
@@ -151,9 +151,9 @@ class SlabModel(BaseModel):
             InputError: another way to crop, or a limit on an epoch's samples.
         """
         if data.preprocess != "body_crop":
-            raise InputError(f"--preprocess {data.preprocess}: slabs are cut about bodies here: leave it out")
+            raise InputError(f"--preprocess {data.preprocess}: this method crops around bodies itself; leave it out")
         if isinstance(data.mr_window, Mapping) and not cls.takes_contrasts:
-            raise InputError("--mr_window NAME=...: MR of one contrast are learnt here; expected one rule")
+            raise InputError("--mr_window NAME=...: this method learns from one MR contrast; expected one rule")
         if data.max_dataset_size:
             raise InputError("--max_dataset_size does nothing here: an epoch has --steps_per_epoch steps")
 

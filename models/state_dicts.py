@@ -84,7 +84,7 @@ def _check_whole(path: Path, taken_over: bool) -> None:
         if not taken_over:
             raise InputError(
                 f"{path}: cannot be read: it is in the format of torch before 1.6, which has no checksums, so damage "
-                "would go unnoticed; take the weights over by python -m scripts.import_generator (a generator) or "
+                "would go unnoticed; take the weights over with python -m scripts.import_generator (a generator) or "
                 "python -m ct_segmentation.import_extractor (a shape extractor)"
             )
         log.warning(
@@ -101,8 +101,7 @@ def _check_whole(path: Path, taken_over: bool) -> None:
         ) from error
     if damaged:
         raise InputError(
-            f"{path}: cannot be read: it is damaged: its part {damaged} has another checksum than when it was written; "
-            "fetch or write it again"
+            f"{path}: cannot be read: it is damaged: its part {damaged} has the wrong checksum; fetch or write it again"
         )
 
 

@@ -6,7 +6,7 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -99,12 +99,12 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     """Read what inference must know of the run in `folder`; `spacing_mm` is for a model trained on images without one.
 
     Raises:
-        InputError: the run is missing or damaged, or its pixel spacing is unknown, or is not to be said.
+        InputError: the run is missing or damaged, or its pixel spacing is unknown, or must not be given.
     """
     settings = read_inference_settings(folder)
     if settings.spacing_mm is None:
         if spacing_mm is None:
-            raise InputError(f"{folder}: trained on images without a pixel spacing; say it with --spacing_mm")
+            raise InputError(f"{folder}: trained on images without a pixel spacing; give it with --spacing_mm")
         return replace(settings, spacing_mm=spacing_mm)
     if spacing_mm is not None:
         raise InputError(f"--spacing_mm {spacing_mm:g}: the model in {folder} has its own, {settings.spacing_mm:g} mm")
@@ -157,6 +157,7 @@ def load_synthesiser(
     precision: str = "fp32",
     spacing_mm: float | None = None,
     direction: str | None = None,
+    off: Collection[str] = (),
 ) -> Synthesiser:
     """Load a generator of the run in `folder`.
 
@@ -164,11 +165,16 @@ def load_synthesiser(
         folder, epoch, spacing_mm, direction: as in `find_generator`.
         device: where to run.
         precision: one of `models.precision.PRECISIONS`.
+        off: settings that are turned off: 'mirrored', 'solid_body'.
 
     Raises:
         InputError: as `find_generator`, or the weights do not fit.
     """
     settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
+    settings = replace(
+        settings, mirrored=settings.mirrored and "mirrored" not in off,
+        solid_body=settings.solid_body and "solid_body" not in off,
+    )  # fmt: skip
     return Synthesiser(settings, TestModel(settings, weights, device, precision))
 
 
@@ -178,6 +184,7 @@ def synthesize_volume(
     body: np.ndarray | None = None,
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
+    bar: bool = False,
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
@@ -191,6 +198,7 @@ def synthesize_volume(
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
+        bar: whether a terminal shows a progress bar over the slices.
 
     Raises:
         InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
@@ -199,7 +207,7 @@ def synthesize_volume(
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     warn_of_plan(plan)
-    return restore_volume(synthesiser.model.translate(slices, batch_size), plan)
+    return restore_volume(synthesiser.model.translate(slices, batch_size, bar=bar), plan)
 
 
 def warn_of_plan(plan: VolumePlan) -> None:

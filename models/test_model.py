@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from data.errors import InputError, is_out_of_memory
 from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread
@@ -55,7 +56,7 @@ class Translator:
         return self.slab * len(self._mirrorings)
 
     def translate(
-        self, slices: np.ndarray, batch_size: int | None = None, spread: SlabSpread | None = None
+        self, slices: np.ndarray, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False
     ) -> np.ndarray:
         """Return the target slices, float32 (N, H, W), of source slices, (N, H, W); all in [-1, 1].
 
@@ -65,12 +66,17 @@ class Translator:
             slices: source slices; of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
             spread: gets every output of which the result is the mean.
+            bar: whether a terminal shows a progress bar.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
         mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
-        for centre, outputs in enumerate(self._translate_views(slices, batch_size)):
+        views = tqdm(
+            self._translate_views(slices, batch_size), total=len(slices), unit="slice", disable=None if bar else True,
+            leave=False,
+        )  # fmt: skip
+        for centre, outputs in enumerate(views):
             mean.add(centre, _mean(outputs))
             if spread is not None:
                 for output in outputs:
@@ -150,7 +156,7 @@ class Translator:
                 f"{self.device}: out of memory with one slice at a time{asked_and_free(error, self.device)}; free "
                 "some, or choose another --device"
             ) from error
-        log.info("%s: out of memory with %d slices at a time; going on with %d", self.device, size, size // 2)
+        log.info("%s: out of memory with %d slices at a time; continuing with %d", self.device, size, size // 2)
         traceback.clear_frames(error.__traceback__)  # the failed pass's tensors would stay as long as the error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from data.errors import InputError
 from data.settings.declaration import Nature, Need, option
-from data.settings.values import nonnegative_float, nonnegative_int, positive_float
+from data.settings.values import nonnegative_float, nonnegative_int
 
 WARM_STARTS = ("none", "simulated_mr")
 # Defaults of a warm start's options; without one they are 0.
@@ -26,7 +27,7 @@ class WarmStart:
         help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
     )  # fmt: skip
     warm_lr: float | None = option(
-        None, nature=Nature.RESULT, parse=positive_float, needs=Need("warm_start", ("simulated_mr",)),
+        None, nature=Nature.RESULT, parse=nonnegative_float, needs=Need("warm_start", ("simulated_mr",)),
         help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
     )  # fmt: skip
     lambda_simulated: float | None = option(
@@ -36,10 +37,19 @@ class WarmStart:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Fill in what depends on `warm_start`."""
+        """Fill in what depends on `warm_start`.
+
+        Raises:
+            InputError: the learning rate of a warm start is 0, as only a run without one records it.
+        """
+        if self.warm_start != "none" and self.warm_lr == 0:
+            raise InputError("--warm_lr 0: expected a number above 0")
         for name, value in _WHEN_WARM.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value if self.warm_start != "none" else 0)
+            given = getattr(self, name)
+            if not given and self.warm_start == "none":
+                object.__setattr__(self, name, 0)
+            elif given is None:
+                object.__setattr__(self, name, value)
 
     @property
     def warm_epochs(self) -> int:

@@ -66,12 +66,14 @@ class DicomChoice:
 
     series_description: re.Pattern | None = option(
         None, parse=regular_expression, metavar="REGEX",
-        help="take the DICOM series whose description holds this, in any case",
+        help="take the DICOM series whose description contains this, in upper or lower case",
     )  # fmt: skip
     contrast: str | None = option(
-        None, help="which images of a DICOM series that holds several volumes, by the names that its error lists"
+        None, help="which volume of a DICOM series that holds several; the error message lists their names"
     )
-    echo: int | None = option(None, parse=positive_int, metavar="N", help="which echo of such a series, by time from 1")
+    echo: int | None = option(
+        None, parse=positive_int, metavar="N", help="which echo of such a series: 1 is the earliest"
+    )
 
     @property
     def chosen(self) -> list[str]:
@@ -140,7 +142,7 @@ def list_models(checkpoints_dir: Path) -> str:
     """Return in words which models a folder holds, each with what its card (README.md) says in its title."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
-        return f"There is none in {checkpoints_dir}: train one by train.py, or choose another --checkpoints_dir"
+        return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
     lines = [f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models]
     return "\n".join([f"{checkpoints_dir} has:", *lines])
 

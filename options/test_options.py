@@ -69,6 +69,8 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
         ModelChoice, "name", None, nargs="+", metavar="NAME",
         help="the model's name, or several: the mean of what they make; its folder in --checkpoints_dir",
     )  # fmt: skip
+    no_mirrored: bool = option(False, help="convert each slice once, not as the mean of its mirrorings: faster")
+    no_solid_body: bool = option(False, help="leave air inside the body as the model gives it")
     input: list[tuple[str | None, Path]] = option(
         parse=named_path, repeated=True, metavar="[NAME=]PATH",
         help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
@@ -76,6 +78,7 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     series_uid: str | None = option(None, help="which DICOM series of the folder")
     mask: Path | None = option(None, parse=Path, help="body mask on the MR's grid (default: computed)")
     reference: Path | None = option(None, parse=Path, help="true CT on the MR's grid: the result is scored against it")
+    resample_reference: bool = option(False, help="put a --reference that lies on another grid onto the MR's")
     output: Path | None = option(
         None, parse=file_or_folder,
         help="the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or the new folder of a "
@@ -83,7 +86,7 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     )  # fmt: skip
     uncertainty: Path | None = option(
         None, parse=Path, metavar="FILE",
-        help="write how far apart lies what models, overlapping slabs and mirrorings say: standard deviation in HU",
+        help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",
     )  # fmt: skip
     fusion: str | None = option(
         None, choices=FUSIONS,
@@ -117,6 +120,8 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
                 "--patient_name, --patient_id, --anonymous: they concern a DICOM series; add --dicom FOLDER"
             )
         MuMapSettings.__post_init__(self)
+        if self.resample_reference and not self.reference:
+            raise InputError("--resample_reference does nothing without --reference")
         for name, path in (("mu_map", self.mu_map), ("uncertainty", self.uncertainty)):
             if path and not is_file(path):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")

@@ -5,7 +5,9 @@ Each option is declared once, as a field of the settings class of its subject.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError
@@ -17,6 +19,7 @@ from models.cycle_gan_model import CycleGANModel
 from models.paired_model import PairedModel
 from models.refined_pairs_model import RefinedPairsModel
 from models.simulated_pairs_model import SimulatedPairsModel
+from training.option_files import OptionFiles, read_option_files
 from training.settings import TrainingSettings, parse_training, training_parser
 
 METHODS: dict[str, type[BaseModel]] = {
@@ -28,30 +31,57 @@ METHODS: dict[str, type[BaseModel]] = {
 }
 
 
-def train_parser(model: str = "cycle_gan") -> argparse.ArgumentParser:
-    """Return the parser of `train.py` with the options of a method."""
+def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of `train.py` with the options of a method; `values` from files are its defaults."""
     method = METHODS[model]
     description = f"Train a model. --model {model}: {method.__doc__}"
-    parser = training_parser(method, "train.py", description)
+    parser = training_parser(method, "train.py", description, values)
     _add_model(parser)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:
     parser.add_argument(
-        "--model", choices=tuple(METHODS), default="cycle_gan",
+        "--model", choices=tuple(METHODS), default=default,
         help="how it is trained; with --help after it: that method's options",
     )  # fmt: skip
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
-    """Return the checked settings; nothing changes them afterwards."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_model(first)
+    """Return the checked settings; nothing changes them afterwards.
+
+    Raises:
+        InputError: a file with options cannot be used, or a run that should continue has no state.
+    """
     words = protected_numbers(arguments)
+    files = files_of(words)
+    if files.method not in (None, *METHODS):
+        raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_model(first, files.method or "cycle_gan")
+    said = any(word.partition("=")[0] == "--model" for word in words)
     try:
-        words, _ = translate(words, OPTIONS, Command.TRAIN)
+        words, _ = translate(words, OPTIONS, Command.TRAIN, None if said else files.method)
     except InputError as error:
         train_parser().error(str(error))
     chosen = first.parse_known_args(words)[0].model
-    return parse_training(train_parser(chosen), chosen, METHODS[chosen], words)
+    method = METHODS[chosen]
+    return parse_training(train_parser(chosen, files.values(method)), chosen, method, words, files.given(method))
+
+
+def files_of(words: Sequence[str]) -> OptionFiles:
+    """Return what the files say that a command line names: its `--config`, and the run that it continues."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--continue_train", action="store_true")
+    for name in ("--name", "--checkpoints_dir", "--dataroot"):
+        first.add_argument(name)
+    found, _ = first.parse_known_args(words)
+
+    def folder(config: Mapping[str, Any]) -> Path | None:
+        name = found.name or config.get("name")
+        if not (name and (found.continue_train or config.get("continue_train") is True)):
+            return None
+        return Path(found.checkpoints_dir or config.get("checkpoints_dir", "checkpoints")) / str(name)
+
+    return read_option_files(found.config, folder, complete=found.dataroot is not None)

@@ -44,7 +44,7 @@ from training.distributed import ProcessGroup
 from training.run import set_up_torch
 
 FILE_NAME = "gpu_check.json"
-# With less time left than this no compilation is begun.
+# With less time left than this no compilation is started.
 LEAST_COMPILE_S = 20
 COMMON = BenchmarkSettings(steps=5, turns=3, num_threads=(0, 4))
 # What is compared with float64 on the CPU: small, so that the reference takes seconds.
@@ -135,7 +135,7 @@ class Checks:
 
     def _need_cuda(self) -> None:
         if self.device.type != "cuda":
-            raise NotRunError(f"{self.device}: only CUDA tells")
+            raise NotRunError(f"{self.device}: measured on CUDA only")
 
     def sections(self) -> dict[str, Callable[[], dict]]:
         """Return the sections, in order."""

@@ -69,7 +69,7 @@ for k in "${!names[@]}"; do
     if "$stopped" || [ "$rest" -le 0 ]; then
         failed+=("training $name")
         if "$stopped"; then why="stopped by a signal"; else why="no time is left; raise SECONDS_TOTAL"; fi
-        echo "training $name: not begun: $why"
+        echo "training $name: not started: $why"
         continue
     fi
     options=(--dataroot "${datasets[$k]}" --name "$name" --seconds "$rest" --checkpoints_dir "$models" --device "$device"

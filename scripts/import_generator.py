@@ -80,7 +80,7 @@ def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
         there = ", ".join(sorted(path.name for path in weights.glob("*_net_*.pth"))) or "none"
         raise InputError(
             f"{weights}: no {epoch}_net_G_A.pth; expected the weights of a generator from MR to CT; there are {there}: "
-            "say which by --epoch, or give the file itself"
+            "choose one with --epoch, or give the file itself"
         )
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.prepared.contrast_sources import find_contrasts
+from data.prepared.patient_ids import warn_of_same_patients
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
@@ -28,9 +29,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on")
     parser.add_argument(
-        "--mr_mask", metavar="GLOB", help="body masks of the MR (else computed), matched by name or folder"
+        "--mr_mask",
+        metavar="GLOB",
+        help="body masks of the MR, matched by name or folder; computed for those that have none",
     )
-    parser.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT (else computed)")
+    parser.add_argument("--ct_mask", metavar="GLOB", help="the same for the CT")
     parser.add_argument(
         "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of patients to test on, as --mr"
     )
@@ -71,7 +74,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace files in --out that no preparation made; its own it renews"
+        "--overwrite",
+        action="store_true",
+        help="replace files in --out that no preparation made, and prepare a data set again with other slices",
     )
     options = parser.parse_args(arguments)
     if options.size < 4 or options.size % 4:
@@ -114,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prepare, report, and return 0, or 1 if a volume failed."""
     options = parse(arguments)
     groups = find_groups(options)
+    warn_of_same_patients(groups["train", "A"], groups["train", "B"])
     unknown = set(options.series_uid) - {
         one.series_uid for found in groups.values() for source in found for one in (source, *source.further)
     }

@@ -23,11 +23,11 @@ trap report_untested EXIT
 if [ -n "${CI:-}" ]; then
     if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
-            >/dev/null || echo "no Chromium to be had: tests of pages are skipped"
+            >/dev/null || echo "Chromium cannot be installed here: tests of pages are skipped"
     fi
     command -v chromium chromium-browser google-chrome >/dev/null || untested+=("pages in a browser: no Chromium")
     if ! bash scripts/visdom_offline.sh; then
-        echo "no scripts for visdom to be had: the test of its dashboard is skipped"
+        echo "visdom's scripts cannot be downloaded here: the test of its dashboard is skipped"
         untested+=("visdom's dashboard: its scripts could not be fetched")
     fi
 fi

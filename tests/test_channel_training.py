@@ -269,4 +269,4 @@ def test_mr_is_simulated_in_one_contrast(root, tmp_path, capsys):
     rule = ["--mr_window", "in_phase=tissue"]
     with pytest.raises(SystemExit):
         train.main(["--model", "simulated_pairs", "--dataroot", str(root / "one"), *where, *rule])
-    assert "--mr_window NAME=...: MR of one contrast are learnt here" in capsys.readouterr().err
+    assert "--mr_window NAME=...: this method learns from one MR contrast" in capsys.readouterr().err

@@ -231,6 +231,6 @@ def test_a_volume_file_beside_dicom_slices_is_passed_over_unless_it_is_named(tmp
     cohort = find_cohort(tmp_path)
     assert [case.path for case in cohort.cases] == [tmp_path / "p1/MR", tmp_path / "p2" / name]
     (text,) = cohort.passed_over
-    assert f"{tmp_path}/p1/MR/{name}: beside DICOM slices; to convert it, name it by --pattern" in text
+    assert f"{tmp_path}/p1/MR/{name}: beside DICOM slices; to convert it, name it with --pattern" in text
     named = find_cohort(tmp_path, [f"**/{name}"])
     assert [case.path for case in named.cases] == [tmp_path / "p1/MR" / name, tmp_path / "p2" / name]

@@ -115,7 +115,7 @@ def test_contrasts_of_one_dicom_series_are_used_by_name(site):
     write_dixon(site / "dicom/p7")
     folder = site / "dicom/p7"
     adapt(site, "--input", f"fat={folder}", "--input", f"in_phase={folder}")
-    found = read_volume(site / f"out/{NAME}/dicom_p7.nii.gz").array
+    found = read_volume(site / f"out/{NAME}/p7.nii.gz").array
     images = [read_volume(folder, contrast=name) for name in NAMES]
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", torch.device("cpu"))
     np.testing.assert_array_equal(found, synthesize_volume(images[0], synthesiser, further=images[1:]).array)
@@ -175,7 +175,7 @@ def test_a_case_that_lacks_a_contrast_or_has_it_twice_fails_by_name_and_alone(si
         (["--pattern", "in_phase=*"], "--pattern: no fat"),
         (["--pattern", "*.nii.gz"], "--pattern *.nii.gz: does not say which contrast it is"),
         (["--pattern", "fat=x*", "in_phase=y*"], "no volume file or DICOM folder that matches fat=x* or in_phase=y*"),
-        ([*PATTERNS, "--series_description", "x"], "--series_description: contrasts are told apart by name"),
+        ([*PATTERNS, "--series_description", "x"], "--series_description: contrasts are distinguished by name"),
     ],
 )
 def test_a_cohort_needs_a_pattern_for_each_contrast(site, arguments, message):

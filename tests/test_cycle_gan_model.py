@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
 
 
 @pytest.mark.parametrize("lambda_gan", [1.0, 0.0])
-def test_a_restored_model_goes_on_bit_for_bit(lambda_gan):
+def test_a_restored_model_resumes_bit_for_bit(lambda_gan):
     settings = CycleGANSettings(**TINY, pool_size=2, lambda_gan=lambda_gan)
     model = CycleGANModel(settings, CPU)
     for step in range(4):

@@ -407,7 +407,8 @@ def test_a_cohort_s_series_are_written_once_and_renewed_where_one_was_changed(tm
         np.testing.assert_array_equal(back.array, volume.array)
         assert same_grid(back, volume, tolerance=1e-4)
     assert headers(out / "dicom/a")[0].PatientID == "id-4711"
-    assert test_adapt.main(adapt(tmp_path, tmp_path / "in/a", "--precision", "fp32", "--dicom", tmp_path / "one")) == 0
+    elsewhere = ("--output", tmp_path / "single.nii.gz", "--dicom", tmp_path / "one")
+    assert test_adapt.main(adapt(tmp_path, tmp_path / "in/a", "--precision", "fp32", *elsewhere)) == 0
     assert [h.SOPInstanceUID for h in headers(out / "dicom/a")] == [h.SOPInstanceUID for h in headers(tmp_path / "one")]
 
     def times():

@@ -106,7 +106,7 @@ def test_a_step_that_does_not_come_out_even_is_filled_from_the_epoch_s_beginning
 
 
 @pytest.mark.slow
-def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot, tmp_path):  # noqa: F811
+def test_a_job_writes_once_and_resumes_with_other_numbers_of_processes(dataroot, tmp_path):  # noqa: F811
     """Six samples, two processes of one each: three steps an epoch."""
     where = ["--dataroot", dataroot, "--name", "two", "--checkpoints_dir", tmp_path]
     code, output = finished_as_users_run_it("train.py", *where, *TINY, *SHORT)
@@ -128,7 +128,7 @@ def test_a_job_writes_once_and_goes_on_with_other_numbers_of_processes(dataroot,
 
 
 @pytest.mark.slow
-def test_the_plateau_of_several_processes_goes_on_from_the_mean_of_their_losses(dataroot, tmp_path):  # noqa: F811
+def test_the_plateau_of_several_processes_resumes_from_the_mean_of_their_losses(dataroot, tmp_path):  # noqa: F811
     """Three steps an epoch, one epoch; the state after two of them is the one before the last."""
     plateau = [*TINY, *SHORT, "--n_epochs", "1", "--n_epochs_decay", "0", "--lr_policy", "plateau", "--no_html"]
     plateau += ["--save_latest_freq", "2", "--checkpoints_dir", tmp_path, "--dataroot", dataroot]
@@ -172,7 +172,7 @@ def test_means_over_processes_keep_their_type():
 
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("state", [None, "latest_state.pth", "previous_state.pth", "next_latest_state.pth"])
-def test_a_slurm_job_goes_on_where_its_run_has_a_state_and_meets_at_its_own_port(tmp_path, joint, state):
+def test_a_slurm_job_resumes_where_its_run_has_a_state_and_meets_at_its_own_port(tmp_path, joint, state):
     """With the cluster's commands replaced by ones that note their arguments."""
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", 'printf "%s\n" "$@" > arguments'), ("scontrol", "printf 'node1\nnode2\n'")):
@@ -193,8 +193,8 @@ def test_a_slurm_job_goes_on_where_its_run_has_a_state_and_meets_at_its_own_port
         script = ["bash", str(ROOT / "scripts/slurm_train.sbatch"), *options]
         subprocess.run(script, env=os.environ | environment | {"PATH": path}, check=True, cwd=tmp_path)
         arguments = (tmp_path / "arguments").read_text().splitlines()
-        goes_on = ["--continue_train"] if state in ("latest_state.pth", "previous_state.pth") else []
-        assert arguments[arguments.index("train.py") :] == ["train.py", *options, *goes_on]
+        resumes = ["--continue_train"] if state in ("latest_state.pth", "previous_state.pth") else []
+        assert arguments[arguments.index("train.py") :] == ["train.py", *options, *resumes]
         assert {"--nnodes=2", "--nproc_per_node=4"} < set(arguments)
         (meeting,) = (word for word in arguments if word.startswith("--rdzv_endpoint="))
         host, port = meeting.removeprefix("--rdzv_endpoint=").split(":")

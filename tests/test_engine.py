@@ -36,7 +36,7 @@ from training.settings import SHARED_GROUPS, SaveRhythm, save_rhythm
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_fp16_steps_with_a_scale_that_is_restored_and_goes_on_bit_for_bit():
+def test_fp16_steps_with_a_scale_that_is_restored_and_resumes_bit_for_bit():
     model = CycleGANModel(CycleGANSettings(**TINY, precision="fp16"), CPU)
     plain = CycleGANModel(CycleGANSettings(**TINY), CPU)
     before = weights(model, *model.networks)
@@ -115,7 +115,7 @@ def test_other_rhythms_are_refused(text):
 
 
 def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch):  # noqa: F811
-    """A clock that goes on by 20 seconds whenever it is asked: a state after every few steps, and the same weights."""
+    """A clock that advances by 20 seconds whenever it is asked: a state after every few steps, and the same weights."""
     saved, save, now = [], run_folder.save_state, [0.0]
 
     def count(folder, state):
@@ -136,12 +136,12 @@ def test_minutes_are_counted_from_the_last_state(dataroot, tmp_path, monkeypatch
     assert 3 <= len(within) <= 9 and (2, 0) in saved
 
 
-def test_options_that_change_a_result_are_named_when_a_run_goes_on_and_no_others(dataroot, tmp_path, caplog):  # noqa: F811
+def test_options_that_change_a_result_are_named_when_a_run_resumes_and_no_others(dataroot, tmp_path, caplog):  # noqa: F811
     run(dataroot, tmp_path)
     caplog.clear()
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", "--lr", "1e-4", "--print_freq", "2")
     changed = [entry.getMessage() for entry in caplog.records if entry.levelno == logging.WARNING]
-    assert [text.rpartition("would have: ")[2] for text in changed] == [
+    assert [text.rpartition("changes its result: ")[2] for text in changed] == [
         "lr: was 0.0002, now 0.0001", "n_epochs: was 2, now 3",
     ]  # fmt: skip
 
@@ -213,7 +213,7 @@ def test_a_shortage_of_memory_names_the_options_that_the_method_has(model, small
     method, asked = METHODS[model], "CUDA out of memory. Tried to allocate 2.50 GiB."
     with pytest.raises(InputError) as said, memory_shortage_said(CPU, method.memory_options):
         raise torch.OutOfMemoryError(asked)
-    assert str(said.value).endswith(f"by --continue_train, or start a run with a smaller {smaller}")
+    assert str(said.value).endswith(f"with --continue_train, or start a run with a smaller {smaller}")
     options = {field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)}
     assert set(re.findall(r"--(\w+)", str(said.value))) <= options
 

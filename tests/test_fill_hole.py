@@ -158,7 +158,7 @@ def test_command_never_replaces_its_input_unless_told(tmp_path):
     np.testing.assert_array_equal(read_volume(path).array, block_with_hole(0))
 
 
-def test_command_on_a_folder_goes_on_after_a_bad_file_and_lists_it(tmp_path, caplog):
+def test_command_on_a_folder_resumes_after_a_bad_file_and_lists_it(tmp_path, caplog):
     source, target = tmp_path / "in", tmp_path / "out"
     write_volume(Volume(block_with_hole(1), **GRID), source / "a.nii.gz")
     write_volume(Volume(block_with_hole(1) * np.arange(15, dtype=np.uint8), **GRID), source / "b.nii.gz")

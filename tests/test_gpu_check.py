@@ -136,14 +136,14 @@ def test_a_section_never_raises():
         raise RuntimeError("device-side assert")
 
     def unfit():
-        raise NotRunError("only CUDA tells")
+        raise NotRunError("measured on CUDA only")
 
     assert run_section(lambda: {"ratio": 3}, later())["status"] == "done"
     assert run_section(lambda: {"passed": False}, later())["status"] == "failed"
     failed = run_section(broken, later())
     assert (failed["status"], failed["reason"]) == ("failed", "device-side assert")
     assert "in broken" in failed["traceback"]
-    assert run_section(unfit, later())["reason"] == "only CUDA tells"
+    assert run_section(unfit, later())["reason"] == "measured on CUDA only"
     late = run_section(broken, later(-1))
     assert (late["status"], late["reason"]) == ("not run", "the time is up")
 

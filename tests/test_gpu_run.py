@@ -102,7 +102,7 @@ def test_without_time_left_no_training_begins(tmp_path, call):
     done = subprocess.run(**call(SECONDS_TOTAL="1", BEFORE="sleep 2"), timeout=60)
     assert done.returncode == 1
     assert len(calls(tmp_path)) == 1
-    assert "training two: not begun: no time is left; raise SECONDS_TOTAL" in done.stdout
+    assert "training two: not started: no time is left; raise SECONDS_TOTAL" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_signal_reaches_what_runs_and_nothing_is_begun_after_it(tmp_path, call
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert output.count("not begun: stopped by a signal") == (2 if running == 1 else 0)
+    assert output.count("not started: stopped by a signal") == (2 if running == 1 else 0)
     assert len(calls(tmp_path)) == (1 if running == 1 else 3)
     logs = sorted((tmp_path / "out").glob("*.log"))
     assert [log.read_text().endswith("saved\n") for log in logs] == ([True] if running == 1 else [False, True, True])

@@ -88,7 +88,7 @@ def test_answers_have_no_gradient_and_stored_images_are_copies():
     assert not ImagePool(0, seeded()).query(image * 1).requires_grad
 
 
-def test_restored_pool_goes_on_exactly(tmp_path):
+def test_restored_pool_resumes_exactly(tmp_path):
     pool = ImagePool(3, seeded())
     for i in range(10):
         pool.query(numbered(i))
@@ -115,7 +115,7 @@ def test_state_is_not_changed_by_later_queries():
     assert torch.equal(state["generator"], kept[1])
 
 
-def test_half_filled_pool_is_restored_and_goes_on_filling():
+def test_half_filled_pool_is_restored_and_resumes_filling():
     pool = ImagePool(3, seeded())
     pool.query(numbered(0))
     restored = ImagePool(3, seeded(1))

@@ -152,7 +152,9 @@ def test_a_generator_trained_alone_is_generator_a(tmp_path):
 
 def test_a_folder_that_does_not_fit_leaves_nothing_behind(tmp_path):
     published_folder(tmp_path / "theirs", "G_B")
-    with pytest.raises(InputError, match=r"no latest_net_G_A\.pth; .*there are latest_net_G_B\.pth: say which by --ep"):
+    with pytest.raises(
+        InputError, match=r"no latest_net_G_A\.pth; .*there are latest_net_G_B\.pth: choose one with --ep"
+    ):
         take_over(tmp_path)
     published_folder(tmp_path / "theirs", "G_A", "D_A")
     with pytest.raises(InputError, match=r"latest_net_D_A\.pth: does not fit"):

@@ -259,7 +259,7 @@ def test_an_mr_as_scanners_write_it_starts_at_0(scale):
         check_starts_at_zero(scale * array, mask)
 
 
-def test_preparation_goes_on_without_the_level_of_fat_and_says_so(raw, caplog):  # noqa: F811
+def test_preparation_resumes_without_the_level_of_fat_and_says_so(raw, caplog):  # noqa: F811
     mr = mr_volume()
     write_volume(mr.with_array(mr.array + 1000), raw / "mr/p0.nii.gz")
     for k in range(2):

@@ -536,7 +536,7 @@ def test_the_command_writes_a_file_for_each_contrast(tmp_path):
         main(command)
 
 
-def test_a_folder_of_before_dixon_goes_on(tmp_path):
+def test_a_folder_of_before_dixon_resumes(tmp_path):
     write_dataset(tmp_path, TINY, 5, patients=1, test_patients=0)
     path = tmp_path / "phantom.json"
     data = json.loads(path.read_text())

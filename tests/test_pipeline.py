@@ -266,7 +266,7 @@ test_pipeline.main({arguments!r})
 """
 
 
-def test_a_killed_run_goes_on(site):
+def test_a_killed_run_resumes(site):
     code = KILL.format(root=str(ROOT), arguments=command(site))
     process = processes.run("-c", code)
     assert process.returncode == -signal.SIGKILL, process.stderr
@@ -456,7 +456,8 @@ OPTIONS_OF_BOTH = (
     "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite"
 ).split()
 OPTIONS = {
-    test_options: "input series_uid mask reference output uncertainty fusion patient_name patient_id".split(),
+    test_options: "input series_uid mask reference resample_reference output uncertainty fusion no_mirrored no_solid_body patient_name "
+    "patient_id".split(),
     pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
 }
 WHAT = {test_options: ["--input", "mr.nii"], pipeline_options: ["--input_dir", "d"]}

@@ -148,7 +148,7 @@ def test_a_body_that_does_not_fit_is_counted_with_a_way_out(raw, caplog):
     assert lost["q0"] == body.sum() - body[:, 10:50, 10:50].sum() > 0
     assert f"q0: {lost['q0']} body voxels lie outside the frame of 40 x 2 mm" in caplog.text
     suggested = float(caplog.text.split("q0:")[1].split("--spacing_mm ")[1].split()[0])
-    _, manifest = prepare(raw, "--size", "40", "--spacing_mm", str(suggested))
+    _, manifest = prepare(raw, "--size", "40", "--spacing_mm", str(suggested), "--overwrite")
     assert {case.lost_voxels for case in manifest.cases} == {0}
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_in_another_frame_leaves_nothing_that_looks_whole(raw
 
     monkeypatch.setattr(preparation, "_save_array", save_some)
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, "--spacing_mm", "3")
+        prepare(raw, "--spacing_mm", "3", "--overwrite")
     with pytest.raises(InputError, match="no such file; make the data set"):
         read_manifest(raw / "set")
     monkeypatch.undo()
@@ -244,7 +244,7 @@ def test_a_corrected_body_is_kept_and_used(raw, caplog):
     before = path.read_bytes()
     for arguments in ((), (), ("--spacing_mm", "2.5"), ("--spacing_mm", "2")):
         caplog.clear()
-        _, manifest = prepare(raw, *arguments)
+        _, manifest = prepare(raw, *arguments, "--overwrite")
         assert path.read_bytes() == before
         assert [text for text in caplog.messages if "corrected by hand" in text] == [
             f"{path}: corrected by hand, kept and used"
@@ -279,8 +279,41 @@ def test_a_run_that_can_write_nothing_keeps_the_manifest(raw):
     for file in (raw / "ct").iterdir():
         file.write_bytes(b"")
     with pytest.raises(InputError, match=r"no volume left to train on[^$]*q0\.mha: the file is empty"):
-        prepare(raw, "--spacing_mm", "3")
+        prepare(raw, "--spacing_mm", "3", "--overwrite")
     assert read_manifest(raw / "set") == manifest
+
+
+@pytest.mark.parametrize(
+    ("changed", "was"),
+    [
+        (["--size", "32"], "prepared with --size 64, now --size 32"),
+        (["--slice_mm", "3"], "prepared with --slice_mm None, now --slice_mm 3.0"),
+        (["--size", "32", "--spacing_mm", "4"], "with --size 64 --spacing_mm 2.0, now --size 32 --spacing_mm 4.0"),
+    ],
+)
+def test_a_data_set_is_not_turned_into_one_of_other_slices_by_mistake(raw, changed, was):
+    prepare(raw)
+    before = {path: path.read_bytes() for path in (raw / "set").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"{was}; choose another --out, or prepare all of it again with --overwrite"):
+        prepare(raw, *changed)
+    assert {path: path.read_bytes() for path in (raw / "set").rglob("*") if path.is_file()} == before
+    _, manifest = prepare(raw, *changed, "--overwrite")
+    assert (manifest.size, manifest.slice_mm) != (64, None)
+    prepare(raw, *changed)
+
+
+def test_one_corrected_mask_is_used_and_the_others_are_computed(raw, caplog):
+    caplog.set_level("INFO")
+    _, computed = prepare(raw, out="computed")
+    labels = np.zeros((6, 60, 60), np.uint8)
+    labels[1:5, 20:40, 20:40] = 1
+    write_volume(mr_volume().with_array(labels), raw / "masks/p1_mask.nii.gz")
+    _, manifest = prepare(raw, "--mr_mask", f"{raw}/masks/*")
+    assert "masks for 1 of 2 volumes; computed for the others: p0" in caplog.text
+    p0, p1 = manifest.select("train", "A")
+    np.testing.assert_array_equal(np.load(raw / "set" / p1.mask_file)[:, 2:62, 2:62], labels)
+    other = computed.select("train", "A")[0].mask_file
+    np.testing.assert_array_equal(np.load(raw / "set" / p0.mask_file), np.load(raw / "computed" / other))
 
 
 def test_names_and_patients_are_checked_before_any_work(raw, monkeypatch):

@@ -125,7 +125,7 @@ def test_all_optimisers_and_groups_follow(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_resumed_rate_goes_on_exactly(policy, tmp_path):
+def test_resumed_rate_resumes_exactly(policy, tmp_path):
     def make() -> LearningRate:
         return LearningRate([optimiser(), optimiser()], policy, 2e-4, 4, 11, lr_decay_iters=3)
 

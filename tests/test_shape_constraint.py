@@ -314,7 +314,7 @@ def test_an_extractor_of_other_patients_is_warned_of(dataroot, tmp_path, caplog,
     assert f"warning: {tmp_path / 'extractor.pth'}: " in named_in(caplog) and said in named_in(caplog)
 
 
-def test_a_run_that_goes_on_with_another_extractor_says_so(dataroot, tmp_path, caplog):  # noqa: F811
+def test_a_run_that_resumes_with_another_extractor_says_so(dataroot, tmp_path, caplog):  # noqa: F811
     a, b = extractor(), extractor()
     b.net.outc.conv.bias.data += 0.1
     for name, net in (("a", a), ("b", b)):
@@ -323,7 +323,7 @@ def test_a_run_that_goes_on_with_another_extractor_says_so(dataroot, tmp_path, c
     run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "a.pth"), "--continue_train")
     assert "shape extractor: was" not in caplog.text
     run(dataroot, tmp_path, "x", "--shape_extractor", str(tmp_path / "b.pth"), "--continue_train")
-    assert "goes on with another option, so not as it would have: shape extractor: was " in caplog.text
+    assert "resumes with another option, which changes its result: shape extractor: was " in caplog.text
 
 
 def test_a_missing_extractor_is_explained(dataroot, tmp_path):  # noqa: F811

@@ -280,10 +280,10 @@ def test_a_run_starts_from_an_extractor_that_knows_the_same_images(trained, tmp_
     source = shutil.copytree(trained / "run", tmp_path / "first")
     words = options(trained / "data", tmp_path / "second", *TRAINED, "--epochs", "1", "--init_from", source.name)
     with pytest.raises(
-        InputError, match=r"--init_from first: its weights were trained otherwise \(ct: .* there, .* here"
+        InputError, match=r"--init_from first: its weights were trained with other settings \(ct: .* there, .* here"
     ):
         train.main([*words, "--ct_window", "-1000", "900"])
-    with pytest.raises(InputError, match="trained otherwise \\(width: 8 there, 4 here"):
+    with pytest.raises(InputError, match="trained with other settings \\(width: 8 there, 4 here"):
         train.main([*words, "--width", "4"])
     assert not (tmp_path / "second").exists()
     train.main([*words, "--lr", "1e-30"])  # which changes nothing

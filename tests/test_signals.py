@@ -1,5 +1,6 @@
 """Signals and kills: `train.py` saves and leaves, or dies, and ends all the same with the weights of a whole run."""
 
+import logging
 import os
 import re
 import signal
@@ -58,7 +59,7 @@ def start(dataroot, checkpoints, *arguments):  # noqa: F811
     ("number", "whole_group"),
     [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, True), (signal.SIGHUP, True)],
 )
-def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
+def test_a_signal_saves_and_ends_and_the_run_resumes_bit_for_bit(
     dataroot,  # noqa: F811
     tmp_path,
     whole,
@@ -71,7 +72,7 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_bit_for_bit(
     assert process.wait() == 128 + number, process.stdout
     output = process.stdout
     name = signal.Signals(number).name
-    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; go on by --continue_train", output)
+    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+): .*run; resume with --continue_train", output)
     assert found and int(found[1]) < 20, output
     assert "Traceback" not in output
     resumed = run(dataroot, tmp_path / "ck", *LONG, "--continue_train")
@@ -103,11 +104,15 @@ def test_what_was_ignored_from_the_start_stays_so(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_kept_and_its_handler_given_back(number):
+def test_a_signal_is_kept_and_said_at_once_and_its_handler_given_back(number, caplog):
     before = signal.getsignal(number)
+    caplog.set_level(logging.INFO)
     with Interruption() as interruption:
         os.kill(os.getpid(), number)
         assert interruption.received == number
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        said = f"{signal.Signals(number).name}: saving the state after this step, then stopping{again}"
+        assert caplog.messages == [said]
     assert signal.getsignal(number) == before
 
 

@@ -366,7 +366,7 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     assert ct.array.dtype == np.int16
 
 
-def test_an_epoch_goes_on_where_it_was_with_another_batch_size(dataroot, tmp_path, monkeypatch):
+def test_an_epoch_resumes_where_it_was_with_another_batch_size(dataroot, tmp_path, monkeypatch):
     step, batches = SimulatedPairsModel.step, []
 
     class Stopped(training.run.Interruption):

@@ -90,10 +90,26 @@ def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
             find_sources(str(tmp_path / "*.nii"), None, regex)
 
 
-def test_one_folder_s_mask_is_not_taken_for_all_its_volumes(tmp_path):
-    touch(tmp_path, "p0.nii", "p1.nii", "p0_mask.nii.gz")
-    with pytest.raises(InputError, match=r"p1\.nii: 0 masks"):
-        find_sources(str(tmp_path / "p?.nii"), str(tmp_path / "*_mask.nii.gz"), None)
+@pytest.mark.parametrize(
+    ("volumes", "mask", "patterns"),
+    [
+        (["p0.nii", "p1.nii", "p2.nii"], "p1_mask.nii.gz", ("p?.nii", "*_mask.nii.gz")),
+        (["p0/mr.nii", "p1/mr.nii", "p2/mr.nii"], "p1/mask.nii", ("*/mr.nii", "*/mask.nii")),
+        (["mr/p0.nii", "mr/p1.nii", "mr/p2.nii"], "corrected/p1.nii", ("mr/*", "corrected/*")),
+    ],
+)
+def test_one_mask_among_many_volumes_is_that_volume_s_alone(tmp_path, volumes, mask, patterns, caplog):
+    caplog.set_level("INFO")
+    touch(tmp_path, *volumes, mask)
+    sources = find_sources(*(str(tmp_path / pattern) for pattern in patterns), None)
+    assert [source.mask for source in sources] == [None, tmp_path / mask, None]
+    assert "masks for 1 of 3 volumes; computed for the others: p0, p2" in caplog.text
+
+
+def test_two_masks_of_one_volume_are_an_error(tmp_path):
+    touch(tmp_path, "mr/p0.nii", "mr/p1.nii", "m/p1_mask.nii", "m/mrmask_p1.nii")
+    with pytest.raises(InputError, match=r"p1\.nii: 2 masks"):
+        find_sources(str(tmp_path / "mr/*"), str(tmp_path / "m/*"), None)
 
 
 def test_a_wildcard_takes_no_folder_without_dicom(tmp_path):

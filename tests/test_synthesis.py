@@ -268,8 +268,8 @@ def test_slices_at_a_time_are_halved_for_good_where_memory_ends(tmp_path, error,
         model._threads = None  # as on a GPU
     slices = np.random.default_rng(0).uniform(-1, 1, (7, 32, 32)).astype(np.float32)
     np.testing.assert_array_equal(model.translate(slices, 8), -slices)
-    assert "out of memory with 8 slices at a time; going on with 4" in caplog.text
-    assert "out of memory with 4 slices at a time; going on with 2" in caplog.text
+    assert "out of memory with 8 slices at a time; continuing with 4" in caplog.text
+    assert "out of memory with 4 slices at a time; continuing with 2" in caplog.text
     caplog.clear()
     net.sizes.clear()
     np.testing.assert_array_equal(model.translate(slices, 8), -slices)
@@ -397,17 +397,17 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     with pytest.raises(InputError, match=r"has its own, 2 mm"):
         load_synthesiser(tmp_path / "good", "latest", CPU, spacing_mm=1.0)
     replace(SETTINGS, spacing_mm=None).write(tmp_path / "images")
-    with pytest.raises(InputError, match="say it with --spacing_mm"):
+    with pytest.raises(InputError, match="give it with --spacing_mm"):
         load_synthesiser(tmp_path / "images", "latest", CPU)
     (tmp_path / "good/inference.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "good")
     replace(SETTINGS, solid_body=True, direction="BtoA").write(tmp_path)
-    with pytest.raises(InputError, match="solid_body of a model that makes MR cannot be"):
+    with pytest.raises(InputError, match="solid_body of a model that makes MR is not a possible value"):
         read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="mirrored and solid_body cannot be"):
+        with pytest.raises(InputError, match="mirrored and solid_body is not a possible value"):
             read_inference_settings(tmp_path / "good")
 
 

@@ -82,12 +82,12 @@ def test_what_is_shown_changes_no_result(dataroot, tmp_path):  # noqa: F811
     shown = run(dataroot, tmp_path, "--n_epochs", "1", "--display_freq", "1", "--display_window", "bone", name="shown")
     assert_same_weights(plain, shown)
     other = ["--display_window", "40", "400", "--display_ncols", "3", "--print_freq", "2"]
-    run(dataroot, tmp_path, *other, "--continue_train", name="plain")  # and a run may go on with other pictures
+    run(dataroot, tmp_path, *other, "--continue_train", name="plain")  # and a run may resume with other pictures
 
 
 @pytest.mark.parametrize("policy", ["linear", "plateau"])
 @pytest.mark.parametrize("stop_at", [3, 6, 8, 15])
-def test_a_killed_run_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_at, policy):  # noqa: F811
+def test_a_killed_run_resumes_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_at, policy):  # noqa: F811
     """Six steps an epoch, states after 4 and 6 of them; the run dies in step `stop_at` of 18."""
     options = ["--use_dropout", "--preprocess", "crop", "--crop_size", "12", "--flip", "--lr_policy", policy]
     end_epoch, metrics = LearningRate.end_epoch, []
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_
         assert len((whole / name).read_text().splitlines()) == len((killed / name).read_text().splitlines())
 
 
-def test_a_killed_warm_start_goes_on_bit_for_bit(dataroot, tmp_path, monkeypatch):  # noqa: F811
+def test_a_killed_warm_start_resumes_bit_for_bit(dataroot, tmp_path, monkeypatch):  # noqa: F811
     """Six steps an epoch, the first epoch warm; the run dies in the warm epoch, and again in the second."""
     options = "--warm_start simulated_mr --n_epochs_warm 1 --ema 0.9 --rotate 10 --zoom 0.1".split()
     options += ["--preprocess", "body_crop", "--crop_size", "12"]
@@ -164,7 +164,7 @@ def test_the_number_of_loading_threads_changes_nothing(dataroot, tmp_path):  # n
 def test_a_finished_or_running_training_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     before = (folder / "latest_net_G_A.pth").read_bytes()
-    with pytest.raises(InputError, match="holds a run already; go on with it by --continue_train"):
+    with pytest.raises(InputError, match="holds a run already; resume it with --continue_train"):
         run(dataroot, tmp_path)
     assert (folder / "latest_net_G_A.pth").read_bytes() == before
 
@@ -424,7 +424,7 @@ def test_options_that_do_something_are_taken_whatever_their_value():
 SHARED_OPTIONS = (
     "batch_size beta1 checkpoints_dir compile continue_train crop_size ct_transfer ct_window dataroot "
     "deterministic device display_env display_freq display_id display_ncols display_port display_server "
-    "display_start display_window ema epoch flip init_from load_size lr lr_decay_iters lr_policy "
+    "display_start display_window ema epoch flip init_from load_size logger lr lr_decay_iters lr_policy "
     "max_dataset_size mr_window n_epochs n_epochs_decay name no_html num_threads precision preprocess "
     "print_freq rotate save_epoch_freq save_latest_freq seconds seed slab sync_batch_norm val val_criterion "
     "val_freq val_patients zoom"
@@ -464,7 +464,7 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
     assert [(at["epoch"], at["samples"]) for at in positions] == [(3, 4), (4, 0)]
     latest.write_bytes(latest.read_bytes()[:-1000])
     run(dataroot, tmp_path, "--continue_train", name="broken")
-    assert "going on from the state before it, previous_state.pth" in caplog.text
+    assert "resuming from the state before it, previous_state.pth" in caplog.text
     assert_same_weights(broken, whole)
     latest.unlink()  # killed between putting the old one aside and the new one in its place
     run(dataroot, tmp_path, "--continue_train", "--n_epochs", "3", name="broken")
@@ -476,7 +476,7 @@ def test_a_damaged_latest_state_gives_way_to_the_one_before_it(dataroot, tmp_pat
         run(dataroot, tmp_path, "--continue_train", name="broken")
 
 
-def test_a_run_killed_between_its_first_state_and_its_weights_goes_on(dataroot, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_killed_between_its_first_state_and_its_weights_resumes(dataroot, tmp_path, monkeypatch):  # noqa: F811
     whole = run(dataroot, tmp_path, name="whole")
     save_weights = run_folder.save_weights
 

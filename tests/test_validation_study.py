@@ -47,7 +47,7 @@ def test_every_method_trains_for_as_many_epochs(epochs):
 
 
 @pytest.mark.slow
-def test_the_study_runs_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+def test_the_study_runs_and_resumes_where_it_was(tmp_path, capsys, monkeypatch):
     small = (
         "--seeds 1 --epochs 2 --steps 2 --ngf 2 --patients 2 --held_back 1 --test_patients 1 --matrix 32 --slices 16"
     )

@@ -130,7 +130,7 @@ def test_windows_that_vanish_are_drawn_anew(server, tmp_path):
 
 @pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
-    """Killed in mid-run, training goes on with one warning; started again, the whole curves are there."""
+    """Killed in mid-run, training continues with one warning; started again, the whole curves are there."""
     caplog.set_level(logging.INFO)
     server = LocalServer(free_port(), tmp_path / "server")
     server.start()
@@ -145,7 +145,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
         show(training_log, *((1, k) for k in range(3, 8)))
         training_log.write_pictures(1, 7, VISUALS)
         assert time.perf_counter() - started < 2, "the training waited for a dead server"
-        wait_for(lambda: "no visdom server answers" in caplog.text or "training goes on" in caplog.text)
+        wait_for(lambda: "no visdom server answers" in caplog.text or "training continues" in caplog.text)
         server.start()
         wait_for(lambda: len(curves(server.port, "losses-1").get("G", ([], []))[0]) == 7)
         show(training_log, (1, 8))
@@ -156,7 +156,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
     warnings = [
         entry for entry in caplog.records if entry.levelno >= logging.WARNING and "visdom: " in entry.getMessage()
     ]
-    assert len([entry for entry in warnings if "training goes on" in entry.getMessage()]) == 1
+    assert len([entry for entry in warnings if "training continues" in entry.getMessage()]) == 1
     assert "answers" in caplog.text
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_hangs_does_not_make_the_training_wait(tmp_path, monkeypat
             training_log.start_epoch(1, 0)
             show(training_log, *((1, k) for k in range(1, 11)))
             assert time.perf_counter() - started < 1
-            wait_for(lambda: "training goes on" in caplog.text)  # it is given up, and tried again
+            wait_for(lambda: "training continues" in caplog.text)  # it is given up, and tried again
             started = time.perf_counter()
         assert time.perf_counter() - started < 5
 
@@ -184,7 +184,7 @@ def test_training_itself_with_an_absent_and_with_its_own_server(dataroot, tmp_pa
     train.main([*where, *TINY, *SHORT, *options])
     folder = tmp_path / "run"
     assert (folder / "latest_net_G_A.pth").exists()
-    assert caplog.text.count("training goes on") == (1 if absent else 0)
+    assert caplog.text.count("training continues") == (1 if absent else 0)
     assert not is_listening(port)
     if absent:
         return
@@ -291,14 +291,14 @@ def test_only_real_scripts_count(tmp_path, monkeypatch):
     assert not scripts_are_there()
 
 
-def test_training_goes_on_without_visdom(tmp_path, monkeypatch, caplog):
+def test_training_resumes_without_visdom(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "visdom", None)  # as where it is not installed
     with log_to(free_port(), tmp_path) as training_log:
         training_log.start_epoch(1, 0)
         show(training_log, (1, 1))
-        wait_for(lambda: "training goes on" in caplog.text)
+        wait_for(lambda: "training continues" in caplog.text)
         show(training_log, (1, 2))
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
 
 
 def test_missing_scripts_are_explained_in_one_line(tmp_path, monkeypatch, caplog):

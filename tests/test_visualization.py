@@ -111,14 +111,21 @@ def test_a_preview_shows_hu_in_a_fixed_window_and_true_proportions():
     constant = {name: Volume(np.full(shape, hu, np.int16), spacing) for name, hu in (("low", low), ("high", high))}
     mr = Volume(np.tile(np.arange(30, dtype=np.float32), (5, 20, 1)), spacing)
     pixels = np.array(preview(mr, constant["low"], constant["high"]))
-    axial, coronal, sagittal = (40, 30), (20, 30), (20, 40)
-    width = 40 + GAP_PX
-    assert pixels.shape == (axial[0] + coronal[0] + sagittal[0] + 3 * CAPTION_PX, 4 * 40 + 3 * GAP_PX)
+    larger = 5  # 40 pixels, the widest of the planes, to 192 or more
+    axial, coronal, sagittal = (200, 150), (100, 150), (100, 200)
+    width, scale = 200 + GAP_PX, 8 + CAPTION_PX
+    assert pixels.shape == (axial[0] + coronal[0] + sagittal[0] + 4 * CAPTION_PX + scale, 4 * 200 + 3 * GAP_PX)
     first = pixels[CAPTION_PX : CAPTION_PX + axial[0]]
-    assert first[20, 0] == 0 and first[20, 29] == 255
-    assert np.all(first[:, width : width + 30] == 0)  # the synthetic CT at the window's lower end
-    assert np.all(first[:, 2 * width : 2 * width + 30] == 255)  # the true CT at its upper end
-    assert np.all(first[:, 3 * width : 3 * width + 30] == 0)  # -800 HU of difference is below -400
+    assert first[100, 0] == 0 and first[100, 149] == 255
+    assert np.all(first[:, width : width + 150] == 0)  # the synthetic CT at the window's lower end
+    assert np.all(first[:, 2 * width : 2 * width + 150] == 255)  # the true CT at its upper end
+    assert np.all(first[:, 3 * width : 3 * width + 150] == 0)  # -800 HU of difference is below -400
+    assert np.all(first[: 5 * larger : larger] == first[larger - 1 : 5 * larger : larger])  # whole pixels
+    bars = pixels[-scale:-CAPTION_PX]
+    assert np.all(bars[:, :200] == 0)  # an MR has no units
+    for k in (1, 2, 3):
+        bar = bars[:, k * width : k * width + 200]
+        assert bar[0, 0] == 0 and bar[0, -1] == 255 and np.all(np.diff(bar[0].astype(int)) >= 0)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -127,9 +134,9 @@ def test_coronal_and_sagittal_planes_stand_upright(flipped):
     array[0 if flipped else 5] = 400  # the head end
     volume = Volume(array, direction=(1, 0, 0, 0, 1, 0, 0, 0, -1 if flipped else 1))
     pixels = np.array(preview(volume, volume, None))
-    top = 8 + 2 * CAPTION_PX  # the coronal row of images
-    column = 8 + GAP_PX + 4
-    assert pixels[top, column] > pixels[top + 5, column]
+    top = 24 * 8 + 2 * CAPTION_PX  # the coronal row of images; 8 pixels are enlarged to 192
+    column = 24 * 8 + GAP_PX + 4
+    assert pixels[top + 12, column] > pixels[top + 24 * 5 + 12, column]
 
 
 # ------------------------------------------------------------------ records and history
@@ -232,7 +239,7 @@ def test_a_failing_display_costs_one_warning_and_catches_up(tmp_path, caplog):
             training_log.write_losses(1, iteration, losses(G=1.0), 1e-4)
         training_log.end_epoch()
     warnings = [entry for entry in caplog.records if entry.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "training goes on" in warnings[0].getMessage()
+    assert len(warnings) == 1 and "training continues" in warnings[0].getMessage()
     assert bad.seen[1:] == [("restore", 4, (1, 4)), ("losses", (1, 5), {"G": 1.0}, 5), ("close",)]
     assert [entry[0] for entry in good.seen] == ["restore", *["losses", "picture"] * 3, "losses", "losses", "close"]
 
@@ -266,7 +273,7 @@ def test_an_image_that_cannot_be_drawn_does_not_stop_a_training(tmp_path, caplog
         training_log.start_epoch(1, 0)
         training_log.write_pictures(1, 1, {"real_A": torch.zeros(1, 1)})
         training_log.write_losses(1, 2, losses(G=1.0), 1e-4)
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
 
 
 def test_losses_leave_the_device_in_one_piece(tmp_path, monkeypatch):
@@ -362,7 +369,7 @@ def page_state(folder):
     return curves[0], points, listed
 
 
-def test_the_page_of_a_training_grows_and_goes_on_after_a_resume(tmp_path):
+def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
     page, history = TrainingPage(run_info(tmp_path, name="<b>run", dataroot="<i>x")), History(10)
     page.restore(history, (1, 0))
     for epoch, iteration in ((1, 5), (1, 10), (2, 5), (2, 10)):

@@ -127,7 +127,7 @@ def time_updates(
                 training_log.end_epoch()
             if with_visdom and not _comes_true(lambda: has_plots(port), _CATCH_UP_SECONDS):
                 raise InputError(
-                    f"--visdom: the server at port {port} has no plots; what was measured is a dead display"
+                    f"--visdom: the server at port {port} has no plots; the display that was measured is dead"
                 )
     return updates
 

@@ -321,7 +321,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--serve", nargs=2, metavar=("FORMAT", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only is not None and len(options.format or []) != 1:
-        parser.error("--only: say the format by --format")
+        parser.error("--only: choose the format with --format")
     return options
 
 

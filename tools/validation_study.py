@@ -8,7 +8,7 @@ patients whose CT is known. Prints, for every criterion:
     in a run  the same over the epochs of one run, the mean over the runs: it is there that weights are chosen
     lost      by how many HU the true MAE of the epoch that it chooses is above the best epoch's, the mean over the runs
 
-Started again with the same options it goes on where it was.
+Started again with the same options it continues where it was.
 """
 
 import argparse

@@ -159,7 +159,9 @@ def open_process_group(backend: str = "gloo", patience: timedelta = PATIENCE) ->
     try:
         store, rank, size = next(rendezvous("env://"))
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet: {error}") from error
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes cannot connect: {error}"
+        ) from error
     store.set_timeout(patience)
     # After a restart the store still holds the addresses and counts of the processes before.
     attempt = dist.PrefixStore(f"attempt{restarts()}", store)

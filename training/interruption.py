@@ -39,7 +39,8 @@ class Interruption:
         if not self.received:
             self.received, self._since = number, time.monotonic()
             name = signal.Signals(number).name
-            log.info("%s: after this step, or patient of a validation, the state is saved and the training ends", name)
+            again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            log.info("%s: saving the state after this step, then stopping%s", name, again)
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_REQUEST_S:
             raise KeyboardInterrupt
 

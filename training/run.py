@@ -88,13 +88,13 @@ class TrainingRun:
         """Train to the last epoch, or until a signal asks to end; return the exit code.
 
         Raises:
-            InputError: there is nothing to go on from, something that would be overwritten, another training in the
+            InputError: there is nothing to resume from, something that would be overwritten, another training in the
                 folder, or a slice or loss is bad.
         """
         self._start_from_weights()
         with ExitStack() as held:
             self.group.share(lambda: held.enter_context(run_folder.lock(self.folder)))
-            return self._train_from(self._go_on() if self._continues() else self._begin())
+            return self._train_from(self._resume() if self._continues() else self._begin())
 
     def _train_from(self, at: Position) -> int:
         """Train from `at` to the last epoch, or until a signal asks to end; return the exit code."""
@@ -119,8 +119,8 @@ class TrainingRun:
             self._saved_at = self._since = time.monotonic()
             received = 0
             while not self._is_complete(at) and not received:
-                go_on = self._validate_last if self._is_done(at) else self._train_epoch
-                at = go_on(at, training_log, interruption)
+                advance = self._validate_last if self._is_done(at) else self._train_epoch
+                at = advance(at, training_log, interruption)
                 # One process may have heard alone what ends them all.
                 (received,) = self.group.greatest(interruption.received)
         if received and not self._is_complete(at):
@@ -239,7 +239,7 @@ class TrainingRun:
                 self._save(at)
                 return at
         if ends or epoch % schedule.save_epoch_freq == 0:
-            # Before the next epoch's state: a run killed between would not go back. Nor could it go on without any.
+            # Before the next epoch's state: a run killed between would not go back. Nor could it resume without any.
             if not self.group.share(lambda: run_folder.has_state(self.folder)):
                 self._save(at)
             self._save_weights(epoch)
@@ -249,14 +249,14 @@ class TrainingRun:
         return at
 
     def _mean_loss(self, loss: torch.Tensor) -> float:
-        """Return the mean over all processes; each may go on from it in place of its own, and the mean stays."""
+        """Return the mean over all processes; each may resume from it in place of its own, and the mean stays."""
         return float(self.group.average({"G": loss})["G"])
 
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
         name = signal.Signals(number).name
         place = f"epoch {at.epoch}, step {self._steps_done(at)}"
-        log.info("%s: saved at %s: %s; go on by --continue_train", name, place, self.folder)
+        log.info("%s: saved at %s: %s; resume with --continue_train", name, place, self.folder)
         return exit_code(number)
 
     def _save_weights(self, epoch: str | int) -> None:
@@ -265,7 +265,7 @@ class TrainingRun:
             run_folder.save_weights(self.folder, self.model, epoch)
 
     def _save(self, at: Position) -> None:
-        """Save the state of all processes, and after it the weights, which `_go_on` would write again."""
+        """Save the state of all processes, and after it the weights, which `_resume` would write again."""
         self.model.finite.settle()
         processes = self.group.gather(self._state_of_this_process())
         if self.group.rank == 0:
@@ -279,7 +279,7 @@ class TrainingRun:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
 
     def _continues(self) -> bool:
-        """Tell whether the run goes on from a state: as asked for, or where torchrun has restarted what it began."""
+        """Tell whether the run resumes from a state: as asked for, or where torchrun has restarted what it began."""
         return self.settings.run.continue_train or (
             self.group.greatest(restarts())[0] > 0 and self.group.share(self._is_of_this_job)
         )
@@ -312,7 +312,7 @@ class TrainingRun:
         self.group.share(prepare)
         return Position()
 
-    def _go_on(self) -> Position:
+    def _resume(self) -> Position:
         """Restore the last saved state; processes that it knows nothing of start afresh in what is theirs alone."""
 
         def take_over(state: dict[str, Any]) -> None:
@@ -336,6 +336,8 @@ class TrainingRun:
 
         state = self.group.share(load)
         at = self._restore(state)
+        natures = self.settings.natures()
+        self.group.share(lambda: run_folder.update_options(self.folder, self.settings.values(), natures))
         self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])
         self._save_weights("latest")  # a run killed while it saved may have left them behind its state
         return at

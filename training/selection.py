@@ -54,7 +54,7 @@ class Selection:
         Args:
             epoch: the last one that was trained in.
             show: is given the values by name, and slices to show.
-            received: the number of a signal that asks this process to end, or 0; it is heard after every volume.
+            received: the number of a signal that asks this process to end, or 0; it takes effect after every volume.
 
         Returns:
             Whether the validation was brought to its end: not so where a signal came.

@@ -3,7 +3,7 @@
 import argparse
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,28 +219,40 @@ class TrainingSettings:
 SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, ValidationSettings, DisplaySettings)
 
 
-def training_parser(method: type[BaseModel], prog: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a method's training, with the method's own defaults."""
+def training_parser(
+    method: type[BaseModel], prog: str, description: str, values: Mapping[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """Return the parser of a method's training; its defaults are the method's own, or `values` from files."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
-        add_options(parser, group, method.defaults)
+        add_options(parser, group, {**method.defaults, **(values or {})})
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="options by name, in YAML or JSON, such as a run's opt.json; the command line wins over it",
+    )  # fmt: skip
     add_gpu_ids(parser)
     return parser
 
 
 def parse_training(
-    parser: argparse.ArgumentParser, name: str, method: type[BaseModel], arguments: Sequence[str] | None = None
-) -> TrainingSettings:
-    """Return the checked settings of a command line; nothing changes them afterwards."""
+    parser: argparse.ArgumentParser, name: str, method: type[BaseModel], arguments: Sequence[str] | None = None,
+    from_file: Collection[str] = (),
+) -> TrainingSettings:  # fmt: skip
+    """Return the checked settings of a command line; nothing changes them afterwards.
+
+    `from_file`: options that a config file gives, whose values are the parser's defaults.
+    """
     words = protected_numbers(arguments)
     options = parser.parse_args(words)
     names = [field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)]
     given = given_options(parser, words, names)
     settle_gpu_ids(parser, options)
-    # A method's own curve is a default, in place of which a window may be given.
-    if options.ct_window and "ct_transfer" not in given:
+    # Curve and window exclude each other: one that is given replaces the other where that is a default or from a file.
+    if "ct_transfer" in given and "ct_window" not in given:
+        options.ct_window = None
+    if options.ct_window and "ct_transfer" not in given and ("ct_window" in given or "ct_transfer" not in from_file):
         options.ct_transfer = None
     try:
         model: MethodSettings = from_namespace(method.settings_type, options)
@@ -250,7 +262,7 @@ def parse_training(
             from_namespace(DisplaySettings, options),
         )  # fmt: skip
         _check_together(settings)
-        _check_given(settings, method, given)
+        _check_given(settings, method, given, from_file)
         method.check(model, settings.data)
     except InputError as error:
         parser.error(str(error))
@@ -268,7 +280,7 @@ def _check_together(settings: TrainingSettings) -> None:
     if settings.schedule.seconds and settings.epochs_warm:
         raise InputError(
             "--seconds follows the clock, a warm start counts epochs: make the warm start a run of its own, and start "
-            "from its weights by --init_from"
+            "from its weights with --init_from"
         )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(
@@ -276,17 +288,20 @@ def _check_together(settings: TrainingSettings) -> None:
         )
 
 
-def _check_given(settings: TrainingSettings, method: type[BaseModel], given: set[str]) -> None:
+def _check_given(
+    settings: TrainingSettings, method: type[BaseModel], given: set[str], from_file: Collection[str]
+) -> None:
     """Refuse options that were given and do nothing.
 
     Raises:
         InputError: it names one, and why.
     """
-    if method.validates_itself and (unused := given & {"val", "val_patients", "val_criterion"}):
+    unused = (given | set(from_file)) & {"val", "val_patients", "val_criterion"}
+    if method.validates_itself and unused:
         raise InputError(f"--{min(unused)} does nothing with --model {settings.method}, which validates by itself")
     for group in settings.groups:
         if not (method.validates_itself and group is settings.validation):  # it takes --val_freq without --val
-            check_needs(group, given)
+            check_needs(group, given, from_file)
 
 
 def with_precision(settings: TrainingSettings, precision: str) -> TrainingSettings:

@@ -255,7 +255,7 @@ class GeneratorValidator:
         self.validation, self.criterion = validation, criterion
 
     def measure(self, model: BaseModel) -> Generator[Found | None]:
-        """Measure the weights that are kept for use; see `Validation.measure`."""
+        """Measure the weights that inference uses; see `Validation.measure`."""
         kept = model.kept_networks
         yield from self.validation.measure(kept["G_A"], kept.get("G_B"))
 

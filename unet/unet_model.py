@@ -126,7 +126,7 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         bottom, right = -height % MULTIPLE, -width % MULTIPLE
         if bottom or right:
-            # The edge goes on outwards: a body that the image cuts through does not end in air.
+            # The edge is continued outwards: a body that the image cuts through does not end in air.
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         x1 = self.inc(x)
         x2 = self.down1(x1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from visualization.display import Picture
+from visualization.durations import describe_seconds
 from visualization.records import (
     RECORDS_NAME,
     History,
@@ -68,7 +69,11 @@ class Console:
             sys.stdout.flush()  # a log that output is sent to should not be hours behind
         except (OSError, ValueError) as error:  # a pipe that nobody reads, or closed
             if not self._mute:
-                log.warning("warning: the console takes no lines: %s; they go on in %s", error, self.folder / LOG_NAME)
+                log.warning(
+                    "warning: the console takes no lines: %s; they are still written to %s",
+                    error,
+                    self.folder / LOG_NAME,
+                )
             self._mute = True
         else:
             self._mute = False
@@ -94,7 +99,9 @@ class Console:
                 self._written, self._waiting = self._waiting[-1].position, []
         except Exception as error:  # whatever it is: a record that is handed back would be lost
             if not self._failing:
-                log.warning("warning: losses cannot be written: %s; training goes on, and they are kept", error)
+                log.warning(
+                    "warning: losses cannot be written: %s; training continues, and they are kept in memory", error
+                )
             self._failing = self._cut_due = True  # half a line may have been written
         else:
             if self._failing:
@@ -115,9 +122,10 @@ def format_record(record: LossRecord | ValidationRecord) -> str:
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.validation.items())
         return f"epoch {record.epoch}  iteration {record.iteration}  validation  {values}"
     losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
+    left = f"about {describe_seconds(record.seconds_left)} left  " if record.seconds_left else ""
     return (
         f"epoch {record.epoch}  iteration {record.iteration}  {record.seconds_per_step:.3f} s/it  "
-        f"data {record.seconds_of_data:.3f} s  lr {record.lr:.2e}  {losses}"
+        f"data {record.seconds_of_data:.3f} s  lr {record.lr:.2e}  {left}{losses}"
     )
 
 

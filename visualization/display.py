@@ -67,7 +67,7 @@ class Display(Protocol):
 class Guarded:
     """A display whose failure costs one warning and nothing else; it catches up as soon as it works again.
 
-    Pictures and losses may fail apart: pictures that never work cost one warning, though losses go on between them.
+    Pictures and losses may fail apart: pictures that never work cost one warning, though losses are shown between them.
     """
 
     def __init__(self, name: str, display: Display, history: History) -> None:
@@ -108,7 +108,7 @@ class Guarded:
             action()
         except Exception as error:  # whatever it is, a picture of a training is not worth the training
             if not self._failing and what not in self._down:
-                log.warning("warning: %s: %s; training goes on without it", self.name, error)
+                log.warning("warning: %s: %s; training continues without it", self.name, error)
             self._failing = True
             self._down.add(what)
         else:

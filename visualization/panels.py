@@ -20,6 +20,7 @@ CAPTION_PX = 18
 GAP_PX = 4
 _CAPTION_FONT_PX = 12
 _TILE_PX = 192
+_SCALE_PX = 8
 # Name of a visual: caption, and whether it belongs to the source domain (A), the target domain (B), or is a mask in
 # [0, 1]. Images that a run does not have are left out.
 _VISUALS = {
@@ -140,7 +141,8 @@ def preview(
     """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
 
     `synthetic` says which of the two, CT or MR, was made from the other, and `contrast` which one of several the MR is.
-    All volumes are on one grid. CT is shown from -360 to 440 HU, the difference from -400 (black) to 400 HU (white).
+    All volumes are on one grid. CT is shown from -360 to 440 HU, the difference from -400 (black) to 400 HU (white); a
+    scale below each says so. Small volumes are enlarged by a whole number, so that they can be made out.
     """
     titles = {"MR": mr_title(contrast), "CT": "CT"}
     titles[synthetic] = f"synthetic {titles[synthetic]}"
@@ -156,7 +158,29 @@ def preview(
         middle = lie.array(mr.array).shape[plane.axis] // 2
         row = [(title, gray(plane.cut(lie.array(array), middle), *limits)) for title, array, limits in columns]
         rows.append([(f"{title}, {plane.name}", in_proportion(picture, plane, lie)) for title, picture in row])
+    widest = max(image.width for row in rows for _, image in row)
+    larger = max(1, -(-_TILE_PX // widest))
+    rows = [
+        [(title, image.resize((larger * image.width, larger * image.height), Image.Resampling.NEAREST))
+         for title, image in row]
+        for row in rows
+    ]  # fmt: skip
+    rows.append([
+        ("HU", hu_scale(*limits, larger * widest)) if array is not mr.array else ("", Image.new("L", (1, 1)))
+        for _, array, limits in columns
+    ])  # fmt: skip
     return arrange(rows)
+
+
+def hu_scale(low: float, high: float, width: int) -> Image.Image:
+    """Return a bar from black, `low` HU, to white, `high` HU, `width` pixels long, with its values below it."""
+    scale = Image.new("L", (width, _SCALE_PX + CAPTION_PX))
+    ramp = np.linspace(low, high, width)[None].repeat(_SCALE_PX, axis=0)
+    scale.paste(Image.fromarray(gray(ramp, low, high)))
+    draw, font = ImageDraw.Draw(scale), ImageFont.load_default(_CAPTION_FONT_PX)
+    for value, x, anchor in ((low, 0, "la"), ((low + high) / 2, width // 2, "ma"), (high, width - 1, "ra")):
+        draw.text((x, _SCALE_PX + 2), f"{value:g}", fill=255, font=font, anchor=anchor)
+    return scale
 
 
 def save_preview(

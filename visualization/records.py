@@ -20,7 +20,10 @@ MAX_POINTS = 2000
 
 @dataclass(frozen=True)
 class LossRecord:
-    """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting."""
+    """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting.
+
+    `seconds_left`: an estimate of the time to the end of the run; None where there is none yet.
+    """
 
     epoch: int
     iteration: int
@@ -29,6 +32,7 @@ class LossRecord:
     seconds_per_step: float
     seconds_of_data: float
     losses: dict[str, float]
+    seconds_left: float | None = None
 
     @property
     def position(self) -> Place:
@@ -76,7 +80,7 @@ def parse_record(line: str) -> LossRecord | None:
         record = LossRecord(**json.loads(line))
     except (ValueError, TypeError):
         return None
-    measured = (record.time, record.lr, record.seconds_per_step, record.seconds_of_data)
+    measured = (record.time, record.lr, record.seconds_per_step, record.seconds_of_data, record.seconds_left or 0)
     if not all(type(count) is int for count in record.position) or not isinstance(record.losses, dict):
         return None
     return record if all(type(value) in (int, float) for value in (*measured, *record.losses.values())) else None

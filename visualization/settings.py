@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from data.errors import InputError
 from data.settings.declaration import Nature, Need, option
 from data.settings.values import nonnegative_int, port_number, positive_int
+from visualization.logger_displays import LOGGERS, check_installed
 from visualization.windows import CT_WINDOWS, DisplayWindow, parse_display_window
 
 _VISDOM = Need("display_id")
@@ -21,11 +22,15 @@ class DisplaySettings:
     display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images per row of a picture")
     display_window: DisplayWindow = option(
         CT_WINDOWS["default"], nature=Nature.FREE, nargs="+", metavar="W", convert=parse_display_window,
-        help=f"display window of CT: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU; default is 40 800",
+        help=f"display window of CT: {', '.join(CT_WINDOWS)}, or LEVEL WIDTH in HU",
     )  # fmt: skip
     no_html: bool = option(
         False, nature=Nature.FREE, help="do not write the web page of pictures and loss curves, NAME/web"
     )
+    logger: str = option(
+        "none", nature=Nature.FREE, choices=LOGGERS,
+        help="show losses and pictures in TensorBoard or Weights & Biases too, where that package is installed",
+    )  # fmt: skip
     display_id: int = option(
         0, nature=Nature.FREE, parse=nonnegative_int,
         help="above 0: show losses and pictures in visdom, in windows of this number; 0: no visdom",
@@ -49,8 +54,9 @@ class DisplaySettings:
         """Take the address of a server that is started here in whatever form it has.
 
         Raises:
-            InputError: it is elsewhere.
+            InputError: it is elsewhere, or the logger is not installed.
         """
+        check_installed(self.logger)
         if self.display_start:
             object.__setattr__(self, "display_server", local_server(self.display_server))
 

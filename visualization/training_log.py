@@ -2,6 +2,7 @@
 
     TrainingLog -> console.Console               lines, loss_log.txt, losses.jsonl
                 -> visdom_display.VisdomDisplay  curves and pictures in a browser, if asked for
+                -> logger_displays               TensorBoard or Weights & Biases, if asked for
                 -> training_page.TrainingPage    web/index.html
 
 The losses come off the accelerator at the print frequency only, images at the display frequency only.
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
+from visualization.durations import TimeLeft, describe_seconds
+from visualization.logger_displays import open_logger
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
 from visualization.settings import DisplaySettings
@@ -41,7 +44,7 @@ class TrainingLog:
             run: the run.
             style: how its images are shown.
             displays: name and back end of each display.
-            start: where the run begins or goes on.
+            start: where the run begins or resumes.
         """
         self.run, self.style = run, style
         self.history = _history_until(run, start)
@@ -49,6 +52,7 @@ class TrainingLog:
         for display in self.displays:
             display.restore(start)
         self._bar = tqdm(disable=True)  # until an epoch begins
+        self._left: TimeLeft | None = None  # likewise
         self._restart_clock()
 
     def start_epoch(self, epoch: int, done: int, seconds: float = 0.0) -> None:
@@ -56,6 +60,12 @@ class TrainingLog:
 
         `seconds`: how long the run has trained.
         """
+        if self._left is None:
+            run = self.run
+            self._left = TimeLeft(
+                run.epochs and run.epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
+                run.seconds and run.seconds - seconds,
+            )  # fmt: skip
         of = f"/{self.run.epochs}" if self.run.epochs else f", {seconds:.0f} of {self.run.seconds} s"
         self._bar = tqdm(
             total=self.run.steps_per_epoch, initial=done, desc=f"epoch {epoch}{of}", unit="it",
@@ -78,11 +88,15 @@ class TrainingLog:
         record = LossRecord(
             epoch, iteration, round(time.time(), 3), lr, round((now - self._since) / steps, 4),
             round(self._data_seconds / steps, 4), dict(zip(losses, values, strict=True)),
+            self._seconds_left(epoch, iteration),
         )  # fmt: skip
         redraw = self.history.add(record)
         for display in self.displays:
             display.show_losses(record, redraw)
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in record.losses.items() if name == "G"})
+        shown = {name: f"{value:.3f}" for name, value in record.losses.items() if name == "G"}
+        if record.seconds_left:
+            shown["run"] = f"{describe_seconds(record.seconds_left)} left"
+        self._bar.set_postfix(shown)
         self._restart_clock()
 
     def write_pictures(self, epoch: int, iteration: int, visuals: dict[str, Tensor]) -> None:
@@ -128,6 +142,13 @@ class TrainingLog:
         """Finish every display, however the training ended."""
         self.close()
 
+    def _steps_of_run(self, epoch: int, iteration: int) -> int:
+        return (epoch - 1) * self.run.steps_per_epoch + iteration
+
+    def _seconds_left(self, epoch: int, iteration: int) -> float | None:
+        left = self._left.after(self._steps_of_run(epoch, iteration)) if self._left else None
+        return None if left is None else round(left, 1)
+
     def _restart_clock(self) -> None:
         self._since, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
 
@@ -172,6 +193,8 @@ def open_training_log(
             display.display_start,
         )  # fmt: skip
         displays.append(("visdom", visdom))
+    if display.logger != "none":
+        displays.append((display.logger, open_logger(display.logger, run)))
     if not display.no_html:
         displays.append(("web page", TrainingPage(run)))
     return TrainingLog(run, style, displays, start)

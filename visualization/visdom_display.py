@@ -110,7 +110,7 @@ class VisdomDisplay:
                 self._send()
             except Exception as error:  # nothing that happens here may end a training
                 if not self._failing:
-                    log.warning("warning: visdom: %s; training goes on, plots follow when it answers", _reason(error))
+                    log.warning("warning: visdom: %s; training continues, plots follow when it answers", _reason(error))
                 self._failing = True
                 with self._lock:
                     self._redraw = True

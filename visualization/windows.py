@@ -38,7 +38,7 @@ CT_WINDOWS = {
 
 
 def parse_display_window(words: list[str]) -> DisplayWindow:
-    """Return the window that the words of `--display_window` mean: a name, or LEVEL WIDTH in HU.
+    """Return the window that the words of `--display_window` mean: a name, LEVEL WIDTH in HU, or a window's own text.
 
     Raises:
         InputError: neither.
@@ -46,7 +46,7 @@ def parse_display_window(words: list[str]) -> DisplayWindow:
     if len(words) == 1 and words[0] in CT_WINDOWS:
         return CT_WINDOWS[words[0]]
     try:
-        level, width = map(float, words)
+        level, width = (float(word) for word in words if word not in ("L", "W"))
         if math.isfinite(level) and 0 < width < math.inf:
             return DisplayWindow(level, width)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Random transforms of training slices; all channels of an image and its masks go through the very same one."""
+"""Random transforms of training slices; all channels of an image and its masks go through the same one."""
 
 from dataclasses import dataclass
 

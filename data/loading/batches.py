@@ -56,7 +56,7 @@ class EpochSampler[Draw](Sampler[Draw], ABC):
         return -(-self.samples // self.together)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch (from 1) and the sample to begin at, so that a run can go on in mid-epoch."""
+        """Choose the epoch (from 1) and the sample to begin at, so that a run can resume in mid-epoch."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ def load_batches(
         dataset: samples; draws: which, in which order.
         batch_size: samples of a batch; the last may have fewer.
         threads: how many load; batches waiting are twice as many at most.
-        pin_memory: whether tensors lie where a GPU can fetch them while the host goes on.
+        pin_memory: whether tensors lie where a GPU can fetch them while the host continues.
 
     Raises:
         InputError: a sample's, when its batch is due.

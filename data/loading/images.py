@@ -23,7 +23,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # Pillow's modes of 8 bits or fewer, beside its 16-bit ones, whose names start with I.
 _GRAY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GRAY_ALONE = ("1", "L", "P", "I", "I;16", "I;16B")
-_WAY_OUT = "or volumes prepared by python -m scripts.prepare_dataset"
+_WAY_OUT = "or volumes prepared with python -m scripts.prepare_dataset"
 # Tags of TIFF: bits of a pixel, what 0 shows, type of a pixel; of EXIF: how the picture is turned.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _ORIENTATION = 258, 262, 339, 274
 _WHITE_IS_ZERO, _SIGNED = 0, 2

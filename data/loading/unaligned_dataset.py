@@ -35,7 +35,7 @@ class UnalignedDataset(Dataset):
     """Unpaired samples: a slab of A with its body masks and a slab of B, drawn independently; most often of one slice.
 
     A sample is a dict of `A`, float32 (C S, H, W) in [-1, 1] of C contrasts and S slices, `B`, (S, H, W), `mask_A`,
-    uint8 (S, H, W) under the very same transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the
+    uint8 (S, H, W) under the same transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the
     slices. With `pairs` there are `simulated_A` and `simulated_B` too, an MR simulated from the CT slab and that slab,
     on one grid. `slab` is S and `contrasts` are the names of the C; `slice_mm` is what the slices of slabs lie apart,
     and `view` how they lie in the body.
@@ -180,7 +180,7 @@ def open_unaligned(
     if simulate_mr and spacing_mm is None:
         raise InputError(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
-            "from volumes by python -m scripts.prepare_dataset, or train with --warm_start none"
+            "from volumes with python -m scripts.prepare_dataset, or train with --warm_start none"
         )
     if simulate_mr and len(contrasts) > 1:
         raise InputError(

@@ -295,7 +295,7 @@ def _fill(body: np.ndarray, spacing: tuple[float, ...], seen: np.ndarray, lung: 
         body: booleans (S, P, L).
         spacing: mm along (S, P, L).
         seen: where the field of view is, booleans (S, P, L).
-        lung: what is denser than air, booleans (S, P, L); None where that cannot be told.
+        lung: what is denser than air, booleans (S, P, L); None where that is unknown.
     """
     closed = _ball(sitk.BinaryMorphologicalClosing, body, CLOSING_MM, spacing)
     cavities = _enclosed(closed)

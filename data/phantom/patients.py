@@ -311,9 +311,7 @@ def _claim_folder(out: Path, record: dict) -> Path:
             )
         return path
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: holds something else than a phantom; expected a new or empty folder: use another --out"
-        )
+        raise InputError(f"{out}: is not a phantom data set; expected a new or empty folder: use another --out")
     ids = {domain: [patient_id(domain, i) for i in range(count)] for domain, count in record["patients"].items()}
     versions = {"numpy": np.__version__, "scipy": scipy.__version__}
     return write_json(path, {**record, "ids": ids, "versions": versions})

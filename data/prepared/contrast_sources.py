@@ -63,7 +63,7 @@ def _by_case(option: str, sources: list[Source]) -> dict[str, Source]:
         if source.name in by_case:
             raise InputError(
                 f"{option} {source.contrast}=...: the case {source.name} has it twice, {by_case[source.name].path} and "
-                f"{source.path}; leave one out, or say by --case_regex what a path's case is"
+                f"{source.path}; leave one out, or use --case_regex to say what a path's case is"
             )
         by_case[source.name] = source
     return by_case

@@ -28,6 +28,6 @@ def lost_body_message(case: Case, size: int, spacing_mm: float) -> str:
     """Say how much of a case's body lies outside the frame and what would hold it."""
     return (
         f"{case.name}: {case.lost_voxels} body voxels lie outside the frame of {size} x {spacing_mm:g} mm; to keep "
-        f"them use --spacing_mm {_holding_mm(case.extent_mm, size):g} or "
+        f"them prepare again with --overwrite and --spacing_mm {_holding_mm(case.extent_mm, size):g} or "
         f"--size {4 * math.ceil(case.extent_mm / spacing_mm / 4 * (1 - _ROUNDING))}"
     )

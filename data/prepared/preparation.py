@@ -109,6 +109,7 @@ def prepare_dataset(
     check_names([(job.split, job.domain, job.source.name, job.source.patient) for job in jobs])
     if not overwrite:
         _refuse_to_replace(root, jobs)
+        _refuse_another_frame(jobs, size, spacing_mm, slice_mm)
     analysed, failures = run_jobs(analyse, jobs, workers, "finding bodies")
     check_splits(analysed)
     _check_trainable(root, analysed, failures)
@@ -144,6 +145,22 @@ def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
         files = [_record_path(job), *(root / folder / f"{job.source.name}.npy" for folder in folders)]
         supplied = job.source.mask and _is_body_file(job.source.mask, job)
         check_free(files if supplied else [*files, _body_path(job)], "--out")
+
+
+def _refuse_another_frame(jobs: list[Job], size: int, spacing_mm: float | None, slice_mm: float | None) -> None:
+    """Refuse to turn a data set into one of other slices, which the models trained on it do not take."""
+    asked = {"size": size, "spacing_mm": spacing_mm, "slice_mm": slice_mm}
+    for job in jobs:
+        made = job.known.frame if job.known else {}
+        changed = [name for name, value in asked.items() if made and made.get(name) != value]
+        if spacing_mm is None and "spacing_mm" in changed:  # auto: what comes out is not known yet
+            changed.remove("spacing_mm")
+        if changed:
+            was, now = (" ".join(f"--{name} {values.get(name)}" for name in changed) for values in (made, asked))
+            raise InputError(
+                f"{job.root}: prepared with {was}, now {now}; choose another --out, or prepare all of it again by "
+                "--overwrite: models trained on it cannot be continued then"
+            )
 
 
 def _is_begun(record: Path) -> bool:

@@ -204,19 +204,22 @@ def find_sources(
     A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does. Where the volumes
     are of one `contrast` among others, its name is left out, and where nothing else is left the folder's is taken.
     A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
-    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Of a folder with several DICOM series the one in
+    such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Volumes without a mask are named in the log.
+    Of a folder with several DICOM series the one in
     `series_uids` is taken.
 
     Raises:
-        InputError: nothing found, a volume without its mask, two series of one folder in `series_uids`, or a
-            `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
+        InputError: nothing found, a volume and a mask that match nothing, two series of one folder in `series_uids`, or
+            a `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
     """
     paths = find_volumes(pattern)
     names = _name(paths, case_regex)
     if contrast:
         named = zip(names, paths, strict=True)
         names = [without_name(name, contrast) or _clean(path.absolute().parent.name) for name, path in named]
-    masks = _match_masks(names, paths, mask_pattern, case_regex) if mask_pattern else [None] * len(paths)
+    masks: list[Path | None] = [None] * len(paths)
+    if mask_pattern:
+        masks = _match_masks(names, paths, mask_pattern, case_regex)
     return [
         Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids), contrast)
         for name, path, mask in zip(names, paths, masks, strict=True)
@@ -262,21 +265,46 @@ def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path]:
+def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path | None]:
+    """Return the mask of each volume, None for those that have none; that is said."""
     candidates = find_volumes(pattern)
+    found = _masks_by_folder(paths, candidates) or _masks_by_name(names, paths, candidates, pattern, case_regex)
+    lacking = [(name, path) for name, path, mask in zip(names, paths, found, strict=True) if mask is None]
+    unused = [mask for mask in candidates if mask not in found]
+    if lacking and unused:  # names that differ by mistake: nobody would notice
+        name, path = lacking[0]
+        raise InputError(
+            f"{path}: 0 masks of {pattern} match the case {name!r}, and {unused[0]} matches no volume; expected the "
+            "mask's name to be the volume's, or none of the two"
+        )
+    if lacking:
+        log.info(
+            "%s: masks for %d of %d volumes; computed for the others: %s", pattern, len(paths) - len(lacking),
+            len(paths), ", ".join(name for name, _ in lacking),
+        )  # fmt: skip
+    return found
+
+
+def _masks_by_folder(paths: list[Path], candidates: list[Path]) -> list[Path | None]:
+    """Return the only mask in each volume's own folder; nothing where volumes or masks share folders, or none match."""
     by_folder = {path.parent: path for path in candidates}
-    by_name = dict(zip(_name(candidates, case_regex), candidates, strict=True))
     own_folders = len({path.parent for path in paths}) == len(paths) and len(by_folder) == len(candidates)
-    if own_folders and all(path.parent in by_folder for path in paths):
-        return [by_folder[path.parent] for path in paths]
-    found = []
+    found = [by_folder.get(path.parent) for path in paths]
+    return found if own_folders and any(found) else []
+
+
+def _masks_by_name(
+    names: list[str], paths: list[Path], candidates: list[Path], pattern: str, case_regex: str | None
+) -> list[Path | None]:
+    by_name = dict(zip(_name(candidates, case_regex), candidates, strict=True))
+    found: list[Path | None] = []
     for name, path in zip(names, paths, strict=True):
         matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]
-        if len(matches) != 1:
+        if len(matches) > 1:
             raise InputError(
                 f"{path}: {len(matches)} masks of {pattern} match the case {name!r}; expected one of that name"
             )
-        found.append(matches[0])
+        found.append(matches[0] if matches else None)
     return found
 
 

@@ -144,7 +144,7 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
         if not rest.select("train", domain):
             raise InputError(
                 f"validation would hold back every patient with {modality} ({', '.join(sorted(held_back))}); expected "
-                "some to train on: prepare more patients, or others to validate with by --test_mr and --test_ct of "
+                "some to train on: prepare more patients, or others to validate with, by --test_mr and --test_ct of "
                 "python -m scripts.prepare_dataset"
             )
     return ValidationCases(chosen("A"), chosen("B"), frozenset(held_back))

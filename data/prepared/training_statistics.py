@@ -1,4 +1,4 @@
-"""What a training set looked like, so that a volume unlike it can be told: HU histograms, MR intensities, spacings.
+"""What a training set looked like, to recognise a volume unlike it: HU histograms, MR intensities, spacings.
 
 Histograms are compared by the first Wasserstein distance (the earth mover's), in HU: how far, on average, voxels of one
 would have to be moved along the HU axis to make the other. In one dimension it is the area between the cumulative

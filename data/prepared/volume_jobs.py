@@ -43,7 +43,7 @@ def run_jobs[Job: VolumeJob, Result](
     """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
 
     When a process dies, all that were at work or waited are done again, each in a process of its own: one that ends
-    its process then is known by name, and what was a want of memory has all of it.
+    its process then is known by name, and one that ran out of memory has all of it.
 
     Args:
         work: travels to the processes.

@@ -195,22 +195,67 @@ def given_options(parser: argparse.ArgumentParser, words: Sequence[str], names: 
     return {name for name, value in vars(parser.parse_args(words, namespace)).items() if value is not unsaid}
 
 
-def check_needs(settings: Any, given: Collection[str]) -> None:
+def check_needs(settings: Any, given: Collection[str], from_file: Collection[str] = ()) -> None:
     """Refuse options that were given and do nothing, as their `needs` say.
+
+    What a file says is left alone where it means nothing, or the command line gives another value to what it needs.
 
     Raises:
         InputError: it names the option, and the one that it needs or that is in its way.
     """
     for field, described in options_of(type(settings)):
-        if field.name in given and described.needs and (why := described.needs.unmet(settings)):
+        if not (needs := described.needs):
+            continue
+        in_file = field.name in from_file and bool(getattr(settings, field.name))
+        said = field.name in given or (in_file and not {needs.option, needs.or_option} & set(given))
+        if said and (why := needs.unmet(settings)):
             raise InputError(f"--{field.name} does nothing {why}")
 
 
 def plain_values(settings: Any) -> dict[str, Any]:
     """Return a settings object's options by name, as JSON holds them; what it cannot hold is text."""
-    plain = (str, int, float, list, tuple, type(None))
+    plain = (str, int, float, list, tuple, dict, type(None))
     values = {field.name: getattr(settings, field.name) for field, _ in options_of(type(settings))}
     return {name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+
+
+def read_value(field: dataclasses.Field, value: Any) -> Any:
+    """Return an option's value from what a file holds: what `plain_values` made, or what a command line would say.
+
+    Raises:
+        InputError: the option does not take it; the message says what was found and what it takes.
+    """
+    described: Option = field.metadata["option"]
+    if field.type in (bool, "bool"):
+        if isinstance(value, bool):
+            return value
+        raise InputError(f"{field.name}: {value!r}: expected true or false")
+    if value == field.default and not isinstance(value, bool):  # which may be one that cannot be said, as "unset"
+        return field.default
+    if isinstance(value, bool) and described.const is not None:  # as the option alone, and without it
+        return described.const if value else field.default
+    words = _words(value, described.convert is not None)
+    if not words or isinstance(value, bool) or (len(words) > 1 and not described.convert):
+        raise InputError(f"{field.name}: {value!r}: expected {'values' if described.convert else 'one value'}")
+    try:
+        read: Any = described.convert(words) if described.convert else (described.parse or str)(words[0])
+    except (InputError, argparse.ArgumentTypeError) as error:
+        raise InputError(f"{field.name}: {error}") from error
+    if described.choices and read not in described.choices:
+        raise InputError(f"{field.name}: {read!r}: expected one of {', '.join(map(str, described.choices))}")
+    return read
+
+
+def _words(value: Any, several: bool) -> list[str]:
+    """Return the words of a command line that would say a value from a file; a text is `several` words, or one."""
+    if isinstance(value, dict):
+        rules = {name: ":".join(map(str, rule)) if isinstance(rule, list) else rule for name, rule in value.items()}
+        return [f"{name}={rule}" for name, rule in rules.items()]
+    if isinstance(value, list):
+        return [str(word) for word in value]
+    if value is None or value == "":
+        return []
+    return str(value).split() if several else [str(value)]
 
 
 def check_types(settings: Any) -> list[str]:

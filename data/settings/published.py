@@ -1,8 +1,8 @@
 """Command lines of the published code and of pytorch-CycleGAN-and-pix2pix, in the words of this project.
 
 `data.settings.published_options` says of every published option what it does here. What asks for what is done anyway is
-left out, what has an equivalent becomes that, and one line of the log says so. What is gone on purpose is an error that
-names its replacement.
+left out, what has an equivalent becomes that, and one line of the log says so. An option that was removed on purpose is
+an error that names its replacement.
 """
 
 import logging

@@ -79,7 +79,7 @@ def _dataset_mode(line: Line, name: str, value: str) -> list[str]:
         "aligned": "use --model paired for registered MR and CT",
         "unaligned": "--model paired takes registered MR and CT; use --model cycle_gan for unpaired ones",
     }
-    raise InputError(f"--dataset_mode {value}: {ways.get(value, 'the data are chosen by --model; leave it out')}")
+    raise InputError(f"--dataset_mode {value}: {ways.get(value, 'the data are chosen with --model; leave it out')}")
 
 
 def _direction(line: Line, name: str, value: str) -> list[str] | None:
@@ -177,7 +177,7 @@ def _epoch_count(line: Line, name: str, value: str) -> list[str]:
     constant = line.value("--niter", "--n_epochs") or ("100" if line.method == "cycle_gan" else None)
     if constant is None or not constant.isdigit() or before > int(constant):
         raise InputError(
-            f"--epoch_count {value}: a new run begins at epoch 1; say by --n_epochs and --n_epochs_decay how many "
+            f"--epoch_count {value}: a new run begins at epoch 1; set with --n_epochs and --n_epochs_decay how many "
             "epochs it has with the full rate and with a falling one"
         )
     return ["--n_epochs", str(int(constant) - before)]
@@ -188,7 +188,7 @@ def _epoch(line: Line, name: str, value: str) -> list[str] | None:
         if value == "latest":
             return []
         raise InputError(
-            f"{name} {value} does nothing without --init_from: --continue_train goes on from the last saved state; to "
+            f"{name} {value} does nothing without --init_from: --continue_train resumes from the last saved state; to "
             f"begin a new run from weights of an epoch: --init_from {line.value('--name') or 'NAME'} --epoch {value} "
             "--name NEW"
         )
@@ -297,7 +297,7 @@ OPTIONS = {row.name: row for row in (
     Published("--which_model_netG", "resnet_9blocks", _newer("--which_model_netG"), _recorded("netG")),
     Published("--n_layers_D", "3", SAME, _NOTHING),
     Published("--gpu_ids", "2", Rule("the same, of one GPU; several by torchrun"), Rule("the same, of one GPU")),
-    Published("--name", "Self+Lcc_finetune", Rule("the same; it has to be said"), Rule("the same; it has to be said")),
+    Published("--name", "Self+Lcc_finetune", Rule("the same; it must be given"), Rule("the same; it must be given")),
     Published("--dataset_mode", "unaligned", Rule(
         "unaligned: done anyway (aligned with --model paired)", _dataset_mode,
     ), _anyway("single, unaligned: done anyway, MR is read alone", ("single", "unaligned"),
@@ -305,7 +305,7 @@ OPTIONS = {row.name: row for row in (
     Published("--model", "cycle_gan", Rule(
         "the same; for pix2pix, test and colorization an error names the replacement", _model,
     ), _anyway("test, cycle_gan, pix2pix: done anyway, the model's own generator is used",
-               ("test", "cycle_gan", "pix2pix"), "the model is chosen by --name; leave it out")),
+               ("test", "cycle_gan", "pix2pix"), "the model is chosen with --name; leave it out")),
     Published("--which_direction", "AtoB", _DIRECTION, _WAY),
     Published("--nThreads", "4", _newer("--nThreads"), _PARALLEL),
     Published("--checkpoints_dir", "./checkpoints", SAME, SAME),
@@ -349,7 +349,7 @@ OPTIONS = {row.name: row for row in (
     )),
     Published("--phase", "train", _anyway(
         "train: done anyway", ("train",), "trainA and trainB are trained on; --val validates, test_adapt.py converts",
-    ), _anyway("test: done anyway", ("test",), "what is converted is said by --input or --input_dir; leave it out")),
+    ), _anyway("test: done anyway", ("test",), "chosen with --input or --input_dir; leave it out")),
     Published("--which_epoch", "latest", Rule(
         "`--epoch`, of --init_from; latest: done anyway; others with --continue_train: an error names --init_from",
         _epoch,

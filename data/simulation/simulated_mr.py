@@ -206,7 +206,7 @@ def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
 def blur(image: Tensor, sigma: Tensor, largest: float, reach: float = 3.0) -> Tensor:
     """Return (N, S, H, W) with every slice blurred by a Gaussian of `sigma` (N, 1, 1, 1) pixels of its slab.
 
-    The kernel ends after `reach` times the `largest` sigma there may be; the picture goes on beyond its edges.
+    The kernel ends after `reach` times the `largest` sigma there may be; the picture is continued beyond its edges.
     """
     radius = max(1, round(reach * largest))
     offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)

@@ -103,6 +103,6 @@ def bone_depth(ct: np.ndarray, pixel_mm: float) -> np.ndarray:
             edge = sum(int(side.sum()) for side in (candidate[0], candidate[-1], candidate[:, 0], candidate[:, -1]))
             if edge < _LARGEST_OPENING * wall.sum():
                 whole |= candidate
-    # The bone goes on beyond the picture.
+    # The bone continues beyond the picture.
     pixels = ndimage.distance_transform_edt(np.pad(whole, 1, mode="edge"))[1:-1, 1:-1]
     return (pixels - 0.5).clip(min=0) * pixel_mm

@@ -267,12 +267,12 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
     if len(found) > 1:
         raise InputError(
             f"{folder}: {len(found)} DICOM series; expected one: put it into a folder of its own (a series to convert "
-            f"or prepare is chosen by its UID, --series_uid, or by --series_description):\n  {listing}"
+            f"or prepare is chosen by its UID, --series_uid, or with --series_description):\n  {listing}"
         )
     if not found[0].uid:
         raise InputError(
             f"{folder}: its DICOM images have an empty SeriesInstanceUID (emptied to anonymise them?), so whether they "
-            "are one series cannot be told; write one and the same new UID into all slices of a series"
+            "are one series is unknown; write one and the same new UID into all slices of a series"
         )
     return found[0]
 

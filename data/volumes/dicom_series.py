@@ -115,7 +115,7 @@ def check_identity(source: Volume, identity: Identity) -> None:
     if source.dicom and not identity.anonymous and (identity.name or identity.patient_id):
         raise InputError(
             "patient_name, patient_id: the MR is DICOM and says whose it is; leave them out, or replace all of its "
-            "identity by --anonymous"
+            "identity with --anonymous"
         )
 
 

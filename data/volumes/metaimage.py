@@ -34,7 +34,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _ORIGIN = ("Offset", "Position", "Origin")
 _DIRECTION = ("TransformMatrix", "Rotation", "Orientation")
 _BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-# Of these ITK's reader takes no notice; with other values voxels or geometry would be others.
+# ITK's reader ignores these; with other values voxels or geometry would be others.
 _EXPECTED = {
     "ElementToIntensityFunctionSlope": 1.0,
     "ElementToIntensityFunctionOffset": 0.0,

@@ -209,14 +209,14 @@ def _disagreement(
     found = f"its sform has voxels of {_numbers(spacing)} mm, pixdim of {_numbers(pixdim)} mm"
     placeholder = np.allclose(spacing, 1, rtol=1e-6) and np.all(pixdim > 0)
     if not same_size and (qform is not None or placeholder):
-        raise InputError(f"{path}: {found}: which is right cannot be told; expected the same: correct the header")
+        raise InputError(f"{path}: {found}: which is right is unknown; expected the same: correct the header")
     if not same_size:
         return [f"{found}; the sform is taken"]
     if qform is None:
         return []
     if np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0:
         raise InputError(
-            f"{path}: its sform and qform mirror each other: which side is left cannot be told; expected the same: set "
+            f"{path}: its sform and qform mirror each other: which side is left is unknown; expected the same: set "
             "the code of the wrong one to 0"
         )
     apart_mm = _apart_mm(sform, qform, size)

@@ -1,6 +1,6 @@
 """Damaged files: each reader reads them or refuses them by `InputError`, and its process lives and stays small.
 
-A few seconds here; `python -m tools.fuzz --minutes M` goes on for as long as one likes.
+A few seconds here; `python -m tools.fuzz --minutes M` runs for as long as one likes.
 """
 
 import pytest

@@ -228,7 +228,7 @@ def test_preparation_leaves_files_of_others(raw, capsys, name):
     assert len(read_manifest(raw / "set").cases) == 4
 
 
-def test_a_preparation_that_was_cut_short_goes_on(raw):
+def test_a_preparation_that_was_cut_short_resumes(raw):
     assert prepare_dataset.main(prepare(raw)) == 0
     whole = snapshot(raw / "set")
     (raw / "set/manifest.json").unlink()

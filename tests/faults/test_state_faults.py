@@ -1,4 +1,4 @@
-"""States that are damaged or lack something, and restarts by torchrun: a run goes on from a good state of its own."""
+"""States that are damaged or lack something, and restarts by torchrun: a run resumes from a good state of its own."""
 
 import random
 import shutil
@@ -14,9 +14,9 @@ from models.state_dicts import load_checkpoint, save_atomically
 from tests.faults.commands import snapshot
 from tests.faults.test_training_faults import (  # noqa: F401
     finished,
-    goes_on,
     one_thread,
     refused,
+    resumes,
     root,
     state_position,
     training,
@@ -61,10 +61,10 @@ def damage(path: Path, how) -> None:
 @pytest.mark.parametrize("how", [flip, blank, cut])
 def test_a_damaged_state_gives_way_to_the_one_before_it_which_is_said(root, run, finished, caplog, how):  # noqa: F811
     damage(run / "latest_state.pth", how)
-    goes_on(root, finished)
-    (warning,) = [entry.getMessage() for entry in caplog.records if "going on from" in entry.getMessage()]
+    resumes(root, finished)
+    (warning,) = [entry.getMessage() for entry in caplog.records if "resuming from" in entry.getMessage()]
     assert "latest_state.pth: cannot be read" in warning and "damaged" in warning
-    assert warning.endswith("going on from the state before it, previous_state.pth")
+    assert warning.endswith("resuming from the state before it, previous_state.pth")
     assert (run / "damaged_latest_state.pth").exists()
 
 
@@ -133,8 +133,8 @@ def test_a_state_that_lacks_something_gives_way_to_the_one_before_it(root, run, 
         where = (*where[:-1], next(iter(state["model"]["networks"]["D_A"])))
     change(state, *where, to=to)
     save_atomically(state, path)
-    goes_on(root, finished)
-    assert "going on from the state before it, previous_state.pth" in caplog.text
+    resumes(root, finished)
+    assert "resuming from the state before it, previous_state.pth" in caplog.text
 
 
 def test_a_state_alone_that_lacks_something_is_refused(root, run, capsys):  # noqa: F811
@@ -209,12 +209,12 @@ def test_a_restart_does_not_take_over_the_run_of_another(root, finished, monkeyp
     weights = (folder / "latest_net_G_A.pth").read_bytes()
     for count in (0, 1, 2):
         restart(monkeypatch, count)
-        with pytest.raises(InputError, match="holds a run already; go on with it by --continue_train"):
+        with pytest.raises(InputError, match="holds a run already; resume it with --continue_train"):
             train.main(training(root, "--n_epochs", "3"))
     assert (folder / "latest_net_G_A.pth").read_bytes() == weights
 
 
-def test_a_restart_goes_on_with_what_its_job_began(root, finished, monkeypatch):  # noqa: F811
+def test_a_restart_resumes_with_what_its_job_began(root, finished, monkeypatch):  # noqa: F811
     """Also where the clock was set right meanwhile, by which the system's times of start move."""
     restart(monkeypatch, 0)
     assert train.main(training(root, "--n_epochs", "1")) == 0

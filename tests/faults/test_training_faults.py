@@ -1,4 +1,4 @@
-"""Training's own faults: it ends with one line, and goes on from what it saved to the weights of an undisturbed run."""
+"""Training's own faults: it ends with one line, and resumes from what it saved to the weights of an undisturbed run."""
 
 import itertools
 import json
@@ -71,7 +71,7 @@ def refused(capsys, arguments: list[str], *words: str) -> None:
     assert_refused(capsys, lambda: train.main(arguments), *words)
 
 
-def goes_on(root: Path, finished: Path, checkpoints: Path | None = None, *more: str) -> None:
+def resumes(root: Path, finished: Path, checkpoints: Path | None = None, *more: str) -> None:
     """Continue to the end; all weights and records must be those of the undisturbed run."""
     assert train.main(training(root, "--continue_train", *more, checkpoints=checkpoints)) == 0
     folder = (checkpoints or root / "checkpoints") / "run"
@@ -125,7 +125,7 @@ def test_memory_ends_in_a_step(root, finished, monkeypatch, capsys, shortage, as
     refused(capsys, training(root), *words)
     assert snapshot(root / "checkpoints") == kept
     assert state_position(root / "checkpoints/run") == (1, 2)
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_memory_that_the_system_grants_ends(root, finished):
     result = run("-c", LIMITED, *training(root))
     assert_one_clear_error(result, "cpu: out of memory (", "--batch_size")
     assert state_position(root / "checkpoints/run") == (1, 2)
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 def test_any_command_says_that_memory_has_ended(capsys):
@@ -180,11 +180,11 @@ def test_the_disk_fills_up_while_a_state_is_saved(root, finished, small_disk, ca
     assert left >= {"latest_state.pth", "previous_state.pth", "1_net_G_A.pth"} and "next_latest_state.pth" not in left
     assert state_position(small_disk / "run") == (1, 4)
     remount(small_disk, "size=4m")
-    goes_on(root, finished, small_disk)
+    resumes(root, finished, small_disk)
 
 
 def test_an_end_between_the_first_weights_of_an_epoch_and_the_next_state(root, finished, monkeypatch, capsys):
-    """Without a state of that epoch, the weights that are there would keep the run from going on and from starting."""
+    """Without a state of that epoch, the weights that are there would keep the run from resuming and from starting."""
     save_state = run_folder.save_state
 
     def full(folder, state):
@@ -196,7 +196,7 @@ def test_an_end_between_the_first_weights_of_an_epoch_and_the_next_state(root, f
     refused(capsys, training(root, "--save_latest_freq", "5000"), "no room")
     assert state_position(root / "checkpoints/run") == (1, 4)
     monkeypatch.setattr(run_folder, "save_state", save_state)
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
@@ -205,7 +205,7 @@ def test_settings_that_cannot_be_read_are_written_again(root, finished, caplog, 
     path = root / "checkpoints/run/inference.json"
     good = path.read_bytes()
     path.unlink() if damage == "gone" else path.write_bytes(good[:100])
-    goes_on(root, finished)
+    resumes(root, finished)
     assert path.read_bytes() == good
     assert "inference.json: " in caplog.text and "it is written again" in caplog.text
 
@@ -241,7 +241,7 @@ def test_the_disk_is_full_for_what_is_shown_alone(root, finished, small_disk, mo
     warned = [entry.getMessage() for entry in caplog.records if "warning: " in entry.getMessage()]
     assert len(warned) == 2 and all("No space left on device" in text for text in warned)
     assert warned[0].startswith("warning: losses cannot be written: ") and "they are kept" in warned[0]
-    assert warned[1].startswith("warning: web page: ") and "training goes on without it" in warned[1]
+    assert warned[1].startswith("warning: web page: ") and "training continues without it" in warned[1]
     assert_same_weights(finished / "checkpoints/run", small_disk / "run")
     assert positions(small_disk / "run") == positions(finished / "checkpoints/run")
     assert len((small_disk / "run/web/data/curves.js").read_text().splitlines()) == 1 + 8
@@ -305,7 +305,7 @@ def test_a_killed_training_keeps_nobody_out(root, finished, capsys):
     refused(capsys, training(root, "--continue_train"), "another training writes into it")
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_a_loss_that_is_not_finite(root, finished, capsys):
     refused(capsys, training(root, "--save_latest_freq", "1", "--continue_train"), *words)
     assert snapshot(root / "checkpoints") == before
     np.save(path, good)
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])
@@ -364,7 +364,7 @@ def test_a_file_of_slices_while_training(root, finished, monkeypatch, capsys, fa
     refused(capsys, training(root, "--num_threads", threads), str(path), said, "prepare the data set again")
     assert state_position(root / "checkpoints/run") in {"0": [(1, 2)], "2": [(1, 2), (2, 0)]}[threads]
     path.write_bytes(good)
-    goes_on(root, finished)
+    resumes(root, finished)
 
 
 def prepare_anew(root: Path, **changes) -> None:
@@ -387,7 +387,7 @@ def prepare_anew(root: Path, **changes) -> None:
         ({}, ["--ct_window", "-500", "900"], "ct_map: was IntensityMap"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_images(root, finished, capsys, prepared, options, words):
+def test_a_run_does_not_resume_with_other_images(root, finished, capsys, prepared, options, words):
     shutil.copytree(finished / "checkpoints", root / "checkpoints")
     if prepared:
         prepare_anew(root / "set", **prepared)
@@ -396,20 +396,20 @@ def test_a_run_does_not_go_on_with_other_images(root, finished, capsys, prepared
     assert snapshot(root / "checkpoints") == before
 
 
-def test_a_run_goes_on_with_other_intensities_but_says_so(root, finished, caplog):
+def test_a_run_resumes_with_other_intensities_but_says_so(root, finished, caplog):
     shutil.copytree(finished / "checkpoints", root / "checkpoints")
     manifest = read_manifest(root / "set")
     cases = [replace(case, percentiles=case.percentiles and (0.0, 80.0)) for case in manifest.cases]
     replace(manifest, cases=tuple(cases)).write(root / "set")
     assert train.main(training(root, "--continue_train")) == 0
-    assert "the run goes on with volumes of other intensities than it was started on" in caplog.text
+    assert "the run resumes with volumes of other intensities than it was started on" in caplog.text
 
 
 # Clocks
 
 
 def test_a_clock_that_goes_back_moves_no_save(root, finished, monkeypatch):
-    """The clock on the wall goes back by an hour whenever it is asked; the steady one goes on by 20 s."""
+    """The clock on the wall goes back by an hour whenever it is asked; the steady one advances by 20 s."""
     saved, save, steady, wall = [], run_folder.save_state, itertools.count(0, 20), itertools.count(2e9, -3600)
 
     def note(folder, state):

@@ -83,6 +83,17 @@ function ticks(low, high, count) {
   return list;
 }
 
+function logTicks(low, high) {
+  const list = [], steps = high - low > 3 ? [1] : high - low > 1 ? [1, 3] : [1, 2, 5];
+  for (let k = Math.floor(low); k <= high; k++) {
+    for (const m of steps) {
+      const t = Math.log10(m) + k;
+      if (t >= low - 1e-9 && t <= high + 1e-9) list.push(Number((m * 10 ** k).toPrecision(12)));
+    }
+  }
+  return list.length > 1 ? list : ticks(10 ** low, 10 ** high, 5).filter((v) => v > 0);
+}
+
 const W = 560, H = 240, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 30;
 
 function range() {
@@ -112,8 +123,8 @@ function drawChart(figure, group) {
     svg.append(shape("line", { class: "grid", x1: x(t), x2: x(t), y1: TOP, y2: H - BOTTOM }));
     svg.append(shape("text", { x: x(t), y: H - BOTTOM + 16, "text-anchor": "middle", class: "faint" }, format(t)));
   }
-  for (const t of ticks(low, high, 5)) {
-    const value = log ? 10 ** t : t, place = y(value);
+  for (const value of log ? logTicks(low, high) : ticks(low, high, 5)) {
+    const place = y(value);
     svg.append(shape("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: place, y2: place }));
     svg.append(shape("text", { x: LEFT - 6, y: place + 4, "text-anchor": "end", class: "faint" }, format(value)));
   }

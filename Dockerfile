@@ -1,0 +1,18 @@
+# For use of the models, and for training, without an environment of your own:
+#   docker build -t mr-to-ct .
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" mr-to-ct \
+#       test_adapt.py --name recommended --input /work/MR.nii.gz --results_dir /work/results
+# --gpus all needs an NVIDIA GPU and the NVIDIA container toolkit; leave it out on a CPU. Own models: --checkpoints_dir /work/...
+FROM python:3.12-slim
+
+WORKDIR /opt/mr-to-ct
+# The tested versions; --build-arg REQUIREMENTS=requirements.txt takes the newest that fit, on other machines too.
+ARG REQUIREMENTS=requirements.lock
+COPY requirements.txt requirements.lock ./
+RUN pip install --no-cache-dir -r "$REQUIREMENTS"
+COPY . .
+
+# Whoever runs it may have no home in the image.
+ENV HOME=/tmp PYTHONUNBUFFERED=1
+ENTRYPOINT ["python"]
+CMD ["test_adapt.py", "--help"]

@@ -1,0 +1,38 @@
+"""Patients that are on both sides of an unpaired data set, by what DICOM says of them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+
+from data.prepared.sources import Source
+from data.volumes.dicom import is_slice
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_same_patients(mr: Sequence[Source], ct: Sequence[Source]) -> None:
+    """Warn of DICOM volumes of MR and CT that have the same PatientID; the IDs themselves are not written out."""
+    by_id = {found: source.path for source in mr if (found := patient_id(source.path))}
+    pairs = [(by_id[found], source.path) for source in ct if (found := patient_id(source.path)) in by_id]
+    if pairs:
+        log.warning(
+            "warning: MR and CT of %d patients have the same PatientID: %s; right for --model paired; for unpaired "
+            "training take MR and CT of different patients, unless the IDs were anonymised to the same one",
+            len(pairs), ", ".join(f"{a} and {b}" for a, b in pairs),
+        )  # fmt: skip
+
+
+def patient_id(path: Path) -> str | None:
+    """Return the PatientID of a DICOM folder's, or file's, first slice; None for other files and without one."""
+    try:
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        slices = (file for file in files if is_slice(file))
+        if (first := next(slices, None)) is None:
+            return None
+        header = pydicom.dcmread(first, specific_tags=["PatientID"], stop_before_pixels=True, force=True)
+        return str(header.get("PatientID") or "").strip() or None
+    except Exception as error:  # whoever prepares the volume says why it cannot be read
+        log.debug("%s: no PatientID: %s", path, error)
+        return None

@@ -1,0 +1,118 @@
+"""`test_adapt.py`: what results are called, a model without its mirrorings, and a true CT on another grid."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import test_adapt
+from data.errors import InputError
+from data.prepared.patient_ids import patient_id, warn_of_same_patients
+from data.prepared.sources import Source
+from data.values.intensity import AIR_HU
+from data.volumes.volume import Volume, read_volume, write_volume
+from tests.cohort_data import NAME, SETTINGS, patient_mr, write_dicom_patient, write_model
+
+
+def adapt(root, source, *more) -> list[str]:
+    where = ["--name", NAME, "--checkpoints_dir", str(root / "checkpoints"), "--results_dir", str(root / "results")]
+    return [*where, "--device", "cpu", "--precision", "fp32", "--input", str(source), *map(str, more)]
+
+
+@pytest.mark.parametrize("name", ["mr", "scan.1", "image"])
+def test_a_result_is_called_after_its_file(tmp_path, name):
+    write_model(tmp_path)
+    for folder in ("chosen_by_nobody", "other"):
+        write_volume(patient_mr(), tmp_path / folder / f"{name}.nii.gz")
+    assert test_adapt.main(adapt(tmp_path, tmp_path / f"chosen_by_nobody/{name}.nii.gz")) == 0
+    assert (tmp_path / "results" / NAME / f"{name}.nii.gz").exists()
+    with pytest.raises(InputError, match=r"is the result of .*chosen_by_nobody.*; choose another --output"):
+        test_adapt.main(adapt(tmp_path, tmp_path / f"other/{name}.nii.gz"))
+
+
+def test_the_result_of_a_dicom_folder_is_called_after_the_folder(tmp_path):
+    write_model(tmp_path)
+    write_dicom_patient(tmp_path / "dicom/STS_024")
+    assert test_adapt.main(adapt(tmp_path, tmp_path / "dicom/STS_024/")) == 0
+    assert (tmp_path / "results" / NAME / "STS_024.nii.gz").exists()
+
+
+def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
+    """The result is then that of the same weights without them, voxel by voxel."""
+    write_volume(patient_mr(), tmp_path / "mr.nii.gz")
+    results = {}
+    for kind, settings in (("both", replace(SETTINGS, mirrored=True, solid_body=True)), ("plain", SETTINGS)):
+        write_model(tmp_path / kind, settings=settings)
+        options = {"both": [], "plain": []}[kind]
+        test_adapt.main(adapt(tmp_path / kind, tmp_path / "mr.nii.gz", *options))
+        results[kind] = read_volume(tmp_path / kind / "results" / NAME / "mr.nii.gz").array
+    off = tmp_path / "off.nii.gz"
+    test_adapt.main(
+        adapt(tmp_path / "both", tmp_path / "mr.nii.gz", "--no_mirrored", "--no_solid_body", "--output", off)
+    )
+    assert np.array_equal(read_volume(off).array, results["plain"])
+    assert not np.array_equal(results["both"], results["plain"])
+    report = json.loads(off.with_name("off.json").read_text())
+    assert report["no_mirrored"] and report["no_solid_body"]
+    for option, why in (
+        ("--no_mirrored", "does not average"),
+        ("--no_solid_body", "leaves air inside the body anyway"),
+    ):
+        with pytest.raises(InputError, match=f"{option} does nothing: .*{NAME} {why}"):
+            test_adapt.main(adapt(tmp_path / "plain", tmp_path / "mr.nii.gz", option))
+
+
+def test_a_reference_on_another_grid_is_resampled_where_asked_for(tmp_path, caplog, capsys):
+    """A CT of 40 HU that covers all but the MR's last slice: what it does not cover is air."""
+    caplog.set_level("INFO")
+    write_model(tmp_path)
+    mr = patient_mr()
+    write_volume(mr, tmp_path / "mr.nii.gz")
+    body = mr.array > mr.array.max() / 10
+    finer = np.where(body, 40, AIR_HU).repeat(2, axis=1).repeat(2, axis=2)[:-1].astype(np.int16)
+    x, y, z = mr.spacing
+    origin = np.array(mr.origin) - 0.25 * np.array([x, y, 0])
+    write_volume(Volume(finer, (x / 2, y / 2, z), tuple(origin)), tmp_path / "ct.nii.gz")
+    with pytest.raises(
+        InputError, match=r"not on the MR's grid: .*--resample_reference, or python -m scripts.resample"
+    ):
+        test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--reference", tmp_path / "ct.nii.gz"))
+    assert (
+        test_adapt.main(
+            adapt(tmp_path, tmp_path / "mr.nii.gz", "--reference", tmp_path / "ct.nii.gz", "--resample_reference")
+        )
+        == 0
+    )
+    share = 100 / mr.array.shape[0]
+    assert f"resampled to the MR's grid; {share:.1f} % of that lies outside it and is air" in caplog.text
+    assert json.loads((tmp_path / "results" / NAME / "mr.json").read_text())["mae"] > 0
+    with pytest.raises(SystemExit):
+        test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--resample_reference"))
+    assert "--resample_reference does nothing without --reference" in capsys.readouterr().err
+
+
+def test_one_patient_in_mr_and_ct_is_noticed(tmp_path, caplog):
+    def with_id(text):
+        def change(k, header):
+            header.PatientID = text
+
+        return change
+
+    for folder, text in (("mr1", "A1"), ("mr2", "B2"), ("mr3", ""), ("ct1", "C3"), ("ct2", "B2 "), ("ct3", "")):
+        write_dicom_patient(tmp_path / folder, change=with_id(text))
+    write_volume(patient_mr(), tmp_path / "ct4.nii.gz")
+    assert [patient_id(tmp_path / name) for name in ("mr1", "mr3", "ct2", "ct4.nii.gz", "nowhere")] == [
+        "A1", None, "B2", None, None,
+    ]  # fmt: skip
+    mr, ct = (
+        [Source(name, name, tmp_path / name, None) for name in names]
+        for names in (("mr1", "mr2", "mr3"), ("ct1", "ct2", "ct3", "ct4.nii.gz"))
+    )
+    warn_of_same_patients(mr, ct)
+    (said,) = caplog.messages
+    assert "MR and CT of 1 patients have the same PatientID" in said
+    assert f"{tmp_path / 'mr2'} and {tmp_path / 'ct2'}" in said and "B2" not in said
+    caplog.clear()
+    warn_of_same_patients(mr[:1], ct)
+    assert not caplog.messages

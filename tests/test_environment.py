@@ -1,0 +1,36 @@
+"""Every command says in one line what to do where Python is too old or packages are missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    *sorted([path.name] for path in ROOT.glob("*.py")),
+    ["-m", "scripts.evaluate"],
+    ["-m", "ct_segmentation.train"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_python_without_packages_says_what_to_activate(command):
+    # -S -I: without site-packages; the checkout is put back, as it is first on the path of a command.
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runpy; sys.argv = ['x', '--help']; "
+    run = f"runpy.run_path({str(ROOT / command[0])!r}" if len(command) == 1 else f"runpy.run_module({command[1]!r}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", f"{start}{run}, run_name='__main__')"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert " has no torch, numpy, SimpleITK; run first: " in done.stderr
+
+
+def test_an_older_python_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    with pytest.raises(SystemExit, match=r"this is Python 3\.9; expected 3\.12 or newer; run first: "):
+        data.check_environment()
