@@ -122,13 +122,20 @@ class DicomOutput:
     anonymous: bool = option(False, help="leave patient, study and source images of a DICOM MR out of the DICOM series")
 
 
-def parse_use[T: UseSettings](group: type[T], command: Command, description: str, arguments: Sequence[str] | None) -> T:
-    """Return the settings of a command line that uses a model; published options count as what they are here."""
+def use_parser(group: type[UseSettings], command: Command, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that uses a model, with the options of `group`."""
     parser = argparse.ArgumentParser(
         prog=command, description=description, formatter_class=HelpFormatter, allow_abbrev=False
     )
     add_options(parser, group)
     add_gpu_ids(parser)
+    return parser
+
+
+def parse_use[T: UseSettings](
+    parser: argparse.ArgumentParser, group: type[T], command: Command, arguments: Sequence[str] | None
+) -> T:
+    """Return the settings of a command line that uses a model; published options count as what they are here."""
     words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, command)
     options = parser.parse_args(words)
     settle_gpu_ids(parser, options)

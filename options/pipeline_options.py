@@ -1,5 +1,6 @@
 """Options of `test_pipeline.py`."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from data.errors import InputError
 from data.settings.declaration import option, redeclare
 from data.settings.published import Command
 from data.settings.values import positive_int
-from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use
+from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use, use_parser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,15 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
         MuMapSettings.__post_init__(self)
 
 
-def parse(arguments: Sequence[str] | None = None) -> CohortSettings:
-    """Return the checked settings; nothing changes them afterwards."""
+def pipeline_parser() -> argparse.ArgumentParser:
+    """Return the parser of `test_pipeline.py`."""
     description = (
         "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
         "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started."
     )
-    return parse_use(CohortSettings, Command.PIPELINE, description, arguments)
+    return use_parser(CohortSettings, Command.PIPELINE, description)
+
+
+def parse(arguments: Sequence[str] | None = None) -> CohortSettings:
+    """Return the checked settings; nothing changes them afterwards."""
+    return parse_use(pipeline_parser(), CohortSettings, Command.PIPELINE, arguments)

@@ -14,7 +14,7 @@ from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from models.ensemble import FUSIONS
 from models.model_settings import ModelChoice
-from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use
+from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use, use_parser
 
 
 def is_file(output: Path) -> bool:
@@ -127,7 +127,15 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
 
 
+def test_parser() -> argparse.ArgumentParser:
+    """Return the parser of `test_adapt.py`."""
+    description = "Turn one patient's MR into a synthetic CT in HU on the MR's own grid."
+    return use_parser(PatientSettings, Command.ADAPT, description)
+
+
+test_parser.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test
+
+
 def parse(arguments: Sequence[str] | None = None) -> PatientSettings:
     """Return the checked settings; nothing changes them afterwards."""
-    description = "Turn one patient's MR into a synthetic CT in HU on the MR's own grid."
-    return parse_use(PatientSettings, Command.ADAPT, description, arguments)
+    return parse_use(test_parser(), PatientSettings, Command.ADAPT, arguments)
