@@ -30,13 +30,17 @@ _COLUMN_INCHES = 1.75
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a figure: a title, a volume, what is black and white in it, and whether it is a difference."""
+    """One column of a figure: a title, a volume, what is black and white in it, and whether it is a difference.
+
+    `scale`: what the bar of its values is called; columns of one scale share a bar. '' for none.
+    """
 
     title: str
     volume: Volume
     low: float
     high: float
     difference: bool = False
+    scale: str = ""
 
 
 def columns_of(
@@ -62,13 +66,16 @@ def columns_of(
             raise InputError(f"{title}: not on the grid of {titles[0]}; resample it first: {way}")
     columns = []
     for title, (kind, volume) in zip(titles, given, strict=True):
-        columns.append(Column(title, volume, *(mr_display_range(volume.array) if kind == "MR" else window.range)))
+        if kind == "MR":
+            columns.append(Column(title, volume, *mr_display_range(volume.array)))
+        else:
+            columns.append(Column(title, volume, *window.range, scale="CT [HU]"))
     if reference is not None:
         first = int(mr is not None)
         for title, ct in zip(titles[first : first + len(cts)], cts, strict=True):
             difference = ct.with_array(ct.array.astype(np.float32) - reference.array)
             shown = f"{title} \N{MINUS SIGN} {titles[-1]}"
-            columns.append(Column(shown, difference, -spread_hu, spread_hu, difference=True))
+            columns.append(Column(shown, difference, -spread_hu, spread_hu, True, "difference [HU]"))
     return columns
 
 
@@ -76,8 +83,8 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
     """Return a figure with a row for each cut (plane and slice in patient order) and a column for each volume."""
     lie = patient_order(columns[0].volume)
     shares = [_height_over_width(columns[0].volume, lie, plane) for plane, _ in cuts]
-    differences = [column for column in columns if column.difference]
-    size = (_COLUMN_INCHES * len(columns) + 0.75 * bool(differences), _COLUMN_INCHES * sum(shares) + 0.3)
+    scales = {column.scale: column for column in columns if column.scale}
+    size = (_COLUMN_INCHES * len(columns) + 0.75 * len(scales), _COLUMN_INCHES * sum(shares) + 0.3)
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=size, layout=layout, facecolor="white")
     panels = figure.subplots(len(cuts), len(columns), squeeze=False, height_ratios=shares)
@@ -87,10 +94,10 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
         panels[row, 0].set_ylabel(plane.name, fontsize=8, labelpad=2)
     for axes, column in zip(panels[0], columns, strict=True):
         axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)  # a label with $ is no formula
-    if differences:
-        colours = ScalarMappable(Normalize(differences[0].low, differences[0].high), DIFFERENCE_COLOURS)
+    for label, scale in scales.items():
+        colours = ScalarMappable(Normalize(scale.low, scale.high), DIFFERENCE_COLOURS if scale.difference else "gray")
         bar = figure.colorbar(colours, ax=panels, extend="both", shrink=0.5, aspect=26, pad=0.01)
-        bar.set_label("difference [HU]", fontsize=8)
+        bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
 
