@@ -15,7 +15,7 @@ raw=datasets/phantom_raw data=datasets/phantom
 # and weight on bone: docs/results.md.
 name=recommended_$(basename "$data")
 PYTHON=$python bash scripts/train_recommended.sh "$data" --n_epochs 20 --steps_per_epoch 50 --batch_size 8 --ngf 16 --slab 3 \
-    --crop_size 64 --flip x --rotate 10 --field_of_view 0 --lr 4e-3 --ema 0.99 --bone_weight 4
+    --crop_size 64 --flip x --rotate 10 --field_of_view 0 --skin_mm 0 --lr 4e-3 --ema 0.99 --bone_weight 4
 
 patient=$(find "$raw/test" -mindepth 1 -maxdepth 1 -type d | sort | head -n 1)
 for model in "$name" phantom; do # phantom: shipped, trained longer on other generated patients
