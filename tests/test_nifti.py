@@ -152,7 +152,7 @@ MIRRORED = SFORM @ np.diag([-1, 1, 1, 1])
         ({"sform": SFORM + 0.5 * np.eye(4)[:, [1, 0, 2, 3]] * [1, 1, 0, 0]}, "sform shears"),
         ({"sform": np.diag([0, 1, 1, 1.0])}, "sform has voxels of 0 x 1 x 1 mm"),
         ({"sform": SFORM, "qform": SFORM, "pixdim": (0.98, 0.98, 4)}, "3.27 mm, pixdim of .* 4 mm: which is right"),
-        ({"sform": SFORM, "qform": SFORM, "pixdim": (1, 1, 1)}, "which is right cannot be told"),
+        ({"sform": SFORM, "qform": SFORM, "pixdim": (1, 1, 1)}, "which is right is unknown"),
         ({"sform": np.diag([-1, -1, 1, 1.0]), "qform": SFORM}, "voxels of 1 x 1 x 1 mm, pixdim of 0.98"),
         ({"sform": np.diag([-1, -1, 1, 1.0])}, "voxels of 1 x 1 x 1 mm, pixdim of 0.98"),
         ({"sform": MIRRORED, "qform": SFORM}, "sform and qform mirror each other: which side is left"),

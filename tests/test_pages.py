@@ -495,7 +495,7 @@ def adapt(folder, monkeypatch, write=None):
     settings = SimpleNamespace(direction="AtoB", contrasts=("mr",))
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
-    monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_: ct)
+    monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_, **__: ct)
     if write:
         monkeypatch.setattr(test_adapt, "write_case_page", write)
     inputs = ["--input", str(folder / "mr.nii.gz"), "--mask", str(folder / "mask.nii.gz")]

@@ -238,7 +238,7 @@ def test_a_damaged_number_is_named_by_its_part(tmp_path):
     )
     assert torch.load(path, weights_only=True)["weight"][0] == 1.75  # torch by itself does not notice
     with pytest.raises(
-        InputError, match=r"net\.pth: cannot be read: it is damaged: its part net/data/0 has another check"
+        InputError, match=r"net\.pth: cannot be read: it is damaged: its part net/data/0 has the wrong checksum"
     ):
         load_checkpoint(path)
 

@@ -100,7 +100,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             values = json.loads(text, object_pairs_hook=_once)
         else:
-            values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+            values = _Loader(text).get_single_data()
     except FileNotFoundError as error:
         raise InputError(f"--config {path}: no such file") from error
     except InputError as error:

@@ -121,7 +121,6 @@ def test_exit_code_and_line(tmp_path, fault):
     ("more", "words"),
     [
         (["--ct", "nowhere/*"], "nowhere/*: no volume file or DICOM folder matches"),
-        (["--mr_mask", "{raw}/masks/*"], "match the case 'p1'; expected one of that name"),
         (["--test_mr", "{raw}/mr/p0.nii.gz"], "the same patient stands in train and test: p0"),
     ],
 )
