@@ -23,7 +23,7 @@ from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import check_ensemble, synthesize_ensemble
-from models.inference_settings import InferenceSettings, model_sha256, read_inference_settings
+from models.inference_settings import InferenceSettings, model_sha256
 from models.synthesis import (
     METHOD_VERSION,
     Synthesiser,
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     opt = test_options.parse(arguments)
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
-    off = turned_off(opt.folders, opt)
+    off = turned_off(generators, opt)
     how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction, off)
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(written) else 1
 
 
-def turned_off(folders: Sequence[Path], opt: PatientSettings) -> list[str]:
+def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> list[str]:
     """Return which settings of the models are turned off.
 
     Raises:
@@ -159,8 +159,8 @@ def turned_off(folders: Sequence[Path], opt: PatientSettings) -> list[str]:
     off = [name for name in ("mirrored", "solid_body") if getattr(opt, f"no_{name}")]
     without = {"mirrored": "does not average over mirrorings", "solid_body": "leaves air inside the body anyway"}
     for name in off:
-        if not any(getattr(read_inference_settings(folder), name) for folder in folders):
-            raise InputError(f"--no_{name} does nothing: {folders[0]} {without[name]}; leave it out")
+        if not any(getattr(generator.settings, name) for generator in generators):
+            raise InputError(f"--no_{name} does nothing: {called(opt, generators)} {without[name]}; leave it out")
     return off
 
 
@@ -210,12 +210,19 @@ def called(opt: PatientSettings, generators: Sequence[TrainedGenerator]) -> str:
 
 
 def derivation_of(
-    opt: PatientSettings, generators: Sequence[TrainedGenerator], precision: str, source: str
+    opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
 ) -> Derivation:
-    """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
-    hashes = [model_sha256(one.settings, one.weights) for one in generators]
-    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    return Derivation(called(opt, generators), opt.epoch, sha256, METHOD_VERSION, precision, source)
+    """Return by what a DICOM series is made; `source`: the hash of what it is made of.
+
+    Its hash is of all that voxels depend on: weights, settings as they are used, and how several models become one.
+    """
+    pairs = zip(synthesisers, generators, strict=True)
+    parts = [model_sha256(synthesiser.settings, generator.weights) for synthesiser, generator in pairs]
+    parts += [opt.fusion] if opt.fusion not in (None, "mean") else []
+    sha256 = parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    return Derivation(
+        called(opt, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
+    )
 
 
 def volume_parts(
@@ -235,7 +242,7 @@ def volume_parts(
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
-        derivation = derivation_of(opt, generators, synthesisers[0].model.precision, source)
+        derivation = derivation_of(opt, generators, synthesisers, source)
         write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
 
     def attenuation() -> None:

@@ -2,7 +2,7 @@
 
 A refiner R changes single slices of simulated MR; a discriminator D judges them beside slices of real MR:
 
-    L_D = E[(D(real) - 1)^2] + E[D(R(mr))^2]
+    L_D = (E[(D(real) - 1)^2] + E[D(R(mr))^2]) / 2
     L_R = E[(D(R(mr)) - 1)^2] + lambda_keep |R(mr) - mr|_1
     L_G = the losses of `simulated_pairs`, where a share of each batch shows R(mr), without gradients to R
 
@@ -27,7 +27,7 @@ from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import read_manifest
-from data.settings.declaration import Nature, option, redeclare
+from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.simulation_set import SimulationSet
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _WIDTH = 16
 # Learning rate of R and D in shares of the generator's, and Adam's momentum, which adversarial training wants low.
 _RATE, _BETAS = 0.2, (0.5, 0.999)
-# The scale of a real MR varies by this share, as that of a simulated one does.
+# The scale of a real MR varies by this share, since that of simulated ones varies.
 _GAIN = 0.15
 _OUTSIDE = {"mr": -1.0, "body": -1000.0}
 
@@ -71,7 +71,7 @@ class RefinedPairsSettings(RefinerOptions, DiscriminatorSettings, SimulatedPairs
 
     netD: str = redeclare(DiscriminatorSettings, "netD", "n_layers")
     ndf: int = redeclare(DiscriminatorSettings, "ndf", 32)
-    n_layers_D: int = redeclare(DiscriminatorSettings, "n_layers_D", 2)
+    n_layers_D: int = redeclare(DiscriminatorSettings, "n_layers_D", 2, needs=Need("netD", ("n_layers",)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class RefinedPairsModel(SimulatedPairsModel):
         # It begins by changing nothing.
         last = [module for module in refiner.modules() if isinstance(module, nn.Conv2d)][-1]
         nn.init.zeros_(last.weight)
-        judge = build_discriminator(s.netD, 1, s.ndf, s.n_layers_D, s.norm)
+        layers = {"n_layers": s.n_layers_D} if s.netD == "n_layers" else {}
+        judge = build_discriminator(s.netD, 1, s.ndf, norm=s.norm, **layers)
         initialise(judge, s.init_type, s.init_gain, weights)
         for name, net in (("R", refiner), ("D_R", judge)):
             if s.sync_batch_norm:
@@ -122,8 +123,6 @@ class RefinedPairsModel(SimulatedPairsModel):
     def check(cls, settings: RefinedPairsSettings, data: DataSettings) -> None:
         """Refuse what the method cannot follow; see `SlabModel.check`."""
         super().check(settings, data)
-        if settings.n_layers_D != DiscriminatorSettings.n_layers_D and settings.netD != "n_layers":
-            raise InputError(f"--n_layers_D {settings.n_layers_D} needs --netD n_layers")
         if not round(data.batch_size * settings.refined_share):
             raise InputError(
                 f"--refined_share {settings.refined_share:g}: no MR of a batch of {data.batch_size} would be refined; "

@@ -53,7 +53,7 @@ class SimulationOptions:
     )  # fmt: skip
     skin_mm: float = option(
         SimulationSettings.skin_mm, nature=Nature.RESULT, parse=nonnegative_float,
-        help="largest thickness of skin that gives no signal; 0: skin is as bright as its HU say",
+        help="largest mean thickness of skin that loses its signal; 0: skin is as bright as its HU say",
     )  # fmt: skip
     leave_out: str = option(
         "", nature=Nature.RESULT, metavar="TEXT", help="do not train on CT whose names contain TEXT"

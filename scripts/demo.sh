@@ -26,7 +26,7 @@ cat <<END
 
 generated patients   $raw
 prepared slices      $data
-model                checkpoints/$name  
+model                checkpoints/$name
 synthetic CT         results/demo/$name  (volume in HU on the MR's grid, picture, scores, a page to look through it)
                      results/demo/phantom  (the same by a shipped model)
 

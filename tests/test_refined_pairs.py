@@ -11,6 +11,7 @@ from data.errors import InputError
 from models.base_model import Place
 from models.inference_settings import read_inference_settings
 from models.refined_pairs_model import RefinedPairsModel, RefinedPairsSettings, RefinementSet
+from options import train_options
 from tests.test_simulated_pairs import CPU, DATA, OPTIONS, dataroot, disc, simulation_set  # noqa: F401
 
 SHORT = "--n_epochs 1 --steps_per_epoch 2 --batch_size 4".split()
@@ -128,8 +129,9 @@ def test_the_command_trains_and_its_model_is_that_of_simulated_pairs(dataroot, t
 def test_what_cannot_be_refined_is_refused(dataroot, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match=r"--refined_share 0\.1: no MR of a batch of 4 would be refined"):
         RefinedPairsModel.check(RefinedPairsSettings(refined_share=0.1), DATA)
-    with pytest.raises(InputError, match="--n_layers_D 2 needs --netD n_layers"):
-        RefinedPairsModel.check(RefinedPairsSettings(netD="basic"), DATA)
+    assert list(model(netD="pixel", n_layers_D=2).networks) == ["G_A", "R", "D_R"]
+    with pytest.raises(SystemExit):
+        train_options.parse("--model refined_pairs --dataroot d --name x --netD basic --n_layers_D 2".split())
     leave_out = {"mr"}
     with pytest.raises(InputError, match="no MR to refine by; prepare the data set with --mr"):
         RefinedPairsModel.open_data(RefinedPairsSettings(), replace(DATA, dataroot=dataroot), leave_out)

@@ -265,6 +265,16 @@ def test_skin_gives_no_signal_to_a_depth_drawn_up_to_skin_mm_and_what_is_deeper_
     )  # at 2.5 mm: of some patients dark, of others not
 
 
+def test_lungs_and_gas_are_no_skin():
+    """A lung in a trunk, in pixels of 1 mm: its signal, and that of the tissue about it, are those without skin."""
+    _, radius = limb()
+    ct = np.where(radius < 20, -800.0, np.where(radius < 55, 45.0, AIR))
+    for seed in range(6):
+        bare, skin = (simulated(ct, seed, skin_mm=mm, noise=(0, 0), bias=(0, 0)) for mm in (1e-9, 3.0))
+        np.testing.assert_allclose(skin[radius < 40], bare[radius < 40], atol=1e-6)
+        assert np.median(skin[radius < 15]) > 0.02
+
+
 def test_a_mixture_of_fat_and_muscle_is_as_bright_as_its_fat_or_brighter():
     _, radius = limb()
     values = []

@@ -92,6 +92,13 @@ def plain_bone(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tensor:
     return (1 - mineral) * marrow + mineral * d.uniform(0, 0.1) * fat
 
 
+def without_outer_air(ct: Tensor) -> Tensor:
+    """1 where something that is no air lies on all four sides, or is no air itself."""
+    body = ct > -500
+    sides = [body.cumsum(2), body.flip(2).cumsum(2).flip(2), body.cumsum(3), body.flip(3).cumsum(3).flip(3)]
+    return torch.stack([side > 0 for side in sides]).all(0).float()
+
+
 def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     """What `simulate_mr` should give, each step a line."""
     shape, pixel_mm = ct.shape[1:], SPACING[1]
@@ -104,7 +111,7 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     signal = torch.lerp(signal, plain_bone(ct, fat, muscle, d), inside)
     sigma_mm = max(3.0, 1.2 * pixel_mm)
     depth = sigma_mm * torch.special.ndtri(
-        plain_blur((ct > -500).float(), sigma_mm / pixel_mm * ones).clamp(0.01, 0.99)
+        plain_blur(without_outer_air(ct), sigma_mm / pixel_mm * ones).clamp(0.01, 0.99)
     )
     dark = d.uniform(-0.5, SETTINGS.skin_mm)
     dark = (dark + 0.4 * d.smooth_field(shape, 80.0, SPACING)).clamp(max=SETTINGS.skin_mm + 1)

@@ -43,7 +43,7 @@ class SimulationSettings:
         bone_from_hu, bone_to_hu: a voxel of a bone holds no mineral below the one, nothing else above the other.
         field_of_view: twice the probability that a side of the field of view is cut.
         bias: standard deviation of the logarithm of the bias field at its nodes.
-        skin_mm: how thick the outermost layer without signal is at most; 0: the skin is as bright as its HU say.
+        skin_mm: largest mean thickness of skin that loses its signal; 0: it is as bright as its HU say.
         noise: of each channel, in shares of the window.
     """
 
@@ -337,11 +337,24 @@ def _skin(ct: Tensor, skin_mm: float, spacing: tuple[float, float], draws: Draws
     pixel_mm = spacing[1]
     sigma_mm = max(_SKIN_SIGMA_MM, 1.2 * pixel_mm)
     sigma = torch.full_like(ct[:, :1, :1, :1], sigma_mm / pixel_mm)
-    inside = blur((ct > -500).to(ct.dtype), sigma, sigma_mm / pixel_mm, 2.5)
+    inside = blur(_without_outer_air(ct), sigma, sigma_mm / pixel_mm, 2.5)
     depth = _normal_quantile(inside).mul_(sigma_mm)
     dark = draws.smooth_field(ct.shape[1:], 80.0, spacing, 0.4, draws.uniform(-0.5, skin_mm)).clamp_(max=skin_mm + 1)
     slope = 1 / draws.uniform(0.5, 2.5)
     return depth.sub_(dark).mul_(slope).neg_().add_(1).clamp_(0, 1).mul_(draws.uniform(0.6, 1))
+
+
+def _without_outer_air(ct: Tensor) -> Tensor:
+    """Return 1 in bodies with their lungs and gas, 0 in the air about them, (N, S, H, W).
+
+    Air is outer where a straight way through air, along a row or a column, leads to an edge of the picture.
+    """
+    air = (ct <= -500).to(ct.dtype)
+    outer = torch.zeros_like(air)
+    for axis in (2, 3):
+        torch.maximum(outer, air.cumprod(axis), out=outer)
+        torch.maximum(outer, air.flip(axis).cumprod(axis).flip(axis), out=outer)
+    return outer.neg_().add_(1)
 
 
 def _normal_quantile(share: Tensor) -> Tensor:

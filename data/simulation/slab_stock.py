@@ -41,7 +41,7 @@ class SlabStock:
         """Load volumes.
 
         Args:
-            volumes: for each its maps, (n, H, W) of any integer type.
+            volumes: for each its maps, (n, H, W) of any numeric type.
             outside: for each map the value beyond its slices.
             body: the map in which what is above -500 is body; slabs are cut around bodies.
             device: where the voxels are kept.
