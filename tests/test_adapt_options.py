@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data.prepared.patient_ids import patient_id, warn_of_same_patients
 from data.prepared.sources import Source
 from data.values.intensity import AIR_HU
 from data.volumes.volume import Volume, read_volume, write_volume
+from models.synthesis import TrainedGenerator
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_dicom_patient, write_model
 
 
@@ -116,3 +118,20 @@ def test_one_patient_in_mr_and_ct_is_noticed(tmp_path, caplog):
     caplog.clear()
     warn_of_same_patients(mr[:1], ct)
     assert not caplog.messages
+
+
+def test_what_is_turned_off_and_how_models_are_fused_give_a_series_other_uids(tmp_path):
+    """Both change voxels, and the same UIDs on other voxels would be lost in an archive."""
+    weights = tmp_path / "net.pth"
+    weights.write_bytes(b"weights")
+
+    def derived(solid: bool, fusion: str | None, models: int) -> str:
+        settings = replace(SETTINGS, solid_body=solid)
+        used = [SimpleNamespace(settings=settings, model=SimpleNamespace(precision="fp32"))] * models
+        generators = [TrainedGenerator(SETTINGS, weights)] * models
+        opt = SimpleNamespace(name=["a", "b", "c"][:models], epoch="latest", fusion=fusion)
+        return test_adapt.derivation_of(opt, generators, used, "source").model_sha256
+
+    one = [derived(solid, None, 1) for solid in (False, True)]
+    assert one[0] != one[1]
+    assert derived(False, None, 3) == derived(False, "mean", 3) != derived(False, "median", 3)
