@@ -47,7 +47,7 @@ def copy(tmp_path):
             shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "train.py", project)
         patch = examples()[title]
-        git = ["git", "-c", "core.autocrlf=false", "apply", "-C1", "-"]
+        git = ["git", "-c", "core.autocrlf=false", "apply", "-"]
         done = subprocess.run(git, cwd=project, input=patch, text=True, capture_output=True,
                               env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)})  # fmt: skip
         assert done.returncode == 0, done.stderr
