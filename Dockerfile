@@ -1,8 +1,8 @@
 # For use of the models, and for training, without an environment of your own:
 #   docker build -t mr-to-ct .
-#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" mr-to-ct \
-#       test_adapt.py --name recommended --input /work/MR.nii.gz --results_dir /work/results
-# --gpus all needs an NVIDIA GPU and the NVIDIA container toolkit; leave it out on a CPU. Own models: --checkpoints_dir /work/...
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" mr-to-ct \
+#       test_adapt.py --name recommended --input /data/MR.nii.gz --results_dir /data/results
+# --gpus all needs an NVIDIA GPU and the NVIDIA container toolkit; leave it out on a CPU. Own models: --checkpoints_dir /data/...
 FROM python:3.12-slim
 
 WORKDIR /opt/mr-to-ct

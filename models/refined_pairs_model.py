@@ -102,6 +102,9 @@ class RefinedPairsModel(SimulatedPairsModel):
         self.real = SlabStock([dataset.mr[name] for name in sorted(dataset.mr)], _OUTSIDE, "body", self.device)
         self.real_crop = replace(self.crop, slices=1)
         self.refined = round(data.batch_size * s.refined_share)
+
+    def _add_networks(self) -> None:
+        s = self.settings
         weights = torch.Generator().manual_seed(s.seed)
         refiner = build_generator(Architecture(netG="unet", ngf=_WIDTH, norm="batch", upsample="resize"))
         initialise(refiner, s.init_type, s.init_gain, weights)
@@ -117,7 +120,6 @@ class RefinedPairsModel(SimulatedPairsModel):
             self.networks[name] = net.to(self.device).to(memory_format=self.layout)
             group: dict[str, Any] = {"params": list(net.parameters()), "rate": _RATE}
             self.optimisers[name] = torch.optim.Adam([group], s.lr * _RATE, betas=_BETAS, fused=True)
-        self._wrap_networks(averaged=[name for name in self.networks if name.startswith("G_")])
 
     @classmethod
     def check(cls, settings: RefinedPairsSettings, data: DataSettings) -> None:

@@ -133,10 +133,15 @@ class SlabModel(BaseModel):
         self.optimisers["G"] = torch.optim.AdamW(
             parameters, s.lr, betas=(s.beta1, _BETA2), weight_decay=_WEIGHT_DECAY, fused=True
         )
-        self._wrap_networks(averaged=tuple(self.networks))
+        generators = tuple(self.networks)
+        self._add_networks()
+        self._wrap_networks(averaged=generators)
         self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
         for k, generator in enumerate(self.generators.values()):
             generator.manual_seed(process_seed(s.seed, place.rank, stream=k))
+
+    def _add_networks(self) -> None:
+        """Build what a method trains beside generators, with its optimisers; most methods need nothing."""
 
     @classmethod
     def batches(cls, settings: SlabModelSettings, data: DataSettings, dataset: Any, place: Place) -> DrawnBatches:

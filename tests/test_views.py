@@ -25,7 +25,8 @@ from models.test_model import TestModel
 from scripts import prepare_dataset
 from tests.cohort_data import NAME, patient_mr, write_model
 from tests.cohort_data import SETTINGS as TINY_SETTINGS
-from tests.test_preparation import ct_volume, mr_volume
+from tests.test_direction import Constant
+from tests.test_preparation import ct_volume, mr_volume, raw  # noqa: F401
 from tests.test_slice_frame import SIGNED_PERMUTATIONS, random_volume
 from tests.test_synthesis import SETTINGS, ramp_mr
 
@@ -91,15 +92,6 @@ def test_thick_slices_become_square_pixels():
 class Negative(torch.nn.Module):
     def forward(self, x):
         return -x
-
-
-class Constant(torch.nn.Module):
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x):
-        return torch.full_like(x, self.value)
 
 
 def known(net: torch.nn.Module, **changes) -> Synthesiser:
@@ -190,21 +182,13 @@ def test_the_command_fuses_models_of_three_views(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["fusion"] == "median"
 
 
-@pytest.fixture
-def raw(tmp_path) -> Path:
-    for k in range(2):
-        write_volume(mr_volume(scale=1 + k), tmp_path / f"mr/p{k}.nii.gz")
-        write_volume(ct_volume(), tmp_path / f"ct/q{k}.mha")
-    return tmp_path
-
-
-def prepare(raw: Path, view: str, *more: str) -> Path:
+def prepare(raw: Path, view: str, *more: str) -> Path:  # noqa: F811
     words = ["--mr", f"{raw}/mr/*", "--ct", f"{raw}/ct/*", "--out", f"{raw}/set", "--size", "32", "--workers", "1"]
     assert prepare_dataset.main([*words, "--view", view, *more]) == 0
     return raw / "set"
 
 
-def test_a_data_set_and_its_models_record_their_view(raw, caplog):
+def test_a_data_set_and_its_models_record_their_view(raw, caplog):  # noqa: F811
     root = prepare(raw, "coronal")
     manifest = read_manifest(root)
     assert manifest.view == "coronal" and {case.view for case in manifest.cases} == {"coronal"}

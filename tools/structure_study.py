@@ -19,19 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import train
-from data.errors import InputError, run_command
+from data.errors import run_command
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
-from data.prepared.manifest import read_json, write_json
+from data.prepared.manifest import write_json
 from data.settings.values import positive_int
 from data.volumes.slice_frame import VIEWS
 from data.volumes.volume import read_volume
 from evaluation.report import COLUMNS, markdown_table, score_case
 from models.ensemble import FUSIONS, synthesize_ensemble
-from models.run_folder import weights_path
 from models.synthesis import load_synthesiser
 from scripts import prepare_dataset
+from tools import studies
 
 log = logging.getLogger(__name__)
 
@@ -87,21 +86,8 @@ def make_data(options: argparse.Namespace) -> dict[str, Path]:
 
 def train_run(options: argparse.Namespace, dataroot: Path, name: str, arm: str, seed: int) -> Path:
     """Train one run, or what is left of it; return its folder. Half of its steps have a falling rate."""
-    checkpoints = options.work / "checkpoints"
-    if weights_path(checkpoints / name, 2, "G_A").exists():
-        return checkpoints / name
-    more = ["--continue_train"] if (checkpoints / name / "latest_state.pth").exists() else []
-    code = train.main([
-        "--dataroot", str(dataroot), "--checkpoints_dir", str(checkpoints), "--name", name, "--seed", str(seed),
-        "--netG", "resnet_6blocks", "--ngf", str(options.ngf), "--netD", "n_layers", "--n_layers_D", "2", "--ndf", "16",
-        "--upsample", "resize", "--lambda_shape", "0", "--lambda_shape_gan", "0", "--lr", "0.0005", "--device", "cpu",
-        "--max_dataset_size", str(options.steps // 2), "--n_epochs", "1", "--n_epochs_decay", "1",
-        "--save_epoch_freq", "2", "--print_freq", str(options.steps), "--no_html", "--num_threads", "0", *ARMS[arm],
-        *more,
-    ])  # fmt: skip
-    if code:
-        sys.exit(code)
-    return checkpoints / name
+    lengths = "--n_epochs 1 --n_epochs_decay 1 --save_epoch_freq 2 --max_dataset_size".split()
+    return studies.train_run(options, dataroot, name, seed, 2, [*lengths, str(options.steps // 2), *ARMS[arm]])
 
 
 def score(raw: Path, folders: Sequence[Path], fusion: str = "mean") -> list[dict[str, float]]:
@@ -139,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: the folder holds a study with other options.
     """
     options = parse_arguments(arguments)
-    _claim(options)
+    studies.claim(options, free=("seeds",))
     datasets = make_data(options)
     rows: list[dict] = []
 
@@ -159,21 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for fusion in FUSIONS:
             add(f"{MULTI_VIEW_ARM}, three views, {fusion}", seed, folders, fusion)
     sys.stdout.write(f"{format_scores(rows)}\n")
-    write_json(options.out, {"options": _described(options), "cases": rows})
-
-
-def _described(options: argparse.Namespace) -> dict:
-    return {key: value for key, value in vars(options).items() if key not in ("work", "out")}
-
-
-def _claim(options: argparse.Namespace) -> None:
-    """Write what the folder's study is, or check that it is the one already there; more seeds may come."""
-    path = options.work / "study.json"
-    record = {key: value for key, value in _described(options).items() if key != "seeds"}
-    if path.exists() and (found := read_json(path)) != record:
-        raise InputError(f"{path}: a study with {found}, asked for {record}; choose another --work")
-    options.work.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    write_json(options.out, {"options": studies.described(options), "cases": rows})
 
 
 if __name__ == "__main__":

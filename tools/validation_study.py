@@ -12,7 +12,6 @@ Started again with the same options it continues where it was.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-import train
-from data.errors import InputError, run_command
+from data.errors import run_command
 from data.masks.body_mask import mr_body_mask
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
@@ -41,6 +39,7 @@ from models.run_folder import weights_path
 from models.synthesis import load_synthesiser, synthesize_volume
 from models.test_model import TestModel
 from scripts import prepare_dataset
+from tools import studies
 from training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -129,20 +128,8 @@ def make_data(options: argparse.Namespace) -> tuple[Path, Path, list[TestPatient
 
 def train_run(options: argparse.Namespace, dataroot: Path, arm: str, seed: int) -> Path:
     """Train one run, or what is left of it; return its folder."""
-    checkpoints, name = options.work / "checkpoints", f"{arm}_{seed}"
-    if weights_path(checkpoints / name, options.epochs, "G_A").exists():
-        return checkpoints / name
-    more = ["--continue_train"] if (checkpoints / name / "latest_state.pth").exists() else []
-    code = train.main([
-        "--dataroot", str(dataroot), "--checkpoints_dir", str(checkpoints), "--name", name, "--seed", str(seed),
-        "--netG", "resnet_6blocks", "--ngf", str(options.ngf), "--netD", "n_layers", "--n_layers_D", "2", "--ndf", "16",
-        "--upsample", "resize", "--lambda_shape", "0", "--lambda_shape_gan", "0", "--lr", "0.0005", "--device", "cpu",
-        "--max_dataset_size", str(options.steps), "--save_epoch_freq", "1", "--print_freq", str(options.steps),
-        "--no_html", "--num_threads", "0", *arms(options.epochs)[arm], *more,
-    ])  # fmt: skip
-    if code:
-        sys.exit(code)
-    return checkpoints / name
+    words = ["--max_dataset_size", str(options.steps), "--save_epoch_freq", "1", *arms(options.epochs)[arm]]
+    return studies.train_run(options, dataroot, f"{arm}_{seed}", seed, options.epochs, words)
 
 
 def measure(
@@ -211,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: the folder holds a study with other options.
     """
     options = parse_arguments(arguments)
-    _claim(options)
+    studies.claim(options, free=("arms", "seeds"))
     dataroot, held_back, tests = make_data(options)
     rows, validation = [], None
     for seed, arm in product(range(1, options.seeds + 1), options.arms):
@@ -226,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(
         f"{format_figures(figures)}\n{len(rows)} checkpoints of {runs} runs; the last epochs lose {last:.1f} HU\n"
     )
-    described = {"options": _described(options), "figures": figures, "last_lost_hu": last}
+    described = {"options": studies.described(options), "figures": figures, "last_lost_hu": last}
     write_json(options.out, {**described, "checkpoints": rows})
 
 
@@ -246,22 +233,6 @@ def _kept(
     if not path.exists():
         write_json(path, measure(folder, epoch, validation, tests))
     return read_json(path)
-
-
-def _described(options: argparse.Namespace) -> dict:
-    named = {key: value for key, value in vars(options).items() if key not in ("work", "out")}
-    return json.loads(json.dumps(named))
-
-
-def _claim(options: argparse.Namespace) -> None:
-    """Write what the folder's study is, or check that it is the one already there."""
-    path = options.work / "study.json"
-    free = ("arms", "seeds")
-    record = {key: value for key, value in _described(options).items() if key not in free}
-    if path.exists() and (found := read_json(path)) != record:
-        raise InputError(f"{path}: a study with {found}, asked for {record}; choose another --work")
-    options.work.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
 
 
 if __name__ == "__main__":
