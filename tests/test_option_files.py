@@ -20,7 +20,7 @@ OTHERS = {
     "cycle_gan": "--ngf 7 --mr_window in_phase=tissue fat=0:400 --ct_transfer -1000:-1,0:0,2000:1 --lambda_shape 0 "
     "--lambda_shape_gan 0 --warm_start simulated_mr --n_epochs_warm 2 --seed 5 --use_dropout --gan_mode vanilla",
     "simulated_pairs": "--ct_window -900 1200 --slab 3 --display_window 40 400.5 --flip --limbs 0.5 --lr 2.5e-7",
-    "refined_pairs": "--refined_share 0.25 --lambda_keep 2.5 --netD pixel --n_layers_D 3 --skin_mm 0",
+    "refined_pairs": "--refined_share 0.25 --lambda_keep 2.5 --netD n_layers --n_layers_D 4 --skin_mm 0",
     "paired": "--mr_window -3 400.5 --save_latest_freq 10min --flip xy --preprocess body_crop --crop_size 32 "
     "--lr_policy warmup_cosine --seconds 60 --val",
     "shape_extractor": "--width 4 --val_share 0.5 --display_id 2 --display_env e",
