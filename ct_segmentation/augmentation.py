@@ -8,8 +8,6 @@ generator that is passed in. Images are float32 (1, H, W) in [-1, 1], masks uint
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 SCALES = (0.75, 1.25)
 # Largest shift, as a share of the slice's side.
@@ -29,6 +27,9 @@ def augment(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tens
 
 def move(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Scale and shift a slice and its mask alike; what comes in from outside is air."""
+    from torchvision.transforms.v2 import InterpolationMode  # here, as in data/loading/augmentation.py
+    from torchvision.transforms.v2 import functional as F
+
     height, width = image.shape[-2:]
     scale = float(np.exp(rng.uniform(*np.log(SCALES))))
     shift = [round(rng.uniform(-SHIFT, SHIFT) * extent) for extent in (width, height)]
@@ -66,6 +67,8 @@ def add_couch(image: Tensor, mask: Tensor, rng: np.random.Generator) -> Tensor:
 
 def degrade(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Change contrast and level, and put on blur, a periodic pattern and noise, each on some slices only."""
+    from torchvision.transforms.v2 import functional as F
+
     height, width = image.shape[-2:]
     if rng.random() < FAULT_SHARE:
         image = (image + 1) * rng.uniform(0.5, 1.3) - 1 + rng.uniform(-0.05, 0.15)

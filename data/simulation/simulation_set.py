@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -80,8 +81,10 @@ def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[
     slice_mm = common_slice_spacing(dataroot, manifest, cases)
 
     def compute_all(jobs: Sequence[Job]) -> Iterator[Computed]:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            yield from tqdm(pool.map(_compute, jobs), total=len(jobs), desc="preparing the simulation", disable=None)
+        pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        with pool or nullcontext():
+            computed = pool.map(_compute, jobs) if pool else map(_compute, jobs)
+            yield from tqdm(computed, total=len(jobs), desc="preparing the simulation", disable=None)
 
     jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
     return SimulationSet(_maps(jobs, compute_all), slice_mm, manifest.spacing_mm, manifest.size)

@@ -5,8 +5,9 @@ intensity of fat says how bright everything else is. It is read off the volume i
 """
 
 import numpy as np
+import scipy
 import SimpleITK as sitk
-from scipy import ndimage, signal
+from scipy import ndimage
 
 from data.errors import InputError
 from data.volumes.volume import Volume
@@ -102,7 +103,8 @@ def _upper_mode(logs: np.ndarray) -> float | None:
     """Return the brightest mode of log intensities (N,) that has muscle's below it; None where there is none."""
     density = _density(logs)
     share = np.convolve(density, np.ones(2 * round(MODE_REACH / BIN_WIDTH) + 1), mode="same") * BIN_WIDTH
-    peaks, _ = signal.find_peaks(density, prominence=PROMINENCE)
+    # scipy loads a part by its name at first use: this one takes a second, and most commands need none of it.
+    peaks, _ = scipy.signal.find_peaks(density, prominence=PROMINENCE)
     peaks = peaks[share[peaks] >= MODE_SHARE]
     places = LOG_RANGE[0] + BIN_WIDTH * np.array([_vertex(density, peak) for peak in peaks])
     nearest, farthest = np.log(FAT_TO_MUSCLE)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import scipy
 import SimpleITK as sitk
 from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy.optimize import linear_sum_assignment
 
 from data.errors import InputError
 from data.files import check_regular, whole_file
@@ -117,7 +117,7 @@ def axial_order(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bo
         Which array axis runs nearest to S, P and L, each used once, and whether it runs against it.
     """
     cosines = np.reshape(direction, (3, 3))  # rows: patient axes L, P, S; columns: index axes x, y, z
-    _, index_axes = linear_sum_assignment(-np.abs(cosines))
+    _, index_axes = scipy.optimize.linear_sum_assignment(-np.abs(cosines))
     order = tuple(2 - int(index_axes[patient_axis]) for patient_axis in (2, 1, 0))
     return order, tuple(bool(cosines[2 - d, 2 - order[d]] < 0) for d in range(3))
 

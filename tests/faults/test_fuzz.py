@@ -38,25 +38,27 @@ def test_a_reader_reads_or_refuses(name):
             assert outcome in ("read", "refused"), f"{number}: {message}"
 
 
-@pytest.mark.parametrize(
-    ("code", "outcome"),
-    [
-        ("raise KeyError('x')", "error"),
-        ("import os; os.abort()", "died"),
-        ("bytearray(4 << 30)", "memory"),
-        pytest.param("import time; time.sleep(60)", "hang", marks=pytest.mark.slow),
-        ("raise InputError('no')", "refused"),
-        ("pass", "read"),
-    ],
-)
-def test_what_a_reader_does_is_told(monkeypatch, tmp_path, code, outcome):
-    """The reading process, with a reader whose misdeed is known."""
+MISDEEDS = """
+import os, sys, time
+from pathlib import Path
+from data.errors import InputError
+from tools import fuzz
+def error(): raise KeyError("x")
+def memory(): bytearray(4 << 30)
+def refused(): raise InputError("no")
+def died(): os.abort()
+def hang(): time.sleep(60)
+def read(path): {b"e": error, b"m": memory, b"r": refused, b"d": died, b"h": hang}.get(path.read_bytes(), int)()
+fuzz.READERS["png"] = (fuzz.READERS["png"][0], read)
+fuzz.serve("png", Path(sys.argv[-1]))
+"""
+
+
+@pytest.fixture
+def misbehaving(monkeypatch, tmp_path):
+    """Open the reading process with a reader that does what its file says."""
     script = tmp_path / "serve.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom data.errors import InputError\nfrom tools import fuzz\n"
-        "def read(path):\n    if path.read_bytes() == b'x':\n        " + code.replace("; ", "\n        ") + "\n"
-        "fuzz.READERS['png'] = (fuzz.READERS['png'][0], read)\nfuzz.serve('png', Path(sys.argv[-1]))\n"
-    )
+    script.write_text(MISDEEDS)
     start = fuzz.subprocess.Popen
     monkeypatch.setattr(
         fuzz.subprocess, "Popen",
@@ -66,7 +68,18 @@ def test_what_a_reader_does_is_told(monkeypatch, tmp_path, code, outcome):
     )  # fmt: skip
     monkeypatch.setattr(fuzz, "SECONDS", 4)
     with open_reader("png") as reader:
-        assert reader.try_bytes(b"x")[0] == outcome
+        yield reader
+
+
+def test_what_a_reader_does_is_told(misbehaving):
+    tried = [b"", b"e", b"r", b"m", b"", b"d", b""]  # after it died, there is another process
+    told = [misbehaving.try_bytes(data)[0] for data in tried]
+    assert told == ["read", "error", "refused", "memory", "read", "died", "read"]
+
+
+@pytest.mark.slow
+def test_a_reader_that_does_not_end_is_told(misbehaving):
+    assert misbehaving.try_bytes(b"h")[0] == "hang"
 
 
 @pytest.mark.slow

@@ -101,8 +101,7 @@ def test_a_folder_that_is_linked_is_searched(site):
         pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow),
         pytest.param({"LC_ALL": "POSIX"}, marks=pytest.mark.slow),
         pytest.param({"LC_ALL": "de_DE.UTF-8"}, marks=pytest.mark.slow),
-        {"LC_NUMERIC": "fr_FR.UTF-8", "LANG": "fr_FR.UTF-8"},
-        {"TZ": "Pacific/Kiritimati"},
+        {"LC_NUMERIC": "fr_FR.UTF-8", "LANG": "fr_FR.UTF-8", "TZ": "Pacific/Kiritimati"},
     ],
     ids=lambda environment: " ".join(f"{key}={value}" for key, value in environment.items()),
 )
