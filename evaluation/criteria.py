@@ -29,7 +29,7 @@ def _itself(value: float) -> float:
 CRITERIA: dict[str, Criterion] = {
     "mae": Criterion("mae", _itself, "a patient to validate with who has MR and true CT on one grid"),
     "simulated_mae": Criterion(
-        "simulated_mae", _itself, "CT to validate with, and a model of one contrast, as MR is simulated in one"
+        "simulated_mae", _itself, "CT to validate with, and contrasts that can be simulated: a single one, or Dixon's"
     ),
     "histogram": Criterion("histogram", _itself, "MR to validate with, and CT to train on whose histograms are known"),
     "cycle": Criterion("cycle", _itself, "MR to validate with, and a method with a generator from CT back to MR"),

@@ -125,6 +125,8 @@ class RefinedPairsModel(SimulatedPairsModel):
     def check(cls, settings: RefinedPairsSettings, data: DataSettings) -> None:
         """Refuse what the method cannot follow; see `SlabModel.check`."""
         super().check(settings, data)
+        if len(settings.simulated_contrasts) > 1:
+            raise InputError("--simulated_contrasts: one contrast is refined; use --model simulated_pairs for several")
         if not round(data.batch_size * settings.refined_share):
             raise InputError(
                 f"--refined_share {settings.refined_share:g}: no MR of a batch of {data.batch_size} would be refined; "
@@ -196,7 +198,9 @@ class RefinedPairsModel(SimulatedPairsModel):
             refined = self.refine(mr.flatten(0, 1)[:, None]).view_as(mr)
         return refined, {name: loss.detach() for name, loss in (losses_d | losses_r).items()}
 
-    def describe(self, data: DataSettings, dataset: RefinementSet) -> InferenceSettings:
+    def describe(  # type: ignore[override]
+        self, data: DataSettings, dataset: RefinementSet
+    ) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
         return super().describe(data, dataset.ct)
 

@@ -12,7 +12,7 @@ a way back.
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,12 +22,17 @@ from data.loading.settings import DataSettings
 from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
+from data.simulation.contrasts import parse_contrasts
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
+from data.values.mr_rules import rules_in_order
+from data.volumes.contrasts import ONLY_CONTRAST
+from data.volumes.dicom_contrasts import DIXON_NAMES
 from models.base_model import Place
+from models.inference_settings import InferenceSettings
 from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,15 @@ class SimulationOptions:
         SimulationSettings.skin_mm, nature=Nature.RESULT, parse=nonnegative_float,
         help="largest mean thickness of skin that loses its signal; 0: skin is as bright as its HU say",
     )  # fmt: skip
+    simulated_contrasts: tuple[str, ...] = option(
+        (ONLY_CONTRAST,), nature=Nature.FIXED, nargs="+", metavar="NAME", convert=parse_contrasts,
+        help=f"MR contrasts that are simulated, and that the model takes: some of {', '.join(DIXON_NAMES)}; "
+        f"{ONLY_CONTRAST}: a single T1-weighted MR",
+    )  # fmt: skip
+    other_sequences: float = option(
+        0.0, nature=Nature.RESULT, parse=share,
+        help="fraction of the simulated MR that are not T1-weighted: fat and muscle of any brightness",
+    )  # fmt: skip
     leave_out: str = option(
         "", nature=Nature.RESULT, metavar="TEXT", help="do not train on CT whose names contain TEXT"
     )
@@ -71,20 +85,30 @@ class SimulatedPairsModel(SlabModel):
     """Simulated pairs: MR made from CT; no MR is read."""
 
     settings_type = SimulatedPairsSettings
+    takes_contrasts = True
     settings: SimulatedPairsSettings
 
     def __init__(self, settings: SimulatedPairsSettings, data: DataSettings, ct: SimulationSet, place: Place) -> None:
         """Load the CT onto the device and build the networks; the same seed gives the same weights."""
-        super().__init__(settings, data, place)
+        super().__init__(settings, data, place, len(settings.simulated_contrasts))
         s = settings
         limbs = _limbs(s, ct)
         trunks = sorted(ct.volumes.keys() - set(limbs))
         groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
         self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
-        self.simulation = SimulationSettings(field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm)
+        self.simulation = SimulationSettings(
+            field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm, contrasts=s.simulated_contrasts,
+            other_sequences=s.other_sequences,
+        )  # fmt: skip
         of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
+
+    @classmethod
+    def check(cls, settings: Any, data: DataSettings) -> None:
+        """Refuse contrasts that the model could not take; see `SlabModel.check`."""
+        super().check(settings, data)
+        rules_in_order(data.mr_window, settings.simulated_contrasts)
 
     @classmethod
     def open_data(
@@ -143,6 +167,10 @@ class SimulatedPairsModel(SlabModel):
         mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)
         return torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
+
+    def describe(self, data: DataSettings, dataset: SimulationSet) -> InferenceSettings:
+        """Return what the use of `G_A` must know."""
+        return replace(super().describe(data, dataset), contrasts=self.settings.simulated_contrasts)
 
     def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:
         """Return the names of the CT that is trained on."""

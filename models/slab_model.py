@@ -17,7 +17,8 @@ from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
-from data.simulation.simulated_mr import Draws, SimulationSettings
+from data.simulation.draws import Draws
+from data.simulation.simulated_mr import SimulationSettings
 from data.simulation.slab_stock import Crop
 from data.values.curve import curve, inverse
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed

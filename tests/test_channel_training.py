@@ -34,7 +34,7 @@ ARMS = {
     "two contrasts": [*NAMES],
     "slabs": ["in_phase", "--slab", "3"],
     "both, with shape": [*NAMES, "--slab", "3", "--lambda_shape", "10", "--lambda_shape_gan", "1"],
-    "slabs after a warm start": ["in_phase", "--slab", "3", "--warm_start", "simulated_mr", "--n_epochs_warm", "1"],
+    "both after a warm start": [*NAMES, "--slab", "3", "--warm_start", "simulated_mr", "--n_epochs_warm", "1"],
 }
 
 
@@ -137,11 +137,6 @@ def test_windows_by_name_reach_the_model(root, tmp_path):
     ("arm", "more", "message"),
     [
         ("two contrasts", ["--direction", "BtoA"], "--direction BtoA: makes MR of one contrast; .* in_phase, fat"),
-        (
-            "two contrasts",
-            ["--warm_start", "simulated_mr"],
-            r"one contrast \(in phase\); the data set has in_phase, fat",
-        ),
     ],
 )
 def test_what_several_contrasts_cannot_is_refused(root, tmp_path, arm, more, message):
@@ -166,17 +161,12 @@ def test_an_even_slab_is_refused(capsys):
 
 
 def test_several_contrasts_validate_as_in_use(root, tmp_path):
-    rule = ["--val", "--val_patients", "0.5", "--val_criterion", "histogram"]
+    rule = ["--val", "--val_patients", "0.5"]
     folder = start(root, tmp_path, "both, with shape", "--lambda_shape", "0", "--lambda_shape_gan", "0", *rule)
     lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
     (values,) = [line["validation"] for line in lines if "validation" in line]
-    assert {"histogram", "cycle", "body_dice"} <= values.keys()
-    assert not any(name.startswith("simulated") for name in values)
+    assert {"histogram", "cycle", "body_dice", "simulated_mae"} <= values.keys()
     assert (folder / "best_net_G_A.pth").exists()
-    with pytest.raises(
-        InputError, match=r"--val_criterion simulated_mae: .* MR is simulated in one; take .*: histogram"
-    ):
-        start(root, tmp_path, "two contrasts", *rule[:3], name="other")
 
 
 PAIRED = "--model paired --slab 3 --crop_size 16 --batch_size 2 --steps_per_epoch 4 --n_epochs 2 --netG unet --ngf 2"
@@ -264,9 +254,47 @@ def test_the_contrasts_of_a_pair_are_channels_in_order_under_one_field_with_a_ga
     assert abs(np.corrcoef(logs.T)[0, 1]) < 0.5
 
 
-def test_mr_is_simulated_in_one_contrast(root, tmp_path, capsys):
-    where = ["--name", "pairs", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
-    rule = ["--mr_window", "in_phase=tissue"]
+SIMULATED = "--model simulated_pairs --simulated_contrasts fat in_phase".split()
+SIMULATED += "--slab 3 --crop_size 16 --batch_size 2 --ngf 2".split()
+
+
+def test_pairs_of_simulated_contrasts_train_and_their_model_takes_these_by_name(root, tmp_path):
+    where = ["--dataroot", str(root / "one"), "--checkpoints_dir", str(tmp_path), "--device", "cpu", "--no_html"]
+    length = ["--steps_per_epoch", "2", "--n_epochs", "1", "--mr_window", "in_phase=tissue", "fat=percentile"]
+    assert train.main([*where, "--name", "dixon", *SIMULATED, *length, "--val", "--val_patients", "0.5"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "dixon/losses.jsonl").read_text().splitlines()]
+    (values,) = [line["validation"] for line in lines if "validation" in line]
+    assert 0 < values["simulated_mae"] < 2000
+    settings = read_inference_settings(tmp_path / "dixon")
+    assert settings.contrasts == ("fat", "in_phase")
+    assert (settings.generator.input_nc, settings.generator.output_nc) == (6, 3)
+    words = ["--name", "dixon", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    inputs = [f"{c}={root}/raw/test/test000/{c}.nii.gz" for c in NAMES]
+    assert (
+        test_adapt.main([*words, "--input", inputs[0], "--input", inputs[1], "--output", f"{tmp_path}/ct.nii.gz"]) == 0
+    )
+    with pytest.raises(InputError, match="no in_phase"):
+        test_adapt.main([*words, "--input", inputs[1], "--output", f"{tmp_path}/b.nii.gz"])
+    more = [*SIMULATED, *length, "--continue_train"]
+    with pytest.raises(InputError, match=r"simulated_contrasts: was .*fat.*, now .*fat"):
+        train.main([*where, "--name", "dixon", *more, "--simulated_contrasts", "fat", "--mr_window", "tissue"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--simulated_contrasts", "fat", "fat"],
+            "fat fat: expected mr, or different ones of in_phase",
+        ),
+        (["--simulated_contrasts", "mr", "fat"], "--simulated_contrasts: mr fat: expected mr, or different"),
+        (["--simulated_contrasts", "t2"], "t2: expected mr, or different"),
+        (["--mr_window", "in_phase=tissue"], "--mr_window: no fat; expected fat, in_phase"),
+        (["--model", "refined_pairs"], "--simulated_contrasts: one contrast is refined"),
+    ],
+)
+def test_contrasts_that_cannot_be_simulated_are_named(root, tmp_path, capsys, words, message):
+    where = ["--dataroot", str(root / "one"), "--name", "x", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit):
-        train.main(["--model", "simulated_pairs", "--dataroot", str(root / "one"), *where, *rule])
-    assert "--mr_window NAME=...: this method learns from one MR contrast" in capsys.readouterr().err
+        train.main([*where, *SIMULATED, *words])
+    assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from data.loading.single_dataset import SingleDataset
 from data.loading.slices import mr_windows
 from data.loading.unaligned_dataset import Draw, open_unaligned
 from data.prepared.manifest import Case, FurtherContrast, Manifest, read_manifest
+from data.simulation.contrasts import contrasts_to_simulate
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import parse_mr_rules, rules_in_order
@@ -141,9 +142,19 @@ def test_a_contrast_whose_file_is_gone_is_named(tmp_path):
         open_slabs(tmp_path)
 
 
-def test_several_contrasts_are_not_simulated(tmp_path):
-    with pytest.raises(InputError, match=r"one contrast \(in phase\); the data set has in_phase, fat"):
-        open_slabs(write_dataroot(tmp_path), simulate_mr=True)
+def test_contrasts_are_simulated_where_it_is_known_what_they_show():
+    assert contrasts_to_simulate(("fat", "in_phase")) == ("fat", "in_phase")
+    assert contrasts_to_simulate(("mr",)) == contrasts_to_simulate(("flair",)) == ("mr",)
+    assert contrasts_to_simulate(("in_phase", "flair")) is None
+
+
+def test_other_contrasts_are_not_simulated(tmp_path):
+    root = write_dataroot(tmp_path)
+    manifest = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(manifest.replace('"fat"', '"flair"'))
+    (root / "trainA/fat").rename(root / "trainA/flair")
+    with pytest.raises(InputError, match="contrasts in_phase, flair; those that can be simulated are in_phase"):
+        open_slabs(root, simulate_mr=True)
 
 
 def test_simulated_slabs_are_one_scan():

@@ -6,8 +6,9 @@ import torch
 
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, make_patient
+from data.simulation.contrasts import contrast_images
+from data.simulation.draws import Draws
 from data.simulation.simulated_mr import (
-    Draws,
     SimulatedPairs,
     SimulationSettings,
     blur,
@@ -285,3 +286,83 @@ def test_a_mixture_of_fat_and_muscle_is_as_bright_as_its_fat_or_brighter():
     share = ((mixture - muscle) / (fat - muscle))[fat > muscle + 0.2]
     assert 0.45 < np.quantile(share, 0.1) < np.quantile(share, 0.9) < 0.85
     assert np.median(share) > 0.53
+
+
+DIXON = ("in_phase", "opposed_phase", "water", "fat")
+STILL = {"bias": (0.0, 0.0), "noise": (0.0, 0.0), "skin_mm": 0.0}
+
+
+def dixon(ct: np.ndarray, seed: int, contrasts=DIXON, **settings) -> np.ndarray:
+    """The images of one scan of a slice, (C, H, W) in [0, 1]."""
+    maps = (torch.from_numpy(a)[None, None].float() for a in (ct, bone_depth(ct, 1.0)))
+    mr = simulate_mr(*maps, (3.0, 1.0), draws(1, seed), SimulationSettings(contrasts=contrasts, **settings))
+    return (mr[0].numpy() + 1) / 2
+
+
+def test_echoes_give_water_and_fat_by_their_half_sum_and_difference():
+    """Without noise, and where both echoes leave the same signal, all four follow from W and F."""
+    water, fat = torch.tensor([0.4, 0.0, 0.1]).view(1, 1, 1, 3), torch.tensor([0.0, 0.7, 0.3]).view(1, 1, 1, 3)
+    muscle, none = torch.full((1, 1, 1, 1), 0.4), torch.zeros(1, 1, 1, 1)
+    source = draws(1, 0)
+    source.uniform = lambda low, high: torch.full((1, 1, 1, 1), 1.0 if high > 1 else 0.8)
+    images = contrast_images([water + fat, fat], muscle, DIXON, none, source)
+    expected = torch.cat([water + fat, (water - fat).abs(), water * 0.8 / 0.4, fat], 1)
+    assert torch.allclose((images + 1) / 2, expected, atol=1e-6)
+    for names in (("fat", "in_phase"), ("water",)):
+        chosen = contrast_images([water + fat, fat.clone()], muscle, names, none, source)
+        assert torch.equal(chosen, images[:, [DIXON.index(name) for name in names]])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 5])  # scans that are not sharp to the voxel
+def test_fat_is_in_the_fat_image_muscle_in_the_water_image_and_their_border_dark_in_opposed_phase(seed):
+    ct, radius = limb()
+    in_phase, opposed, water, fat = dixon(ct, seed, marrow=(1.0, 1.0), **STILL)
+    subcutaneous, muscle, marrow, border = (
+        (radius > low) & (radius < high) for low, high in ((45, 49), (20, 38), (0, 4), (41, 43))
+    )
+    assert np.median(fat[muscle]) < 0.1 * np.median(fat[subcutaneous])
+    assert np.median(water[subcutaneous]) < 0.25 * np.median(water[muscle])
+    assert 0.4 < np.median(water[muscle]) < 1
+    assert np.median(fat[marrow]) > 0.6 * np.median(in_phase[marrow])
+    # Where both fill a voxel they cancel.
+    left = opposed / in_phase.clip(1e-6)
+    assert left[border].min() < 0.5 < 0.65 < min(np.median(left[muscle]), np.median(left[subcutaneous]))
+
+
+def test_of_several_contrasts_the_first_is_the_single_one_drawn_alike():
+    """The scan is the same, whatever is made of it."""
+    ct, _ = limb()
+    alone = dixon(ct, 3, ("mr",))
+    assert np.allclose(dixon(ct, 3)[:1], alone, atol=1e-6)
+    assert np.allclose(dixon(ct, 3, ("in_phase",))[:1], alone, atol=1e-6)
+
+
+def test_other_sequences_have_either_tissue_brighter_and_the_window_filled():
+    ct, radius = limb()
+    fat, muscle = [], []
+    for seed in range(60):
+        mr = simulated(ct, seed, other_sequences=1.0, **STILL)
+        fat.append(np.median(mr[(radius > 45) & (radius < 49)]))
+        muscle.append(np.median(mr[(radius > 20) & (radius < 38)]))
+    brighter = np.mean(np.array(fat) > np.array(muscle))
+    assert 0.3 < brighter < 0.7  # of 60 with a probability of a half: within three standard deviations
+    assert np.quantile(np.maximum(fat, muscle), 0.1) > 0.5
+    ratio = np.minimum(fat, muscle) / np.maximum(fat, muscle)
+    assert ratio.min() < 0.25 and ratio.max() > 0.7
+
+
+def test_dixon_images_simulated_from_the_ct_of_a_generated_patient_are_like_its_own():
+    """Whose water and fat follow from its tissues, not from HU."""
+    patient = make_patient(3, 0, "test", PhantomSettings(64, 24, 8, 52), dixon=True)
+    z = 6  # thighs
+    body = body_mask(patient.labels.array[z])
+    ct = np.where(body, patient.ct.array[z].astype(float), AIR)
+    maps = [torch.from_numpy(a)[None, None].float() for a in (denoised(ct), bone_depth(denoised(ct), 8.0))]
+    settings = SimulationSettings(contrasts=DIXON, skin_mm=0.0)
+    simulated = np.mean([simulate_mr(*maps, (52.0, 8.0), draws(1, seed), settings)[0].numpy() for seed in range(8)], 0)
+    like = np.array([
+        [np.corrcoef(made[body], patient.dixon[name].array[z][body])[0, 1] for name in DIXON] for made in simulated
+    ])  # fmt: skip
+    assert (like.diagonal() > 0.5).all(), like
+    assert like[2].argmax() == 2 and like[3].argmax() == 3, like
+    assert like[:2, 2].max() < 0 < like[:2, :2].min(), like

@@ -21,8 +21,8 @@ from data.loading.settings import DataSettings
 from data.prepared.manifest import read_manifest
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source
+from data.simulation.draws import Draws
 from data.simulation.pasted_limbs import paste_limbs
-from data.simulation.simulated_mr import Draws
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import Crop, SlabStock
 from data.values.curve import curve, inverse

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.simulation.simulated_mr import Draws, SimulationSettings, _interfaces, simulate_mr
+from data.simulation.draws import Draws
+from data.simulation.simulated_mr import SimulationSettings, _interfaces, simulate_mr
 from data.simulation.slab_stock import _grid
 from tests.test_simulated_mr import draws, limb
 

@@ -13,10 +13,11 @@ always the same one.
 Nothing here draws a random number of the training's, nor leaves a trace in its networks.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from data.prepared.manifest import Case, Manifest
 from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
 from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
+from data.simulation.contrasts import contrasts_to_simulate
 from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
@@ -43,6 +45,8 @@ from models.inference_settings import InferenceSettings
 from models.synthesis import plan_volume, restore_volume
 from models.test_model import Translator
 from visualization.panels import ValidationSlice
+
+log = logging.getLogger(__name__)
 
 # Slices that are shown: of the MR, and of the MR simulated from CT.
 SHOWN, SHOWN_SIMULATED = 3, 1
@@ -106,6 +110,13 @@ class Validation:
                 "validation measures synthetic CT in HU, but --direction BtoA makes MR; leave out --val, or train with "
                 "--direction AtoB"
             )
+        single = len(manifest.contrasts) == len(settings.contrasts) == 1  # whatever it is called
+        if cases.mr and not single and manifest.contrasts != settings.contrasts:
+            log.info(
+                "validation is on simulated MR alone: the model takes %s, the data set has %s",
+                ", ".join(settings.contrasts), ", ".join(manifest.contrasts),
+            )  # fmt: skip
+            cases = replace(cases, mr=())
         self.dataroot, self.manifest, self.cases, self.settings = dataroot, manifest, cases, settings
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self._with_truth = [self._check(case) for case in cases.mr]
@@ -113,8 +124,7 @@ class Validation:
         trained = manifest.without(cases.left_out).select("train", "B")
         known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
         self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
-        # MR is simulated in one contrast.
-        of_ct = cases.ct if len(settings.contrasts) == 1 else ()
+        of_ct = cases.ct if contrasts_to_simulate(settings.contrasts) else ()
         maps = simulation_maps(dataroot, of_ct, manifest.spacing_mm, [self._slice_mm(case) for case in of_ct])
         self._simulated = [self._simulate(case, maps.pop(case.name), seed) for case in of_ct]
 
@@ -229,9 +239,12 @@ class Validation:
     def _simulate(self, case: Case, maps: Mapping[str, np.ndarray], seed: int) -> ValidationVolume:
         """Simulate the MR of a prepared CT, of its slices with body."""
         spacing = (self._slice_mm(case), self.manifest.spacing_mm)
-        mr = simulate_volume(maps["hu"], maps["depth"], spacing, hash_number(case.name, seed) % 2**62)
+        contrasts = contrasts_to_simulate(self.settings.contrasts) or ()
+        seed = hash_number(case.name, seed) % 2**62
+        images = simulate_volume(maps["hu"], maps["depth"], spacing, seed, contrasts)
+        mr, units = tuple(self._on_grid(image, case) for image in images), (_NETWORK_UNITS,) * len(images)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
-        return ValidationVolume(case.name, (self._on_grid(mr, case),), (_NETWORK_UNITS,), body, maps["hu"], body)
+        return ValidationVolume(case.name, mr, units, body, maps["hu"], body)
 
     def _on_grid(self, slices: np.ndarray, case: Case) -> Volume:
         pixel_mm = self.manifest.spacing_mm

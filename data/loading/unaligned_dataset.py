@@ -14,10 +14,12 @@ from data.loading.batches import EpochSampler
 from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
+from data.simulation.contrasts import contrasts_to_simulate
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import Rule
 from data.volumes.contrasts import ONLY_CONTRAST
+from data.volumes.dicom_contrasts import DIXON_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +184,15 @@ def open_unaligned(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
             "from volumes with python -m scripts.prepare_dataset, or train with --warm_start none"
         )
-    if simulate_mr and len(contrasts) > 1:
+    to_simulate = contrasts_to_simulate(contrasts)
+    if simulate_mr and not to_simulate:
         raise InputError(
-            f"{dataroot}: T1-like MR is simulated, one contrast (in phase); the data set has {', '.join(contrasts)}: "
-            "train with --warm_start none, or prepare it with the in-phase MR alone"
+            f"{dataroot}: the data set has the contrasts {', '.join(contrasts)}; those that can be simulated are "
+            f"{', '.join(DIXON_NAMES)}: train with --warm_start none, or prepare the data set with one of them"
         )
-    pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm) if simulate_mr and spacing_mm is not None else None
+    pairs = None
+    if simulate_mr and to_simulate and spacing_mm is not None:
+        pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm, to_simulate)
     return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm, view)
 
 

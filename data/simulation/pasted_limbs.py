@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.simulation.simulated_mr import Draws
+from data.simulation.draws import Draws
 from data.simulation.slab_stock import Crop, SlabStock
 
 # A limb becomes an arm by this factor. It lies this far from the trunk's side, and this far behind its middle.

@@ -9,7 +9,8 @@ A voxel's signal is the sum of what its tissues give, by volume (v, m: shares of
     outside bone    s = (1 - m) (w fat + (1 - w) muscle)     w = v (1 + c (1 - v)), c >= 0
     inside bone     s = (1 - m) marrow + m cortex            marrow: from red (like muscle) to fatty (like fat)
 
-Thin fat between muscles is brighter in MR than its share of a CT voxel says, by c.
+Thin fat between muscles is brighter in MR than its share of a CT voxel says, by c. How much of a signal is fat's gives
+the images of a Dixon acquisition (`data/simulation/contrasts.py`).
 
 Every number is drawn anew for every pair (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg,
 Medical Image Analysis 2023), so that what is learnt is structure, not one scanner's values. What belongs to the scan
@@ -18,15 +19,17 @@ magnitude images: Gudbjartsson and Patz, Magn Reson Med 1995).
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.simulation.contrasts import contrast_images
+from data.simulation.draws import Draws
 from data.simulation.simulation_volume import bone_depth, denoised
 from data.values.intensity import AIR_HU, IntensityMap
+from data.volumes.contrasts import ONLY_CONTRAST
 
 # What fasciae, tendons and chemical shift darken is as wide as this at most: a part of a larger pixel.
 _THIN_MM = 2.0
@@ -45,6 +48,8 @@ class SimulationSettings:
         bias: standard deviation of the logarithm of the bias field at its nodes.
         skin_mm: largest mean thickness of skin that loses its signal; 0: it is as bright as its HU say.
         noise: of each channel, in shares of the window.
+        contrasts: which MR images are made, names of `data.simulation.contrasts.CONTRASTS`.
+        other_sequences: probability that a slab is of no T1-weighted sequence: fat and muscle of any brightness.
     """
 
     fat: tuple[float, float] = (0.65, 1.0)
@@ -56,77 +61,37 @@ class SimulationSettings:
     bias: tuple[float, float] = (0.0, 0.15)
     skin_mm: float = 3.0
     noise: tuple[float, float] = (0.002, 0.025)
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+    other_sequences: float = 0.0
 
 
 @dataclass(frozen=True)
 class SimulatedPairs:
     """Makes training pairs from CT slabs as the networks see them: through `ct_map`, pixels of `spacing_mm`.
 
-    `slice_mm`: what the slices of a slab lie apart; None for single slices.
+    `slice_mm`: what the slices of a slab lie apart; None for single slices. `contrasts`: of the MR, names of
+    `data.simulation.contrasts.CONTRASTS`.
     """
 
     ct_map: IntensityMap
     spacing_mm: float
     slice_mm: float | None = None
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
 
     def __call__(self, ct: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return simulated MR and CT, cut to one field of view, of a CT slab; all float32 (S, H, W) in [-1, 1]."""
+        """Return simulated MR (C S, H, W) and CT (S, H, W), cut to one field of view, of a CT slab (S, H, W).
+
+        All are float32 in [-1, 1].
+        """
         planes = [denoised(plane) for plane in self.ct_map.to_physical(ct.numpy())]
         clean, depth = np.stack(planes), np.stack([bone_depth(plane, self.spacing_mm) for plane in planes])
         hu, depth_mm = (torch.from_numpy(array)[None].float() for array in (clean, depth))
         draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
-        settings = SimulationSettings()
+        settings = SimulationSettings(contrasts=self.contrasts)
         mr = simulate_mr(hu, depth_mm, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
         seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
         air = float(self.ct_map.to_network(np.array(AIR_HU)))
         return torch.where(seen, mr, -1.0), torch.where(seen, ct, air)
-
-
-class Draws:
-    """Random numbers of one batch: from a generator on the batch's device, and from one on the host for sizes."""
-
-    def __init__(self, batch: int, generator: torch.Generator, host: torch.Generator) -> None:
-        """Draw for a batch of `batch` slabs."""
-        self.batch, self.generator, self.host, self.device = batch, generator, host, generator.device
-
-    def uniform(self, low: float, high: float) -> Tensor:
-        """Return one number a slab, (N, 1, 1, 1)."""
-        return torch.empty(self.batch, 1, 1, 1, device=self.device).uniform_(low, high, generator=self.generator)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Return standard normal numbers (N, *shape)."""
-        return torch.randn(self.batch, *shape, generator=self.generator, device=self.device)
-
-    def integer(self, low: int, high: int) -> int:
-        """Return one number for the whole batch, from `low` to `high`."""
-        return int(torch.randint(low, high + 1, (), generator=self.host))
-
-    def smooth_field(
-        self,
-        shape: tuple[int, ...],
-        cell_mm: float,
-        spacing: tuple[float, float],
-        spread: Tensor | float = 1.0,
-        mean: Tensor | float = 0.0,
-    ) -> Tensor:
-        """Return a smooth random field (N, S, H, W), normal at nodes `cell_mm` apart: cubic in a slice, linear across.
-
-        `spacing`: mm between slices and between pixels. `spread`, `mean`: of the nodes, (N, 1, 1, 1) or a number.
-        """
-        slices, height, width = shape
-        nodes_z, nodes_y, nodes_x = (
-            max(2, round(extent * mm / cell_mm) + 2)
-            for extent, mm in zip(shape, (spacing[0], spacing[1], spacing[1]), strict=True)
-        )
-        nodes = self.normal(nodes_z, nodes_x, nodes_y).mul_(spread).add_(mean).flatten(2)
-        # A random part of the distance between two nodes along z: where a slab is thin, one cell holds it.
-        span = min(nodes_z - 1.0, (slices - 1) * spacing[0] / cell_mm)
-        start = torch.rand(self.batch, 1, generator=self.generator, device=self.device) * (nodes_z - 1.0 - span)
-        position = start + torch.linspace(0, span, slices, device=self.device)[None]
-        distance = position[:, :, None] - torch.arange(nodes_z, device=self.device)
-        planes = torch.bmm((1 - distance.abs_()).clamp_(min=0), nodes).view(-1, slices, nodes_x, nodes_y)
-        rows, columns = (_cubic(*sizes, self.device) for sizes in ((nodes_y, height), (nodes_x, width)))
-        return (planes @ rows.T).transpose(2, 3).contiguous() @ columns.T
 
 
 def simulate_mr(
@@ -137,7 +102,7 @@ def simulate_mr(
     settings: SimulationSettings,
     margin: int = 0,
 ) -> Tensor:
-    """Return T1-like MR of slabs of axial CT slices.
+    """Return MR of slabs of axial CT slices, T1-like but for `other_sequences`.
 
     Args:
         ct: (N, S, H, W) in HU, without noise, couch and contrast agent.
@@ -148,7 +113,8 @@ def simulate_mr(
         margin: slices at each end that only mix into their neighbours, and are not returned.
 
     Returns:
-        (N, S - 2 margin, H, W) in [-1, 1]: -1 is no signal, 1 the upper end of the MR's window.
+        (N, C (S - 2 margin), H, W) of C contrasts, as `data.loading.channels` orders them, in [-1, 1]: -1 is no signal,
+        1 the upper end of the contrast's window.
     """
     shape, pixel_mm = ct.shape[1:], spacing[1]
     kept_shape = (shape[0] - 2 * margin, *shape[1:])
@@ -156,24 +122,33 @@ def simulate_mr(
     # Below its cortex a bone shows the CT's noise, which would tell the network where bone is.
     smooth = blur(ct, torch.full_like(ct[:, :1, :1, :1], 1.5 / pixel_mm), 1.5 / pixel_mm)
     ct = ct.lerp_(smooth, (depth_mm > 3.0).to(ct.dtype))
-    fat, muscle = draws.uniform(*settings.fat), draws.uniform(*settings.muscle)
-    signal = _soft_tissue(ct, fat, muscle, spacing, draws)
-    signal = _less(_less(signal, _interfaces(ct, pixel_mm, draws)), _dark_details(shape, spacing, draws))
+    fat, muscle = _brightness(draws, settings)
+    several = settings.contrasts != (ONLY_CONTRAST,)
+    # The whole signal and, where several contrasts are made of it, that of fat.
+    parts = _soft_tissue(ct, fat, muscle, spacing, draws, several)
+    for lost in (_interfaces(ct, pixel_mm, draws), _dark_details(shape, spacing, draws)):
+        parts = [_less(part, lost) for part in parts]
     inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp_(0, 1)
-    signal = signal.lerp_(_bone(ct, fat, muscle, spacing, draws, settings), inside)
+    bone = _bone(ct, fat, muscle, spacing, draws, settings, several)
+    parts = [part.lerp_(of_bone, inside) for part, of_bone in zip(parts, bone, strict=True)]
     if settings.skin_mm:
-        signal = _less(signal, _skin(ct, settings.skin_mm, spacing, draws))
-    signal = blur_through(signal, draws.uniform(0, 0.9), margin)
-    signal = blur(signal, draws.uniform(0, 0.9) / pixel_mm, 0.9 / pixel_mm)
-    signal.mul_(draws.smooth_field(kept_shape, 120.0, spacing, draws.uniform(*settings.bias)).exp_())
-    noise = draws.uniform(*settings.noise)
-    real, imaginary = draws.normal(*kept_shape).mul_(noise).add_(signal), draws.normal(*kept_shape).mul_(noise)
-    magnitude = real.mul_(real).addcmul_(imaginary, imaginary).sqrt_()
-    return magnitude.clamp_(max=1).mul_(2).sub_(1)
+        lost = _skin(ct, settings.skin_mm, spacing, draws)
+        parts = [_less(part, lost) for part in parts]
+    thickness, width = draws.uniform(0, 0.9), draws.uniform(0, 0.9) / pixel_mm
+    parts = [blur(blur_through(part, thickness, margin), width, 0.9 / pixel_mm) for part in parts]
+    shading = draws.smooth_field(kept_shape, 120.0, spacing, draws.uniform(*settings.bias)).exp_()
+    parts = [part.mul_(shading) for part in parts]
+    return contrast_images(parts, muscle, settings.contrasts, draws.uniform(*settings.noise), draws)
 
 
-def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, float], seed: int) -> np.ndarray:
-    """Return the T1-like MR of a whole CT, float32 (N, H, W) in [-1, 1]; the same seed gives the same MR.
+def simulate_volume(
+    hu: np.ndarray,
+    depth: np.ndarray,
+    spacing: tuple[float, float],
+    seed: int,
+    contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
+) -> np.ndarray:
+    """Return the T1-like MR of a whole CT, float32 (C, N, H, W) in [-1, 1]; the same seed gives the same MR.
 
     All slices are of one scan, with one contrast and one bias field; the field of view is not cut.
 
@@ -181,11 +156,14 @@ def simulate_volume(hu: np.ndarray, depth: np.ndarray, spacing: tuple[float, flo
         hu, depth: the CT's maps (`data.simulation.simulation_volume.SimulationVolume`), (N, H, W).
         spacing: mm between slices and between pixels.
         seed: of all that is random.
+        contrasts: the C images that are made, names of `data.simulation.contrasts.CONTRASTS`.
     """
+    settings = SimulationSettings(contrasts=contrasts)
     draws = Draws(1, *(torch.Generator().manual_seed(seed + k) for k in range(2)))
     ct, quarters = (torch.from_numpy(array)[None].float() for array in (hu, depth))
     with torch.no_grad():
-        return simulate_mr(ct, quarters / 4, spacing, draws, SimulationSettings())[0].numpy()
+        mr = simulate_mr(ct, quarters / 4, spacing, draws, settings)[0]
+    return mr.unflatten(0, (len(contrasts), len(hu))).numpy()
 
 
 def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
@@ -234,13 +212,6 @@ def blur_through(image: Tensor, sigma: Tensor, margin: int = 0) -> Tensor:
     return torch.einsum("nst,nthw->nshw", weights / weights.sum(2, keepdim=True), image)
 
 
-@lru_cache(maxsize=256)
-def _cubic(nodes: int, pixels: int, device: torch.device) -> Tensor:
-    """Return the matrix (pixels, nodes) that interpolates cubically between nodes, the first and last at the ends."""
-    corners = torch.eye(nodes, device=device)[None, None]
-    return F.interpolate(corners, (pixels, nodes), mode="bicubic", align_corners=True)[0, 0]
-
-
 def _less(signal: Tensor, lost: Tensor) -> Tensor:
     """Return `signal`, changed in place, less the share that is lost."""
     return signal.addcmul_(signal, lost, value=-1)
@@ -257,7 +228,22 @@ def _line(x: Tensor, zero: Tensor | float, one: Tensor | float) -> Tensor:
     return (x * slope).sub_(zero * slope)
 
 
-def _soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
+def _brightness(draws: Draws, settings: SimulationSettings) -> tuple[Tensor, Tensor]:
+    """Return the signals of fat and muscle, each (N, 1, 1, 1)."""
+    fat, muscle = draws.uniform(*settings.fat), draws.uniform(*settings.muscle)
+    if settings.other_sequences:
+        bright = draws.uniform(0.65, 1.0)
+        dark = bright * draws.uniform(np.log(0.1), 0).exp_()
+        other, fat_is_bright = (draws.uniform(0, 1) < share for share in (settings.other_sequences, 0.5))
+        fat = torch.where(other, torch.where(fat_is_bright, bright, dark), fat)
+        muscle = torch.where(other, torch.where(fat_is_bright, dark, bright), muscle)
+    return fat, muscle
+
+
+def _soft_tissue(
+    ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws, with_fat: bool
+) -> list[Tensor]:
+    """Return the signal outside bones, and with `with_fat` that of fat in it."""
     shape = ct.shape[1:]
     # Lung and the slope to air hold water, not fat, however low their HU.
     lean = _line(ct, draws.uniform(-110, -85), draws.uniform(25, 60))
@@ -271,11 +257,13 @@ def _soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, 
         shape, float(draws.integer(25, 70)), spacing, 1 / edge, draws.uniform(-1.6, -0.6) / edge
     )
     texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7)).mul_(lean).exp_()
-    signal = lean.mul_(muscle - fat).add_(fat).mul_(texture)
+    of_fat = [(1 - lean).mul_(fat)] if with_fat else []
+    signal = lean.mul_(muscle - fat).add_(fat)
     # Lung by its density, or as much less as its short T2* takes.
     tissue = _line(ct, AIR_HU + draws.uniform(0, 70), -130.0)
     mineral = _line(ct, draws.uniform(80, 180), draws.uniform(400, 800))
-    return signal.mul_(torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1))
+    tissue = torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1)
+    return [part.mul_(texture).mul_(tissue) for part in (signal, *of_fat)]
 
 
 def _bone(
@@ -285,13 +273,18 @@ def _bone(
     spacing: tuple[float, float],
     draws: Draws,
     settings: SimulationSettings,
-) -> Tensor:
+    with_fat: bool,
+) -> list[Tensor]:
+    """Return the signal inside bones, and with `with_fat` that of fat in it."""
     # Red and fatty marrow lie beside each other: one level for the scan, and a smooth change within it.
     level, spread = (draws.uniform(*settings.marrow) * fat).log(), draws.uniform(0, 0.3)
     marrow = draws.smooth_field(ct.shape[1:], float(draws.integer(30, 120)), spacing, spread, level).exp_()
-    marrow = torch.maximum(marrow, 0.8 * muscle, out=marrow)
+    # Red marrow holds some 40 % of fat, fatty marrow 90 %; what is mineral of a voxel holds neither.
+    fat_share = (marrow / fat).mul_(0.7).add_(0.2).clamp_(max=0.95) if with_fat else None
+    marrow = torch.maximum(marrow, 0.8 * torch.minimum(muscle, fat), out=marrow)
     mineral = _ramp(ct, draws.uniform(*settings.bone_from_hu), draws.uniform(*settings.bone_to_hu))
-    return marrow.lerp_(draws.uniform(0.0, 0.1) * fat, mineral)
+    signal = marrow.lerp_(draws.uniform(0.0, 0.1) * fat, mineral)
+    return [signal] if fat_share is None else [signal, fat_share.mul_(signal)]
 
 
 def _interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:

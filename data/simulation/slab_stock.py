@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.simulation.simulated_mr import Draws
+from data.simulation.draws import Draws
 
 _BODY_HU = -500
 
