@@ -313,7 +313,7 @@ def test_echoes_give_water_and_fat_by_their_half_sum_and_difference():
         assert torch.equal(chosen, images[:, [DIXON.index(name) for name in names]])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 5])  # scans that are not sharp to the voxel
+@pytest.mark.parametrize("seed", [0, 1, 2, 6])  # scans that are not sharp to the voxel
 def test_fat_is_in_the_fat_image_muscle_in_the_water_image_and_their_border_dark_in_opposed_phase(seed):
     ct, radius = limb()
     in_phase, opposed, water, fat = dixon(ct, seed, marrow=(1.0, 1.0), **STILL)
