@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     if deviation is not None:
         seen = patient.body if patient.body is not None else deviation.array > 0
-        row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
+        mean = deviation.array.mean(where=seen, dtype=np.float64) if seen.any() else 0.0
+        row["uncertainty_mean_hu"] = round(float(mean), 3)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     makers = volume_parts(results, patient, synthetic, deviation, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, made)

@@ -34,7 +34,7 @@ from models.test_model import TestModel
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 # Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
 SOLID_HU = -200
 FILL_SMOOTH_MM = 2.0
