@@ -10,9 +10,10 @@ from scipy import ndimage
 
 from data.volumes.slice_frame import VIEWS, RestoredVolume, SliceFrame
 from data.volumes.volume import Volume
-from models import synthesis
+from models import solid_body
 from models.ensemble import synthesize_ensemble
-from models.synthesis import NetworkSlices, Synthesiser, fill_air, prepare_volume, restore_volume, synthesize_volume
+from models.solid_body import fill_air
+from models.synthesis import NetworkSlices, Synthesiser, prepare_volume, restore_volume, synthesize_volume
 from models.test_model import TestModel
 from tests.test_synthesis import CPU, SETTINGS, ramp_mr
 
@@ -74,7 +75,7 @@ def test_voxels_do_not_depend_on_how_many_slices_go_at_a_time(monkeypatch, frame
     expected = whole(mr, synthesiser, body)
     assert len(np.unique(expected)) > 100
     for batch_size, voxels in ((1, 1), (2, 500), (3, 1000), (50, 10**8)):
-        monkeypatch.setattr(synthesis, "FILL_VOXELS", voxels)
+        monkeypatch.setattr(solid_body, "FILL_VOXELS", voxels)
         np.testing.assert_array_equal(synthesize_volume(mr, synthesiser, body, batch_size).array, expected)
 
 
@@ -146,8 +147,8 @@ def test_air_is_filled_alike_in_parts_and_at_once(monkeypatch, smooth_mm, share)
     if not smooth_mm:
         np.testing.assert_array_equal(expected, np.where(body, hu[tuple(nearest)], hu))
     for voxels, planes in ((1, 1), (200, 1), (700, 3)):
-        monkeypatch.setattr(synthesis, "FILL_VOXELS", voxels)
-        monkeypatch.setattr(synthesis, "FILL_PLANES", planes)
+        monkeypatch.setattr(solid_body, "FILL_VOXELS", voxels)
+        monkeypatch.setattr(solid_body, "FILL_PLANES", planes)
         np.testing.assert_array_equal(fill_air(hu.copy(), body, (2.0, 2.0, 3.0), smooth_mm), expected)
 
 
@@ -176,7 +177,7 @@ def test_slices_are_prepared_just_before_and_restored_just_after_the_network(mon
 @pytest.mark.parametrize("use", [{}, {"slice_mm": 4.0, "slab": 3}, {"solid_body": True}])
 def test_memory_does_not_grow_as_slices_in_float_would(monkeypatch, use):
     """Each further voxel takes the result's two bytes and a few booleans, not four and more for each step."""
-    monkeypatch.setattr(synthesis, "FILL_VOXELS", 4 * 64 * 64)
+    monkeypatch.setattr(solid_body, "FILL_VOXELS", 4 * 64 * 64)
     peaks = {}
     for count in (40, 120):
         mr = noise_mr((count, 64, 64))

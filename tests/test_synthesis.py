@@ -19,8 +19,9 @@ from models import test_model
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import Architecture, build_generator
 from models.precision import choose_precision
+from models.solid_body import fill_air
 from models.state_dicts import save_network_weights
-from models.synthesis import Synthesiser, fill_air, load_synthesiser, prepare_volume, synthesize_volume
+from models.synthesis import Synthesiser, load_synthesiser, prepare_volume, synthesize_volume
 from models.test_model import TestModel, is_out_of_memory
 from scripts import import_generator
 
