@@ -50,6 +50,7 @@ class Results(NamedTuple):
         main: the synthetic volume: a file, or the folder of a DICOM series.
         extras: what is asked for beside it, by the option that says where it goes.
         picture, page, report: its picture, its page (a folder) and its report.
+        alone: whether those three are not made.
     """
 
     main: Path
@@ -57,6 +58,7 @@ class Results(NamedTuple):
     picture: Path
     page: Path
     report: Path
+    alone: bool = False
 
     @classmethod
     def beside(cls, main: Path, opt: PatientSettings) -> "Results":
@@ -64,7 +66,8 @@ class Results(NamedTuple):
         stem = volume_stem(main) if is_file(main) else main.name
         paths = {DICOM: opt.dicom, MU_MAP: opt.mu_map, UNCERTAINTY: opt.uncertainty}
         extras = {option: path for option, path in paths.items() if path}
-        return cls(main, extras, *(main.with_name(f"{stem}{end}") for end in (".png", "_page", ".json")))
+        picture, page, report = (main.with_name(f"{stem}{end}") for end in (".png", "_page", ".json"))
+        return cls(main, extras, picture, page, report, alone=opt.volume_only)
 
     @property
     def folder(self) -> Path | None:
@@ -74,8 +77,10 @@ class Results(NamedTuple):
     @property
     def targets(self) -> dict[str, list[Path]]:
         """All files and folders that are written, by the option that says where they go."""
-        beside = [*volume_targets(self.main), self.picture, self.page, self.report]
-        return {OUTPUT: beside} | {option: volume_targets(path) for option, path in self.extras.items()}
+        beside = [] if self.alone else [self.picture, self.page, self.report]
+        return {OUTPUT: [*volume_targets(self.main), *beside]} | {
+            option: volume_targets(path) for option, path in self.extras.items()
+        }
 
     def names(self) -> set[str]:
         """Return what the report calls the targets: their names, or their paths where they lie elsewhere."""
@@ -139,13 +144,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     if deviation is not None:
         seen = patient.body if patient.body is not None else deviation.array > 0
-        row["uncertainty_mean_hu"] = round(float(deviation.array[seen].mean()), 3) if seen.any() else 0.0
+        mean = deviation.array.mean(where=seen, dtype=np.float64) if seen.any() else 0.0
+        row["uncertainty_mean_hu"] = round(float(mean), 3)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     makers = volume_parts(results, patient, synthetic, deviation, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, made)
     log.info("volume: %s", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
-    parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
+    if not results.alone:
+        parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     return 0 if all(written) else 1
 
@@ -322,6 +329,8 @@ def description_of(paths: Mapping[str, Path]) -> str:
 
 def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) -> set[str]:
     """Return the names of what this command made there of the same input, as its report says; none without one."""
+    if results.alone:
+        return set()
     try:
         report = read_json(results.report)
         names, earlier = report["made"], report["input"]
@@ -346,7 +355,8 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
-    own = [results.main.parent / name for name in made]  # a name that is none is that of no target
+    # A name that is none is that of no target. Without a report there is no account of what was made.
+    own = None if results.alone else [results.main.parent / name for name in made]
     for option, targets in results.targets.items():
         check_free(targets, option, inputs, own, opt.overwrite)
     if results.folder:
@@ -355,12 +365,12 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
 
 def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str]) -> None:
     """Write the volume, after a report that says whose it is: what a killed run leaves is then known to be its own."""
-    if not made >= set(row["made"]):
+    if not (results.alone or made >= set(row["made"])):
         write_report(row, results.report)
     try:
         write()
     except InputError:
-        if not made:
+        if not (results.alone or made):
             results.report.unlink(missing_ok=True)
         raise
 

@@ -151,7 +151,8 @@ class Conversion:
                     work.source_sha256 = source_hash([source, *further], body)
                     work.further = [one.dicom for one in further]
             with _timed(work, "prepare"):
-                work.slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
+                slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
+                work.slices = np.asarray(slices)  # all of them here, beside the device, which need not wait for any
             return work
         return failure[0]
 

@@ -6,14 +6,15 @@ of the models' own (their overlapping slabs and mirrorings) and that between the
 nothing of errors that all of them share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread
+from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
-from models.synthesis import Synthesiser, prepare_volume, restore_volume, warn_of_plan
+from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume, warn_of_plan
 
 FUSIONS = ("mean", "median")
 
@@ -62,25 +63,38 @@ def synthesize_ensemble(
     model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all models say
     air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
-    shape = source.array.shape
-    mean, between, within = (np.zeros(shape, np.float32) for _ in range(3))
+    mean, between, within = (np.zeros(source.array.shape, np.float32) for _ in range(3))
     kept = []
     for number, synthesiser in enumerate(synthesisers, start=1):
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
         warn_of_plan(plan)
-        model = synthesiser.model
-        spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)
-        ct = restore_volume(model.translate(slices, batch_size, spread, bar), plan).array
-        variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
-        variance[plan.with_body] = spread.variance()
-        within += np.maximum(plan.frame.restore(variance, 0).array, 0)
+        spread = SlabSpread(len(slices), synthesiser.model.slab, plan.target_map.to_physical)
+        variance = plan.frame.restoring(0)
+        translated = synthesiser.model.stream(slices, batch_size, spread, bar)
+        ct = restore_volume(_with_variance(translated, plan, spread, variance), plan).array
+        own = variance.finished()
+        for z, plane in enumerate(ct):  # plane by plane, since there is little memory left for more arrays
+            within[z] += np.maximum(own[z], 0)
+            away = plane - mean[z]
+            mean[z] += away / number
+            between[z] += away * (plane - mean[z])
         if fusion == "median":
             kept.append(ct)
-        away = ct - mean
-        mean += away / number
-        between += away * (ct - mean)
     count = len(synthesisers)
-    deviation = np.sqrt((between + within) / count)
-    fused = np.median(kept, axis=0) if kept else mean
-    return source.with_array(np.rint(fused).astype(np.int16)), source.with_array(deviation)
+    between += within
+    between /= count
+    deviation = np.sqrt(between, out=between)
+    fused = np.empty(mean.shape, np.int16)
+    for z, plane in enumerate(mean):
+        fused[z] = np.rint(np.median([ct[z] for ct in kept], axis=0) if kept else plane)
+    return source.with_array(fused), source.with_array(deviation)
+
+
+def _with_variance(
+    translated: Iterable[np.ndarray], plan: VolumePlan, spread: SlabSpread, variance: RestoredVolume
+) -> Iterator[np.ndarray]:
+    """Yield the slices that come from a network, and add the variance of each to a volume."""
+    for number, (index, one) in enumerate(zip(plan.used, translated, strict=True)):
+        variance.add(index, spread.take(number))
+        yield one

@@ -1,19 +1,21 @@
 """From an MR volume to a synthetic CT volume: the only inference path.
 
 `synthesize_volume` is the whole way. Its three steps stand for themselves too, so that a pipeline can overlap them for
-different patients: `prepare_volume`, `TestModel.translate` on the device, `restore_volume`.
+different patients: `prepare_volume`, `TestModel.translate` on the device, `restore_volume`. Slices are prepared when
+the network asks for them, and restored as they come out of it: of a volume of any size a few are in memory.
 """
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import ndimage
+from numpy.typing import DTypeLike
 
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
@@ -22,19 +24,17 @@ from data.values.modality import check_ct, check_mr, in_hu
 from data.values.mr_rules import Rule, rules_in_order
 from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
 from data.volumes.contrasts import check_together
-from data.volumes.slice_frame import SliceFrame
+from data.volumes.slice_frame import FrameSlices, SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.run_folder import find_weights, weights_path
+from models.solid_body import fill_air
 from models.test_model import TestModel
 
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 2
-# Fat is above it, air below. The first voxels above it lie on the slope from air to tissue, often darker than fat.
-SOLID_HU = -200
-FILL_SMOOTH_MM = 2.0
+METHOD_VERSION = 3
 # By which factor the spacing between slices may leave the model's before that is said.
 SPACING_FACTOR = 1.5
 
@@ -74,6 +74,11 @@ class VolumePlan:
     trained_px: int
     own_scale: bool = False
 
+    @property
+    def used(self) -> list[int]:
+        """Numbers of the M slices that go through the network."""
+        return np.flatnonzero(self.with_body).tolist()
+
     def describe_frame(self) -> str | None:
         """Return in words how much larger the slices are than those of the training; None where they are not."""
         if self.frame.size == self.trained_px:
@@ -93,6 +98,43 @@ class VolumePlan:
             f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to "
             "those and back"
         )
+
+
+class NetworkSlices:
+    """What of a volume goes through the network, each slice made when it is asked for.
+
+    Its `shape` is (M, size, size), of C contrasts (M, C, size, size). An array of all is made by `np.asarray`.
+    """
+
+    def __init__(
+        self, contrasts: Sequence[FrameSlices], maps: Sequence[IntensityMap], used: list[int], size: int, slab: int
+    ) -> None:
+        """Take the slices of each contrast, their maps, and which M of them are used; the last `slab` are kept."""
+        self._contrasts, self._maps, self._used = contrasts, maps, used
+        channels = (len(contrasts),) if len(contrasts) > 1 else ()
+        self.shape = (len(self._used), *channels, size, size)
+        self._make = lru_cache(slab)(self._made)
+
+    def __len__(self) -> int:
+        """Return M."""
+        return len(self._used)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one slice, float32 in [-1, 1]."""
+        return self._make(index)
+
+    def _made(self, index: int) -> np.ndarray:
+        each = [to.to_network(one[self._used[index]]) for one, to in zip(self._contrasts, self._maps, strict=True)]
+        return each[0] if len(each) == 1 else np.stack(each)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        """Return all slices."""
+        if copy is False:
+            raise ValueError("slices are made when they are asked for: an array of them is a copy")
+        slices = np.empty(self.shape, np.float32 if dtype is None else dtype)
+        for index in range(len(self)):
+            slices[index] = self._made(index)
+        return slices
 
 
 def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSettings:
@@ -207,7 +249,7 @@ def synthesize_volume(
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     warn_of_plan(plan)
-    return restore_volume(synthesiser.model.translate(slices, batch_size, bar=bar), plan)
+    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=bar), plan)
 
 
 def warn_of_plan(plan: VolumePlan) -> None:
@@ -218,10 +260,10 @@ def warn_of_plan(plan: VolumePlan) -> None:
 
 def prepare_volume(
     source: Volume, settings: InferenceSettings, body: np.ndarray | None = None, further: Sequence[Volume] = ()
-) -> tuple[np.ndarray, VolumePlan]:
-    """Return what goes through the network, float32 in [-1, 1], and the plan for what comes out.
+) -> tuple[NetworkSlices, VolumePlan]:
+    """Return what goes through the network, and the plan for what comes out.
 
-    That is (M, size, size), of C contrasts (M, C, size, size). Arguments and errors as in `synthesize_volume`.
+    Arguments and errors as in `synthesize_volume`.
     """
     to_ct = settings.direction == "AtoB"
     volumes = [source, *further]
@@ -243,7 +285,7 @@ def plan_volume(
     body: np.ndarray,
     maps: tuple[Sequence[IntensityMap], IntensityMap],
     settings: InferenceSettings,
-) -> tuple[np.ndarray, VolumePlan]:
+) -> tuple[NetworkSlices, VolumePlan]:
     """Return what `prepare_volume` does, of the contrasts of a source whose body and `intensity_maps` are known."""
     source, (source_maps, target_map) = volumes[0], maps
     to_ct = settings.direction == "AtoB"
@@ -256,11 +298,8 @@ def plan_volume(
         source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, settings.size, own_scale
     )
     clean = volumes if to_ct else [remove_couch(source, body)]
-    slices = [
-        source_map.to_network(frame.prepare(one, fill=float(volume.array.min()))[used])
-        for one, volume, source_map in zip(clean, volumes, source_maps, strict=True)
-    ]
-    return slices[0] if len(slices) == 1 else np.stack(slices, axis=1), plan
+    slices = [frame.slices_of(one, fill=float(given.array.min())) for one, given in zip(clean, volumes, strict=True)]
+    return NetworkSlices(slices, source_maps, plan.used, frame.size, settings.slab), plan
 
 
 def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings) -> SliceFrame:
@@ -297,51 +336,22 @@ def _check_scales(volumes: Sequence[Volume], body: np.ndarray, settings: Inferen
             check_starts_at_zero(volume.array, body)
 
 
-def restore_volume(translated: np.ndarray, plan: VolumePlan) -> Volume:
-    """Return the network's output (M, size, size) in [-1, 1] as the volume that `synthesize_volume` returns."""
-    frame = plan.frame
-    # Where nothing is known it is air, whatever the window's lower end.
-    fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
-    slices = np.full((frame.slices, frame.size, frame.size), fill, np.float32)
-    slices[plan.with_body] = plan.target_map.to_physical(translated)
-    restored = frame.restore(slices, fill).array
-    if not plan.to_ct:
-        return plan.source.with_array(restored)
-    hu = np.rint(restored, out=restored).astype(np.int16)
-    if plan.solid_body:
-        hu = fill_air(hu, frame.inside(plan.body), plan.source.spacing)
-    return plan.source.with_array(hu)
-
-
-def fill_air(
-    hu: np.ndarray, body: np.ndarray, spacing: tuple[float, float, float], smooth_mm: float = FILL_SMOOTH_MM
-) -> np.ndarray:
-    """Return a CT in which what is below -200 HU inside a body mask is tissue: that of the body's nearest other voxel.
-
-    The filled voxels are smoothed, since the nearest values alone would leave a saw-toothed skin; no other changes.
+def restore_volume(translated: Iterable[np.ndarray], plan: VolumePlan) -> Volume:
+    """Return the network's output as the volume that `synthesize_volume` returns.
 
     Args:
-        hu: CT in HU, int16 (z, y, x).
-        body: its mask, bool (z, y, x). All below -200 HU: the CT is returned as it is.
-        spacing: of the voxels along (x, y, z), in mm.
-        smooth_mm: standard deviation of the Gaussian; 0 leaves the nearest values.
+        translated: the M slices (size, size) in [-1, 1], in order: an array, or as they come.
+        plan: that of the volume.
     """
-    tissue = body & (hu >= SOLID_HU)
-    air = body & ~tissue
-    if not air.any() or not tissue.any():
-        return hu
-    box = ndimage.find_objects(body.astype(np.uint8))[0]  # all that is asked for and all that answers lies in it
-    nearest = ndimage.distance_transform_edt(
-        ~tissue[box], sampling=spacing[::-1], return_distances=False, return_indices=True
-    )
-    filled = hu.copy()
-    filled[box][air[box]] = hu[box][tuple(indices[air[box]] for indices in nearest)]
-    if smooth_mm:
-        sigma = [smooth_mm / mm for mm in spacing[::-1]]
-        inside = body[box].astype(np.float32)
-        mean = ndimage.gaussian_filter(filled[box] * inside, sigma)[air[box]]
-        filled[box][air[box]] = np.rint(mean / ndimage.gaussian_filter(inside, sigma)[air[box]])
-    return filled
+    # Where nothing is known it is air, whatever the window's lower end.
+    fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
+    restored = plan.frame.restoring(fill, np.int16 if plan.to_ct else np.float32)
+    for index, one in zip(plan.used, translated, strict=True):
+        restored.add(index, plan.target_map.to_physical(one))
+    result = restored.finished()
+    if plan.solid_body:
+        fill_air(result, plan.frame.inside(plan.body), plan.source.spacing)
+    return plan.source.with_array(result)
 
 
 def intensity_maps(
@@ -360,4 +370,4 @@ def intensity_maps(
 
 def _mr_map(rule: Rule, mr: Volume, body: np.ndarray) -> IntensityMap:
     fat = fat_level(mr.array, body) if rule == "tissue" else None
-    return mr_window(rule, mr_percentiles(mr.array, body), fat)
+    return mr_window(rule, mr_percentiles(mr.array, body) if rule == "percentile" else None, fat)

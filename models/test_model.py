@@ -2,8 +2,9 @@
 
 import logging
 import traceback
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.errors import InputError, is_out_of_memory
-from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread
+from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread, Slices, completed
 from data.loading.threads import one_thread
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
@@ -55,25 +56,34 @@ class Translator:
         """How many outputs say what a slice is."""
         return self.slab * len(self._mirrorings)
 
-    def translate(
-        self, slices: np.ndarray, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False
-    ) -> np.ndarray:
-        """Return the target slices, float32 (N, H, W), of source slices, (N, H, W); all in [-1, 1].
+    def translate(self, slices: Slices, batch_size: int | None = None, bar: bool = False) -> np.ndarray:
+        """Return what `stream` yields, float32 (N, H, W)."""
+        translated = np.empty((len(slices), *slices.shape[-2:]), np.float32)
+        for index, one in enumerate(self.stream(slices, batch_size, bar=bar)):
+            translated[index] = one
+        return translated
 
-        A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give.
+    def stream(
+        self, slices: Slices, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield the target slices, float32 (H, W), of source slices, in order; all in [-1, 1].
+
+        A model of slabs sees every slice with its neighbours; a slice is the mean of what all its slabs give. Source
+        slices are asked for a few before they are used.
 
         Args:
-            slices: source slices; of several contrasts (N, C, H, W).
+            slices: source slices, (N, H, W) or of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
-            spread: gets every output of which the result is the mean.
+            spread: gets every output of which the result is the mean; whoever gets a slice takes its variance there.
             bar: whether a terminal shows a progress bar.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
-        mean = SlabMean((len(slices), *slices.shape[-2:]), self.slab)
+        count = len(slices)
+        mean = SlabMean(count, self.slab)
         views = tqdm(
-            self._translate_views(slices, batch_size), total=len(slices), unit="slice", disable=None if bar else True,
+            self._translate_views(slices, batch_size), total=count, unit="slice", disable=None if bar else True,
             leave=False,
         )  # fmt: skip
         for centre, outputs in enumerate(views):
@@ -81,22 +91,26 @@ class Translator:
             if spread is not None:
                 for output in outputs:
                     spread.add(centre, output)
-        translated = mean.result()
-        if not np.isfinite(translated).all():
-            way = (
-                "take other weights (--epoch), or train the model again"
-                if self.dtype == torch.float32
-                else "try --precision fp32"
-            )
-            raise InputError(f"the network's output is not finite (NaN or infinite) in {self.precision}; {way}")
-        return translated
+            for index in completed(centre, self.slab, count):
+                yield self._finite(mean.take(index))
 
-    def translate_slabs(self, slices: np.ndarray, batch_size: int | None = None) -> Iterator[np.ndarray]:
+    def _finite(self, translated: np.ndarray) -> np.ndarray:
+        """Return a slice; refuse one that is not finite."""
+        if np.isfinite(translated).all():
+            return translated
+        way = (
+            "take other weights (--epoch), or train the model again"
+            if self.dtype == torch.float32
+            else "try --precision fp32"
+        )
+        raise InputError(f"the network's output is not finite (NaN or infinite) in {self.precision}; {way}")
+
+    def translate_slabs(self, slices: Slices, batch_size: int | None = None) -> Iterator[np.ndarray]:
         """Yield what the network gives, float32 (K, H, W), of every slice's slab, in order; see `translate`."""
         for outputs in self._translate_views(slices, batch_size):
             yield _mean(outputs)
 
-    def _translate_views(self, slices: np.ndarray, batch_size: int | None) -> Iterator[np.ndarray]:
+    def _translate_views(self, slices: Slices, batch_size: int | None) -> Iterator[np.ndarray]:
         """Yield what the network gives of each mirroring, float32 (V, K, H, W), of every slice's slab, in order."""
         if batch_size is None and self._fitting is None and len(slices):
             self._fitting = self._choose_batch_size(SingleDataset(slices, self.slab)[0].numpy())
@@ -113,7 +127,7 @@ class Translator:
                     raise
                 size = self._fitting = self._smaller(size, error)
 
-    def _outputs(self, slices: np.ndarray, start: int, size: int) -> Iterator[np.ndarray]:
+    def _outputs(self, slices: Slices, start: int, size: int) -> Iterator[np.ndarray]:
         """Yield target slabs, float32 (`size` or fewer, V, S, H, W), of all source slices from `start` on."""
         slabs = SingleDataset(slices, self.slab, start)
         if self._threads is None:
@@ -122,8 +136,14 @@ class Translator:
             return
         # As fast as all threads on one slice, or faster; and no voxel depends on the number of threads.
         threads = ThreadPoolExecutor(size)
+        waiting: deque[Future[np.ndarray]] = deque()
         try:
-            yield from threads.map(lambda index: self._run_alone(slabs[index]), range(len(slabs)))
+            for index in range(len(slabs)):
+                waiting.append(threads.submit(self._run_alone, slabs[index]))
+                if len(waiting) > size:  # a slab more than there are threads, so that none waits
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             threads.shutdown(cancel_futures=True)
 

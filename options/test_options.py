@@ -92,6 +92,7 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
         None, choices=FUSIONS,
         help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
     )  # fmt: skip
+    volume_only: bool = option(False, help="write no picture, page or report beside the volume")
     overwrite: bool = option(False, help="replace files that this command did not make of it")
     dicom: Path | None = redeclare(DicomOutput, "dicom")
     mu_map: Path | None = redeclare(MuMapSettings, "mu_map")
@@ -122,6 +123,8 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
         MuMapSettings.__post_init__(self)
         if self.resample_reference and not self.reference:
             raise InputError("--resample_reference does nothing without --reference")
+        if self.volume_only and self.reference:
+            raise InputError("--volume_only and --reference: scores stand in the report; leave one of them out")
         for name, path in (("mu_map", self.mu_map), ("uncertainty", self.uncertainty)):
             if path and not is_file(path):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")

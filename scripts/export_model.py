@@ -2,6 +2,9 @@
 
 Writes DIR/latest_net_G_A.pth, the generator alone, in half precision (half the size; weights are float32 again once
 loaded), and DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/..`` finds a model there.
+
+With --onnx also DIR/model.onnx, for other software, and DIR/model.json, which says how images become its input and what
+its output is. Its weights are those of the .pth file, in float32.
 """
 
 import argparse
@@ -16,9 +19,11 @@ from torch import Tensor
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.declaration import add_options
+from models import onnx_export
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.model_settings import ModelChoice
 from models.networks import build_generator
+from models.onnx_export import PACKAGES, export_onnx, require_packages
 from models.run_folder import find_weights, weights_path
 from models.state_dicts import load_network_weights, save_atomically
 
@@ -44,6 +49,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
+    add(
+        "--onnx", action="store_true",
+        help=f"write an ONNX file too, checked against torch; needs {', '.join(PACKAGES)}",
+    )  # fmt: skip
     add("--overwrite", action="store_true", help="replace a model that is there already")
     return parser.parse_args(arguments)
 
@@ -60,11 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_network_weights(net, source)  # refuses what is not of this network
     weights = net.state_dict()
     target = weights_path(opt.out, "latest", "G_A")
-    check_free([target, opt.out / FILE_NAME], "--out", [source], overwrite=opt.overwrite)
+    targets = [target, opt.out / FILE_NAME]
+    if opt.onnx:
+        require_packages()
+        targets += [opt.out / name for name in (onnx_export.FILE_NAME, onnx_export.DESCRIPTION_NAME)]
+    check_free(targets, "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
-    replace(settings, mirrored=mirrored, solid_body=solid_body).write(opt.out)
+    used = replace(settings, mirrored=mirrored, solid_body=solid_body)
+    if opt.onnx:  # first: where it fails, nothing is written
+        net.load_state_dict(weights)
+        difference = export_onnx(net, used, opt.out)
+        log.info("%s: differs from torch by %.1e at most, of [-1, 1]", opt.out / onnx_export.FILE_NAME, difference)
+    used.write(opt.out)
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
 

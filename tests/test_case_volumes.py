@@ -88,4 +88,9 @@ def test_large_volumes_are_averaged_finest_axes_first():
     region = region_to_show([shown], max_voxels=400)
     assert region.factor == (1, 2, 2) and region.shape == (8, 6, 8) and region.spacing_mm == (5, 2, 2)
     np.testing.assert_allclose(region.affine @ [0, 0, 0, 1], [100.5, 0.5, 0])
-    np.testing.assert_allclose(region.cut(ct.array)[0, 0, 0], np.mean([0, 1, 16, 17]))
+    np.testing.assert_allclose(region.cut(ct.array), ct.array.reshape(8, 6, 2, 8, 2).mean(axis=(2, 4)))
+    thick = region_to_show([shown], max_voxels=40)  # along the slices as well
+    (a, b, c), (n, m, k) = thick.factor, thick.shape
+    assert a > 1
+    blocks = ct.array[: n * a, : m * b, : k * c].reshape(n, a, m, b, k, c)
+    np.testing.assert_allclose(thick.cut(ct.array), blocks.mean(axis=(1, 3, 5)), rtol=1e-6)

@@ -64,8 +64,9 @@ def test_impossible_contrasts_are_refused(tmp_path, changes):
 
 def test_channels_are_windowed_each_by_its_rule_in_the_models_order():
     mr, fat = mr_volume(), fat_volume()
-    slices, plan = prepare_volume(mr, SETTINGS, further=[fat])
-    assert slices.shape == (6, 2, 64, 64)
+    given, plan = prepare_volume(mr, SETTINGS, further=[fat])
+    slices = np.asarray(given)
+    assert slices.shape == given.shape == (6, 2, 64, 64)
     windows = [IntensityMap.window(0, 1000), IntensityMap.window(*np.percentile(fat.array[plan.body], (0.5, 99.5)))]
     for k, (volume, window) in enumerate(zip((mr, fat), windows, strict=True)):
         np.testing.assert_allclose(slices[:, k, 2:62, 2:62], window.to_network(volume.array), atol=1e-5)
@@ -108,7 +109,8 @@ def test_a_volume_of_two_contrasts_comes_out_in_hu_on_its_grid(tmp_path):
 def test_the_shading_of_the_first_contrast_is_taken_out_of_all(tmp_path):
     mr, fat = mr_volume(), fat_volume()
     settings = replace(SETTINGS, bias_correction=True, mr_window=(0.0, 1200.0))
-    slices, plan = prepare_volume(mr, settings, further=[fat])
+    given, plan = prepare_volume(mr, settings, further=[fat])
+    slices = np.asarray(given)
     corrected = correct_bias(mr, plan.body)
     field = corrected.array / mr.array
     expected = IntensityMap.window(0, 1200).to_network(fat.array * field)

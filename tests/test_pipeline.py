@@ -457,7 +457,7 @@ OPTIONS_OF_BOTH = (
 ).split()
 OPTIONS = {
     test_options: "input series_uid mask reference resample_reference output uncertainty fusion no_mirrored "
-    "no_solid_body patient_name patient_id".split(),
+    "volume_only no_solid_body patient_name patient_id".split(),
     pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
 }
 WHAT = {test_options: ["--input", "mr.nii"], pipeline_options: ["--input_dir", "d"]}

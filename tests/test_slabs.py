@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.loading.single_dataset import SingleDataset, SlabMean
+from data.loading.single_dataset import SingleDataset, SlabMean, completed
 from data.values.intensity import CT_TRANSFERS, IntensityMap
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import Architecture, build_generator
@@ -33,18 +33,25 @@ def test_a_slab_holds_the_neighbours_and_the_ends_repeat():
 
 
 def test_the_mean_weighs_the_middle_most():
-    mean = SlabMean((4, 1, 1), 3)
+    mean = SlabMean(4, 3)
     for centre in range(4):  # a slab's slices are called by its centre
         mean.add(centre, np.full((3, 1, 1), float(centre), np.float32))
     # Slice k: (1 (k - 1) + 2 k + 1 (k + 1)) / 4 = k inside; at the ends the slab beyond is missing.
-    np.testing.assert_allclose(mean.result()[:, 0, 0], [1 / 3, 1, 2, (2 + 2 * 3) / 3])
+    np.testing.assert_allclose([mean.take(k)[0, 0] for k in range(4)], [1 / 3, 1, 2, (2 + 2 * 3) / 3])
+
+
+@pytest.mark.parametrize(("slab", "count"), [(1, 4), (3, 5), (5, 7), (5, 2), (7, 1)])
+def test_a_slice_is_complete_with_the_last_slab_that_holds_it(slab, count):
+    """Every slice comes once and in order, at the slab around the slice half a slab further, or at the last one."""
+    come = [(index, centre) for centre in range(count) for index in completed(centre, slab, count)]
+    assert come == [(index, min(index + slab // 2, count - 1)) for index in range(count)]
 
 
 def test_single_slices_come_back_bit_for_bit():
     output = np.random.default_rng(0).normal(size=(1, 3, 3)).astype(np.float32)
-    mean = SlabMean((1, 3, 3), 1)
+    mean = SlabMean(1, 1)
     mean.add(0, output)
-    np.testing.assert_array_equal(mean.result(), output)
+    np.testing.assert_array_equal(mean.take(0), output[0])
 
 
 @pytest.fixture

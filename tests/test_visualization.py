@@ -14,7 +14,7 @@ from PIL import Image
 from data.errors import InputError
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume
-from visualization import console, training_page
+from visualization import console, training_page, windows
 from visualization.console import Console
 from visualization.display import Picture, RunInfo
 from visualization.panels import CAPTION_PX, GAP_PX, VisualsStyle, preview, training_sheet
@@ -59,6 +59,12 @@ def test_mr_white_does_not_depend_on_the_background():
         assert (low, high) == (0, pytest.approx(np.percentile(body, 99.5)))
     assert mr_display_range(np.array([-2.0, -2.0, 3.0]))[0] == -2
     assert mr_display_range(np.zeros(5))[1] > 0
+
+
+def test_of_a_large_mr_every_second_voxel_along_each_axis_says_what_is_white(monkeypatch):
+    mr = np.random.default_rng(0).uniform(0, 100, (8, 10, 12))
+    monkeypatch.setattr(windows, "_SAMPLE_VOXELS", mr.size // 7)
+    assert mr_display_range(mr) == (0, np.percentile(mr[::2, ::2, ::2], 99.5))
 
 
 # ------------------------------------------------------------------ panels

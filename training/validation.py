@@ -221,7 +221,8 @@ class Validation:
 
     def _synthesize(self, translator: Translator, volume: ValidationVolume) -> tuple[np.ndarray, np.ndarray]:
         """Return what went through the network, and the synthetic CT, int16 HU (z, y, x), on the volume's grid."""
-        slices, plan = plan_volume(volume.mr, volume.body, (volume.mr_maps, self.settings.ct), self.settings)
+        each, plan = plan_volume(volume.mr, volume.body, (volume.mr_maps, self.settings.ct), self.settings)
+        slices = np.asarray(each)
         return slices, restore_volume(translator.translate(slices, self.batch_size), plan).array
 
     def _read(self, case: Case, mr_maps: tuple[IntensityMap, ...]) -> ValidationVolume:

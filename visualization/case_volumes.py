@@ -43,10 +43,9 @@ class ShownVolume:
         return cls(identity, title, kind, volume, max(abs(low), abs(high)) / MR_STEPS, low, high)
 
     @property
-    def seen(self) -> np.ndarray:
-        """Where there is something to see, bool (z, y, x)."""
-        limit = _SEEN_ABOVE_HU if self.kind == "CT" else self.low + _SEEN_ABOVE_SHARE * (self.high - self.low)
-        return self.volume.array > limit
+    def seen_above(self) -> float:
+        """There is something to see where values are higher."""
+        return _SEEN_ABOVE_HU if self.kind == "CT" else self.low + _SEEN_ABOVE_SHARE * (self.high - self.low)
 
 
 @dataclass(frozen=True)
@@ -83,20 +82,29 @@ class Region:
         part = self.lie.array(array)[slices]
         if self.factor == (1, 1, 1):
             return part
-        blocks = [n for pair in zip(self.shape, self.factor, strict=True) for n in pair]
-        return part.reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
+        across, down, along = self.shape
+        _, *factors = self.factor
+        blocks = (self.factor[0], down, factors[0], along, factors[1])
+        averaged = np.empty(self.shape, np.float32)  # row by row: of a large volume there may be no room for a copy
+        for k, rows in enumerate(np.split(part, across)):
+            averaged[k] = rows.reshape(blocks).mean(axis=(0, 2, 4), dtype=np.float32)
+        return averaged
 
 
 def region_to_show(volumes: list[ShownVolume], max_voxels: int = MAX_VOXELS) -> Region:
     """Return the smallest box with all that any volume shows, and a margin; its finest axes averaged if it is large."""
     lie = patient_order(volumes[0].volume)
-    seen = np.zeros(volumes[0].volume.array.shape, bool)
+    extents = lie.array(volumes[0].volume.array).shape
+    seen = [np.zeros(extent, bool) for extent in extents]
     for shown in volumes:
-        seen |= shown.seen
-    seen = lie.array(seen)
+        for k, plane in enumerate(lie.array(shown.volume.array)):
+            above = plane > shown.seen_above
+            seen[0][k] |= above.any()
+            seen[1] |= above.any(axis=1)
+            seen[2] |= above.any(axis=0)
     start, stop = [], []
-    for axis, extent in enumerate(seen.shape):
-        used = np.flatnonzero(seen.any(axis=tuple(a for a in range(3) if a != axis)))
+    for along_axis, extent in zip(seen, extents, strict=True):
+        used = np.flatnonzero(along_axis)
         start.append(max(0, int(used[0]) - _MARGIN) if used.size else 0)
         stop.append(min(extent, int(used[-1]) + 1 + _MARGIN) if used.size else extent)
     factor = [1, 1, 1]

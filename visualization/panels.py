@@ -147,16 +147,19 @@ def preview(
     titles = {"MR": mr_title(contrast), "CT": "CT"}
     titles[synthetic] = f"synthetic {titles[synthetic]}"
     ct_range = CT_WINDOWS["default"].range
-    columns = [(titles["MR"], mr.array, mr_display_range(mr.array)), (titles["CT"], ct.array, ct_range)]
+    # Each of one array, or of the difference of two.
+    columns = [(titles["MR"], [mr.array], mr_display_range(mr.array)), (titles["CT"], [ct.array], ct_range)]
     if reference is not None:
-        difference = ct.array.astype(np.float32) - reference.array
-        columns += [("true CT", reference.array, ct_range)]
-        columns += [("difference", difference, (-DIFFERENCE_HU, DIFFERENCE_HU))]
+        columns += [("true CT", [reference.array], ct_range)]
+        columns += [("difference", [ct.array, reference.array], (-DIFFERENCE_HU, DIFFERENCE_HU))]
     lie = patient_order(mr)
     rows = []
     for plane in PLANES:
         middle = lie.array(mr.array).shape[plane.axis] // 2
-        row = [(title, gray(plane.cut(lie.array(array), middle), *limits)) for title, array, limits in columns]
+        row = []
+        for title, arrays, limits in columns:
+            cut, *less = (plane.cut(lie.array(array), middle).astype(np.float32) for array in arrays)
+            row.append((title, gray(cut - less[0] if less else cut, *limits)))
         rows.append([(f"{title}, {plane.name}", in_proportion(picture, plane, lie)) for title, picture in row])
     widest = max(image.width for row in rows for _, image in row)
     larger = max(1, -(-_TILE_PX // widest))
@@ -167,7 +170,7 @@ def preview(
     ]  # fmt: skip
     rows.append([
         ("HU", hu_scale(*limits, larger * widest)) if array is not mr.array else ("", Image.new("L", (1, 1)))
-        for _, array, limits in columns
+        for _, (array, *_), limits in columns
     ])  # fmt: skip
     return arrange(rows)
 

@@ -10,14 +10,18 @@ Slices lie as a radiologist sees them. Axial: rows run from anterior to posterio
 left, and slice 0 is the most inferior. Coronal: rows run from the head down, columns from right to left, and slice 0 is
 the most anterior. Sagittal: rows run from the head down, columns from anterior to posterior, and slice 0 is the
 leftmost.
+
+Both ways go plane by plane: `slices_of` makes a slice when it is asked for, and `restoring` takes one after the other,
+so that a volume of any size needs memory for a few planes. No voxel depends on which others are computed with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from data.errors import InputError
 from data.volumes.volume import Volume, axial_order, flipped
@@ -118,7 +122,15 @@ class SliceFrame:
 
     def prepare(self, volume: Volume, fill: float) -> np.ndarray:
         """Return the volume's slices, float32 (N, size, size) in the volume's units; `fill` where it has no voxels."""
-        return self._through(self._canonical(volume), fill, lambda axis: axis.forward())
+        slices = np.empty((self.slices, self.size, self.size), np.float32)
+        each = self.slices_of(volume, fill)
+        for index in range(len(each)):
+            slices[index] = each[index]
+        return slices
+
+    def slices_of(self, volume: Volume, fill: float) -> "FrameSlices":
+        """Return what `prepare` does, each slice made when it is asked for."""
+        return FrameSlices(self._canonical(volume), self._plane_map([axis.forward() for axis in self._axes], fill))
 
     def prepare_labels(self, labels: Volume) -> np.ndarray:
         """Return a label map's or mask's slices by nearest neighbour, (N, size, size), 0 where it has no voxels."""
@@ -134,10 +146,17 @@ class SliceFrame:
         if slices.shape != (self.slices, self.size, self.size):
             expected = (self.slices, self.size, self.size)
             raise ValueError(f"slices of shape {slices.shape} for a frame of {expected}")
-        array = self._through(np.asarray(slices), fill, lambda axis: axis.backward())
-        array = flipped(array, self._order[1])
-        array = np.ascontiguousarray(array.transpose(np.argsort(self._order[0])))
-        return Volume(array, self.source_spacing, self.source_origin, self.source_direction)
+        restored = self.restoring(fill)
+        for index, one in enumerate(slices):
+            restored.add(index, one)
+        return Volume(restored.finished(), self.source_spacing, self.source_origin, self.source_direction)
+
+    def restoring(self, fill: float, dtype: DTypeLike = np.float32) -> "RestoredVolume":
+        """Return a volume on the source's own grid that takes its slices one by one; whole numbers are rounded to."""
+        array = np.full(self.source_size[::-1], fill, dtype)
+        return RestoredVolume(
+            array, self._canonical(Volume(array)), self._plane_map([axis.backward() for axis in self._axes], fill)
+        )
 
     def outside(self, mask: np.ndarray) -> int:
         """Return how many voxels of a body mask on the source grid, bool (z, y, x), fall outside the slices."""
@@ -194,21 +213,112 @@ class SliceFrame:
         array = volume.array.transpose(self._order[0])
         return flipped(array, self._order[1])
 
-    def _through(self, array: np.ndarray, fill: float, matrix: Callable[["_Axis"], np.ndarray]) -> np.ndarray:
-        """Apply one matrix an axis. A row of zeros marks output without input: it becomes `fill`."""
-        along_z, along_y, along_x = (matrix(axis) for axis in self._axes)
+    def _plane_map(self, matrices: list[np.ndarray], fill: float) -> "_PlaneMap":
+        along_z, along_y, along_x = matrices
+        return _PlaneMap(along_z, along_y, along_x, self.resamples, fill)
+
+
+class FrameSlices:
+    """The slices of a volume, each made when it is asked for. Asked for in order, no plane is resampled twice."""
+
+    def __init__(self, planes: np.ndarray, plane_map: "_PlaneMap") -> None:
+        """Take the volume's planes along the frame's first axis, and the map from them to slices."""
+        self._source, self._map = planes, plane_map
+        self._planes: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return self._map.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one slice, float32 (size, size)."""
+        known = self._planes
+        self._planes = {
+            k: known[k] if k in known else self._map.in_plane(self._source[k]) for k in self._map.needed(index)
+        }
+        return self._map.combined(index, self._planes)
+
+
+class RestoredVolume:
+    """A volume on its own grid, `array` (z, y, x), that becomes whole as its slices are added, in their order."""
+
+    def __init__(self, array: np.ndarray, planes: np.ndarray, plane_map: "_PlaneMap") -> None:
+        """Take an array that is filled already, a view of its planes along the frame's first axis, and their map."""
+        self.array = array
+        self._target, self._map = planes, plane_map
+        self._planes: dict[int, np.ndarray] = {}
+        self._written = 0
+
+    def add(self, index: int, one: np.ndarray) -> None:
+        """Add slice `index`, float32 (size, size); those before it that were not added are of nothing but the fill."""
+        self._planes[index] = self._map.in_plane(one)
+        self._write(index + 1)
+
+    def finished(self) -> np.ndarray:
+        """Return `array`; slices that were not added are of nothing but the fill."""
+        self._write(None)
+        return self.array
+
+    def _write(self, added: int | None) -> None:
+        """Write the planes that need no slice from number `added` on; None: all that are left."""
+        while self._written < len(self._target):
+            if added is not None and self._map.last_needed(self._written) >= added:
+                break
+            plane = self._map.combined(self._written, self._planes)
+            self._target[self._written] = plane if self.array.dtype.kind == "f" else np.rint(plane, out=plane)
+            self._written += 1
+        first = self._map.first_needed_from(self._written)
+        self._planes = {k: plane for k, plane in self._planes.items() if k >= first}
+
+
+class _PlaneMap:
+    """Planes to planes by three matrices: each plane by itself, then weighted sums of neighbouring ones."""
+
+    def __init__(
+        self, along_z: np.ndarray, along_y: np.ndarray, along_x: np.ndarray, resamples: bool, fill: float
+    ) -> None:
+        """Take the matrices; a row of zeros marks output without input, which becomes `fill`."""
+        self.count, self.fill, self.resamples = len(along_z), np.float32(fill), resamples
+        self._along_z, self._in_plane = along_z, (along_y, along_x)
+        self._needed = [np.flatnonzero(row).tolist() for row in along_z]
+        firsts = [row[0] if row else along_z.shape[1] for row in self._needed]
+        self._first_from = [*np.minimum.accumulate(firsts[::-1])[::-1].tolist(), along_z.shape[1]]
+        self._filled = [np.flatnonzero(matrix.any(axis=1)) for matrix in self._in_plane]
+
+    def needed(self, index: int) -> list[int]:
+        """Return which planes of the input make plane `index` of the output, in order."""
+        return self._needed[index]
+
+    def last_needed(self, index: int) -> int:
+        """Return the last of the planes that make plane `index`, -1 where none does."""
+        return max(self._needed[index], default=-1)
+
+    def first_needed_from(self, index: int) -> int:
+        """Return the first of the planes that make plane `index` or one after it."""
+        return self._first_from[index]
+
+    def combined(self, index: int, planes: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Return plane `index` of the output, float32, of `in_plane` of the input's by number; others are `fill`."""
+        total = None
+        for k in self._needed[index]:
+            if k in planes:
+                term = planes[k] * self._along_z[index, k]
+                total = term if total is None else np.add(total, term, out=total)
+        if total is None:
+            return np.full([len(matrix) for matrix in self._in_plane], self.fill)
+        return np.add(total, self.fill, out=total) if self.resamples else total
+
+    def in_plane(self, plane: np.ndarray) -> np.ndarray:
+        """Return a plane of the input, float32, moved or resampled in itself."""
+        along_y, along_x = self._in_plane
         # Interpolating the difference from `fill` makes rows of zeros come out as `fill` itself; where nothing is
         # interpolated this must not round, so the voxels are moved by index instead.
-        if not self.resamples:
-            return _gather(array, (along_z, along_y, along_x), fill)
-        planes = np.empty((array.shape[0], along_y.shape[0], along_x.shape[0]), np.float32)
-        offset = np.float32(fill)
-        for z, plane in enumerate(array):
-            planes[z] = along_y @ (plane.astype(np.float32) - offset) @ along_x.T
-        if self._axes[0].resamples:
-            planes = np.tensordot(along_z, planes, axes=1)
-        planes += offset
-        return planes
+        if self.resamples:
+            return along_y @ (plane.astype(np.float32) - self.fill) @ along_x.T
+        out = np.full((len(along_y), len(along_x)), self.fill)
+        rows, columns = self._filled
+        out[np.ix_(rows, columns)] = plane[np.ix_(along_y[rows].argmax(axis=1), along_x[columns].argmax(axis=1))]
+        return out
 
 
 @dataclass(frozen=True)
@@ -289,13 +399,3 @@ def _linear_matrix(positions: np.ndarray, count: int, step: float, beyond: float
     weights /= weights.sum(axis=1, keepdims=True)
     weights[~_inside(positions, count, beyond)] = 0.0
     return weights.astype(np.float32)
-
-
-def _gather(array: np.ndarray, matrices: tuple[np.ndarray, ...], fill: float) -> np.ndarray:
-    """Apply matrices whose rows are unit vectors or zero by moving voxels."""
-    out = np.full([len(matrix) for matrix in matrices], fill, np.float32)
-    filled = [np.flatnonzero(matrix.any(axis=1)) for matrix in matrices]
-    out[np.ix_(*filled)] = array[
-        np.ix_(*(matrix[rows].argmax(axis=1) for matrix, rows in zip(matrices, filled, strict=True)))
-    ]
-    return out

@@ -1,0 +1,1 @@
+"""An image that converts one subject, as challenges and workflow systems run it."""
