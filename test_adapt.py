@@ -5,6 +5,7 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {path: makers[option] for option, path in results.extras.items()}
     parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
+    if settings.direction == "AtoB" and patient.reference is None:
+        words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
+        log.info("next, where there is a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     return 0 if all(written) else 1
 
 

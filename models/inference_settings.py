@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
@@ -103,6 +104,18 @@ class InferenceSettings:
             self, generator=replace(g, input_nc=g.output_nc, output_nc=g.input_nc),
             direction="BtoA" if self.direction == "AtoB" else "AtoB", training=None, solid_body=False,
         )  # fmt: skip
+
+    def use_command(self, folder: Path, epoch: str = "latest") -> str:
+        """Return the command that uses the model in a folder, as a shell takes it."""
+        words = ["--name", folder.name]
+        words += [] if folder.parent == Path("checkpoints") else ["--checkpoints_dir", str(folder.parent)]
+        words += [] if epoch == "latest" else ["--epoch", epoch]
+        if self.spacing_mm is None:
+            return shlex.join(["python", "test_pipeline.py", *words, "--input_dir", "IMAGES"])
+        source = "MR.nii.gz" if self.direction == "AtoB" else "CT.nii.gz"
+        inputs = [source] if len(self.contrasts) == 1 else [f"{name}={name}.nii.gz" for name in self.contrasts]
+        words += [word for path in inputs for word in ("--input", path)]
+        return shlex.join(["python", "test_adapt.py", *words])
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""

@@ -64,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
-    replace(settings, mirrored=mirrored, solid_body=solid_body).write(opt.out)
+    exported = replace(settings, mirrored=mirrored, solid_body=solid_body)
+    exported.write(opt.out)
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
+    log.info("next: %s", exported.use_command(opt.out))
 
 
 def to_half(values: Tensor, where: str) -> Tensor:

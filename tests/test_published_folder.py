@@ -1,6 +1,7 @@
 """A folder as the published code has it, from PNG to images: the shape extractor, a training, `testA`, one page."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +175,29 @@ def test_images_come_back_at_their_size_in_16_bits_of_the_window(tmp_path, monke
     assert all(f'src="images/{name}' in page for name in ("p__a_real", "p__a_fake", "b_real", "b_fake"))
     assert "0 and 400" in page and "-1000 and 1400" in page and "no.png" not in page
     assert convert(tmp_path, tmp_path / "set", "--num_test", "1") == 0  # its own are renewed
+
+
+def test_without_html_there_is_no_page_and_threads_change_no_image(tmp_path, monkeypatch):
+    write_model(tmp_path, settings=FIXED)
+    known(monkeypatch)
+    used = []
+    read = ImageFolderSlices.read
+
+    def noted(self, *args, **kwargs):
+        used.append(threading.current_thread().name)
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageFolderSlices, "read", noted)
+    for k in range(5):
+        save(tmp_path / f"in/{k}.png", np.full((32, 32), 20 * k, np.uint8))
+    out = tmp_path / "out" / NAME / "test_latest"
+    assert convert(tmp_path, tmp_path / "in") == 0
+    assert (out / "index.html").exists() and len(set(used)) == 1
+    before = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    assert convert(tmp_path, tmp_path / "in", "--no_html", "--num_threads", "3") == 0
+    assert not (out / "index.html").exists()  # the earlier one is gone too
+    assert {path.name: path.read_bytes() for path in (out / "images").iterdir()} == before
+    assert len(used) == 10 and len(set(used[5:])) > 1
 
 
 def test_nothing_of_others_is_replaced(tmp_path):

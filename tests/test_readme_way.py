@@ -1,7 +1,9 @@
 """README's way from volumes to scores: its commands, read from the page, run in order on small generated patients."""
 
 import contextlib
+import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -93,8 +95,12 @@ def thigh() -> Volume:
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory):
-    """The folder after all commands, and what was run."""
+    """The folder after all commands, what was run, and what was said."""
     root = tmp_path_factory.mktemp("way with spaces")
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
     lay_out(root)
     documented.make_place(root)
     done = []
@@ -107,20 +113,36 @@ def way(tmp_path_factory):
                 documented.run(small(words))
                 done.append(documented.split(words)[0])
         patient = ["--input", "mr.nii.gz", "--reference", "ct.nii.gz", "--output", "scored.nii.gz"]
-        test_adapt.main(["--name", "recommended_mine", "--device", "cpu", *patient])
-    return root, done
+        test_adapt.main(["--name", "recommended_mine_small", "--device", "cpu", *patient])
+    logging.getLogger().removeHandler(handler)
+    return root, done, said.getvalue()
 
 
 def test_all_commands_of_the_way_were_run_in_order(way):
     assert way[1] == [
-        "test_adapt", "scripts.prepare_dataset", "train", "ct_segmentation.train", "train", "train", "test_adapt",
-        "test_pipeline", "scripts.evaluate", "scripts.export_model", "scripts.import_generator", "scripts.resample",
-        "fill_hole",
+        "test_adapt", "scripts.prepare_dataset", "train", "scripts.export_model", "ct_segmentation.train", "train",
+        "train", "test_adapt", "test_pipeline", "scripts.evaluate", "scripts.export_model", "scripts.import_generator",
+        "scripts.resample", "fill_hole",
     ]  # fmt: skip
 
 
+def test_each_command_names_the_next(way):
+    said = way[2]
+    for command in (
+        "next: bash scripts/train_recommended.sh datasets/mine",
+        "next: python test_adapt.py --name recommended_mine --input MR.nii.gz",
+        "next: python test_adapt.py --name recommended_mine_small --input MR.nii.gz",
+        "next: python train.py --dataroot datasets/mine --name NAME",
+        "next: python test_adapt.py --name mine --input MR.nii.gz",
+        "python -m scripts.evaluate --pred results/recommended_mine_small/mr.nii.gz --ref CT.nii.gz --mr mr.nii.gz",
+        "python -m scripts.evaluate --pred results/recommended_mine_small --ref FOLDER --ref_pattern '{case}.nii.gz'",
+        "next: python test_adapt.py --name published --input MR.nii.gz",
+    ):
+        assert command in said
+
+
 def test_the_run_is_what_was_asked_for(way):
-    root, _ = way
+    root = way[0]
     manifest = read_manifest(root / "datasets/mine")
     assert (manifest.size, len(manifest.select("train", "A")), len(manifest.select("train", "B"))) == (48, 2, 2)
     losses = [json.loads(line) for line in (root / "checkpoints/mine/losses.jsonl").read_text().splitlines()]
@@ -132,13 +154,13 @@ def test_the_run_is_what_was_asked_for(way):
     ("result", "source"),
     [
         ("recommended/MR.nii.gz", "MR.nii.gz"),
-        ("recommended_mine/mr.nii.gz", "mr.nii.gz"),
-        ("recommended_mine/test000__mr.nii.gz", "cohort/test000/mr.nii.gz"),
-        ("recommended_mine/test001__mr.nii.gz", "cohort/test001/mr.nii.gz"),
+        ("recommended_mine_small/mr.nii.gz", "mr.nii.gz"),
+        ("recommended_mine_small/test000__mr.nii.gz", "cohort/test000/mr.nii.gz"),
+        ("recommended_mine_small/test001__mr.nii.gz", "cohort/test001/mr.nii.gz"),
     ],
 )
 def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
-    root, _ = way
+    root = way[0]
     synthetic = read_volume(root / "results" / result)
     assert same_grid(synthetic, read_volume(root / source), tolerance=1e-6)
     assert sitk.ReadImage(str(root / "results" / result)).GetPixelID() == sitk.sitkInt16
@@ -146,14 +168,16 @@ def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
 
 
 def test_one_patient_and_the_cohort_give_the_same_ct(way):
-    root, _ = way
-    one, many = (read_volume(root / "results/recommended_mine" / f"{name}.nii.gz") for name in ("mr", "test001__mr"))
+    root = way[0]
+    one, many = (
+        read_volume(root / "results/recommended_mine_small" / f"{name}.nii.gz") for name in ("mr", "test001__mr")
+    )
     assert np.array_equal(one.array, many.array)
 
 
 def test_training_learnt_where_the_body_is(way):
     """Seconds of training teach little, but much more than an empty volume."""
-    root, _ = way
+    root = way[0]
     synthetic, ct = (read_volume(root / path).array.astype(float) for path in ("scored.nii.gz", "ct.nii.gz"))
     everywhere = np.ones(ct.shape, bool)
     error = mae(synthetic, ct, everywhere)
@@ -161,13 +185,13 @@ def test_training_learnt_where_the_body_is(way):
 
 
 def test_the_scores_are_those_of_the_volumes_and_of_one_patient(way):
-    root, _ = way
+    root = way[0]
     cases = json.loads((root / "scores.json").read_text())["cases"]
     assert [case["case"] for case in cases] == ["test000", "test001"]
     for case in cases:
         folder = root / "cohort" / case["case"]
         mr, ct = (read_volume(folder / name) for name in ("mr.nii.gz", "ct.nii.gz"))
-        synthetic = read_volume(root / f"results/recommended_mine/{case['case']}__mr.nii.gz")
+        synthetic = read_volume(root / f"results/recommended_mine_small/{case['case']}__mr.nii.gz")
         assert {name: value for name, value in case.items() if name != "case"} == score_case(synthetic, ct, mr=mr)
         scored = ct_body_mask(ct) & (mr.array > 0)
         difference = np.abs(synthetic.array.astype(float) - ct.array)[scored].mean()
@@ -181,7 +205,7 @@ def test_the_scores_are_those_of_the_volumes_and_of_one_patient(way):
 
 
 def test_the_tools_made_what_the_table_says(way):
-    root, _ = way
+    root = way[0]
     full = load_checkpoint(root / "checkpoints/mine/latest_net_G_A.pth")
     half = load_checkpoint(root / "checkpoints/mine_small/latest_net_G_A.pth")
     assert all(torch.equal(half[name], full[name].half()) for name in full)

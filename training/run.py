@@ -128,6 +128,8 @@ class TrainingRun:
         if self.selection.best["epoch"]:
             log.info("best validation: of epoch %(epoch)d (%(score).6g)", self.selection.best)
         log.info("trained: %s", self.folder)
+        epoch = "best" if self.selection.best["epoch"] else "latest"
+        log.info("next: %s", self.model.next_command(self.folder, epoch, settings.data, self.dataset))
         return 0
 
     def _open_validator(self, cases: ValidationCases | None) -> Validator | None:
