@@ -175,7 +175,7 @@ def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
         )
     if asked := [*results.extras.values(), *filter(None, [results.folder])]:
-        raise InputError(f"{asked[0]}: is made of a synthetic CT; the model makes MR from CT; leave it out")
+        raise InputError(f"{asked[0]}: needs a synthetic CT, but the model makes MR; leave it out")
 
 
 def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:

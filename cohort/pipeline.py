@@ -66,7 +66,7 @@ def _find_generator(opt: CohortSettings) -> TrainedGenerator:
     """Return the generator to use; refuse what there is of a CT only for one that makes MR."""
     generator = find_generator(opt.folder, opt.epoch, opt.spacing_mm, opt.direction)
     if generator.settings.direction != "AtoB" and (opt.dicom or opt.mu_settings):
-        raise InputError("--dicom, --mu_map: are made of a synthetic CT; the model makes MR from CT; leave them out")
+        raise InputError("--dicom, --mu_map: need a synthetic CT, but the model makes MR; leave them out")
     return generator
 
 

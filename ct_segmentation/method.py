@@ -303,7 +303,7 @@ def _open_images(settings: ShapeExtractorSettings, data: DataSettings) -> ShapeD
     """
     if data.ct_transfer:
         raise InputError(
-            f"--ct_transfer: gray values of images follow a window; say that of {data.dataroot} by --ct_window LO HI"
+            f"--ct_transfer: images need a linear window; give that of {data.dataroot} by --ct_window LO HI"
         )
     folder, masks, size = data.dataroot / "trainB", data.dataroot / "maskB", data.augmentation.load_size
     if not masks.exists():

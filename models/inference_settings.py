@@ -228,7 +228,7 @@ def describe_run(
     else:
         if isinstance(data.mr_window, str) or data.ct_transfer:
             raise InputError(
-                f"{data.dataroot}: images do not say what their gray values are; say the windows that they were "
+                f"{data.dataroot}: images do not carry their units; give the windows that they were "
                 "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None

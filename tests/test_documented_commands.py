@@ -121,6 +121,6 @@ def test_variables_before_a_recipe_are_ones_that_it_reads():
 )
 def test_a_line_that_has_gone_stale_is_noticed(line, reason, place):
     """The check above can fail."""
-    (words,) = documented.noted(place, line)
+    words, *_ = documented.noted(place, line)
     with pytest.raises(AssertionError, match=reason):
         read(words, place)

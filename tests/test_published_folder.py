@@ -99,7 +99,7 @@ def test_the_extractor_trains_on_the_folder_and_a_training_takes_it(dataroot, tm
         extractor_command.main(
             ["--dataroot", str(dataroot), "--width", "4", "--epochs", "40", "--lr", "1e-2", "--batch_size", "2", *small]
         )
-    assert "maskB: not there; the bodies in 6 images are computed" in caplog.text
+    assert "maskB: missing; body masks of 6 images are computed" in caplog.text
     for k in range(3):
         mask = read_gray(dataroot / f"maskB/q{k}/ct_1.png").pixels > 0
         assert dice(mask, body(44, side=SIDE if k else 2 * SIDE)) > 0.98
