@@ -34,7 +34,8 @@ if [ -e "$small/latest_state.pth" ] || [ -e "$small/previous_state.pth" ]; then
     echo "error: $small: a training's own folder, where the model for use would go; rename the data set, or move it away" >&2
     exit 2
 fi
-python=${PYTHON:-.venv/bin/python} job="" status=0
+python=$(project_python)
+job="" status=0
 for signal in INT TERM HUP; do
     trap 'kill -s '$signal' "$job" 2>/dev/null || true' $signal
 done

@@ -291,7 +291,7 @@ def test_the_published_network_of_three_channels_becomes_one_that_gives_the_same
         found = loaded.eval()(images)
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert "saw 3 channels" in caplog.text
+    assert "takes 3 channels" in caplog.text
 
 
 @pytest.mark.parametrize("command", [train, predict, score, import_extractor])
