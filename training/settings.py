@@ -284,7 +284,7 @@ def _check_together(settings: TrainingSettings) -> None:
         )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(
-            f"--sync_batch_norm: {settings.run.device} has none; it needs GPUs, one for each process of torchrun"
+            f"--sync_batch_norm: {settings.run.device} cannot; it needs GPUs, one for each process of torchrun"
         )
 
 
