@@ -5,6 +5,7 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -154,6 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not results.alone:
         parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
+    if settings.direction == "AtoB" and patient.reference is None:
+        words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
+        log.info("next, where there is a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     return 0 if all(written) else 1
 
 
@@ -178,7 +182,7 @@ def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
         )
     if asked := [*results.extras.values(), *filter(None, [results.folder])]:
-        raise InputError(f"{asked[0]}: is made of a synthetic CT; the model makes MR from CT; leave it out")
+        raise InputError(f"{asked[0]}: needs a synthetic CT, but the model makes MR; leave it out")
 
 
 def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import batched
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +58,9 @@ def _image_folder(root: Path, direction: str) -> Path:
 def convert_images(opt: CohortSettings, device: torch.device) -> int:
     """Convert the images of `--input_dir`, or of `testA` in it (`testB` for MR from CT); return the exit code.
 
-    They go to RESULTS_DIR/NAME/test_EPOCH, with a page that shows them. An image is converted at the size that the
-    model was trained on, and comes back at its own. What is made is 16-bit: 0 and 65535 are the ends of the window of
-    what it shows, in HU or in the MR's units.
+    They go to RESULTS_DIR/NAME/test_EPOCH, with a page that shows them unless `--no_html` says otherwise. An image is
+    converted at the size that the model was trained on, and comes back at its own. What is made is 16-bit: 0 and 65535
+    are the ends of the window of what it shows, in HU or in the MR's units.
 
     Raises:
         InputError: the model takes no images, an option concerns volumes, an image cannot be read, or something is in
@@ -72,13 +73,18 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
     images = ImageFolderSlices(folder, folder, with_masks=False)
     name = f"{opt.name}{generator.suffix}"
     out = opt.results_dir / name / f"test_{opt.epoch}"
-    todo = _plan(images, out, opt)
+    todo, page = _plan(images, out, opt)
     log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
     model = TestModel(generator.settings, generator.weights, device, opt.precision)
-    made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)] + ["index.html"]
+    made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)] + [page.name]
     write_json(out / RECORD_NAME, {"input": str(folder.resolve()), "made": made})  # first: what is killed is its own
-    for some in batched(todo, _TOGETHER):
-        _convert(images, some, model, generator.settings.size, opt.batch_size)
+    page.unlink(missing_ok=True)  # of an earlier run: it would show the new images under the old numbers
+    with ThreadPoolExecutor(opt.num_threads or 1) as threads:
+        for some in batched(todo, _TOGETHER):
+            _convert(images, some, model, generator.settings.size, opt.batch_size, threads)
+    if opt.no_html:
+        log.info("%d images: %s", len(todo), out / "images")
+        return 0
     rows = [ImagePair(images.names[one.number], one.real, one.fake) for one in todo]
     kinds = ("MR", "synthetic CT") if generator.settings.direction == "AtoB" else ("CT", "synthetic MR")
     details = {
@@ -89,8 +95,8 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
         f"black and white of the {kinds[0]}": "{:g} and {:g}".format(*source_range),
         f"black and white of the {kinds[1]}": "{:g} and {:g}".format(*target_range),
     }
-    page = write_image_page(out, rows, kinds, f"{name}, {len(rows)} images", details)
-    log.info("%d images: %s", len(rows), page)
+    write_image_page(out, rows, kinds, f"{name}, {len(rows)} images", details)
+    log.info("%d images: %s", len(todo), page)
     return 0
 
 
@@ -116,8 +122,12 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
     return (mr, ct) if settings.direction == "AtoB" else (ct, (settings.mr_units or settings.ct).range)
 
 
-def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> list[Conversion]:
-    """Return what is to do, of at most `--num_test` images; refuse to replace what this command did not make."""
+def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[Conversion], Path]:
+    """Return what is to do, of at most `--num_test` images, and where the page goes.
+
+    Raises:
+        InputError: this would replace what this command did not make.
+    """
     stems = [Path(name).with_suffix("").as_posix().replace("/", "__") for name in images.names[: opt.num_test]]
     if twice := [stem for stem, count in Counter(stems).items() if count > 1]:
         raise InputError(
@@ -130,21 +140,27 @@ def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> list[Con
         own = [out / name for name in record["made"]]
     except (InputError, KeyError, TypeError):
         own = []
-    targets = [path for one in todo for path in (one.real, one.fake)] + [out / "index.html"]
+    page = out / "index.html"
+    targets = [path for one in todo for path in (one.real, one.fake)] + [page]
     check_free(targets, "--results_dir", images.files, own, opt.overwrite)
-    return todo
+    return todo, page
 
 
 def _convert(
-    images: ImageFolderSlices, todo: tuple[Conversion, ...], model: TestModel, size: int, batch_size: int | None
-) -> None:
-    """Convert and write some images."""
-    reals = [images.read(one.number, with_mask=False).image for one in todo]
+    images: ImageFolderSlices, todo: tuple[Conversion, ...], model: TestModel, size: int, batch_size: int | None,
+    threads: ThreadPoolExecutor,
+) -> None:  # fmt: skip
+    """Convert some images; `threads` read and write them."""
+    reals = list(threads.map(lambda one: images.read(one.number, with_mask=False).image, todo))
     slices = np.concatenate([resized(real, (size, size)) for real in reals])
-    for one, real, fake in zip(todo, reals, model.translate(slices, batch_size), strict=True):
+    fakes = model.translate(slices, batch_size)
+
+    def write(one: Conversion, real: np.ndarray, fake: np.ndarray) -> None:
         fake = resized(fake[None].clip(-1, 1), real.shape[1:])[0]
         _write(np.rint((real[0] + 1) / 2 * 255).astype(np.uint8), one.real)
         _write(np.rint((fake + 1) / 2 * _WHITE).astype(np.uint16), one.fake)
+
+    list(threads.map(write, todo, reals, fakes))  # the list: an error is raised here
 
 
 def _write(pixels: np.ndarray, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,7 @@ def _find_generator(opt: CohortSettings) -> TrainedGenerator:
     """Return the generator to use; refuse what there is of a CT only for one that makes MR."""
     generator = find_generator(opt.folder, opt.epoch, opt.spacing_mm, opt.direction)
     if generator.settings.direction != "AtoB" and (opt.dicom or opt.mu_settings):
-        raise InputError("--dicom, --mu_map: are made of a synthetic CT; the model makes MR from CT; leave them out")
+        raise InputError("--dicom, --mu_map: need a synthetic CT, but the model makes MR; leave them out")
     return generator
 
 
@@ -229,6 +230,9 @@ def _account(opt: CohortSettings, survey: Survey, results: Results, processes: l
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
+    if not failed and survey.generator.settings.direction == "AtoB":
+        words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
+        log.info("next, where there are true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
 

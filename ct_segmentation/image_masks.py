@@ -37,7 +37,7 @@ def write_masks(images: Path, masks: Path, ct_map: IntensityMap) -> None:
     targets = [Path(name).with_suffix(".png") for name in slices.names]
     if twice := [str(target) for target, count in Counter(targets).items() if count > 1]:
         raise InputError(f"{images}: the masks of several images would be called {', '.join(twice[:5])}; rename one")
-    log.info("%s: not there; the bodies in %d images are computed", masks, len(slices))
+    log.info("%s: missing; body masks of %d images are computed", masks, len(slices))
     empty = 0
     with whole_folder(masks) as scratch:
         for index, target in enumerate(targets):

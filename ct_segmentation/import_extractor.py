@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     net, found = unet_from_state(opt.weights)
     if found["n_channels"] == 3:
         net, found = seeing_gray(net, found)
-        log.info("%s: saw 3 channels; taken as one slice in all of them, as the published code gave it", opt.weights)
+        log.info("%s: takes 3 channels; each is given the same slice, as in the published code", opt.weights)
     if found["n_channels"] != 1:
         raise InputError(
-            f"{opt.weights}: takes {found['n_channels']} channels; expected 1, a CT slice, or 3 that all show it"
+            f"{opt.weights}: takes {found['n_channels']} channels; expected 1 (a CT slice), or 3 that all show it"
         )
     settings = ExtractorSettings(
         width=found["width"],

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,7 @@ from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Plac
 from models.initialisation import initialise
 from models.shape_extractor import (
     FILE_NAME,
+    FOLDER_NAME,
     ExtractorSettings,
     ShapeExtractor,
     label_channels,
@@ -186,6 +188,18 @@ class ShapeExtractorModel(BaseModel):
     def describe(self, data: DataSettings, dataset: ShapeData) -> None:
         """Return nothing: an extractor's file says what its use must know."""
 
+    def next_command(self, folder: Path, epoch: str, data: DataSettings, dataset: ShapeData) -> str:
+        """Return the training that takes this extractor; it finds that of its own data set by itself."""
+        own = folder.resolve() == (data.dataroot / FOLDER_NAME).resolve()
+        words = [
+            "--dataroot",
+            str(data.dataroot),
+            "--name",
+            "NAME",
+            *([] if own else ["--shape_extractor", str(folder)]),
+        ]
+        return shlex.join(["python", "train.py", *words])
+
     def facts(self, data: DataSettings, dataset: ShapeData) -> dict[str, str]:
         """Return which patients train and validate: those that were trained on must not validate later."""
         return {
@@ -289,7 +303,7 @@ def _open_images(settings: ShapeExtractorSettings, data: DataSettings) -> ShapeD
     """
     if data.ct_transfer:
         raise InputError(
-            f"--ct_transfer: gray values of images follow a window; say that of {data.dataroot} by --ct_window LO HI"
+            f"--ct_transfer: images need a linear window; give that of {data.dataroot} by --ct_window LO HI"
         )
     folder, masks, size = data.dataroot / "trainB", data.dataroot / "maskB", data.augmentation.load_size
     if not masks.exists():

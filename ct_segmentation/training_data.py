@@ -111,8 +111,8 @@ def split_images(images: ImageFolderSlices, val_share: float, seed: int) -> tupl
         raise InputError(f"{images.files[0].parent}: one image; expected 2 or more: some are kept to validate with")
     first = len(images) - min(max(round(val_share * len(images)), 1), len(images) - 1)
     log.warning(
-        "warning: %s: no sub-folders say whose images are whose; the last %d by name validate, in which one patient "
-        "that trains may be too", images.files[0].parent, len(images) - first,
+        "warning: %s: no sub-folders tell patients apart; the last %d images by name validate, and may show a "
+        "patient that also trains", images.files[0].parent, len(images) - first,
     )  # fmt: skip
     parts = {"first images": range(first), "last images": range(first, len(images))}
     train, validation = (

@@ -195,6 +195,12 @@ class BaseModel(ABC):
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings | None:
         """Return what the use of the generator must know; None for a method that trains none."""
 
+    def next_command(self, folder: Path, epoch: str, data: DataSettings, dataset: Any) -> str:
+        """Return the command that uses the weights of an epoch in a run's folder, as a shell takes it."""
+        described = self.describe(data, dataset)
+        assert described is not None, "a method that trains no generator says so itself"
+        return described.use_command(folder, epoch)
+
     def open_validator(self, data: DataSettings, dataset: Any) -> Validator | None:
         """Return how the method validates itself; None for one whose generator is validated as generators are."""
         return None

@@ -43,7 +43,7 @@ def check_ensemble(
         raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
     if uncertainty and len(synthesisers) == 1 and synthesisers[0].model.views == 1:
         raise InputError(
-            f"--uncertainty: {names[0]} says what a voxel is once: no overlapping slabs, no mirrorings; name several "
+            f"--uncertainty: {names[0]} computes each voxel once, without overlapping slabs or mirroring; name several "
             "models (--name A B C)"
         )
 

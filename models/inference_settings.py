@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
@@ -103,6 +104,18 @@ class InferenceSettings:
             self, generator=replace(g, input_nc=g.output_nc, output_nc=g.input_nc),
             direction="BtoA" if self.direction == "AtoB" else "AtoB", training=None, solid_body=False,
         )  # fmt: skip
+
+    def use_command(self, folder: Path, epoch: str = "latest") -> str:
+        """Return the command that uses the model in a folder, as a shell takes it."""
+        words = ["--name", folder.name]
+        words += [] if folder.parent == Path("checkpoints") else ["--checkpoints_dir", str(folder.parent)]
+        words += [] if epoch == "latest" else ["--epoch", epoch]
+        if self.spacing_mm is None:
+            return shlex.join(["python", "test_pipeline.py", *words, "--input_dir", "IMAGES"])
+        source = "MR.nii.gz" if self.direction == "AtoB" else "CT.nii.gz"
+        inputs = [source] if len(self.contrasts) == 1 else [f"{name}={name}.nii.gz" for name in self.contrasts]
+        words += [word for path in inputs for word in ("--input", path)]
+        return shlex.join(["python", "test_adapt.py", *words])
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -215,7 +228,7 @@ def describe_run(
     else:
         if isinstance(data.mr_window, str) or data.ct_transfer:
             raise InputError(
-                f"{data.dataroot}: images do not say what their gray values are; say the windows that they were "
+                f"{data.dataroot}: images do not carry their units; give the windows that they were "
                 "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
             )
         size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None

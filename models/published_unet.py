@@ -38,7 +38,7 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     # The later training script kept the label values of its masks beside the weights.
     state.pop("mask_values", None)
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise InputError(f"{where}: holds other things than named tensors; expected the weights of one U-Net")
+        raise InputError(f"{where}: holds more than named tensors; expected the weights of one U-Net")
     named = {}
     for name, value in unwrapped(state).items():
         for later, ours in LATER_NAMES:

@@ -83,7 +83,7 @@ def lock(folder: Path) -> Iterator[None]:
                 f"{folder}: another training writes into it; wait for its end, end it, or choose another --name"
             ) from error
         except OSError as error:
-            log.warning("warning: %s: no lock (%s) keeps a second training from writing into it", folder, error)
+            log.warning("warning: %s: cannot be locked (%s); a second training could write into it", folder, error)
         yield
 
 

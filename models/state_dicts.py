@@ -124,7 +124,7 @@ def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tenso
     else:
         where, state = "state dict", dict(source)
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise InputError(f"{where}: holds other things than named tensors; expected the weights of one network")
+        raise InputError(f"{where}: holds more than named tensors; expected the weights of one network")
     own, state = net.state_dict(), unwrapped(state)
     state = {key: value for key, value in state.items() if key in own or not key.endswith(STATISTICS)}
     _check_fit(where, type(net).__name__, own, state)

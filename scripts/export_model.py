@@ -77,14 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
-    used = replace(settings, mirrored=mirrored, solid_body=solid_body)
+    exported = replace(settings, mirrored=mirrored, solid_body=solid_body)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
-        difference = export_onnx(net, used, opt.out)
+        difference = export_onnx(net, exported, opt.out)
         log.info("%s: differs from torch by %.1e at most, of [-1, 1]", opt.out / onnx_export.FILE_NAME, difference)
-    used.write(opt.out)
+    exported.write(opt.out)
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
+    log.info("next: %s", exported.use_command(opt.out))
 
 
 def to_half(values: Tensor, where: str) -> Tensor:

@@ -36,7 +36,8 @@ done
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-.venv/bin/python} device=${DEVICE:-cuda:0} models=$out/checkpoints
+python=$(project_python)
+device=${DEVICE:-cuda:0} models=$out/checkpoints
 
 jobs=() stopped=false
 trap 'stopped=true; kill -TERM ${jobs[@]+"${jobs[@]}"} 2>/dev/null || true' INT TERM HUP

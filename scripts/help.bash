@@ -8,3 +8,13 @@ for word in "$@"; do
             ;;
     esac
 done
+
+# Print the interpreter of the project's commands, in its folder; where there is none, say how to get one.
+project_python() {
+    local python=${PYTHON:-.venv/bin/python}
+    if ! command -v "$python" >/dev/null; then
+        echo "error: $python: no such program; run first: bash scripts/setup.sh" >&2
+        return 2
+    fi
+    echo "$python"
+}

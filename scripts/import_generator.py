@@ -120,9 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versions=package_versions(),
     )
     settings.write(folder)
-    log.info("%s: %s; ready for python test_adapt.py --name %s", folder, ", ".join(networks), opt.name)
+    log.info("%s: %s", folder, ", ".join(networks))
     if missing := [name for name in NETWORKS if name not in networks]:
         log.info("not there: %s, which start anew in train.py --init_from %s", ", ".join(missing), opt.name)
+    log.info("next: %s", settings.use_command(folder))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,16 @@ The same seed gives the same voxels; patients that are there already are kept.
 """
 
 import argparse
+import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import run_command
+from data.phantom.mr_images import DIXON_NAMES
 from data.phantom.patients import PhantomSettings, write_dataset
+
+log = logging.getLogger(__name__)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = PhantomSettings(options.matrix, options.slices, options.spacing_mm, options.slice_mm)
     counts = (options.patients, options.test_patients)
     write_dataset(options.out, settings, options.seed, *counts, options.workers, options.dixon)
+    mr = [f"{contrast}={options.out}/train/mr/*_{contrast}.nii.gz" for contrast in DIXON_NAMES] if options.dixon else []
+    words = [word for glob in mr or [f"{options.out}/train/mr/*"] for word in ("--mr", glob)]
+    words += ["--ct", f"{options.out}/train/ct/*", "--out", "datasets/NAME"]
+    log.info("next: %s", shlex.join(["python", "-m", "scripts.prepare_dataset", *words]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 import os
+import shlex
 from pathlib import Path
 
 from data.errors import InputError, run_command
@@ -143,7 +144,12 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))
     for failure in failures:
         log.error("failed: %s", failure.reason)
-    return 1 if failures else 0
+    if failures:
+        return 1
+    root = shlex.quote(str(options.out))
+    log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT)", root)
+    log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
+    return 0
 
 
 if __name__ == "__main__":

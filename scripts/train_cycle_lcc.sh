@@ -7,5 +7,6 @@ dataroot=${1:?usage: bash scripts/train_cycle_lcc.sh DATAROOT [options of train.
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "cycle_Lcc_$(basename "$dataroot")" \
+python=$(project_python)
+exec "$python" train.py --dataroot "$dataroot" --name "cycle_Lcc_$(basename "$dataroot")" \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 0 --lambda_shape_gan 0 "$@"

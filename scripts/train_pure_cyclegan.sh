@@ -7,5 +7,6 @@ dataroot=${1:?usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of tr
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "pure_cyclegan_$(basename "$dataroot")" \
+python=$(project_python)
+exec "$python" train.py --dataroot "$dataroot" --name "pure_cyclegan_$(basename "$dataroot")" \
     --lambda_co_A 0 --lambda_co_B 0 --lambda_shape 0 --lambda_shape_gan 0 "$@"

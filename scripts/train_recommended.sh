@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The recommended recipe (docs/results.md): a U-Net of slabs, trained on MR simulated from the CT alone; no MR is read.
 # Start it again after a stop: it resumes from its last state, and a run that is done ends at once.
-#   bash scripts/train_recommended.sh datasets/NAME [options of train.py --model simulated_pairs]
-# It keeps checkpoints/recommended_NAME. For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25
-# and, where some of the CT are limbs, --limbs TEXT with what their names have in common.
+#   bash scripts/train_recommended.sh datasets/NAME [--solid_body] [options of train.py --model simulated_pairs]
+# The run is checkpoints/recommended_NAME. When it is done, checkpoints/recommended_NAME_small is the model for use, in half
+# precision. --solid_body: that model turns air inside the body into tissue, as the shipped `recommended` does; for limbs only.
+# For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, where some of the CT are limbs, --limbs TEXT
+# with what their names have in common.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]}
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-name=recommended_$(basename "$dataroot") checkpoints=checkpoints previous=""
+name=recommended_$(basename "$dataroot") checkpoints=checkpoints previous="" options=() exported=()
 for option in "$@"; do
     case "${option%%=*}" in
         --model | --dataroot | --name | --continue_train)
@@ -22,8 +24,28 @@ for option in "$@"; do
     if [ "$previous" = --checkpoints_dir ]; then checkpoints=$option; fi
     if [[ $option == --checkpoints_dir=* ]]; then checkpoints=${option#*=}; fi
     previous=$option
+    if [ "$option" = --solid_body ]; then exported+=("$option"); else options+=("$option"); fi
 done
 if [ -e "$checkpoints/$name/latest_state.pth" ] || [ -e "$checkpoints/$name/previous_state.pth" ]; then
-    set -- "$@" --continue_train
+    options+=(--continue_train)
 fi
-exec "${PYTHON:-.venv/bin/python}" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" "$@"
+small=$checkpoints/${name}_small
+if [ -e "$small/latest_state.pth" ] || [ -e "$small/previous_state.pth" ]; then
+    echo "error: $small: a training's own folder, where the model for use would go; rename the data set, or move it away" >&2
+    exit 2
+fi
+python=$(project_python)
+job="" status=0
+for signal in INT TERM HUP; do
+    trap 'kill -s '$signal' "$job" 2>/dev/null || true' $signal
+done
+"$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" ${options[@]+"${options[@]}"} &
+job=$!
+wait "$job" || status=$?
+while kill -0 "$job" 2>/dev/null; do # a signal ends `wait`, not the training, which saves first
+    status=0
+    wait "$job" || status=$?
+done
+if [ "$status" != 0 ]; then exit "$status"; fi
+"$python" -m scripts.export_model --name "$name" --checkpoints_dir "$checkpoints" --out "$small" \
+    ${exported[@]+"${exported[@]}"} --overwrite

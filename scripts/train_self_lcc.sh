@@ -17,6 +17,7 @@ for option in "$@"; do
         start=() # the run has its own state by now
     fi
 done
-exec "${PYTHON:-.venv/bin/python}" train.py --dataroot "$dataroot" --name "Self+Lcc_finetune_$set_name" \
+python=$(project_python)
+exec "$python" train.py --dataroot "$dataroot" --name "Self+Lcc_finetune_$set_name" \
     ${start[@]+"${start[@]}"} \
     --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1 "$@"

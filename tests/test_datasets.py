@@ -300,7 +300,7 @@ def test_the_manifest_refuses_what_would_spoil_results(dataroot):
     manifest = read_manifest(dataroot)
     assert manifest.select("train", "A")[0] == make_case("m1", "A")
     path = dataroot / "manifest.json"
-    with pytest.raises(InputError, match="stands in train and test: m1"):
+    with pytest.raises(InputError, match="is in both train and test: m1"):
         leaking = [*manifest.cases, replace(make_case("t1", "A", split="test"), patient="m1")]
         replace(manifest, cases=tuple(leaking)).write(dataroot)
         read_manifest(dataroot)

@@ -281,7 +281,7 @@ def test_a_validation_is_made_once_for_all_processes_and_ended_by_any_s_signal(t
     length = ["--n_epochs", "2", "--n_epochs_decay", "0", "--max_dataset_size", "4", "--print_freq", "1"]
     code, output = finished(torchrun("train.py", *where, *length, "--name", "x"))
     assert code == 0 and output.count("  validation  ") == 2, output
-    assert output.count("best validation: of epoch") == 1
+    assert output.count("best validation: epoch") == 1
     signalled = tmp_path / "signalled.py"
     signalled.write_text(SIGNALLED)
     code, output = finished(torchrun(signalled, *where, *length, "--name", "y"))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from models.precision import choose_precision
 from models.schedules import LearningRate
 from options import train_options
 from options.train_options import METHODS
+from scripts import export_model
 from tests.test_cycle_gan_model import CPU, TINY, batch, weights
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import SHORT, assert_same_weights, run
@@ -237,8 +239,12 @@ sys.exit(int(os.environ.get("DIES", 0)))
             env=os.environ | {"PYTHON": str(python)} | environment, capture_output=True, text=True,
         )  # fmt: skip
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-        assert all(call[:3] == ["train.py", "--model", "simulated_pairs"] for call in calls)
-        return process, [train_options.parse(call[1:]) for call in calls]
+        trained = [call for call in calls if call[0] == "train.py"]
+        assert all(call[1:3] == ["--model", "simulated_pairs"] for call in trained)
+        exported = [call[2:] for call in calls if call[:2] == ["-m", "scripts.export_model"]]
+        assert len(trained) + len(exported) == len(calls) and len(exported) == (process.returncode == 0)
+        process.exported = [export_model.parse_arguments(words) for words in exported]
+        return process, [train_options.parse(call[1:]) for call in trained]
 
     (tmp_path / "limbs").mkdir()
     return start
@@ -262,6 +268,47 @@ def test_the_recipe_passes_options_on_and_resumes_what_has_a_state(recipe, tmp_p
         assert recipe(*more)[1][0].run.continue_train == resumes
         state.unlink()
     assert recipe(*more, DIES="143")[0].returncode == 143
+
+
+@pytest.mark.parametrize("solid", [[], ["--solid_body"]])
+def test_the_recipe_ends_with_a_small_model_for_use(recipe, tmp_path, solid):
+    models = tmp_path / "m"
+    process, (run,) = recipe("--checkpoints_dir", str(models), *solid, "--seed", "3")
+    (small,) = process.exported
+    assert (small.name, small.checkpoints_dir, small.out) == (run.run.name, models, models / "recommended_limbs_small")
+    assert (small.solid_body, run.model.seed) == (bool(solid), 3)
+    (small.out).mkdir(parents=True)
+    (small.out / "latest_state.pth").touch()  # of a training of its own
+    process, runs = recipe("--checkpoints_dir", str(models))
+    assert (process.returncode, runs) == (2, []) and "a training's own folder" in process.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_recipe_reaches_the_training_which_saves_first(tmp_path, number):
+    """The stand-in for the training says that it listens, and notes the signal half a second after it."""
+    python, notes = tmp_path / "python", tmp_path / "notes"
+    python.write_text(f"""#!{sys.executable}
+import signal, sys, time
+def save(number, frame):
+    time.sleep(0.5)
+    open({str(notes)!r}, "a").write(f"saved {{number}} ")
+    sys.exit(128 + number)
+for number in ({signal.SIGTERM.value}, {signal.SIGINT.value}, {signal.SIGHUP.value}):
+    signal.signal(number, save)
+open({str(notes)!r}, "a").write(" ".join(sys.argv[1:2]) + " ")
+print("listening", flush=True)
+time.sleep(60)
+""")
+    python.chmod(0o755)
+    (tmp_path / "limbs").mkdir()
+    process = subprocess.Popen(
+        ["bash", str(ROOT / "scripts/train_recommended.sh"), "limbs"], cwd=tmp_path, stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHON": str(python)}, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "listening\n"
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert notes.read_text() == f"train.py saved {number.value} "  # and nothing was exported
 
 
 @pytest.mark.parametrize("option", ["--name", "--dataroot", "--continue_train"])

@@ -100,7 +100,7 @@ def test_what_cannot_be_an_ensemble_is_refused():
     one, fat = known([0.0]), known([0.0], contrasts=("fat",))
     with pytest.raises(InputError, match="--name b: makes AtoB of fat; a makes AtoB of mr"):
         check_ensemble(["a", "b"], [one, fat], False)
-    with pytest.raises(InputError, match=r"--uncertainty: a says what a voxel is once: .* \(--name A B C\)"):
+    with pytest.raises(InputError, match=r"--uncertainty: a computes each voxel once.* \(--name A B C\)"):
         check_ensemble(["a"], [one], True)
     reverse = SimpleNamespace(settings=replace(one.settings, direction="BtoA"))
     with pytest.raises(InputError, match="they make MR from CT; expected one model"):
@@ -138,7 +138,7 @@ def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, cap
     assert f"uncertainty: {report['uncertainty_mean_hu']:.1f} HU on average" in caplog.text
     assert run(["b"], "--uncertainty", tmp_path / "b.nii.gz") == 0
     np.testing.assert_array_equal(read_volume(tmp_path / "out/b/p7.nii.gz").array, singles[1])
-    with pytest.raises(InputError, match="--uncertainty: a says what a voxel is once"):
+    with pytest.raises(InputError, match="--uncertainty: a computes each voxel once"):
         run(["a"], "--uncertainty", tmp_path / "x.nii.gz")
     for names, more in ((["a", "a"], []), (["a"], ["--uncertainty", "x.png"])):
         with pytest.raises(SystemExit):

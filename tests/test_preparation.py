@@ -166,7 +166,7 @@ def test_supplied_masks_win_and_keep_their_labels(raw):
 
 
 def test_one_patient_in_train_and_test_is_refused(raw):
-    with pytest.raises(InputError, match="stands in train and test: p0"):
+    with pytest.raises(InputError, match="is in both train and test: p0"):
         prepare(raw, "--test_mr", str(raw / "mr/p0.nii.gz"))
     write_volume(mr_volume(radius_mm=33.0), raw / "test/t0.nii.gz")
     _, manifest = prepare(raw, "--test_mr", str(raw / "test/t0.nii.gz"), out="other")
@@ -318,7 +318,7 @@ def test_one_corrected_mask_is_used_and_the_others_are_computed(raw, caplog):
 
 def test_names_and_patients_are_checked_before_any_work(raw, monkeypatch):
     monkeypatch.setattr(preparation, "analyse", None)
-    with pytest.raises(InputError, match="the same patient stands in train and test: p0"):
+    with pytest.raises(InputError, match="the same patient is in both train and test: p0"):
         prepare(raw, "--test_mr", str(raw / "mr/p0.nii.gz"))
     write_volume(mr_volume(), raw / "mr/p0.mha")
     with pytest.raises(InputError, match="several volumes would be called p0"):
@@ -327,7 +327,7 @@ def test_names_and_patients_are_checked_before_any_work(raw, monkeypatch):
 
 def test_one_volume_under_two_names_in_train_and_test_is_refused(raw):
     (raw / "other.nii.gz").write_bytes((raw / "mr/p0.nii.gz").read_bytes())
-    with pytest.raises(InputError, match="the same source stands in train and test: p0"):
+    with pytest.raises(InputError, match="the same source is in both train and test: p0"):
         prepare(raw, "--test_mr", str(raw / "other.nii.gz"))
 
 

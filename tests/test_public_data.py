@@ -138,14 +138,14 @@ def test_bic_mac_folders(prefix, patients, tmp_path, monkeypatch, capsys):
 
 
 def test_a_patient_s_mr_and_ct_are_one_patient_s(patients, tmp_path, monkeypatch):
-    """Without --case_regex the file's name would hide that a subject stands in train and test."""
+    """Without --case_regex the file's name would hide that a subject is in both train and test."""
     monkeypatch.chdir(tmp_path)
     for index, (mr, ct, _) in enumerate(patients[:4]):
         write_volume(mr, Path("BIC-MAC", f"s{index}", f"s{index}_mr.nii.gz"))
         write_volume(ct, Path("BIC-MAC", f"s{index}", "ct.nii.gz"))
     common = ["--mr", "BIC-MAC/s[12]/*_mr.nii.gz", "--ct", "BIC-MAC/s[03]/ct.nii.gz"]
     test = ["--test_mr", "BIC-MAC/s[03]/*_mr.nii.gz", "--case_regex", "BIC-MAC/([^/]+)", "--out", "set"]
-    with pytest.raises(InputError, match="the same patient stands in train and test: s0"):
+    with pytest.raises(InputError, match="the same patient is in both train and test: s0"):
         prepare_dataset.main([*common, *test])
 
 

@@ -1,6 +1,7 @@
 """A folder as the published code has it, from PNG to images: the shape extractor, a training, `testA`, one page."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_patients_are_sub_folders_and_blocks_where_there_are_none(dataroot, capl
     assert not caplog.records
     train_part, validation = split_images(flat, 0.2, seed=0)
     assert [case.indices for case in train_part + validation] == [(0,), (1,)]
-    assert "the last 1 by name validate" in caplog.text
+    assert "the last 1 images by name validate" in caplog.text
     (dataroot / "trainB/q1/ct_0.png").unlink()
     with pytest.raises(InputError, match="one image; expected 2 or more"):
         split_images(ImageFolderSlices(dataroot / "trainB/q1", dataroot, with_masks=False), 0.2, seed=0)
@@ -98,7 +99,7 @@ def test_the_extractor_trains_on_the_folder_and_a_training_takes_it(dataroot, tm
         extractor_command.main(
             ["--dataroot", str(dataroot), "--width", "4", "--epochs", "40", "--lr", "1e-2", "--batch_size", "2", *small]
         )
-    assert "maskB: not there; the bodies in 6 images are computed" in caplog.text
+    assert "maskB: missing; body masks of 6 images are computed" in caplog.text
     for k in range(3):
         mask = read_gray(dataroot / f"maskB/q{k}/ct_1.png").pixels > 0
         assert dice(mask, body(44, side=SIDE if k else 2 * SIDE)) > 0.98
@@ -174,6 +175,34 @@ def test_images_come_back_at_their_size_in_16_bits_of_the_window(tmp_path, monke
     assert all(f'src="images/{name}' in page for name in ("p__a_real", "p__a_fake", "b_real", "b_fake"))
     assert "0 and 400" in page and "-1000 and 1400" in page and "no.png" not in page
     assert convert(tmp_path, tmp_path / "set", "--num_test", "1") == 0  # its own are renewed
+
+
+def test_without_html_there_is_no_page_and_threads_change_no_image(tmp_path, monkeypatch):
+    write_model(tmp_path, settings=FIXED)
+    known(monkeypatch)
+    together, read = [], ImageFolderSlices.read
+    reading = threading.Semaphore(0)
+
+    def noted(self, number, **kwargs):
+        """Let the first image of the second run wait until another thread reads the second."""
+        if number == 1:
+            reading.release()
+        if number == 0 and (out / "images").exists():
+            together.append(reading.acquire(timeout=60))
+        return read(self, number, **kwargs)
+
+    monkeypatch.setattr(ImageFolderSlices, "read", noted)
+    for k in range(5):
+        save(tmp_path / f"in/{k}.png", np.full((32, 32), 20 * k, np.uint8))
+    out = tmp_path / "out" / NAME / "test_latest"
+    assert convert(tmp_path, tmp_path / "in") == 0
+    assert (out / "index.html").exists() and not together
+    reading.acquire()
+    before = {path.name: path.read_bytes() for path in (out / "images").iterdir()}
+    assert convert(tmp_path, tmp_path / "in", "--no_html", "--num_threads", "3") == 0
+    assert not (out / "index.html").exists()  # the earlier one is gone too
+    assert {path.name: path.read_bytes() for path in (out / "images").iterdir()} == before
+    assert together == [True]
 
 
 def test_nothing_of_others_is_replaced(tmp_path):

@@ -29,5 +29,17 @@ def test_help_says_how_a_script_is_called_and_starts_nothing(tmp_path, script, w
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.parametrize(
+    "script", ["train_recommended.sh", "train_pure_cyclegan.sh", "train_cycle_lcc.sh", "train_self_lcc.sh"]
+)
+def test_without_an_interpreter_a_recipe_says_how_to_get_one(tmp_path, script):
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), str(tmp_path)], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHON": str(tmp_path / "none")},
+    )  # fmt: skip
+    said = f"error: {tmp_path / 'none'}: no such program; run first: bash scripts/setup.sh\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_there_are_scripts():
     assert {"train_recommended.sh", "train_self_lcc.sh", "reproduce_sts.sh", "slurm_train.sbatch"} <= set(SCRIPTS)

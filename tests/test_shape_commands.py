@@ -271,7 +271,7 @@ def test_import_of_published_weights(tmp_path):
     with pytest.raises(InputError, match="exists already"):
         run(import_extractor, *words)
     save_network_weights(UNet(n_channels=2, width=2), tmp_path / "two.pth")
-    with pytest.raises(InputError, match="takes 2 channels; expected 1, a CT slice, or 3 that all show it"):
+    with pytest.raises(InputError, match=r"takes 2 channels; expected 1 \(a CT slice\), or 3 that all show it"):
         run(import_extractor, "--weights", tmp_path / "two.pth", "--out", tmp_path / "c", *words[4:])
 
 
@@ -291,7 +291,7 @@ def test_the_published_network_of_three_channels_becomes_one_that_gives_the_same
         found = loaded.eval()(images)
     assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert "saw 3 channels" in caplog.text
+    assert "takes 3 channels" in caplog.text
 
 
 @pytest.mark.parametrize("command", [train, predict, score, import_extractor])

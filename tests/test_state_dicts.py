@@ -150,7 +150,7 @@ def test_empty_state_dict_is_refused():
 def test_what_is_no_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pth")
     assert load_checkpoint(tmp_path / "other.pth") == content
-    with pytest.raises(InputError, match=r"other\.pth: holds other things than named tensors"):
+    with pytest.raises(InputError, match=r"other\.pth: holds more than named tensors"):
         load_network_weights(small(), tmp_path / "other.pth")
 
 

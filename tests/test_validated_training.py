@@ -109,7 +109,7 @@ def test_another_criterion_on_resume_begins_to_choose_anew_and_says_so(unpaired,
     assert before["epoch"] == 1 and before["score"] == values(folder)[0]["simulated_mae"]
     run(unpaired, tmp_path, "--n_epochs", "2", "--n_epochs_decay", "0", "--continue_train", "--val_criterion", "cycle")
     assert "val_criterion: was simulated_mae, now cycle" in caplog.text
-    assert "the best weights are chosen anew, by cycle: those of epoch 1, by simulated_mae" in caplog.text
+    assert "the best weights are now chosen by cycle; those of epoch 1, chosen by simulated_mae" in caplog.text
     assert load_state(folder)["best"] == {"score": values(folder)[1]["cycle"], "epoch": 2}
     assert_same_network(folder / "best_net_G_A.pth", folder / "latest_net_G_A.pth")
 

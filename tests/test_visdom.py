@@ -84,7 +84,13 @@ def curves(port, window, env="env"):
     return {trace["name"]: (trace["x"], trace["y"]) for trace in traces}
 
 
-def test_curves_and_pictures_arrive_with_the_right_values(server, tmp_path):
+def test_every_curve_has_a_colour_of_its_own():
+    for count in (1, 16, 20, 33):
+        assert len({tuple(colour) for colour in visdom_display.colours(count)}) == count
+
+
+def test_curves_and_pictures_arrive_with_the_right_values(server, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     with log_to(server.port, tmp_path) as training_log:
         training_log.start_epoch(1, 0)
         show(training_log, (1, 5))
@@ -98,6 +104,10 @@ def test_curves_and_pictures_arrive_with_the_right_values(server, tmp_path):
     assert curves(server.port, "rate-1") == {"learning rate": ([0.5, 1.0, 1.5], [1e-3, 1e-3, 5e-4])}
     window = json.loads(_connect("http://127.0.0.1", server.port, "env").get_window_data("images-1", "env"))
     assert window["content"]["caption"] == "epoch 2, iteration 5"
+    assert f"visdom: http://localhost:{server.port}/env/env" in caplog.text  # and not the empty "main"
+    losses = json.loads(_connect("http://127.0.0.1", server.port, "env").get_window_data("losses-1", "env"))
+    drawn = [trace["line"]["color"] for trace in losses["content"]["data"]]
+    assert drawn == ["#{:02x}{:02x}{:02x}".format(*colour) for colour in visdom_display.colours(2)]
     png = base64.b64decode(window["content"]["src"].partition("base64,")[2])
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(png))), np.array(training_sheet(VISUALS, STYLE)))
 

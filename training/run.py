@@ -126,8 +126,10 @@ class TrainingRun:
         if received and not self._is_complete(at):
             return self._stopped(at, received)
         if self.selection.best["epoch"]:
-            log.info("best validation: of epoch %(epoch)d (%(score).6g)", self.selection.best)
+            log.info("best validation: epoch %(epoch)d (%(score).6g)", self.selection.best)
         log.info("trained: %s", self.folder)
+        epoch = "best" if self.selection.best["epoch"] else "latest"
+        log.info("next: %s", self.model.next_command(self.folder, epoch, settings.data, self.dataset))
         return 0
 
     def _open_validator(self, cases: ValidationCases | None) -> Validator | None:
@@ -358,7 +360,7 @@ class TrainingRun:
 def _check_clock(settings: TrainingSettings, processes: int) -> None:
     """Refuse several processes that train by the clock: theirs would give them different learning rates."""
     if settings.schedule.seconds and processes > 1:
-        raise InputError(f"--seconds: {processes} processes train together; give them --n_epochs instead")
+        raise InputError(f"--seconds: {processes} processes train together; use --n_epochs instead")
 
 
 def _validation_cases(settings: TrainingSettings) -> ValidationCases | None:

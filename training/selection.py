@@ -95,7 +95,7 @@ class Selection:
         if before == now or not self.best["epoch"]:
             return
         log.info(
-            "the best weights are chosen anew, by %s: those of epoch %d, by %s, stay as 'best' until the next "
+            "the best weights are now chosen by %s; those of epoch %d, chosen by %s, stay 'best' until the next "
             "validation", now, self.best["epoch"], before,
         )  # fmt: skip
         self.best = _no_best()

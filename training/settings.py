@@ -279,8 +279,8 @@ def _check_together(settings: TrainingSettings) -> None:
         raise InputError("--n_epochs and --n_epochs_decay: expected at least one epoch in all")
     if settings.schedule.seconds and settings.epochs_warm:
         raise InputError(
-            "--seconds follows the clock, a warm start counts epochs: make the warm start a run of its own, and start "
-            "from its weights with --init_from"
+            "--seconds follows the clock, but a warm start counts epochs: make the warm start a run of its own, and "
+            "start from its weights with --init_from"
         )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(

@@ -70,7 +70,7 @@ class Console:
         except (OSError, ValueError) as error:  # a pipe that nobody reads, or closed
             if not self._mute:
                 log.warning(
-                    "warning: the console takes no lines: %s; they are still written to %s",
+                    "warning: the console cannot be written to: %s; they are still written to %s",
                     error,
                     self.folder / LOG_NAME,
                 )
@@ -105,7 +105,7 @@ class Console:
             self._failing = self._cut_due = True  # half a line may have been written
         else:
             if self._failing:
-                log.info("losses are written again, and those that were kept: %s", self.folder)
+                log.info("losses are written again, with those kept in memory: %s", self.folder)
             self._failing = False
 
     def _append(self, name: str, lines: Iterable[str]) -> None:

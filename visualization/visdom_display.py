@@ -8,8 +8,9 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import matplotlib
 import numpy as np
 
 from visualization.display import Picture, RunInfo
@@ -126,6 +127,8 @@ class VisdomDisplay:
             self._redraw = False
         if self._client is None:
             self._client = _connect(*self.address, self.env)
+            # A dashboard opens with the environment "main", which is empty: the link leads to the run's own.
+            log.info("visdom: %s:%d/env/%s", *self.address, quote(self.env))
         if redraw or not all(self._client.has(self.windows[kind]) for kind in ("losses", "rate")):
             self._draw(points, names, update=None)
             self._validations_sent, self._pictures_sent = 0, {}
@@ -168,7 +171,8 @@ class VisdomDisplay:
         self._draw_lines("validation", x, y, options, update=None)
 
     def _draw_lines(self, kind: str, x: np.ndarray, y: np.ndarray, options: dict, update: str | None) -> None:
-        """Draw the columns of `y` (points, curves) over `x` (points,)."""
+        """Draw the columns of `y` (points, curves) over `x` (points,), each in a colour of its own."""
+        options = options | {"linecolor": colours(y.shape[1])}
         steps = np.repeat(x[:, None], y.shape[1], axis=1)
         if y.shape[1] == 1:  # visdom takes no single column
             y, steps = y[:, 0], steps[:, 0]
@@ -179,6 +183,17 @@ class VisdomDisplay:
         what = "validation, " if kind == "validation-images" else ""
         options = {"title": f"{self.run.name}: {what}{place}", "caption": place}
         self._client.image(np.asarray(picture.sheet), win=self.windows[kind], opts=options)
+
+
+def colours(count: int) -> np.ndarray:
+    """Return colours (count, 3), uint8 RGB, of which no two are alike.
+
+    The first twenty are matplotlib's tab20, strong ones before pale ones; visdom's own are ten, and then begin again.
+    """
+    palette = matplotlib.colormaps["tab20"](np.r_[0:20:2, 1:20:2], bytes=True)[:, :3]
+    if count > len(palette):
+        palette = matplotlib.colormaps["turbo"](np.linspace(0, 1, count), bytes=True)[:, :3]
+    return palette[:count]
 
 
 def _connect(server: str, port: int, env: str):

@@ -212,6 +212,6 @@ def _check_one_size(folder: Path, source: ImageFolderSlices) -> None:
         shown = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
         raise InputError(
             f"{folder}: images of {len(source.shapes)} sizes ({shown}{' ...' * (len(source.shapes) > 4)}); expected "
-            "one size, since batches and the pool of generated images hold several: use --preprocess resize_and_crop, "
+            "one size, since batches and the image pool mix images: use --preprocess resize_and_crop, "
             "or --batch_size 1 --pool_size 0"
         )

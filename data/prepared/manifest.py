@@ -291,7 +291,7 @@ def _check_disjoint(what: str, entries: Iterable[tuple[str, str, str]]) -> None:
     train, test = ({value: name for part, value, name in entries if part == split} for split in ("train", "test"))
     shared = sorted(train[value] for value in train.keys() & test.keys())
     if shared:
-        raise InputError(f"the same {what} stands in train and test: {', '.join(shared[:5])}; leave it in one")
+        raise InputError(f"the same {what} is in both train and test: {', '.join(shared[:5])}; leave it in one")
 
 
 def write_json(path: Path, data: dict) -> Path:

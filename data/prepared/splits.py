@@ -106,7 +106,7 @@ class ValidationCases:
         on_grid = [case for case in of_patient if same_frame(mr, case)]
         if of_patient and not on_grid:
             log.info(
-                "%s: the patient's CT (%s) lies on another grid, so it is no truth to compare with; register it to the "
+                "%s: the patient's CT (%s) lies on another grid, so it cannot serve as the true CT; register it to the "
                 "MR and resample it to the MR's grid: %s",
                 mr.name, ", ".join(case.name for case in of_patient), resampling("CT", "MR"),
             )  # fmt: skip

@@ -63,7 +63,7 @@ def run_jobs[Job: VolumeJob, Result](
             except BrokenProcessPool:
                 lost.append(job)
     if lost:
-        log.warning("%s: a process ended abruptly; volumes done one at a time from here: %d", title, len(lost))
+        log.warning("%s: a process died; the remaining volumes are done one at a time: %d", title, len(lost))
     for job in lost:
         try:
             with _processes(workers) as pool:

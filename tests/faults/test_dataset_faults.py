@@ -72,7 +72,7 @@ FAULTS = {
     "nested without end": (lambda root: (root / "manifest.json").write_text("[" * 100_000), "cannot be read as JSON"),
     "a list": (lambda root: (root / "manifest.json").write_text("[]"), "manifest.json: damaged, holds a list"),
     "no JSON": (lambda root: (root / "manifest.json").write_text("{]"), "cannot be read as JSON"),
-    "patient in train and test": (edit(leak), "the same patient stands in train and test"),
+    "patient in train and test": (edit(leak), "the same patient is in both train and test"),
     "field removed": (edit(lambda data: data["cases"][0].pop("slices")), "slices 0 of the case 'caseA'"),
     "field added": (set_case(colour="red"), "damaged (Case.__init__() got an unexpected keyword argument 'colour')"),
     "slices of text": (set_case(slices="four"), "slices 'four' of the case 'caseA'"),
@@ -121,7 +121,7 @@ def test_exit_code_and_line(tmp_path, fault):
     ("more", "words"),
     [
         (["--ct", "nowhere/*"], "nowhere/*: no volume file or DICOM folder matches"),
-        (["--test_mr", "{raw}/mr/p0.nii.gz"], "the same patient stands in train and test: p0"),
+        (["--test_mr", "{raw}/mr/p0.nii.gz"], "the same patient is in both train and test: p0"),
     ],
 )
 def test_preparation_stops_before_anything_is_touched(raw, more, words):

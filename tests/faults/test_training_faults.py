@@ -323,7 +323,7 @@ def test_a_file_system_without_locks_is_warned_of(root, monkeypatch, caplog):
 
     monkeypatch.setattr(run_folder.fcntl, "flock", none)
     with run_folder.lock(root / "run"):
-        assert "run: no lock (" in caplog.text and "Function not implemented" in caplog.text
+        assert "run: cannot be locked (" in caplog.text and "Function not implemented" in caplog.text
 
 
 # Data
