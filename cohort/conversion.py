@@ -1,7 +1,6 @@
 """One case from its files to its record, in the three stages that a pipeline overlaps."""
 
 import logging
-import math
 import socket
 import time
 import traceback
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cohort.checks import check_conversion, hu_statistics
+from cohort.checks import Findings, check_conversion, describe_findings, finite, hu_statistics
 from cohort.extras import Extras
 from cohort.inputs import CohortCase, exists, short_hash
 from cohort.results import DICOM, MU_MAP, CaseRecord, Claim, Results, now
@@ -186,7 +185,7 @@ class Conversion:
             with _timed(work, "score"):
                 scores, reference = self._score(work, plan, synthetic, findings.warnings)
             with _timed(work, "show"):
-                self._show(work, plan, synthetic, reference, scores, findings.warnings)
+                self._show(work, plan, synthetic, reference, scores, findings)
             work.seconds["total"] = time.perf_counter() - work.started
             record = replace(
                 self._record(work, "done"),
@@ -196,8 +195,8 @@ class Conversion:
                 output_sha256=work.output_sha256,
                 geometry=_geometry(synthetic),
                 hu=hu,
-                checks=_finite(findings.figures),
-                scores=_finite(scores),
+                checks=finite(findings.figures),
+                scores=finite(scores),
                 unwritten=work.unwritten,
                 extras=extras,
             )
@@ -243,7 +242,7 @@ class Conversion:
         synthetic: Volume,
         reference: Volume | None,
         scores: Mapping[str, float],
-        warnings: list[str],
+        findings: Findings,
     ) -> None:
         """Make what there is to look at, now that the volume is written: the one place for pictures and pages.
 
@@ -265,13 +264,13 @@ class Conversion:
                 scores,
                 synthetic=kind,
                 body=plan.body,
-                details={"input": describe_paths(work.case.paths), "warnings": "; ".join(warnings) or None},
+                details={"input": describe_paths(work.case.paths), **describe_findings(findings)},
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,
             )
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
-            warnings.append(f"no picture: {error}")
+            findings.warnings.append(f"no picture: {error}")
             if isinstance(error, InputError | OSError):  # a full disk: another day it has room
                 work.unwritten = self._targets(work)[1:2]
 
@@ -387,11 +386,3 @@ def _timed(work: Work, stage: str) -> Iterator[None]:
 
 def _geometry(volume: Volume) -> dict:
     return {name: list(getattr(volume, name)) for name in ("size", "spacing", "origin", "direction")}
-
-
-def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
-    return {
-        name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
-        for name, value in figures.items()
-    }

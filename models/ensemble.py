@@ -13,7 +13,7 @@ import numpy as np
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread
 from data.volumes.volume import Volume
-from models.synthesis import Synthesiser, prepare_volume, restore_volume, warn_of_plan
+from models.synthesis import Look, Synthesiser, prepare_volume, restore_volume
 
 FUSIONS = ("mean", "median")
 
@@ -55,6 +55,7 @@ def synthesize_ensemble(
     further: Sequence[Volume] = (),
     fusion: str = "mean",
     bar: bool = False,
+    look: Look | None = None,
 ) -> tuple[Volume, Volume]:
     """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
 
@@ -68,10 +69,13 @@ def synthesize_ensemble(
     for number, synthesiser in enumerate(synthesisers, start=1):
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        warn_of_plan(plan)
         model = synthesiser.model
         spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)
-        ct = restore_volume(model.translate(slices, batch_size, spread, bar), plan).array
+        translated = model.translate(slices, batch_size, spread, bar)
+        made = restore_volume(translated, plan)
+        if look is not None:
+            look(synthesiser, plan, translated, made)
+        ct = made.array
         variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
         variance[plan.with_body] = spread.variance()
         within += np.maximum(plan.frame.restore(variance, 0).array, 0)
@@ -84,3 +88,8 @@ def synthesize_ensemble(
     deviation = np.sqrt((between + within) / count)
     fused = np.median(kept, axis=0) if kept else mean
     return source.with_array(np.rint(fused).astype(np.int16)), source.with_array(deviation)
+
+
+def mean_uncertainty(deviation: Volume, body: np.ndarray) -> float:
+    """Return the mean in HU of what `synthesize_ensemble` says inside a body, bool (z, y, x), to three decimals."""
+    return round(float(deviation.array[body].mean(dtype=np.float64)), 3)

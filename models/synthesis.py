@@ -4,9 +4,8 @@
 different patients: `prepare_volume`, `TestModel.translate` on the device, `restore_volume`.
 """
 
-import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +26,6 @@ from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.run_folder import find_weights, weights_path
 from models.test_model import TestModel
-
-log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
 METHOD_VERSION = 2
@@ -111,6 +108,10 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     return settings
 
 
+# Gets what one model made of a volume: the model, the plan, the network's output, the volume that it became.
+Look = Callable[[Synthesiser, VolumePlan, np.ndarray, Volume], None]
+
+
 class TrainedGenerator(NamedTuple):
     """A generator of a run: how it is used, the file of its weights, and what its results' name adds to the run's."""
 
@@ -185,6 +186,7 @@ def synthesize_volume(
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
     bar: bool = False,
+    look: Look | None = None,
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
@@ -199,6 +201,7 @@ def synthesize_volume(
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
         bar: whether a terminal shows a progress bar over the slices.
+        look: is called with what was made, e.g. to check it.
 
     Raises:
         InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
@@ -206,14 +209,11 @@ def synthesize_volume(
             many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
-    warn_of_plan(plan)
-    return restore_volume(synthesiser.model.translate(slices, batch_size, bar=bar), plan)
-
-
-def warn_of_plan(plan: VolumePlan) -> None:
-    """Warn of slices that are wider, or lie otherwise, than those of the training."""
-    for problem in filter(None, (plan.describe_frame(), plan.describe_spacing())):
-        log.warning("warning: %s", problem)
+    translated = synthesiser.model.translate(slices, batch_size, bar=bar)
+    made = restore_volume(translated, plan)
+    if look is not None:
+        look(synthesiser, plan, translated, made)
+    return made
 
 
 def prepare_volume(
