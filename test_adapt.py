@@ -3,7 +3,6 @@
 A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import data  # noqa: F401  # isort: skip  # first: it says what to do where pack
 import numpy as np
 
 from cohort.checks import Findings, check_conversion, describe_findings, finite, hu_statistics, join_findings
+from cohort.making import Made
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
@@ -23,8 +23,8 @@ from data.volumes.dicom_series import Derivation, Identity, check_folder, check_
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.ensemble import check_ensemble, mean_uncertainty, synthesize_ensemble
-from models.inference_settings import InferenceSettings, model_sha256
+from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, synthesize_ensemble
+from models.inference_settings import InferenceSettings
 from models.synthesis import (
     METHOD_VERSION,
     Synthesiser,
@@ -97,15 +97,6 @@ class Patient(NamedTuple):
     reference: Volume | None
 
 
-class Made(NamedTuple):
-    """What is made of a patient: the synthetic volume, its uncertainty where asked for, the source's body, findings."""
-
-    synthetic: Volume
-    deviation: Volume | None
-    body: np.ndarray
-    findings: Findings
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Read, synthesise, write, score where a reference is given, and show all in a picture and on a page.
 
@@ -120,12 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
     off = turned_off(generators, opt)
     how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction, off)
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
-    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
+    check_ensemble(opt.name, [one.settings for one in synthesisers], opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / called(opt, generators) / f"{case}.nii.gz", opt)
+    results = Results.beside(opt.output or opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz", opt)
     own = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
@@ -167,7 +158,7 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
     without = {"mirrored": "does not average over mirrorings", "solid_body": "leaves air inside the body anyway"}
     for name in off:
         if not any(getattr(generator.settings, name) for generator in generators):
-            raise InputError(f"--no_{name} does nothing: {called(opt, generators)} {without[name]}; leave it out")
+            raise InputError(f"--no_{name} does nothing: {called(opt.name, generators)} {without[name]}; leave it out")
     return off
 
 
@@ -219,7 +210,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
         synthetic = synthesize_volume(patient.source, synthesisers[0], *arguments, bar=True, look=look)
     else:
         synthetic, deviation = synthesize_ensemble(
-            patient.source, synthesisers, *arguments, opt.fusion or "mean", bar=True, look=look
+            patient.source, synthesisers, *arguments, opt.fusion, bar=True, look=look
         )
     return Made(synthetic, deviation if opt.uncertainty else None, bodies[0], join_findings(findings))
 
@@ -244,24 +235,16 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     return row
 
 
-def called(opt: PatientSettings, generators: Sequence[TrainedGenerator]) -> str:
-    """Return what the models are called together, in the name of the results' folder."""
-    return "+".join(name + one.suffix for name, one in zip(opt.name, generators, strict=True))
-
-
 def derivation_of(
     opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
 ) -> Derivation:
-    """Return by what a DICOM series is made; `source`: the hash of what it is made of.
-
-    Its hash is of all that voxels depend on: weights, settings as they are used, and how several models become one.
-    """
+    """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
     pairs = zip(synthesisers, generators, strict=True)
-    parts = [model_sha256(synthesiser.settings, generator.weights) for synthesiser, generator in pairs]
-    parts += [opt.fusion] if opt.fusion not in (None, "mean") else []
-    sha256 = parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    sha256 = ensemble_sha256(
+        [(synthesiser.settings, generator.weights) for synthesiser, generator in pairs], opt.fusion
+    )
     return Derivation(
-        called(opt, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
+        called(opt.name, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
     )
 
 

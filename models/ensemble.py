@@ -6,20 +6,23 @@ of the models' own (their overlapping slabs and mirrorings) and that between the
 nothing of errors that all of them share.
 """
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread
 from data.volumes.volume import Volume
-from models.synthesis import Look, Synthesiser, prepare_volume, restore_volume
+from models.inference_settings import InferenceSettings, model_sha256
+from models.synthesis import Look, Synthesiser, TrainedGenerator, VolumePlan, prepare_volume, restore_volume
 
 FUSIONS = ("mean", "median")
 
 
 def check_ensemble(
-    names: Sequence[str], synthesisers: Sequence[Synthesiser], uncertainty: bool, fusion: str | None = None
+    names: Sequence[str], models: Sequence[InferenceSettings], uncertainty: bool, fusion: str | None = None
 ) -> None:
     """Refuse models that do not go together, an uncertainty of one model that says everything once, a fusion of few.
 
@@ -30,21 +33,74 @@ def check_ensemble(
         raise InputError(f"--fusion {fusion}: {names[0]} is one model; name several (--name A B C)")
     if fusion == "median" and len(names) == 2:
         raise InputError(f"--fusion median: of two models, {' and '.join(names)}, it is the mean; name three or more")
-    first = synthesisers[0].settings
-    for name, one in zip(names, synthesisers, strict=True):
-        theirs = (one.settings.direction, one.settings.contrasts)
+    first = models[0]
+    for name, one in zip(names, models, strict=True):
+        theirs = (one.direction, one.contrasts)
         if theirs != (first.direction, first.contrasts):
             raise InputError(
                 f"--name {name}: makes {theirs[0]} of {', '.join(theirs[1])}; {names[0]} makes {first.direction} of "
                 f"{', '.join(first.contrasts)}: models of one ensemble take and make the same"
             )
-    if first.direction != "AtoB" and len(synthesisers) > 1:
+    if first.direction != "AtoB" and len(models) > 1:
         raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
-    if uncertainty and len(synthesisers) == 1 and synthesisers[0].model.views == 1:
+    if uncertainty and len(models) == 1 and first.views == 1:
         raise InputError(
             f"--uncertainty: {names[0]} says what a voxel is once: no overlapping slabs, no mirrorings; name several "
             "models (--name A B C)"
         )
+
+
+def called(names: Sequence[str], generators: Sequence[TrainedGenerator]) -> str:
+    """Return what models are called together, in the name of the results' folder."""
+    return "+".join(name + one.suffix for name, one in zip(names, generators, strict=True))
+
+
+def ensemble_sha256(models: Sequence[tuple[InferenceSettings, Path]], fusion: str | None = None) -> str:
+    """Return the hash of all of models that results depend on: settings as used and weights, and how they become one.
+
+    That of one model is its own.
+
+    Raises:
+        InputError: weights cannot be read.
+    """
+    parts = [model_sha256(*model) for model in models]
+    parts += [fusion] if fusion not in (None, "mean") else []
+    return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def new_spread(slices: np.ndarray, plan: VolumePlan, slab: int) -> SlabSpread:
+    """Return what gathers how far apart lie the outputs of a model of slabs that is given `slices`."""
+    return SlabSpread((len(slices), *slices.shape[-2:]), slab, plan.target_map.to_physical)
+
+
+class Fusion:
+    """The synthetic CT of a volume by several models, added one after the other, as one; its standard deviation."""
+
+    def __init__(self, source: Volume, fusion: str | None = None) -> None:
+        """Begin with nothing; `fusion`: one of `FUSIONS`, None for the mean."""
+        self.source, self.fusion = source, fusion
+        self.count = 0
+        self.kept: list[np.ndarray] = []
+        self.mean, self.between, self.within = (np.zeros(source.array.shape, np.float32) for _ in range(3))
+
+    def add(self, made: Volume, plan: VolumePlan, spread: SlabSpread | None) -> None:
+        """Add a model's CT, and what lies apart within the model."""
+        if spread is not None:
+            variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
+            variance[plan.with_body] = spread.variance()
+            self.within += np.maximum(plan.frame.restore(variance, 0).array, 0)
+        if self.fusion == "median":
+            self.kept.append(made.array)
+        self.count += 1
+        away = made.array - self.mean
+        self.mean += away / self.count
+        self.between += away * (made.array - self.mean)
+
+    def result(self) -> tuple[Volume, Volume]:
+        """Return the CT, int16 HU, and the standard deviation in HU, float32: that about the mean also of a median."""
+        deviation = np.sqrt((self.between + self.within) / self.count)
+        fused = np.median(self.kept, axis=0) if self.kept else self.mean
+        return self.source.with_array(np.rint(fused).astype(np.int16)), self.source.with_array(deviation)
 
 
 def synthesize_ensemble(
@@ -53,7 +109,7 @@ def synthesize_ensemble(
     body: np.ndarray | None = None,
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
-    fusion: str = "mean",
+    fusion: str | None = None,
     bar: bool = False,
     look: Look | None = None,
 ) -> tuple[Volume, Volume]:
@@ -63,31 +119,17 @@ def synthesize_ensemble(
     model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all models say
     air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
-    shape = source.array.shape
-    mean, between, within = (np.zeros(shape, np.float32) for _ in range(3))
-    kept = []
-    for number, synthesiser in enumerate(synthesisers, start=1):
+    together = Fusion(source, fusion)
+    for synthesiser in synthesisers:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        model = synthesiser.model
-        spread = SlabSpread((len(slices), *slices.shape[-2:]), model.slab, plan.target_map.to_physical)
-        translated = model.translate(slices, batch_size, spread, bar)
+        spread = new_spread(slices, plan, synthesiser.model.slab)
+        translated = synthesiser.model.translate(slices, batch_size, spread, bar)
         made = restore_volume(translated, plan)
         if look is not None:
             look(synthesiser, plan, translated, made)
-        ct = made.array
-        variance = np.zeros((plan.frame.slices, plan.frame.size, plan.frame.size), np.float32)
-        variance[plan.with_body] = spread.variance()
-        within += np.maximum(plan.frame.restore(variance, 0).array, 0)
-        if fusion == "median":
-            kept.append(ct)
-        away = ct - mean
-        mean += away / number
-        between += away * (ct - mean)
-    count = len(synthesisers)
-    deviation = np.sqrt((between + within) / count)
-    fused = np.median(kept, axis=0) if kept else mean
-    return source.with_array(np.rint(fused).astype(np.int16)), source.with_array(deviation)
+        together.add(made, plan, spread)
+    return together.result()
 
 
 def mean_uncertainty(deviation: Volume, body: np.ndarray) -> float:

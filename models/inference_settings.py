@@ -85,6 +85,11 @@ class InferenceSettings:
         return (mr, ct) if self.direction == "AtoB" else (ct, mr)
 
     @property
+    def views(self) -> int:
+        """How many outputs say what a slice is: those of the slabs that hold it, and of its four mirrorings."""
+        return self.slab * (4 if self.mirrored else 1)
+
+    @property
     def mr_units(self) -> IntensityMap | None:
         """The units of a synthetic MR: typical ones of the training set, else a fixed window's; None: not known."""
         rule = rules_in_order(self.mr_window, self.contrasts)[0]

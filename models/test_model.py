@@ -50,11 +50,6 @@ class Translator:
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
 
-    @property
-    def views(self) -> int:
-        """How many outputs say what a slice is."""
-        return self.slab * len(self._mirrorings)
-
     def translate(
         self, slices: np.ndarray, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False
     ) -> np.ndarray:

@@ -326,7 +326,7 @@ def test_a_solid_body_does_not_hide_what_the_network_lost():
 
 
 def test_a_good_conversion_has_no_warning():
-    findings = converted(training=TRAINING)
+    findings = converted(training=replace(TRAINING, section_cm2=(50.0, 60.0), gas_share=0.0))
     assert findings.warnings == [] and findings.unchecked == []
     figures = findings.figures
     assert figures["body_dice"] > 0.95 and figures["slice_width_mm"] == MR_SETTINGS.size * MR_SETTINGS.spacing_mm

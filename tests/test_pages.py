@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import test_adapt
+from cohort.checks import Findings
 from data.errors import InputError
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
@@ -492,10 +493,16 @@ def adapt(folder, monkeypatch, write=None):
     body[4:6, 8:10, 10:20] = 1
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
-    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",))
+    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",), training=None)
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
-    monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_, **__: ct)
+
+    def made(source, synthesiser, body, *_, look, **__):
+        look(synthesiser, SimpleNamespace(body=body), None, ct)
+        return ct
+
+    monkeypatch.setattr(test_adapt, "synthesize_volume", made)
+    monkeypatch.setattr(test_adapt, "check_conversion", lambda *_: Findings())
     if write:
         monkeypatch.setattr(test_adapt, "write_case_page", write)
     inputs = ["--input", str(folder / "mr.nii.gz"), "--mask", str(folder / "mask.nii.gz")]
