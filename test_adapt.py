@@ -200,7 +200,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
         try:
             found = check_conversion(plan, translated, volume, synthesiser.settings.training)
         except Exception as error:  # whatever it is, it must not cost the volume
-            found = Findings(warnings=[f"not checked: {error or type(error).__name__}"])
+            found = Findings(warnings=[f"not checked: {str(error) or type(error).__name__}"])
         findings[opt.name[len(findings)]] = found
         bodies.append(plan.body)
 

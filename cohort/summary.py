@@ -77,7 +77,8 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
         page = results.page_path(record.case)
         note = record.reason or "; ".join(record.warnings)
         shown = page if record.status == "done" and page.exists() else None
-        scores = {name: value for name, value in record.scores.items() if value is not None}
+        figures = {**record.scores, "uncertainty_mean_hu": record.checks.get("uncertainty_mean_hu")}
+        scores = {name: value for name, value in figures.items() if value is not None}
         rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
     try:
         write_cohort_page(results.folder, rows, model["name"], {key: model[key] for key in ("folder", "epoch")})

@@ -13,7 +13,7 @@ from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
-from evaluation.report import COLUMNS
+from evaluation.report import FIGURES
 from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
@@ -61,7 +61,7 @@ def write_case_page(
         mr: the MR.
         ct: CT in HU on the MR's grid.
         reference: the true CT in HU on the MR's grid; the difference is `ct` less this.
-        scores: by the keys of `evaluation.report.COLUMNS`; others are shown by their own names.
+        scores: by the keys of `evaluation.report.FIGURES`; others are shown by their own names.
         synthetic: which of the two, 'CT' or 'MR', was made from the other.
         body: where voxels count in the histograms, bool (z, y, x); computed from the CT if None.
         details: further lines, e.g. input, model, epoch; what is None is left out.
@@ -292,7 +292,7 @@ def _add_scores(scores: Mapping[str, float]) -> None:
         tags.h2("Scores")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
-            tags.thead(tags.tr(*(tags.th(COLUMNS.get(name, (name,))[0], cls="number") for name, _ in cells)))
+            tags.thead(tags.tr(*(tags.th(FIGURES.get(name, (name,))[0], cls="number") for name, _ in cells)))
             tags.tbody(tags.tr(*(tags.td(text, cls="number") for _, text in cells)))
 
 
@@ -300,7 +300,7 @@ def score_text(name: str, value: float | None) -> str:
     """Return a score with the decimals of its column; '-' where it is undefined."""
     if value is None or np.isnan(value):
         return "-"
-    return f"{value:.{COLUMNS[name][1]}f}" if name in COLUMNS else f"{value:g}"
+    return f"{value:.{FIGURES[name][1]}f}" if name in FIGURES else f"{value:g}"
 
 
 def _add_histograms(mr: Volume, ct: Volume, reference: Volume | None, body: np.ndarray, ct_title: str) -> None:
