@@ -301,13 +301,11 @@ def shown_parts(
         write_report(row, results.report)
 
     def page() -> None:
-        details = {
-            name: row.get(name)
-            for name in ("model", "epoch", "direction", "fusion", "scored_in", "uncertainty_mean_hu")
-        }
+        details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}
         details = {
             "input": taken,
             **{name.replace("_", " "): value for name, value in details.items()},
+            "mean uncertainty [HU]": row.get("uncertainty_mean_hu"),
             **describe_findings(made.findings),
         }
         scores = {name: row[name] for name in COLUMNS if name in row}

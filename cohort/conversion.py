@@ -258,7 +258,7 @@ class Conversion:
                 body=made.body,
                 details={
                     "input": describe_paths(work.case.paths),
-                    "uncertainty mean hu": findings.figures.get("uncertainty_mean_hu"),
+                    "mean uncertainty [HU]": findings.figures.get("uncertainty_mean_hu"),
                     **describe_findings(findings),
                 },
                 cohort_page=self.results.folder / "index.html",
