@@ -3,7 +3,6 @@
 A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
 """
 
-import hashlib
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import NamedTuple
 import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
+from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings
+from cohort.making import Made
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
@@ -23,12 +24,13 @@ from data.volumes.dicom_series import Derivation, Identity, check_folder, check_
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.ensemble import check_ensemble, synthesize_ensemble
-from models.inference_settings import InferenceSettings, model_sha256
+from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, synthesize_ensemble
+from models.inference_settings import InferenceSettings
 from models.synthesis import (
     METHOD_VERSION,
     Synthesiser,
     TrainedGenerator,
+    VolumePlan,
     find_generator,
     load_synthesiser,
     synthesize_volume,
@@ -115,22 +117,22 @@ def main(arguments: list[str] | None = None) -> int:
     off = turned_off(generators, opt)
     how = (opt.epoch, opt.device, opt.precision, opt.spacing_mm, opt.direction, off)
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
-    check_ensemble(opt.name, synthesisers, opt.uncertainty is not None, opt.fusion)
+    check_ensemble(opt.name, [one.settings for one in synthesisers], opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / called(opt, generators) / f"{case}.nii.gz", opt)
-    made = made_before(results, paths, opt.overwrite)
-    refuse_to_replace(results, made, paths, opt)
+    results = Results.beside(opt.output or opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz", opt)
+    own = made_before(results, paths, opt.overwrite)
+    refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
         refuse_for_mr(results, opt)
     patient = read_patient(opt, paths)
     try:
-        synthetic, deviation = synthesize(patient, synthesisers, opt)
+        made = synthesize(patient, synthesisers, opt)
     except InputError as error:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
-    refuse_to_replace(results, made, paths, opt)  # again: somebody may have written there meanwhile
+    refuse_to_replace(results, own, paths, opt)  # again: somebody may have written there meanwhile
     row: dict = {
         "case": case,
         "input": description_of(paths),
@@ -141,19 +143,14 @@ def main(arguments: list[str] | None = None) -> int:
     if opt.fusion:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
-    row["made"] = sorted(made | results.names())
-
-    if deviation is not None:
-        seen = patient.body if patient.body is not None else deviation.array > 0
-        mean = deviation.array.mean(where=seen, dtype=np.float64) if seen.any() else 0.0
-        row["uncertainty_mean_hu"] = round(float(mean), 3)
-        log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
-    makers = volume_parts(results, patient, synthetic, deviation, synthesisers, generators, opt)
-    write_claimed(makers[OUTPUT], results, row, made)
+    row["made"] = sorted(own | results.names())
+    row |= account_of(made, patient.source, settings.direction == "AtoB")
+    makers = volume_parts(results, patient, made, synthesisers, generators, opt)
+    write_claimed(makers[OUTPUT], results, row, own)
     log.info("volume: %s", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
     if not results.alone:
-        parts |= shown_parts(results, patient, synthetic, settings, row, describe_paths(paths))
+        parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
         words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
@@ -171,7 +168,7 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
     without = {"mirrored": "does not average over mirrorings", "solid_body": "leaves air inside the body anyway"}
     for name in off:
         if not any(getattr(generator.settings, name) for generator in generators):
-            raise InputError(f"--no_{name} does nothing: {called(opt, generators)} {without[name]}; leave it out")
+            raise InputError(f"--no_{name} does nothing: {called(opt.name, generators)} {without[name]}; leave it out")
     return off
 
 
@@ -204,43 +201,63 @@ def identity_of(opt: PatientSettings) -> Identity:
     return Identity(opt.patient_name, opt.patient_id, opt.anonymous)
 
 
-def synthesize(
-    patient: Patient, synthesisers: Sequence[Synthesiser], opt: PatientSettings
-) -> tuple[Volume, Volume | None]:
-    """Return the synthetic volume, and its uncertainty where that is asked for."""
+def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: PatientSettings) -> Made:
+    """Make the synthetic volume, and its uncertainty where that is asked for; check what each model makes."""
+    checks: list[Check] = []
+
+    def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
+        checks.append(Check(plan, synthesiser.settings.training))
+        return checks[-1]
+
     arguments = (patient.body, opt.batch_size, patient.further)
+    deviation = None
     if len(synthesisers) == 1 and not opt.uncertainty:
-        return synthesize_volume(patient.source, synthesisers[0], *arguments, bar=True), None
-    synthetic, deviation = synthesize_ensemble(patient.source, synthesisers, *arguments, opt.fusion or "mean", bar=True)
-    return synthetic, deviation if opt.uncertainty else None
+        synthetic = synthesize_volume(patient.source, synthesisers[0], *arguments, bar=True, look=look)
+    else:
+        synthetic, deviation = synthesize_ensemble(
+            patient.source, synthesisers, *arguments, opt.fusion, bar=True, look=look
+        )
+    findings = join_findings({name: check.findings for name, check in zip(opt.name, checks, strict=True)})
+    return Made(synthetic, deviation if opt.uncertainty else None, checks[0].body, findings)
 
 
-def called(opt: PatientSettings, generators: Sequence[TrainedGenerator]) -> str:
-    """Return what the models are called together, in the name of the results' folder."""
-    return "+".join(name + one.suffix for name, one in zip(opt.name, generators, strict=True))
+def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
+    """Return what the report says of checks and uncertainty, and say on screen what somebody should look at."""
+    findings = made.findings
+    for text in findings.warnings:
+        log.warning("warning: %s", text)
+    findings.warnings += source.notes  # reading it has said them already
+    for text in findings.unchecked:
+        log.info("not checked: %s", text)
+    row: dict = {
+        "warnings": findings.warnings,
+        "unchecked": findings.unchecked,
+        "checks": finite(findings.figures),
+        "hu": hu_statistics(made.synthetic, made.body) if to_ct else {},
+    }
+    if made.deviation is not None:
+        row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
+        log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
+    return row
 
 
 def derivation_of(
     opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
 ) -> Derivation:
-    """Return by what a DICOM series is made; `source`: the hash of what it is made of.
-
-    Its hash is of all that voxels depend on: weights, settings as they are used, and how several models become one.
-    """
+    """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
     pairs = zip(synthesisers, generators, strict=True)
-    parts = [model_sha256(synthesiser.settings, generator.weights) for synthesiser, generator in pairs]
-    parts += [opt.fusion] if opt.fusion not in (None, "mean") else []
-    sha256 = parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    sha256 = ensemble_sha256(
+        [(synthesiser.settings, generator.weights) for synthesiser, generator in pairs], opt.fusion
+    )
     return Derivation(
-        called(opt, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
+        called(opt.name, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
     )
 
 
 def volume_parts(
     results: Results,
     patient: Patient,
-    synthetic: Volume,
-    deviation: Volume | None,
+    made: Made,
     synthesisers: Sequence[Synthesiser],
     generators: Sequence[TrainedGenerator],
     opt: PatientSettings,
@@ -248,31 +265,33 @@ def volume_parts(
     """Return what writes the volumes, by the option that says where each goes."""
 
     def volume() -> None:
-        write_volume(synthetic, results.main)
+        write_volume(made.synthetic, results.main)
 
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
-        write_series(synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further])
+        write_series(
+            made.synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further]
+        )
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"
-        write_volume(mu_map(synthetic, opt.mu_settings), results.extras[MU_MAP])
+        write_volume(mu_map(made.synthetic, opt.mu_settings), results.extras[MU_MAP])
 
     def uncertainty() -> None:
-        assert deviation is not None, "it was asked for"
-        write_volume(deviation, results.extras[UNCERTAINTY])
+        assert made.deviation is not None, "it was asked for"
+        write_volume(made.deviation, results.extras[UNCERTAINTY])
 
     first = volume if is_file(results.main) else series
     return {OUTPUT: first, DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
 
 
 def shown_parts(
-    results: Results, patient: Patient, synthetic: Volume, settings: InferenceSettings, row: dict, taken: str
+    results: Results, patient: Patient, made: Made, settings: InferenceSettings, row: dict, taken: str
 ) -> dict[Path, Callable[[], None]]:
     """Return what is made to look at, and the report `row`, by where it goes; `taken`: the input in words."""
-    source, reference = patient.source, patient.reference
+    source, synthetic, reference = patient.source, made.synthetic, patient.reference
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
     kind, contrast = "CT" if to_ct else "MR", shown_name(settings.contrasts)
@@ -288,15 +307,17 @@ def shown_parts(
         write_report(row, results.report)
 
     def page() -> None:
+        details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}
         details = {
-            name: row.get(name)
-            for name in ("model", "epoch", "direction", "fusion", "scored_in", "uncertainty_mean_hu")
+            "input": taken,
+            **{name.replace("_", " "): value for name, value in details.items()},
+            "mean uncertainty [HU]": row.get("uncertainty_mean_hu"),
+            **describe_findings(made.findings),
         }
-        details = {"input": taken, **{name.replace("_", " "): value for name, value in details.items()}}
         scores = {name: row[name] for name in COLUMNS if name in row}
         write_case_page(
-            results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=patient.body, details=details,
-            contrast=contrast,
+            results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=made.body, details=details,
+            contrast=contrast, uncertainty=made.deviation,
         )  # fmt: skip
 
     return {results.picture: picture, results.report: report, results.page / "index.html": page}

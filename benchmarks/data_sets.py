@@ -186,4 +186,7 @@ def _simulated_case(number: int, domain: str, slices: int, frame: dict) -> Case:
     if domain == "A":
         return Case(**common, percentiles=(0.0, 1000.0), mr_median=300.0)
     histogram = np.random.default_rng(number).integers(1, 10**6, len(HU_EDGES) - 1)
-    return Case(**common, percentiles=None, hu_histogram=tuple(histogram.tolist()), hu_slice_spread=(10.0, 50.0))
+    return Case(
+        **common, percentiles=None, hu_histogram=tuple(histogram.tolist()), hu_slice_spread=(10.0, 50.0),
+        section_cm2=(50.0, 300.0), gas_share=0.1,
+    )  # fmt: skip

@@ -3,18 +3,27 @@
 The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
 """
 
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
-from data.prepared.training_statistics import Range, TrainingStatistics, relative_median, slice_distances
+from data.prepared.training_statistics import (
+    SECTION_QUANTILES,
+    Range,
+    TrainingStatistics,
+    cross_sections,
+    relative_median,
+    slice_distances,
+)
 from data.values.intensity import mr_percentiles
 from data.volumes.volume import Volume
 from evaluation.metrics import BONE_ABOVE_HU, dice
-from models.synthesis import SPACING_FACTOR, VolumePlan, restore_volume
+from models.synthesis import SPACING_FACTOR, VolumePlan
 
 # Dice of the bodies of MR and synthetic CT: that of two discs whose radii differ by a tenth.
 MIN_BODY_DICE = 0.9
@@ -27,10 +36,23 @@ MAX_CLIPPED_SHARE = 0.05
 # MR intensities may leave the training set's range by this factor, spacings by `SPACING_FACTOR`, medians by this much.
 INTENSITY_FACTOR = 2.0
 MEDIAN_MARGIN = 0.1
+# The body's cross-sections may be larger or smaller than those of the training CT by this factor, and darker by this
+# share of the body, which is what cortical bone and tendons take: they are dark in MR and no gas in CT.
+SECTION_FACTOR = 1.25
+DARK_MARGIN = 0.1
+# Slices beyond that: at the end of a volume a limb grows thin, and a body part that was trained on becomes another.
+MAX_UNSEEN_SLICES = 0.25
+# What is dark in an MR lies in the lowest tenth between its percentiles inside the body.
+DARK_BELOW = 0.1
 NO_STATISTICS = (
-    "HU histogram, MR intensities and spacing against the training set: not in the model's inference.json, which was "
-    "written by an earlier version, or by training on images"
+    "HU histogram, MR intensities, spacing and body region against the training set: not in the model's "
+    "inference.json, which was written by an earlier version, or by training on images"
 )
+NO_SECTIONS = (
+    "body region against the training set: not in the model's inference.json, which was written by an earlier version; "
+    "python -m scripts.export_model --dataroot adds it"
+)
+WHICH_MODEL = "docs/which_model.md: `recommended` is for limbs, `wholebody` for trunks"
 OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that could be checked"
 
 
@@ -43,38 +65,74 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
 
 
-def check_conversion(
-    plan: VolumePlan, translated: np.ndarray, synthetic: Volume, training: TrainingStatistics | None
-) -> Findings:
-    """Check one synthetic CT, against its MR and against the training set; of a synthetic MR the geometry alone.
+class Check:
+    """Checks one synthetic CT, against its MR and against the training set; of a synthetic MR the geometry alone.
 
-    Args:
-        plan: how the MR went through the network.
-        translated: what came out, (M, size, size) in [-1, 1].
-        synthetic: the volume that it became, in HU.
-        training: None leaves out what needs it.
+    It gets the network's slices one by one, and then their volume. Whatever goes wrong in a check is said in `findings`
+    and costs no volume.
     """
-    findings = Findings()
-    _check_width(findings, plan)
-    if not plan.to_ct:
-        findings.unchecked.append(OF_CT_ALONE)
+
+    def __init__(self, plan: VolumePlan, training: TrainingStatistics | None) -> None:
+        """Begin; `plan`: how the MR goes through the network; `training`: None leaves out what needs it."""
+        self.plan, self.training, self.body = plan, training, plan.body
+        self.findings = Findings()
+        self._distances: list[float] = []
+        self._at_ends, self._counted, self._seen = [0, 0], 0, 0
+        self._broken = False
+        self._do(self._begin)
+
+    def add(self, translated: np.ndarray) -> None:
+        """Look at the next slice that comes from the network, (size, size) in [-1, 1]."""
+        if self.plan.to_ct:
+            self._do(lambda: self._add(self.plan.target_map.to_physical(translated)))
+
+    def finish(self, volume: Volume) -> None:
+        """Look at the volume that the slices became, in HU, before air in it is filled: see `findings`."""
+        self._do(lambda: self._finish(volume))
+
+    def _do(self, act: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._broken = True
+            self.findings = Findings(warnings=[f"not checked: {str(error) or type(error).__name__}"])
+
+    def _begin(self) -> None:
+        if not self.plan.to_ct:
+            return
+        body = self.plan.source.with_array(self.plan.body.astype(np.uint8))
+        self._masks = self.plan.frame.prepare_labels(body)[self.plan.with_body]
+
+    def _add(self, hu: np.ndarray) -> None:
+        mask = self._masks[self._seen]
+        self._seen += 1
+        # Without the outermost pixel: there, MR and CT may differ in what is body and what is air.
+        inner = hu[ndimage.binary_erosion(mask, ndimage.generate_binary_structure(2, 1))]
+        self._counted += inner.size
+        for k, end in enumerate(self.plan.target_map.range):
+            self._at_ends[k] += int(np.count_nonzero(np.abs(inner - end) < 0.5))
+        if self.training is not None:
+            reference, window = self.training.hu_histogram, self.plan.target_map.range
+            self._distances += slice_distances(hu[None], mask[None], reference, window).tolist()
+
+    def _finish(self, volume: Volume) -> None:
+        findings, plan, training = self.findings, self.plan, self.training
+        _check_width(findings, plan)
+        if not plan.to_ct:
+            findings.unchecked.append(OF_CT_ALONE)
+            _check_spacing(findings, plan, training)
+            return
+        _check_body(findings, plan, volume)
+        _check_window(findings, self._at_ends, self._counted, plan.target_map.range)
+        if training is None:
+            findings.unchecked.append(NO_STATISTICS)
+        else:
+            _check_histograms(findings, np.array(self._distances), training)
+        dark_below = _check_mr(findings, plan, training)
+        _check_region(findings, plan, dark_below, training)
         _check_spacing(findings, plan, training)
-        return findings
-    # What the network made: a solid body has the MR's outline whatever that was.
-    made = restore_volume(translated, replace(plan, solid_body=False)) if plan.solid_body else synthetic
-    _check_body(findings, plan, made)
-    hu = plan.target_map.to_physical(translated)
-    masks = plan.frame.prepare_labels(plan.source.with_array(plan.body.astype(np.uint8)))[plan.with_body]
-    # Without the outermost pixel: there, MR and CT may differ in what is body and what is air.
-    inner = ndimage.binary_erosion(masks, ndimage.generate_binary_structure(2, 1)[None])
-    _check_window(findings, hu[inner], plan.target_map.range)
-    if training is None:
-        findings.unchecked.append(NO_STATISTICS)
-    else:
-        _check_histograms(findings, slice_distances(hu, masks, training.hu_histogram, plan.target_map.range), training)
-    _check_mr(findings, plan, training)
-    _check_spacing(findings, plan, training)
-    return findings
 
 
 def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
@@ -85,6 +143,14 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
     figures |= dict(zip(names, np.percentile(values, list(names.values())), strict=True))
     figures["bone_share"] = np.count_nonzero(values > BONE_ABOVE_HU) / values.size
     return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
+    return {
+        name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+        for name, value in figures.items()
+    }
 
 
 def _check_width(findings: Findings, plan: VolumePlan) -> None:
@@ -105,11 +171,10 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(f"body of the synthetic CT unlike the MR's: Dice {overlap:.3f}, below {MIN_BODY_DICE}")
 
 
-def _check_window(findings: Findings, hu: np.ndarray, window: Range) -> None:
-    """Check how many body voxels, HU (N,), lie within half a HU of the CT window's ends."""
-    for name, end in zip(("low", "high"), window, strict=True):
-        share = np.count_nonzero(np.abs(hu - end) < 0.5) / max(1, hu.size)
-        findings.figures[f"{name}_end_share"] = share
+def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:
+    """Check how many of the body's voxels lie within half a HU of the CT window's ends."""
+    for name, end, count in zip(("low", "high"), window, at_ends, strict=True):
+        share = findings.figures[f"{name}_end_share"] = count / max(1, voxels)
         if share > MAX_END_SHARE:
             findings.warnings.append(f"{100 * share:.1f} % of the body at the CT window's {name} end, {end:g} HU")
 
@@ -137,7 +202,8 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         )
 
 
-def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> None:
+def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> float:
+    """Check the MR's intensities in the body; return below which it is dark."""
     values = plan.source.array[plan.body]
     low, high = mr_percentiles(plan.source.array, plan.body)
     median = relative_median(float(np.median(values)), (low, high))
@@ -149,8 +215,9 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
             f"{100 * clipped:.1f} % of the body's MR intensities lie outside the model's window of "
             f"{window[0]:g} to {window[1]:g}"
         )
+    dark_below = low + DARK_BELOW * (high - low)
     if training is None:
-        return
+        return dark_below
     reach = training.mr_high
     if not plan.own_scale and not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:
         findings.warnings.append(
@@ -162,6 +229,49 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
             f"MR contrast unlike the training set's: the median lies at {median:.2f} of the range in the body, in "
             f"training at {_range(training.mr_median)}: another sequence?"
         )
+    return dark_below
+
+
+def _check_region(findings: Findings, plan: VolumePlan, dark_below: float, training: TrainingStatistics | None) -> None:
+    """Check whether the model was trained on bodies as large as this one's slices, and as full of air."""
+    kinds = plan.body.astype(np.uint8)
+    kinds[plan.body & (plan.source.array < dark_below)] = 2
+    kinds = plan.frame.prepare_labels(plan.source.with_array(kinds))[plan.with_body]
+    areas, dark = cross_sections(kinds, kinds == 2, plan.frame.spacing_mm)
+    if not areas.size:
+        findings.unchecked.append("body region: no slice with enough body")
+        return
+    findings.figures |= {
+        "section_cm2": float(np.median(areas)),
+        "dark_share": float(np.quantile(dark, SECTION_QUANTILES[1])),
+    }
+    if training is None:
+        return
+    if training.section_cm2 is None or training.gas_share is None:
+        findings.unchecked.append(NO_SECTIONS)
+        return
+    _compare_sections(findings, areas, dark, training.section_cm2, training.gas_share)
+
+
+def _compare_sections(findings: Findings, areas: np.ndarray, dark: np.ndarray, trained: Range, gas: float) -> None:
+    """Compare slices (N,) with the training CT's areas in cm2 and its share of gas."""
+    unseen = {
+        "larger": areas > trained[1] * SECTION_FACTOR,
+        "smaller": areas < trained[0] / SECTION_FACTOR,
+        "darker": dark > gas + DARK_MARGIN,
+    }
+    findings.figures["unseen_slices_share"] = float(np.mean(np.any(list(unseen.values()), axis=0)))
+    for what, slices in unseen.items():
+        if slices.mean() <= MAX_UNSEEN_SLICES:
+            continue
+        found, known = f"{np.median(areas[slices]):.0f} cm2 of body", f"{trained[0]:.0f} to {trained[1]:.0f} cm2"
+        if what == "darker":
+            found = f"{100 * np.median(dark[slices]):.0f} % of the body dark (lungs, gas, or no signal)"
+            known = f"{100 * gas:.0f} % gas at most"
+        findings.warnings.append(
+            f"a body region that the model was not trained on? {np.count_nonzero(slices)} of {areas.size} slices are "
+            f"{what}: {found}; in the training CT {known} ({WHICH_MODEL})"
+        )
 
 
 def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> None:
@@ -169,13 +279,40 @@ def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStati
         "in_plane_mm": (plan.frame.in_plane_mm, "in the plane"),
         "through_mm": (plan.frame.through_mm, "between slices"),
     }
+    interpolated = plan.describe_spacing()
+    if interpolated:
+        findings.warnings.append(interpolated)
     for name, (found, where) in spacings.items():
         findings.figures[name] = float(found)
-        if training is None:
+        if training is None or (name == "through_mm" and interpolated):  # once is enough
             continue
         low, high = getattr(training, name)
         if not low / SPACING_FACTOR <= found <= high * SPACING_FACTOR:
             findings.warnings.append(f"spacing of {found:.3g} mm {where}; in the training set {_range((low, high))} mm")
+
+
+def join_findings(findings: Mapping[str, Findings]) -> Findings:
+    """Return the findings of an ensemble's models, by name, as one: what all of them say stands once.
+
+    Figures are the models' own: their names begin with the model's.
+    """
+    if len(findings) == 1:
+        return next(iter(findings.values()))
+    figures = {f"{name}: {key}": value for name, one in findings.items() for key, value in one.figures.items()}
+    texts = [
+        _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in ("warnings", "unchecked")
+    ]
+    return Findings(figures, *texts)
+
+
+def describe_findings(findings: Findings) -> dict[str, str | None]:
+    """Return the lines of a results page on what was found; None where there is nothing to say."""
+    return {"warnings": "; ".join(findings.warnings) or None, "not checked": "; ".join(findings.unchecked) or None}
+
+
+def _joined(texts: Mapping[str, list[str]]) -> list[str]:
+    common = [text for text in next(iter(texts.values())) if all(text in others for others in texts.values())]
+    return common + [f"{name}: {text}" for name, own in texts.items() for text in own if text not in common]
 
 
 def _range(values: Range) -> str:

@@ -1,7 +1,6 @@
 """One case from its files to its record, in the three stages that a pipeline overlaps."""
 
 import logging
-import math
 import socket
 import time
 import traceback
@@ -11,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from cohort.checks import check_conversion, hu_statistics
+from cohort.checks import describe_findings, finite, hu_statistics
 from cohort.extras import Extras
 from cohort.inputs import CohortCase, exists, short_hash
-from cohort.results import DICOM, MU_MAP, CaseRecord, Claim, Results, now
+from cohort.making import Made, Models, Output, Part
+from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
@@ -28,8 +26,9 @@ from data.volumes.dicom_series import Derivation, check_folder, check_identity, 
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import score_case
+from models.ensemble import mean_uncertainty
 from models.inference_settings import package_versions
-from models.synthesis import METHOD_VERSION, Synthesiser, VolumePlan, prepare_volume, restore_volume
+from models.synthesis import METHOD_VERSION
 from visualization.case_page import write_case_page
 from visualization.panels import save_preview
 
@@ -44,8 +43,7 @@ class Work:
     claim: Claim | None
     key: dict
     seconds: dict[str, float] = field(default_factory=dict)
-    slices: np.ndarray | None = None
-    plan: VolumePlan | None = None
+    parts: list[Part] = field(default_factory=list)
     further: list[DicomOrigin | None] = field(default_factory=list)
     source_sha256: str = ""
     output_sha256: str | None = None
@@ -83,14 +81,13 @@ def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequ
 
 
 class Conversion:
-    """The three stages of a case with one model; each returns its `Outcome` where the case ends with it."""
+    """The three stages of a case with the models of a run; each returns its `Outcome` where the case ends with it."""
 
     def __init__(
         self,
-        synthesiser: Synthesiser,
+        models: Models,
         model_sha256: str,
         precision: str,
-        batch_size: int | None,
         results: Results,
         known: Mapping[str, CaseRecord],
         extras: Extras,
@@ -101,9 +98,8 @@ class Conversion:
         """Set up.
 
         Args:
-            synthesiser: the model; model_sha256: its hash.
+            models: the models; model_sha256: their hash.
             precision: as asked for.
-            batch_size: slices in one pass, or None.
             results: where results go.
             known: the records by case as they were before the run: one that has changed since is another process's.
             extras: what is written beside the volumes.
@@ -112,9 +108,9 @@ class Conversion:
             overwrite: whether files that no pipeline made may be replaced.
         """
         self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
-        self.synthesiser, self.model_sha256, self.precision = synthesiser, model_sha256, precision
-        self.batch_size, self.results, self.known = batch_size, results, known
-        model = synthesiser.model
+        self.models, self.model_sha256, self.precision = models, model_sha256, precision
+        self.results, self.known = results, known
+        model = models.first.model
         self.run: dict[str, Any] = {
             "device": str(model.device), "precision": model.precision, "host": socket.gethostname(),
             "versions": package_versions(),
@@ -151,43 +147,42 @@ class Conversion:
                     work.source_sha256 = source_hash([source, *further], body)
                     work.further = [one.dicom for one in further]
             with _timed(work, "prepare"):
-                slices, work.plan = prepare_volume(source, self.synthesiser.settings, body, further)
-                work.slices = np.asarray(slices)  # all of them here, beside the device, which need not wait for any
+                work.parts = self.models.prepare(source, body, further)
             return work
         return failure[0]
 
-    def translate(self, work: Work) -> np.ndarray | Outcome:
-        """Send a case's slices through the network: the stage on the device."""
-        with self._isolated(work) as failure:
-            assert work.slices is not None, "`prepare` has made them"
-            with _timed(work, "device"):
-                translated = self.synthesiser.model.translate(work.slices, self.batch_size)
-            work.slices = None
-            return translated
+    def translate(self, work: Work) -> list[Output] | Outcome:
+        """Send a case's slices through the networks: the stage on the device."""
+        with self._isolated(work) as failure, _timed(work, "device"):
+            return self.models.translate(work.parts)
         return failure[0]
 
-    def finish(self, work: Work, translated: np.ndarray) -> Outcome:
+    def finish(self, work: Work, outputs: list[Output]) -> Outcome:
         """Make the volume, check and write it, score it, and record all."""
         with self._isolated(work) as failure:
-            plan = work.plan
-            assert plan is not None, "`prepare` has made it"
+            plan = outputs[0].plan
+            source = plan.source
             with _timed(work, "restore"):
-                synthetic = restore_volume(translated, plan)
+                volumes, found = self.models.restore(outputs)
+                synthetic, deviation = self.models.fuse(outputs, volumes)
             with _timed(work, "check"):
-                training = self.synthesiser.settings.training
-                findings = check_conversion(plan, translated, synthetic, training)
-                findings.warnings += plan.source.notes
-                hu = hu_statistics(synthetic, plan.body) if plan.to_ct else {}
-            del translated
+                made = Made(synthetic, deviation, plan.body, found)
+                findings = made.findings
+                findings.warnings += source.notes
+                hu = hu_statistics(synthetic, made.body) if plan.to_ct else {}
+                if deviation is not None:
+                    findings.figures["uncertainty_mean_hu"] = mean_uncertainty(deviation, made.body)
+            outputs.clear()
+            del volumes
             with _timed(work, "write"):
                 self._reserve(work)
                 path = write_volume(synthetic, self.results.volume_path(work.case.name))
                 work.output_sha256 = hash_files([path])
-                extras = self._write_extras(work, synthetic)
+                extras = self._write_extras(work, made)
             with _timed(work, "score"):
-                scores, reference = self._score(work, plan, synthetic, findings.warnings)
+                scores, reference = self._score(work, source, made)
             with _timed(work, "show"):
-                self._show(work, plan, synthetic, reference, scores, findings.warnings)
+                self._show(work, source, made, reference, scores)
             work.seconds["total"] = time.perf_counter() - work.started
             record = replace(
                 self._record(work, "done"),
@@ -197,8 +192,8 @@ class Conversion:
                 output_sha256=work.output_sha256,
                 geometry=_geometry(synthetic),
                 hu=hu,
-                checks=_finite(findings.figures),
-                scores=_finite(scores),
+                checks=finite(findings.figures),
+                scores=finite(scores),
                 unwritten=work.unwritten,
                 extras=extras,
             )
@@ -208,50 +203,45 @@ class Conversion:
             return Outcome(work.case, "done", record)
         return failure[0]
 
-    def _write_extras(self, work: Work, synthetic: Volume) -> dict[str, dict]:
+    def _write_extras(self, work: Work, made: Made) -> dict[str, dict]:
         """Write what is asked for beside the volume; return what the record says of it."""
-        case, model = work.case, self.synthesiser.model
+        case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
             of = (METHOD_VERSION, model.precision, work.source_sha256)
-            made = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
+            derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
-            write_series(synthetic, folder, made, self.extras.identity(case), work.further)
+            write_series(synthetic, folder, derivation, self.extras.identity(case), work.further)
         if self.extras.mu:
             write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))
+        if made.deviation is not None:
+            write_volume(made.deviation, self.results.extra_path(UNCERTAINTY, case.name))
         described = {
             kind: self.results.describe_extra(kind, case.name, of) for kind, of in self.extras.asked(case).items()
         }
         return {kind: one for kind, one in described.items() if one}
 
-    def _score(
-        self, work: Work, plan: VolumePlan, synthetic: Volume, warnings: list[str]
-    ) -> tuple[dict[str, float], Volume | None]:
+    def _score(self, work: Work, source: Volume, made: Made) -> tuple[dict[str, float], Volume | None]:
         """Return the scores against the case's reference, and that; what is wrong with it becomes a warning."""
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, plan.source)
-            return score_case(synthetic, reference, mr=plan.source), reference
+            reference = read_reference(work.case.reference, source)
+            return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
-            warnings.append(f"not scored: {error}")
+            made.findings.warnings.append(f"not scored: {error}")
             return {}, None
 
     def _show(
-        self,
-        work: Work,
-        plan: VolumePlan,
-        synthetic: Volume,
-        reference: Volume | None,
-        scores: Mapping[str, float],
-        warnings: list[str],
+        self, work: Work, source: Volume, made: Made, reference: Volume | None, scores: Mapping[str, float]
     ) -> None:
         """Make what there is to look at, now that the volume is written: the one place for pictures and pages.
 
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
-        contrast = shown_name(self.synthesiser.settings.contrasts)
-        mr, ct, kind = (plan.source, synthetic, "CT") if plan.to_ct else (synthetic, plan.source, "MR")
+        contrast, findings = shown_name(self.models.settings.contrasts), made.findings
+        to_ct = self.models.settings.direction == "AtoB"
+        mr, ct, kind = (source, made.synthetic, "CT") if to_ct else (made.synthetic, source, "MR")
         try:
             if not self.pages:
                 picture = self.results.folder / f"{work.case.name}.png"
@@ -265,14 +255,19 @@ class Conversion:
                 reference,
                 scores,
                 synthetic=kind,
-                body=plan.body,
-                details={"input": describe_paths(work.case.paths), "warnings": "; ".join(warnings) or None},
+                body=made.body,
+                details={
+                    "input": describe_paths(work.case.paths),
+                    "mean uncertainty [HU]": findings.figures.get("uncertainty_mean_hu"),
+                    **describe_findings(findings),
+                },
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,
+                uncertainty=made.deviation,
             )
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
-            warnings.append(f"no picture: {error}")
+            findings.warnings.append(f"no picture: {error}")
             if isinstance(error, InputError | OSError):  # a full disk: another day it has room
                 work.unwritten = self._targets(work)[1:2]
 
@@ -342,7 +337,7 @@ class Conversion:
         try:
             yield outcomes
         except Exception as error:
-            work.slices = work.plan = None
+            work.parts.clear()
             record = self._failure(work, error)
             try:
                 self.results.write(record)
@@ -388,11 +383,3 @@ def _timed(work: Work, stage: str) -> Iterator[None]:
 
 def _geometry(volume: Volume) -> dict:
     return {name: list(getattr(volume, name)) for name in ("size", "spacing", "origin", "direction")}
-
-
-def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
-    return {
-        name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
-        for name, value in figures.items()
-    }

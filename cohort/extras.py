@@ -1,9 +1,9 @@
-"""What is written of each case beside its volume, where it is asked for: a DICOM series, a mu-map."""
+"""What is written of each case beside its volume, where it is asked for: a DICOM series, a mu-map, its uncertainty."""
 
 from dataclasses import asdict, dataclass
 
 from cohort.inputs import CohortCase, short_hash
-from cohort.results import DICOM, MU_MAP
+from cohort.results import DICOM, MU_MAP, UNCERTAINTY
 from data.values.attenuation import MuSettings
 from data.volumes.dicom_series import Identity
 
@@ -16,6 +16,7 @@ class Extras:
         model, epoch: what a DICOM series calls the model that made it.
         dicom: whether there is a series; anonymous: whether it leaves out the MR's identity.
         mu: how mu-maps are made; None: there are none.
+        uncertainty: whether there is one.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Extras:
     dicom: bool = False
     anonymous: bool = False
     mu: MuSettings | None = None
+    uncertainty: bool = False
 
     def asked(self, case: CohortCase) -> dict[str, dict]:
         """Return what is to be there of a case, by kind, and what it depends on beside the case's key."""
@@ -32,6 +34,8 @@ class Extras:
             found[DICOM] = {"anonymous": identity.anonymous, "identity": short_hash(str(identity))}
         if self.mu:
             found[MU_MAP] = asdict(self.mu)
+        if self.uncertainty:
+            found[UNCERTAINTY] = {}
         return found
 
     def identity(self, case: CohortCase) -> Identity:

@@ -19,6 +19,7 @@ from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free
 from data.prepared.manifest import read_json, write_json
 from data.values.mr_rules import rules_in_order
+from models.ensemble import called
 from models.inference_settings import InferenceSettings, model_sha256
 from models.synthesis import find_generator
 from models.test_model import TestModel
@@ -66,12 +67,14 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
         InputError: the model takes no images, an option concerns volumes, an image cannot be read, or something is in
             the way.
     """
-    generator = find_generator(opt.folder, opt.epoch, None, opt.direction, for_images=True)
+    if len(opt.name) > 1:
+        raise InputError(f"--name {' '.join(opt.name)}: {opt.input_dir} holds images, which one model converts")
+    generator = find_generator(opt.folders[0], opt.epoch, None, opt.direction, for_images=True)
     source_range, target_range = _ranges(generator.settings, opt)
     assert opt.input_dir is not None, "see `takes_images`"
     folder = _image_folder(opt.input_dir, generator.settings.direction)
     images = ImageFolderSlices(folder, folder, with_masks=False)
-    name = f"{opt.name}{generator.suffix}"
+    name = called(opt.name, [generator])
     out = opt.results_dir / name / f"test_{opt.epoch}"
     todo, page = _plan(images, out, opt)
     log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
@@ -89,7 +92,7 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
     kinds = ("MR", "synthetic CT") if generator.settings.direction == "AtoB" else ("CT", "synthetic MR")
     details = {
         "images": str(folder),
-        "model": str(opt.folder),
+        "model": str(opt.folders[0]),
         "epoch": opt.epoch,
         "weights and settings (SHA-256)": model_sha256(generator.settings, generator.weights),
         f"black and white of the {kinds[0]}": "{:g} and {:g}".format(*source_range),
@@ -104,11 +107,12 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
     """Return black and white of what goes in and of what comes out; refuse models and options that take volumes."""
     volumes_only = {
         "--pattern": opt.pattern, "--series_description": opt.series_description, "--dicom": opt.dicom,
-        "--mu_map": opt.mu_settings, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
+        "--mu_map": opt.mu_settings, "--uncertainty": opt.uncertainty,
+        "--fusion": opt.fusion, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
     }  # fmt: skip
     if asked := [option for option, value in volumes_only.items() if value]:
         raise InputError(f"{', '.join(asked)}: {opt.input_dir} holds images, and these concern volumes; leave them out")
-    folder = opt.folder
+    folder = opt.folders[0]
     rule = rules_in_order(settings.mr_window, settings.contrasts)[0]
     if settings.slab > 1 or len(settings.contrasts) > 1:
         raise InputError(f"{folder}: takes slabs or several contrasts, which images are not; give it volumes")

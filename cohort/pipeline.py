@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,14 @@ from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list, short_hash
+from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.errors import InputError
-from models.inference_settings import InferenceSettings, model_sha256
+from models.ensemble import called, check_ensemble, ensemble_sha256
+from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
@@ -33,9 +35,8 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run starts with: the generator, the cohort, its cases that are to do, and the records as they were."""
+    """What a run starts with: the cohort, its cases that are to do, the records as they were, and the models' hash."""
 
-    generator: TrainedGenerator
     cohort: Cohort
     todo: tuple[CohortCase, ...]
     known: dict[str, CaseRecord]
@@ -52,30 +53,36 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
     Raises:
         InputError: nothing could be started: no model, no input, or results that cannot be written.
     """
-    generator = group.share(lambda: _find_generator(opt))
-    results = Results(opt.results_dir / f"{opt.name}{generator.suffix}")
-    survey = group.share(lambda: make_survey(opt, generator, results))
+    generators = group.share(lambda: _find_generators(opt))
+    extras = Extras(called(opt.name, generators), opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings, opt.uncertainty)
+    results = Results(opt.results_dir / extras.model)
+    survey = group.share(lambda: make_survey(opt, generators, extras, results))
     figures = None
     if survey.todo:
-        figures = _convert(opt, group, survey, results)
+        figures = _convert(opt, group, survey, extras, results)
     processes = [one for one in group.gather(figures) if one]
-    return group.share(lambda: _account(opt, survey, results, processes))
+    direction = generators[0].settings.direction
+    return group.share(lambda: _account(opt, survey, direction, extras, results, processes))
 
 
-def _find_generator(opt: CohortSettings) -> TrainedGenerator:
-    """Return the generator to use; refuse what there is of a CT only for one that makes MR."""
-    generator = find_generator(opt.folder, opt.epoch, opt.spacing_mm, opt.direction)
-    if generator.settings.direction != "AtoB" and (opt.dicom or opt.mu_settings):
-        raise InputError("--dicom, --mu_map: need a synthetic CT, but the model makes MR; leave them out")
-    return generator
+def _find_generators(opt: CohortSettings) -> list[TrainedGenerator]:
+    """Return the generators to use; refuse those that do not go together, and what is made of a CT for one of MR."""
+    generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
+    settings = [one.settings for one in generators]
+    if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_settings or opt.uncertainty):
+        raise InputError(
+            "--dicom, --mu_map, --uncertainty: need a synthetic CT, but the model makes MR; leave them out"
+        )
+    check_ensemble(opt.name, settings, opt.uncertainty, opt.fusion)
+    return generators
 
 
-def make_survey(opt: CohortSettings, generator: TrainedGenerator, results: Results) -> Survey:
+def make_survey(
+    opt: CohortSettings, generators: Sequence[TrainedGenerator], extras: Extras, results: Results
+) -> Survey:
     """Find the cohort and compare it with what is recorded."""
-    settings, weights, _ = generator
-    model = model_sha256(settings, weights)
-    cohort = _find(opt, results, settings)
-    extras = _extras(opt, generator)
+    model = ensemble_sha256([(one.settings, one.weights) for one in generators], opt.fusion)
+    cohort = _find(opt, results, generators[0].settings)
     known = {case.name: record for case in cohort.cases if (record := results.read(case.name))}
 
     def look_at(case: CohortCase) -> tuple[CohortCase, bool]:
@@ -100,11 +107,7 @@ def make_survey(opt: CohortSettings, generator: TrainedGenerator, results: Resul
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
-    return Survey(generator, replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
-
-
-def _extras(opt: CohortSettings, generator: TrainedGenerator) -> Extras:
-    return Extras(f"{opt.name}{generator.suffix}", opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings)
+    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
 
 
 def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) -> Cohort:
@@ -145,17 +148,19 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 
-def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, results: Results) -> dict:
+def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: Extras, results: Results) -> dict:
     """Convert this process's part of what is to do; return figures of it."""
     device = group.device(opt.device)
-    synthesiser = load_synthesiser(opt.folder, opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
+    how = (opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
+    loaded = {name: load_synthesiser(folder, *how) for name, folder in zip(opt.name, opt.folders, strict=True)}
+    models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size)
     conversion = Conversion(
-        synthesiser, survey.model_sha256, opt.precision, opt.batch_size, results, survey.known,
-        _extras(opt, survey.generator), opt.chosen, pages=not opt.no_html, overwrite=opt.overwrite,
+        models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
+        overwrite=opt.overwrite,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:
-        log.info("%s on %s in %s", opt.name, device, synthesiser.model.precision)
+        log.info("%s on %s in %s", " + ".join(opt.name), device, models.first.model.precision)
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
     device_seconds = 0.0
     started = time.perf_counter()
@@ -202,14 +207,17 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int)
         cases = held
 
 
-def _account(opt: CohortSettings, survey: Survey, results: Results, processes: list[dict]) -> int:
+def _account(
+    opt: CohortSettings, survey: Survey, direction: str, extras: Extras, results: Results, processes: list[dict]
+) -> int:
     """Write the summary, say what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
     model = {
-        "name": f"{opt.name}{survey.generator.suffix}",
-        "folder": str(opt.folder.absolute()),
+        "name": extras.model,
+        "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
         "epoch": opt.epoch,
-        "direction": survey.generator.settings.direction,
+        "direction": direction,
+        **({"fusion": opt.fusion} if opt.fusion else {}),
         "sha256": survey.model_sha256,
     }
     last_run = _run_figures(processes) if processes else None
@@ -230,7 +238,7 @@ def _account(opt: CohortSettings, survey: Survey, results: Results, processes: l
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    if not failed and survey.generator.settings.direction == "AtoB":
+    if not failed and direction == "AtoB":
         words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
         log.info("next, where there are true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     # A failure that could not be put on record is one all the same.

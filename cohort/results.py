@@ -3,6 +3,7 @@
     <folder>/<case>.nii.gz           synthetic CT
     <folder>/dicom/<case>/           the same as a DICOM series, where asked for
     <folder>/mu_maps/<case>.nii.gz   its attenuation at 511 keV, where asked for
+    <folder>/uncertainty/<case>.nii.gz   its standard deviation, where asked for
     <folder>/records/<case>.json     what it was made of and what was found; written after the volume
     <folder>/.claims/<case>          locked by the process that converts the case
 
@@ -26,8 +27,8 @@ from data.prepared.manifest import hash_files, hash_source, read_json, write_jso
 
 FORMAT_VERSION = 1
 # What may be asked for beside a volume, and where it goes.
-DICOM, MU_MAP = "dicom", "mu_map"
-EXTRAS = {DICOM: "dicom/{}", MU_MAP: "mu_maps/{}.nii.gz"}
+DICOM, MU_MAP, UNCERTAINTY = "dicom", "mu_map", "uncertainty"
+EXTRAS = {DICOM: "dicom/{}", MU_MAP: "mu_maps/{}.nii.gz", UNCERTAINTY: "uncertainty/{}.nii.gz"}
 
 
 @dataclass(frozen=True)

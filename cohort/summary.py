@@ -20,6 +20,7 @@ HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "bone_share")
 CHECKS = (
     "body_dice", "slice_width_mm", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
     "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share", "in_plane_mm", "through_mm",
+    "section_cm2", "dark_share", "unseen_slices_share", "uncertainty_mean_hu",
 )  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
         page = results.page_path(record.case)
         note = record.reason or "; ".join(record.warnings)
         shown = page if record.status == "done" and page.exists() else None
-        scores = {name: value for name, value in record.scores.items() if value is not None}
+        figures = {**record.scores, "uncertainty_mean_hu": record.checks.get("uncertainty_mean_hu")}
+        scores = {name: value for name, value in figures.items() if value is not None}
         rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
     try:
         write_cohort_page(results.folder, rows, model["name"], {key: model[key] for key in ("folder", "epoch")})

@@ -38,6 +38,9 @@ COLUMNS = {
     "mae_bone": ("MAE bone [HU]", 1),
 }
 
+# What tables of cases show: an uncertainty is no score, and stands beside them.
+FIGURES = COLUMNS | {"uncertainty_mean_hu": ("uncertainty [HU]", 1)}
+
 
 def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:
     """Score a synthetic CT against the true CT on the same grid.
@@ -123,8 +126,8 @@ def score_cohort(cases: Iterable[ScoredCase]) -> dict:
     return {"cases": rows, **summarise(rows)}
 
 
-def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Return mean, sample standard deviation and number of the defined (not NaN) values of every score.
+def summarise(rows: list[dict], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:
+    """Return mean, sample standard deviation and number of the defined (not NaN) values of every score in `names`.
 
     One infinite value makes the mean infinite and the deviation NaN; so does a single value for the
     deviation.
@@ -132,7 +135,7 @@ def summarise(rows: list[dict]) -> dict[str, dict[str, float]]:
     mean: dict[str, float] = {}
     std: dict[str, float] = {}
     count: dict[str, float] = {}
-    for name in COLUMNS:
+    for name in names:
         values = [row[name] for row in rows if not math.isnan(row[name])]
         spread = len(values) > 1 and np.isfinite(values).all()
         mean[name] = float(np.mean(values)) if values else math.nan

@@ -6,21 +6,24 @@ of the models' own (their overlapping slabs and mirrorings) and that between the
 nothing of errors that all of them share.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
-from data.loading.single_dataset import SlabSpread
+from data.loading.single_dataset import SlabSpread, Slices
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
-from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume, warn_of_plan
+from models.inference_settings import InferenceSettings, model_sha256
+from models.synthesis import Look, Synthesiser, TrainedGenerator, VolumePlan, prepare_volume, restore_volume
 
 FUSIONS = ("mean", "median")
 
 
 def check_ensemble(
-    names: Sequence[str], synthesisers: Sequence[Synthesiser], uncertainty: bool, fusion: str | None = None
+    names: Sequence[str], models: Sequence[InferenceSettings], uncertainty: bool, fusion: str | None = None
 ) -> None:
     """Refuse models that do not go together, an uncertainty of one model that says everything once, a fusion of few.
 
@@ -31,21 +34,95 @@ def check_ensemble(
         raise InputError(f"--fusion {fusion}: {names[0]} is one model; name several (--name A B C)")
     if fusion == "median" and len(names) == 2:
         raise InputError(f"--fusion median: of two models, {' and '.join(names)}, it is the mean; name three or more")
-    first = synthesisers[0].settings
-    for name, one in zip(names, synthesisers, strict=True):
-        theirs = (one.settings.direction, one.settings.contrasts)
+    first = models[0]
+    for name, one in zip(names, models, strict=True):
+        theirs = (one.direction, one.contrasts)
         if theirs != (first.direction, first.contrasts):
             raise InputError(
                 f"--name {name}: makes {theirs[0]} of {', '.join(theirs[1])}; {names[0]} makes {first.direction} of "
                 f"{', '.join(first.contrasts)}: models of one ensemble take and make the same"
             )
-    if first.direction != "AtoB" and len(synthesisers) > 1:
+    if first.direction != "AtoB" and len(models) > 1:
         raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
-    if uncertainty and len(synthesisers) == 1 and synthesisers[0].model.views == 1:
+    if uncertainty and len(models) == 1 and first.views == 1:
         raise InputError(
             f"--uncertainty: {names[0]} computes each voxel once, without overlapping slabs or mirroring; name several "
             "models (--name A B C)"
         )
+
+
+def called(names: Sequence[str], generators: Sequence[TrainedGenerator]) -> str:
+    """Return what models are called together, in the name of the results' folder."""
+    return "+".join(name + one.suffix for name, one in zip(names, generators, strict=True))
+
+
+def ensemble_sha256(models: Sequence[tuple[InferenceSettings, Path]], fusion: str | None = None) -> str:
+    """Return the hash of all of models that results depend on: settings as used and weights, and how they become one.
+
+    That of one model is its own.
+
+    Raises:
+        InputError: weights cannot be read.
+    """
+    parts = [model_sha256(*model) for model in models]
+    parts += [fusion] if fusion not in (None, "mean") else []
+    return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def stream_with_variance(
+    synthesiser: Synthesiser, slices: Slices, plan: VolumePlan, batch_size: int | None = None, bar: bool = False
+) -> tuple[Iterator[np.ndarray], RestoredVolume]:
+    """Return the slices that come from a network, and the volume of their variances, which fills as these are taken.
+
+    The variance is that of all outputs that say what a voxel is, in HU squared.
+    """
+    spread = SlabSpread(len(slices), synthesiser.model.slab, plan.target_map.to_physical)
+    variance = plan.frame.restoring(0)
+
+    def stream() -> Iterator[np.ndarray]:
+        translated = synthesiser.model.stream(slices, batch_size, spread, bar)
+        for number, (index, one) in enumerate(zip(plan.used, translated, strict=True)):
+            variance.add(index, spread.take(number))
+            yield one
+
+    return stream(), variance
+
+
+class Fusion:
+    """The synthetic CT of a volume by several models, added one after the other, as one; its standard deviation.
+
+    It goes plane by plane, since large volumes leave little memory for more arrays.
+    """
+
+    def __init__(self, source: Volume, fusion: str | None = None) -> None:
+        """Begin with nothing; `fusion`: one of `FUSIONS`, None for the mean."""
+        self.source, self.fusion = source, fusion
+        self.count = 0
+        self.kept: list[np.ndarray] = []
+        self.mean, self.between, self.within = (np.zeros(source.array.shape, np.float32) for _ in range(3))
+
+    def add(self, made: Volume, variance: RestoredVolume | None) -> None:
+        """Add a model's CT, and the variance within the model."""
+        self.count += 1
+        own = None if variance is None else variance.finished()
+        for z, plane in enumerate(made.array):
+            if own is not None:
+                self.within[z] += np.maximum(own[z], 0)
+            away = plane - self.mean[z]
+            self.mean[z] += away / self.count
+            self.between[z] += away * (plane - self.mean[z])
+        if self.fusion == "median":
+            self.kept.append(made.array)
+
+    def result(self) -> tuple[Volume, Volume]:
+        """Return the CT, int16 HU, and the standard deviation in HU, float32: that about the mean also of a median."""
+        self.between += self.within
+        self.between /= self.count
+        fused = np.empty(self.mean.shape, np.int16)
+        for z, plane in enumerate(self.mean):
+            fused[z] = np.rint(np.median([ct[z] for ct in self.kept], axis=0) if self.kept else plane)
+        deviation = np.sqrt(self.between, out=self.between)
+        return self.source.with_array(fused), self.source.with_array(deviation)
 
 
 def synthesize_ensemble(
@@ -54,8 +131,9 @@ def synthesize_ensemble(
     body: np.ndarray | None = None,
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
-    fusion: str = "mean",
+    fusion: str | None = None,
     bar: bool = False,
+    look: Look | None = None,
 ) -> tuple[Volume, Volume]:
     """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
 
@@ -63,38 +141,16 @@ def synthesize_ensemble(
     model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all models say
     air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
-    mean, between, within = (np.zeros(source.array.shape, np.float32) for _ in range(3))
-    kept = []
-    for number, synthesiser in enumerate(synthesisers, start=1):
+    together = Fusion(source, fusion)
+    for synthesiser in synthesisers:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        warn_of_plan(plan)
-        spread = SlabSpread(len(slices), synthesiser.model.slab, plan.target_map.to_physical)
-        variance = plan.frame.restoring(0)
-        translated = synthesiser.model.stream(slices, batch_size, spread, bar)
-        ct = restore_volume(_with_variance(translated, plan, spread, variance), plan).array
-        own = variance.finished()
-        for z, plane in enumerate(ct):  # plane by plane, since there is little memory left for more arrays
-            within[z] += np.maximum(own[z], 0)
-            away = plane - mean[z]
-            mean[z] += away / number
-            between[z] += away * (plane - mean[z])
-        if fusion == "median":
-            kept.append(ct)
-    count = len(synthesisers)
-    between += within
-    between /= count
-    deviation = np.sqrt(between, out=between)
-    fused = np.empty(mean.shape, np.int16)
-    for z, plane in enumerate(mean):
-        fused[z] = np.rint(np.median([ct[z] for ct in kept], axis=0) if kept else plane)
-    return source.with_array(fused), source.with_array(deviation)
+        translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, bar)
+        watch = None if look is None else look(synthesiser, plan)
+        together.add(restore_volume(translated, plan, watch), variance)
+    return together.result()
 
 
-def _with_variance(
-    translated: Iterable[np.ndarray], plan: VolumePlan, spread: SlabSpread, variance: RestoredVolume
-) -> Iterator[np.ndarray]:
-    """Yield the slices that come from a network, and add the variance of each to a volume."""
-    for number, (index, one) in enumerate(zip(plan.used, translated, strict=True)):
-        variance.add(index, spread.take(number))
-        yield one
+def mean_uncertainty(deviation: Volume, body: np.ndarray) -> float:
+    """Return the mean in HU of what `synthesize_ensemble` says inside a body, bool (z, y, x), to three decimals."""
+    return round(float(deviation.array.mean(where=body, dtype=np.float64)), 3)

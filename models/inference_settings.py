@@ -14,9 +14,10 @@ from typing import Self
 from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
+from data.loading.training_figures import describe_training_set
 from data.loading.unaligned_dataset import UnalignedDataset
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
-from data.prepared.training_statistics import TrainingStatistics, training_statistics
+from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import check_types
 from data.values.intensity import MR_RULES, IntensityMap
 from data.values.mr_rules import Rule, rules_in_order
@@ -83,6 +84,11 @@ class InferenceSettings:
         """Channels of the generator's input and output: contrasts x slices of the slab, a CT being one contrast."""
         mr, ct = len(self.contrasts) * self.slab, self.slab
         return (mr, ct) if self.direction == "AtoB" else (ct, mr)
+
+    @property
+    def views(self) -> int:
+        """How many outputs say what a slice is: those of the slabs that hold it, and of its four mirrorings."""
+        return self.slab * (4 if self.mirrored else 1)
 
     @property
     def mr_units(self) -> IntensityMap | None:
@@ -224,7 +230,8 @@ def describe_run(
         manifest = read_manifest(data.dataroot)
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, data.mr_window)
-        training, bias_correction, view = training_statistics(manifest), manifest.bias_corrected, manifest.view
+        training = describe_training_set(data.dataroot, manifest)
+        bias_correction, view = manifest.bias_corrected, manifest.view
     else:
         if isinstance(data.mr_window, str) or data.ct_transfer:
             raise InputError(
@@ -301,6 +308,8 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
             "a new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
+    if old.training and old.training.section_cm2 is None and new.training:  # or not all of them
+        new = replace(new, training=replace(new.training, section_cm2=None, gas_share=None))
     if _differing(old, new, learnt):
         log.warning("warning: %s: the run resumes with volumes of other intensities than it was started on", folder)
 

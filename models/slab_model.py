@@ -13,8 +13,8 @@ from data.errors import InputError
 from data.loading.batches import DrawnBatches
 from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
+from data.loading.training_figures import describe_training_set
 from data.prepared.manifest import read_manifest
-from data.prepared.training_statistics import training_statistics
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.draws import Draws
@@ -228,8 +228,9 @@ class SlabModel(BaseModel):
         return InferenceSettings(
             generator=self.architecture, direction="AtoB", size=dataset.size, spacing_mm=dataset.pixel_mm,
             slice_mm=dataset.slice_mm if data.slab > 1 else manifest.slice_mm, mr_window=data.mr_window,
-            typical_mr=None, ct=data.ct_map, versions=package_versions(), training=training_statistics(manifest),
-            slab=data.slab, bias_correction=manifest.bias_corrected, view=manifest.view,
+            typical_mr=None, ct=data.ct_map, versions=package_versions(),
+            training=describe_training_set(data.dataroot, manifest), slab=data.slab,
+            bias_correction=manifest.bias_corrected, view=manifest.view,
         )  # fmt: skip
 
     def draws(self, count: int) -> Draws:

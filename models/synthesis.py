@@ -5,13 +5,12 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 the network asks for them, and restored as they come out of it: of a volume of any size a few are in memory.
 """
 
-import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ from models.inference_settings import InferenceSettings, read_inference_settings
 from models.run_folder import find_weights, weights_path
 from models.solid_body import fill_air
 from models.test_model import TestModel
-
-log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
 METHOD_VERSION = 3
@@ -153,6 +150,20 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
     return settings
 
 
+class Watch(Protocol):
+    """Sees what a network makes of a volume."""
+
+    def add(self, translated: np.ndarray) -> None:
+        """See a slice that comes from the network, (size, size) in [-1, 1]; they come in order."""
+
+    def finish(self, volume: Volume) -> None:
+        """See the volume that they became, before air in it is filled."""
+
+
+# Gets a model, and how a volume goes through it; returns what then sees what comes out.
+Look = Callable[[Synthesiser, VolumePlan], Watch]
+
+
 class TrainedGenerator(NamedTuple):
     """A generator of a run: how it is used, the file of its weights, and what its results' name adds to the run's."""
 
@@ -227,6 +238,7 @@ def synthesize_volume(
     batch_size: int | None = None,
     further: Sequence[Volume] = (),
     bar: bool = False,
+    look: Look | None = None,
 ) -> Volume:
     """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
 
@@ -241,6 +253,7 @@ def synthesize_volume(
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
         bar: whether a terminal shows a progress bar over the slices.
+        look: gives what sees the slices and the volume as they are made, to check them.
 
     Raises:
         InputError: the source is of the other modality, no body is found, an MR is constant inside it, or does not
@@ -248,14 +261,8 @@ def synthesize_volume(
             many, on different grids or the same image.
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
-    warn_of_plan(plan)
-    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=bar), plan)
-
-
-def warn_of_plan(plan: VolumePlan) -> None:
-    """Warn of slices that are wider, or lie otherwise, than those of the training."""
-    for problem in filter(None, (plan.describe_frame(), plan.describe_spacing())):
-        log.warning("warning: %s", problem)
+    watch = None if look is None else look(synthesiser, plan)
+    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=bar), plan, watch)
 
 
 def prepare_volume(
@@ -336,22 +343,27 @@ def _check_scales(volumes: Sequence[Volume], body: np.ndarray, settings: Inferen
             check_starts_at_zero(volume.array, body)
 
 
-def restore_volume(translated: Iterable[np.ndarray], plan: VolumePlan) -> Volume:
+def restore_volume(translated: Iterable[np.ndarray], plan: VolumePlan, watch: Watch | None = None) -> Volume:
     """Return the network's output as the volume that `synthesize_volume` returns.
 
     Args:
         translated: the M slices (size, size) in [-1, 1], in order: an array, or as they come.
         plan: that of the volume.
+        watch: sees the slices as they come, and the volume.
     """
     # Where nothing is known it is air, whatever the window's lower end.
     fill = AIR_HU if plan.to_ct else plan.target_map.range[0]
     restored = plan.frame.restoring(fill, np.int16 if plan.to_ct else np.float32)
     for index, one in zip(plan.used, translated, strict=True):
         restored.add(index, plan.target_map.to_physical(one))
-    result = restored.finished()
+        if watch is not None:
+            watch.add(one)
+    result = plan.source.with_array(restored.finished())
+    if watch is not None:
+        watch.finish(result)
     if plan.solid_body:
-        fill_air(result, plan.frame.inside(plan.body), plan.source.spacing)
-    return plan.source.with_array(result)
+        fill_air(result.array, plan.frame.inside(plan.body), plan.source.spacing)
+    return result
 
 
 def intensity_maps(

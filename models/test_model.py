@@ -51,11 +51,6 @@ class Translator:
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
 
-    @property
-    def views(self) -> int:
-        """How many outputs say what a slice is."""
-        return self.slab * len(self._mirrorings)
-
     def translate(self, slices: Slices, batch_size: int | None = None, bar: bool = False) -> np.ndarray:
         """Return what `stream` yields, float32 (N, H, W)."""
         translated = np.empty((len(slices), *slices.shape[-2:]), np.float32)

@@ -20,6 +20,7 @@ from data.settings.values import (
 )
 from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from models.base_model import ComputingSettings
+from models.ensemble import FUSIONS
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.model_settings import ModelChoice, ModelSettings
 
@@ -34,7 +35,14 @@ class UseSettings(ModelSettings):
     """use of the model."""
 
     # Without one the models that there are can be listed, so argparse does not require it.
-    name: str = redeclare(ModelChoice, "name", None, help="the model's name: its folder in --checkpoints_dir")
+    name: list[str] = redeclare(  # type: ignore[assignment]  # one or several
+        ModelChoice, "name", None, nargs="+", metavar="NAME",
+        help="the model's name, or several: the mean of what they make; its folder in --checkpoints_dir",
+    )  # fmt: skip
+    fusion: str | None = option(
+        None, choices=FUSIONS,
+        help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
+    )  # fmt: skip
     precision: str = redeclare(ComputingSettings, "precision", "auto", help="number format of the networks")
     results_dir: Path = option(Path("results"), parse=Path, help="where results go")
     batch_size: int | None = option(
@@ -50,14 +58,21 @@ class UseSettings(ModelSettings):
         None, parse=positive_float, help="pixel spacing, for a model trained on plain images"
     )
 
+    @property
+    def folders(self) -> list[Path]:
+        """The models' folders."""
+        return [self.checkpoints_dir / name for name in self.name]
+
     def __post_init__(self) -> None:
-        """Refuse a use of no model.
+        """Refuse a use of no model, or of one twice.
 
         Raises:
-            InputError: it lists the models that there are.
+            InputError: it lists the models that there are, or names the one.
         """
         if not self.name:
             raise InputError(f"--name: expected a model. {list_models(self.checkpoints_dir)}")
+        if len(set(self.name)) < len(self.name):
+            raise InputError(f"--name {' '.join(self.name)}: a model is named twice; name each once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +155,8 @@ def parse_use[T: UseSettings](
     options = parser.parse_args(words)
     settle_gpu_ids(parser, options)
     settings = checked(parser, from_namespace, group, options)
-    for name in [settings.name] if isinstance(settings.name, str) else settings.name:
-        checked(parser, _check_recorded, settings.checkpoints_dir / name, recorded)
+    for folder in settings.folders:
+        checked(parser, _check_recorded, folder, recorded)
     return settings
 
 

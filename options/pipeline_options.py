@@ -48,11 +48,11 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
         MuMapSettings, "mu_map", False,
         help="write each attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
     )  # fmt: skip
-
-    @property
-    def folder(self) -> Path:
-        """The model's folder."""
-        return self.checkpoints_dir / self.name
+    uncertainty: bool = option(
+        False,
+        help="write each uncertainty, the standard deviation in HU over models, overlapping slabs and mirrorings: "
+        "RESULTS_DIR/NAME/uncertainty/<case>.nii.gz",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse options that do not go together.

@@ -12,8 +12,6 @@ from data.settings.published import Command
 from data.volumes.contrasts import split_name
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
-from models.ensemble import FUSIONS
-from models.model_settings import ModelChoice
 from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use, use_parser
 
 
@@ -65,10 +63,6 @@ class PatientSeries(DicomOutput):
 class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     """patient."""
 
-    name: list[str] = redeclare(  # type: ignore[assignment]  # one or several
-        ModelChoice, "name", None, nargs="+", metavar="NAME",
-        help="the model's name, or several: the mean of what they make; its folder in --checkpoints_dir",
-    )  # fmt: skip
     no_mirrored: bool = option(False, help="convert each slice once, not as the mean of its mirrorings: faster")
     no_solid_body: bool = option(False, help="leave air inside the body as the model gives it")
     input: list[tuple[str | None, Path]] = option(
@@ -88,19 +82,10 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
         None, parse=Path, metavar="FILE",
         help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",
     )  # fmt: skip
-    fusion: str | None = option(
-        None, choices=FUSIONS,
-        help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
-    )  # fmt: skip
     volume_only: bool = option(False, help="write no picture, page or report beside the volume")
     overwrite: bool = option(False, help="replace files that this command did not make of it")
     dicom: Path | None = redeclare(DicomOutput, "dicom")
     mu_map: Path | None = redeclare(MuMapSettings, "mu_map")
-
-    @property
-    def folders(self) -> list[Path]:
-        """The models' folders."""
-        return [self.checkpoints_dir / name for name in self.name]
 
     def __post_init__(self) -> None:
         """Refuse options that do not go together.
@@ -109,8 +94,6 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
             InputError: it names them.
         """
         UseSettings.__post_init__(self)
-        if len(set(self.name)) < len(self.name):
-            raise InputError(f"--name {' '.join(self.name)}: a model is named twice; name each once")
         in_output = self.output is not None and not is_file(self.output)
         if self.dicom and in_output:
             raise InputError(

@@ -9,6 +9,7 @@ its output is. Its weights are those of the .pth file, in float32.
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, run_command
+from data.loading.training_figures import describe_training_set
 from data.outputs import check_free
+from data.prepared.manifest import read_manifest
+from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import add_options
 from models import onnx_export
-from models.inference_settings import FILE_NAME, read_inference_settings
+from models.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
 from models.model_settings import ModelChoice
 from models.networks import build_generator
 from models.onnx_export import PACKAGES, export_onnx, require_packages
@@ -28,6 +32,8 @@ from models.run_folder import find_weights, weights_path
 from models.state_dicts import load_network_weights, save_atomically
 
 log = logging.getLogger(__name__)
+
+_WIDTH_TOLERANCE = 0.1
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,6 +53,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add(
         "--solid_body", action="store_true",
         help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
+    )  # fmt: skip
+    add(
+        "--dataroot", type=Path, metavar="DIR",
+        help="the prepared data set that it was trained on: its figures, by which results are checked, are recorded "
+        "anew (runs of earlier versions lack some)",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
     add(
@@ -76,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_free(targets, "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
+    training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
-    exported = replace(settings, mirrored=mirrored, solid_body=solid_body)
+    exported = replace(settings, mirrored=mirrored, solid_body=solid_body, training=training)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)
@@ -86,6 +98,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
     log.info("next: %s", exported.use_command(opt.out))
+
+
+def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics | None:
+    """Return what the data set that a model was trained on looked like.
+
+    Raises:
+        InputError: it has slices of another view or width: the model was trained on another one.
+    """
+    manifest = read_manifest(dataroot)
+    width = manifest.size * manifest.spacing_mm
+    trained = settings.size * settings.spacing_mm if settings.spacing_mm else math.nan
+    # A generator's slices are rounded up to a multiple of pixels.
+    if manifest.view != settings.view or not abs(width / trained - 1) < _WIDTH_TOLERANCE:
+        raise InputError(
+            f"--dataroot {dataroot}: {manifest.view} slices of {width:.0f} mm; the model knows {settings.view} ones of "
+            f"{trained:.0f} mm: name the data set that it was trained on"
+        )
+    return describe_training_set(dataroot, manifest)
 
 
 def to_half(values: Tensor, where: str) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from cohort.checks import check_conversion, hu_statistics
+from cohort.checks import Check, hu_statistics
 from cohort.overlap import run_overlapped
 from cohort.results import CaseRecord, Results
 from cohort.summary import write_summary
@@ -240,7 +240,7 @@ def test_preparation_records_what_training_statistics_need(raw):  # noqa: F811
         np.testing.assert_array_equal(case.hu_histogram, hu_histogram(slices[masks > 0]))
         assert slice_distances(slices, masks, found.hu_histogram).max() <= found.hu_slice_limits[1] + 1e-6
     assert sum(found.hu_histogram) == sum(sum(case.hu_histogram) for case in manifest.select("train", "B"))
-    assert found.in_plane_mm == (2.0, 2.0) and found.through_mm == (4.0, 4.0)
+    assert found.in_plane_mm == (2.0, 2.0) and found.through_mm == (3.0, 4.0)  # of MR and CT
     assert found.mr_high[1] == pytest.approx(2 * found.mr_high[0], rel=0.01)  # the second MR is twice as bright
     assert found.mr_median[0] == pytest.approx(found.mr_median[1], abs=0.01)  # of the same contrast
     assert found.mr_median[0] == pytest.approx(MUSCLE_MR / FAT_MR, abs=0.02)
@@ -285,14 +285,15 @@ def truth(mr) -> np.ndarray:
     return hu
 
 
-def converted(hu_of=truth, mr=None, settings=MR_SETTINGS, training=None):
+def converted(hu_of=truth, mr=None, settings=MR_SETTINGS, training=None, body=None):
     """Return the findings of a conversion whose network puts out `hu_of(mr)`."""
     mr = mr or patient_mr()
-    _, plan = prepare_volume(mr, settings)
+    _, plan = prepare_volume(mr, settings, body)
     hu = hu_of(mr)
     translated = plan.target_map.to_network(plan.frame.prepare(mr.with_array(hu), -1000.0)[plan.with_body])
-    synthetic = restore_volume(translated, plan)
-    return check_conversion(plan, translated, synthetic, training)
+    check = Check(plan, training)
+    restore_volume(translated, plan, check)
+    return check.findings
 
 
 def statistics_of(mr, hu) -> TrainingStatistics:
@@ -326,7 +327,7 @@ def test_a_solid_body_does_not_hide_what_the_network_lost():
 
 
 def test_a_good_conversion_has_no_warning():
-    findings = converted(training=TRAINING)
+    findings = converted(training=replace(TRAINING, section_cm2=(50.0, 60.0), gas_share=0.0))
     assert findings.warnings == [] and findings.unchecked == []
     figures = findings.figures
     assert figures["body_dice"] > 0.95 and figures["slice_width_mm"] == MR_SETTINGS.size * MR_SETTINGS.spacing_mm

@@ -1,23 +1,27 @@
 """Several models as one, and the uncertainty: against closed forms of networks that are known."""
 
+import csv
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import test_adapt
+import test_pipeline
+from cohort.checks import Check, Findings, join_findings
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread
+from data.masks.body_mask import mr_body_mask
 from data.volumes.volume import read_volume, same_grid, write_volume
 from models.ensemble import check_ensemble, synthesize_ensemble
 from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
 from models.test_model import TestModel
 from tests.cohort_data import NAME, patient_mr, write_model
 from tests.cohort_data import SETTINGS as TINY
-from tests.faults.commands import adapt
+from tests.faults.commands import adapt, pipeline
+from tests.test_cohort import TRAINING
 from tests.test_synthesis import CPU, SETTINGS, ramp_mr
 
 HU_PER_UNIT = 1200  # of the window of -1000 to 1400 HU
@@ -97,22 +101,22 @@ def test_the_spread_is_that_of_numpy():
 
 
 def test_what_cannot_be_an_ensemble_is_refused():
-    one, fat = known([0.0]), known([0.0], contrasts=("fat",))
+    one, fat, slabs = (known(*how).settings for how in (([0.0],), ([0.0],), ([0.0, 0.0, 0.0],)))
+    fat = replace(fat, contrasts=("fat",))
     with pytest.raises(InputError, match="--name b: makes AtoB of fat; a makes AtoB of mr"):
         check_ensemble(["a", "b"], [one, fat], False)
     with pytest.raises(InputError, match=r"--uncertainty: a computes each voxel once.* \(--name A B C\)"):
         check_ensemble(["a"], [one], True)
-    reverse = SimpleNamespace(settings=replace(one.settings, direction="BtoA"))
+    reverse = replace(one, direction="BtoA")
     with pytest.raises(InputError, match="they make MR from CT; expected one model"):
         check_ensemble(["a", "b"], [reverse, reverse], False)
-    check_ensemble(["a"], [known([0.0, 0.0, 0.0])], True)
+    check_ensemble(["a"], [slabs], True)
+    check_ensemble(["a"], [replace(one, mirrored=True)], True)
     check_ensemble(["a", "b"], [one, one], True)
 
 
 def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, caplog, capsys):
-    for number, name in enumerate(("a", "b")):
-        write_model(tmp_path, seed=number, settings=replace(TINY, mirrored=number == 1))
-        (tmp_path / "checkpoints" / NAME).rename(tmp_path / "checkpoints" / name)
+    two_models(tmp_path)
     mr = write_volume(patient_mr(), tmp_path / "p7.nii.gz")
 
     def run(names: list[str], *more) -> int:
@@ -134,7 +138,7 @@ def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, cap
         deviation >= np.abs(singles[0] / 2 - singles[1] / 2) - 0.01
     )  # two models, and what b's mirrorings add
     report = json.loads((tmp_path / "out/a+b/p7.json").read_text())
-    assert report["uncertainty_mean_hu"] == pytest.approx(deviation[deviation > 0].mean(), abs=0.01)
+    assert report["uncertainty_mean_hu"] == pytest.approx(deviation[mr_body_mask(volumes[0])].mean(), abs=0.01)
     assert f"uncertainty: {report['uncertainty_mean_hu']:.1f} HU on average" in caplog.text
     assert run(["b"], "--uncertainty", tmp_path / "b.nii.gz") == 0
     np.testing.assert_array_equal(read_volume(tmp_path / "out/b/p7.nii.gz").array, singles[1])
@@ -145,3 +149,109 @@ def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, cap
             run(names, *more)
     said = capsys.readouterr().err
     assert "a model is named twice" in said and "--uncertainty x.png: expected a file ending in" in said
+
+
+def two_models(root) -> None:
+    """Write the models a and b; b is used mirrored."""
+    for number, name in enumerate(("a", "b")):
+        write_model(root, seed=number, settings=replace(TINY, mirrored=number == 1))
+        (root / "checkpoints" / NAME).rename(root / "checkpoints" / name)
+
+
+def test_a_cohort_gets_what_a_patient_gets(tmp_path, capsys):
+    """Of two models: the mean, its uncertainty and all figures, in the record, in the summary and on the pages."""
+    two_models(tmp_path)
+    mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
+    where = ["--checkpoints_dir", f"{tmp_path}/checkpoints", "--device", "cpu", "--precision", "fp32"]
+
+    def cohort(names: list[str], *more: str) -> dict:
+        arguments = ["--name", *names, *where, "--input_dir", f"{tmp_path}/in", "--results_dir", f"{tmp_path}/cohort"]
+        assert test_pipeline.main([*arguments, *more]) == 0
+        return json.loads((tmp_path / "cohort" / "+".join(names) / "summary.json").read_text())
+
+    single = [
+        *where,
+        "--input",
+        str(mr),
+        "--output",
+        f"{tmp_path}/one.nii.gz",
+        "--uncertainty",
+        f"{tmp_path}/sd.nii.gz",
+    ]
+    assert test_adapt.main(["--name", "a", "b", *single]) == 0
+    report = json.loads((tmp_path / "one.json").read_text())
+    summary = cohort(["a", "b"], "--uncertainty", "--dicom")
+    (record,) = summary["cases"]
+    folder = tmp_path / "cohort/a+b"
+    for name, path in (("one", "p7"), ("sd", "uncertainty/p7")):
+        one, other = read_volume(tmp_path / f"{name}.nii.gz"), read_volume(folder / f"{path}.nii.gz")
+        np.testing.assert_array_equal(one.array, other.array)
+        assert one.array.dtype == other.array.dtype and same_grid(one, other)
+    np.testing.assert_array_equal(read_volume(folder / "dicom/p7").array, read_volume(folder / "p7.nii.gz").array)
+    figures = {name: value for name, value in record["checks"].items() if name != "uncertainty_mean_hu"}
+    assert figures == report["checks"] and {"a: body_dice", "b: mr_median"} <= figures.keys()
+    assert (record["warnings"], record["unchecked"], record["hu"]) == tuple(
+        report[name] for name in ("warnings", "unchecked", "hu")
+    )
+    assert record["checks"]["uncertainty_mean_hu"] == pytest.approx(report["uncertainty_mean_hu"], rel=1e-5)
+    (row,) = csv.DictReader((folder / "summary.csv").open())
+    assert float(row["uncertainty_mean_hu"]) == record["checks"]["uncertainty_mean_hu"]
+    text = f"{report['uncertainty_mean_hu']:.1f}"
+    page = (folder / "index.html").read_text()
+    assert "uncertainty [HU]" in page and f">{text}</td>" in page
+    assert (folder / "pages/p7/data/uncertainty.js").exists() and (tmp_path / "one_page/data/uncertainty.js").exists()
+    # It is up to date, with what is asked for; a lost map is made again, and a case without one is done anew.
+    assert cohort(["a", "b"], "--uncertainty")["cases"][0]["attempt"] == record["attempt"]
+    (folder / "uncertainty/p7.nii.gz").unlink()
+    assert cohort(["a", "b"], "--uncertainty")["cases"][0]["attempt"] != record["attempt"]
+    assert (folder / "uncertainty/p7.nii.gz").exists()
+    # One model that sees each slice four times has an uncertainty, one that sees it once has none.
+    plain, mirrored = cohort(["b"])["cases"][0], cohort(["b"], "--uncertainty")["cases"][0]
+    assert plain["output_sha256"] == mirrored["output_sha256"] and plain["key"] == mirrored["key"]
+    assert "uncertainty_mean_hu" not in plain["checks"] and mirrored["checks"]["uncertainty_mean_hu"] > 0
+    with pytest.raises(InputError, match="--uncertainty: a computes each voxel once"):
+        cohort(["a"], "--uncertainty")
+    assert not (tmp_path / "cohort/a").exists()
+    with pytest.raises(SystemExit):
+        cohort(["a", "a"])
+    assert "a model is named twice" in capsys.readouterr().err
+
+
+def test_what_models_of_an_ensemble_find_stands_once_where_they_agree():
+    first = Findings({"body_dice": 0.9}, ["the same", "a alone"], ["nothing known"])
+    second = Findings({"body_dice": 0.8}, ["the same"], [])
+    joined = join_findings({"a": first, "b": second})
+    assert joined.figures == {"a: body_dice": 0.9, "b: body_dice": 0.8}
+    assert joined.warnings == ["the same", "a: a alone"] and joined.unchecked == ["a: nothing known"]
+    assert join_findings({"a": first}) is first
+
+
+def test_what_one_patient_s_conversion_looks_like_is_checked_and_said(tmp_path, caplog):
+    """As in a cohort: an MR far brighter than the training set's, of a model that was trained on smaller bodies."""
+    training = replace(TRAINING, section_cm2=(5.0, 20.0), gas_share=0.0, mr_high=(1.0, 2.0))
+    write_model(tmp_path, settings=replace(TINY, training=training))
+    mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
+    arguments = adapt(tmp_path, mr, "--precision", "fp32")
+    with caplog.at_level("INFO"):
+        assert test_adapt.main(arguments) == 0
+    report = json.loads((tmp_path / "out" / NAME / "p7.json").read_text())
+    assert any("6 of 6 slices are larger" in text for text in report["warnings"])
+    assert any("another scanner, sequence or scaling" in text for text in report["warnings"])
+    assert {f"warning: {text}" for text in report["warnings"]} <= set(caplog.messages)
+    page = (tmp_path / "out" / NAME / "p7_page/index.html").read_text()
+    assert "6 of 6 slices are larger" in page
+    assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--results_dir", tmp_path / "cohort")) == 0
+    record = json.loads((tmp_path / "cohort" / NAME / "records/p7.json").read_text())
+    for name in ("warnings", "unchecked", "checks", "hu"):
+        assert record[name] == report[name], name
+
+
+def test_a_check_that_fails_does_not_cost_the_volume(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    write_model(tmp_path)
+    monkeypatch.setattr(Check, "_finish", fail)
+    assert test_adapt.main(adapt(tmp_path, write_volume(patient_mr(), tmp_path / "p7.nii.gz"))) == 0
+    report = json.loads((tmp_path / "out" / NAME / "p7.json").read_text())
+    assert report["warnings"] == ["not checked: MemoryError"] and (tmp_path / "out" / NAME / "p7.nii.gz").exists()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import test_adapt
+from cohort.checks import Check
 from data.errors import InputError
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
@@ -307,6 +308,37 @@ def test_a_case_without_truth_has_mr_and_ct_only(browser, tmp_path):
         assert page.locator(".view").count() == 6 and page.locator("#spread").count() == 0
 
 
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_an_uncertainty_is_a_layer_with_colours_and_a_bar(browser, tmp_path, with_truth):
+    mr, ct, reference = patient()
+    deviation = np.zeros(ct.array.shape, np.float32)
+    deviation[2:-2, 4:-4, 5:-5] = 20
+    deviation[6, 10, 15] = 90  # less than 2 % of the voxels: colours end at 25 HU
+    page_file = write_case_page(
+        tmp_path / "c", "p", mr, ct, reference if with_truth else None, uncertainty=mr.with_array(deviation)
+    )
+    with visit(browser, page_file.as_uri()) as page:
+        ready(page)
+        titles = page.locator("#plane-axial figcaption").all_inner_texts()
+        difference = ["true CT", "synthetic CT \N{MINUS SIGN} true CT"] if with_truth else []
+        assert titles == ["MR", "synthetic CT", *difference, "uncertainty"]
+        colours = page.evaluate("page.uncertainty.colours")
+        assert colours[0] == [0, 0, 3] and sum(colours[255]) > 600  # from black to bright yellow
+        seen = pixels(page, "uncertainty", "axial")
+        assert seen[9, 9].tolist() == colours[round(20 / 25 * 255)] and seen[0, 0].tolist() == colours[0]
+        assert seen[10, 14].tolist() == colours[255]  # x = 15, less one cut off
+        assert (page.inner_text("#uncertainty-low"), page.inner_text("#uncertainty-high")) == ("0 HU", "25 HU")
+        assert page.input_value("#reach") == "25"
+        act(page, lambda: page.select_option("#reach", "100"))
+        assert pixels(page, "uncertainty", "axial")[10, 14].tolist() == colours[round(0.9 * 255)]
+        assert page.inner_text("#uncertainty-high") == "100 HU"
+        gray = shown_gray(300, 40, 400)
+        assert pixels(page, "ct", "axial")[10, 10].tolist() == [gray] * 3  # the CT stays as it is
+        assert re.search(r"uncertainty\s+(20|90)\.0 HU", page.inner_text("#readout"))
+    write_case_page(tmp_path / "c", "p", mr, ct)
+    assert not (tmp_path / "c/data/uncertainty.js").exists()
+
+
 def test_pages_could_not_even_ask_the_network(browser, case_page):
     """The policy in the page refuses it, whatever a script might try."""
     attempt = """() => new Promise((done) => {
@@ -492,10 +524,17 @@ def adapt(folder, monkeypatch, write=None):
     body[4:6, 8:10, 10:20] = 1
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
-    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",))
+    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",), training=None)
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
-    monkeypatch.setattr(test_adapt, "synthesize_volume", lambda *_, **__: ct)
+
+    def made(source, synthesiser, body, *_, look, **__):
+        look(synthesiser, SimpleNamespace(body=body)).finish(ct)
+        return ct
+
+    monkeypatch.setattr(test_adapt, "synthesize_volume", made)
+    for step in ("_begin", "_finish"):
+        monkeypatch.setattr(Check, step, lambda *_: None)
     if write:
         monkeypatch.setattr(test_adapt, "write_case_page", write)
     inputs = ["--input", str(folder / "mr.nii.gz"), "--mask", str(folder / "mask.nii.gz")]

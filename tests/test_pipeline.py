@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import test_pipeline
-from cohort import conversion, pipeline, summary
+from cohort import conversion, making, pipeline, summary
 from cohort.results import Results
 from data.errors import InputError
 from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
@@ -196,14 +196,14 @@ def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
 
 
 def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
-    restore = conversion.restore_volume
+    restore = making.restore_volume
 
     def sometimes(translated, plan):
         if np.count_nonzero(plan.body[0]) > 2000:
             raise ZeroDivisionError("our own bug")
         return restore(translated, plan)
 
-    monkeypatch.setattr(conversion, "restore_volume", sometimes)
+    monkeypatch.setattr(making, "restore_volume", sometimes)
     write_volume(patient_mr(56.0), site / "in/p1/mr.nii.gz")
     code, cases = run(site)
     assert code == 1
@@ -217,7 +217,7 @@ def test_errors_of_every_stage_are_isolated(site, monkeypatch, stage):
     def fail(*args, **kwargs):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(conversion, stage, fail)
+    monkeypatch.setattr(making if stage == "prepare_volume" else conversion, stage, fail)
     code, cases = run(site)
     if stage == "write_case_page":  # a picture is not worth a patient
         assert code == 0 and all("no picture: no luck" in case["warnings"] for case in cases.values())
@@ -453,10 +453,11 @@ def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
 
 OPTIONS_OF_BOTH = (
     "name checkpoints_dir epoch device precision results_dir batch_size direction spacing_mm "
-    "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite"
+    "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite "
+    "uncertainty fusion"
 ).split()
 OPTIONS = {
-    test_options: "input series_uid mask reference resample_reference output uncertainty fusion no_mirrored "
+    test_options: "input series_uid mask reference resample_reference output no_mirrored "
     "volume_only no_solid_body patient_name patient_id".split(),
     pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
 }

@@ -103,7 +103,7 @@ def test_synthrad_folders(section, suffix, patients, tmp_path, monkeypatch, caps
     opt = pipeline_options.parse(arguments(section, "python test_pipeline.py"))
     cohort = find_cohort(opt.input_dir, opt.pattern)
     assert [case.name for case in cohort.cases] == ["1XY000__mr", "1XY009__mr"]
-    convert(cohort.cases, opt.results_dir / opt.name)
+    convert(cohort.cases, opt.results_dir / "+".join(opt.name))
     check_scores(section, capsys)
 
 
@@ -129,7 +129,7 @@ def test_bic_mac_folders(prefix, patients, tmp_path, monkeypatch, capsys):
     cohort = read_list(opt.list)
     assert [(case.name, case.problem) for case in cohort.cases] == [("sub-000", None), ("sub-009", None)]
     assert all(case.path.name.endswith("DIXONbodyIN_T1w.nii.gz") and case.reference.exists() for case in cohort.cases)
-    convert(cohort.cases, opt.results_dir / opt.name)
+    convert(cohort.cases, opt.results_dir / "+".join(opt.name))
     check_scores("BIC-MAC", capsys)
     words = arguments("BIC-MAC", "python -m scripts.prepare_dataset")
     wider = [word.replace("*DIXONbodyIN_T1w", "*IN*_T1w") for word in words]

@@ -430,7 +430,7 @@ def test_dropout_of_a_models_record_counts(tmp_path, model, capsys):
 )
 def test_published_test_lines_convert(line, model):
     options = pipeline_options.parse([*model, *line.split()])
-    assert (options.name, options.input_dir, options.list) == ("n", Path("datasets/maps"), None)
+    assert (options.name, options.input_dir, options.list) == (["n"], Path("datasets/maps"), None)
     one = test_options.parse([*model, *line.split()])
     assert one.input == [(None, Path("datasets/maps"))]
 

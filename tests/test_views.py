@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,7 +148,7 @@ def test_views_are_fused_by_mean_or_median():
 
 
 def test_a_fusion_of_few_is_refused():
-    one = SimpleNamespace(settings=SETTINGS, model=SimpleNamespace(views=3))
+    one = SETTINGS
     with pytest.raises(InputError, match="--fusion mean: a is one model; name several"):
         check_ensemble(["a"], [one], False, "mean")
     with pytest.raises(InputError, match="--fusion median: of two models, a and b, it is the mean"):

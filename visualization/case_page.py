@@ -13,8 +13,8 @@ from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
-from evaluation.report import COLUMNS
-from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
+from evaluation.report import FIGURES
+from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
 from visualization.figures import DIFFERENCE_COLOURS
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
 from visualization.panels import DIFFERENCE_HU, mr_title, preview
@@ -23,7 +23,7 @@ from visualization.svg_charts import histogram_chart, joint_histogram_chart
 from visualization.windows import CT_WINDOWS, mr_display_range
 
 # Volumes that a page may show; each has its file below data/.
-VOLUME_IDS = ("mr", "ct", "reference")
+VOLUME_IDS = ("mr", "ct", "reference", "uncertainty")
 PREVIEW_NAME = "preview.png"
 _WINDOW_BUTTONS = {
     "Soft tissue": CT_WINDOWS["soft_tissue"],
@@ -32,6 +32,7 @@ _WINDOW_BUTTONS = {
     "Soft tissue and bone": CT_WINDOWS["default"],
     "Everything": CT_WINDOWS["wide"],
 }
+_UNCERTAINTY_COLOURS = "inferno"  # from black on, perceptually uniform
 _SPREADS_HU = (100, 200, 400, 1000)
 _HU_EDGES = np.arange(-1024.0, 1577.0, 25.0)  # of the histograms; the outermost bins also hold what lies beyond
 _OBLIQUE_DEG = 1.0
@@ -50,6 +51,7 @@ def write_case_page(
     details: Mapping[str, object] | None = None,
     cohort_page: Path | None = None,
     contrast: str | None = None,
+    uncertainty: Volume | None = None,
 ) -> Path:
     """Write the results page of a case into `folder`: `index.html`, `preview.png` and the volumes in `data`.
 
@@ -59,12 +61,13 @@ def write_case_page(
         mr: the MR.
         ct: CT in HU on the MR's grid.
         reference: the true CT in HU on the MR's grid; the difference is `ct` less this.
-        scores: by the keys of `evaluation.report.COLUMNS`; others are shown by their own names.
+        scores: by the keys of `evaluation.report.FIGURES`; others are shown by their own names.
         synthetic: which of the two, 'CT' or 'MR', was made from the other.
         body: where voxels count in the histograms, bool (z, y, x); computed from the CT if None.
         details: further lines, e.g. input, model, epoch; what is None is left out.
         cohort_page: page of the cohort to lead back to.
         contrast: which one of several the MR is.
+        uncertainty: the standard deviation in HU of the synthetic CT on the MR's grid.
 
     Returns:
         The page.
@@ -78,6 +81,8 @@ def write_case_page(
     ]
     if reference is not None:
         shown.append(ShownVolume.of("reference", "true CT", "CT", reference))
+    if uncertainty is not None:
+        shown.append(ShownVolume.of("uncertainty", "uncertainty", "uncertainty", uncertainty))
     for other in shown[1:]:
         if not same_grid(mr, other.volume):
             raise InputError(
@@ -90,7 +95,7 @@ def write_case_page(
     document = new_document(case, ("base.css", "case.css"))
     with document:
         _add_header(case, cohort_page, folder)
-        _add_viewer(shown, region, reference is not None)
+        _add_viewer(shown, region)
         _add_scores(scores or {})
         _add_histograms(mr, ct, reference, body, shown[1].title)
         with tags.section(aria_label="Details"):
@@ -142,19 +147,30 @@ def _page_data(shown: list[ShownVolume], region: Region) -> dict:
         {"name": plane.name, "axis": plane.axis, "axes": plane.rows_and_columns, "flipped": plane.upside_down}
         for plane in PLANES
     ]
-    difference = None
-    if len(shown) == 3:
-        colours = matplotlib.colormaps[DIFFERENCE_COLOURS](np.arange(256), bytes=True)[:, :3].tolist()
-        title = _difference_title(shown)
-        difference = {"of": "ct", "minus": "reference", "title": title, "spread": DIFFERENCE_HU, "colours": colours}
+    difference = uncertainty = None
+    if title := _difference_title(shown):
+        difference = {"of": "ct", "minus": "reference", "title": title, "spread": DIFFERENCE_HU,
+                      "colours": _colours(DIFFERENCE_COLOURS)}  # fmt: skip
+    if deviation := _shown_as(shown, "uncertainty"):
+        uncertainty = {"reach": deviation.high, "colours": _colours(_UNCERTAINTY_COLOURS)}
     return {
         "shape": region.shape, "affine": region.affine.tolist(), "volumes": volumes, "planes": planes, "hu": HU_STEP,
-        "difference": difference,
+        "difference": difference, "uncertainty": uncertainty,
     }  # fmt: skip
 
 
-def _difference_title(shown: list[ShownVolume]) -> str:
-    return f"{shown[1].title} \N{MINUS SIGN} {shown[2].title}"
+def _colours(name: str) -> list[list[int]]:
+    return matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3].tolist()
+
+
+def _shown_as(shown: list[ShownVolume], identity: str) -> ShownVolume | None:
+    return next((volume for volume in shown if volume.id == identity), None)
+
+
+def _difference_title(shown: list[ShownVolume]) -> str | None:
+    """Return what the difference from a true CT is called; None without one."""
+    reference = _shown_as(shown, "reference")
+    return f"{shown[1].title} \N{MINUS SIGN} {reference.title}" if reference else None
 
 
 def _describe(mr: Volume, region: Region) -> dict[str, object]:
@@ -178,11 +194,13 @@ def _add_header(case: str, cohort_page: Path | None, folder: Path) -> None:
         tags.p("Not for clinical use")
 
 
-def _add_viewer(shown: list[ShownVolume], region: Region, with_difference: bool) -> None:
-    columns = [(volume.id, volume.title) for volume in shown]
-    columns += [("difference", _difference_title(shown))] if with_difference else []
+def _add_viewer(shown: list[ShownVolume], region: Region) -> None:
+    deviation, difference = _shown_as(shown, "uncertainty"), _difference_title(shown)
+    columns = [(volume.id, volume.title) for volume in shown if volume is not deviation]
+    columns += [("difference", difference)] if difference else []
+    columns += [(deviation.id, deviation.title)] if deviation else []
     with tags.section(aria_label="Images"):
-        _add_controls(with_difference)
+        _add_controls(difference is not None, deviation)
         tags.p(id="loading", role="status")
         tags.noscript(tags.p(tags.img(src=PREVIEW_NAME, alt="Three planes through the middle")))
         with tags.div(id="planes", cls="planes", style=f"--columns:{len(columns)};--tall:26rem"):
@@ -191,11 +209,13 @@ def _add_viewer(shown: list[ShownVolume], region: Region, with_difference: bool)
         tags.div(id="readout", aria_live="off")
         with tags.div(cls="scales"):
             _add_scale("ct", "CT")
-            if with_difference:
+            if difference:
                 _add_scale("difference", "Difference")
+            if deviation:
+                _add_scale("uncertainty", "Uncertainty (standard deviation)")
 
 
-def _add_controls(with_difference: bool) -> None:
+def _add_controls(with_difference: bool, deviation: ShownVolume | None) -> None:
     with tags.div(cls="controls"):
         with tags.fieldset():
             tags.legend("CT window")
@@ -211,18 +231,24 @@ def _add_controls(with_difference: bool) -> None:
             tags.span("MR brightness", cls="name")
             tags.input_(type="range", id="bright", min="-1.5", max="1.5", step="0.1", value="0")
         if with_difference:
-            with tags.label():
-                tags.span("difference", cls="name")
-                with tags.select(id="spread"):
-                    for spread in _SPREADS_HU:
-                        chosen = {"selected": "selected"} if spread == DIFFERENCE_HU else {}
-                        tags.option(f"± {spread} HU", value=str(spread), **chosen)
+            _add_choice("spread", "difference", {spread: f"± {spread} HU" for spread in _SPREADS_HU}, DIFFERENCE_HU)
+        if deviation:
+            reaches = {reach: f"0 to {reach} HU" for reach in UNCERTAINTY_REACHES}
+            _add_choice("reach", "uncertainty", reaches, deviation.high)
         with tags.fieldset():
             tags.legend("planes")
             for name in ("all", *(plane.name for plane in PLANES)):
                 pressed = "true" if name == "all" else "false"
                 tags.button(name, type="button", data_planes=name, aria_pressed=pressed)
         tags.label(tags.input_(type="checkbox", id="cross", checked="checked"), " crosshair")
+
+
+def _add_choice(identity: str, title: str, texts: Mapping[int, str], chosen: float) -> None:
+    with tags.label():
+        tags.span(title, cls="name")
+        with tags.select(id=identity):
+            for value, text in texts.items():
+                tags.option(text, value=str(value), **({"selected": "selected"} if value == chosen else {}))
 
 
 def _add_plane(plane: Plane, columns: list[tuple[str, str]], region: Region) -> None:
@@ -266,7 +292,7 @@ def _add_scores(scores: Mapping[str, float]) -> None:
         tags.h2("Scores")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
-            tags.thead(tags.tr(*(tags.th(COLUMNS.get(name, (name,))[0], cls="number") for name, _ in cells)))
+            tags.thead(tags.tr(*(tags.th(FIGURES.get(name, (name,))[0], cls="number") for name, _ in cells)))
             tags.tbody(tags.tr(*(tags.td(text, cls="number") for _, text in cells)))
 
 
@@ -274,7 +300,7 @@ def score_text(name: str, value: float | None) -> str:
     """Return a score with the decimals of its column; '-' where it is undefined."""
     if value is None or np.isnan(value):
         return "-"
-    return f"{value:.{COLUMNS[name][1]}f}" if name in COLUMNS else f"{value:g}"
+    return f"{value:.{FIGURES[name][1]}f}" if name in FIGURES else f"{value:g}"
 
 
 def _add_histograms(mr: Volume, ct: Volume, reference: Volume | None, body: np.ndarray, ct_title: str) -> None:

@@ -1,6 +1,7 @@
 """The volumes of a results page: cut to what there is to see, in patient order, packed for a browser."""
 
 import base64
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,12 @@ from visualization.windows import mr_display_range
 
 HU_STEP = 2
 """CT is stored in steps of this many HU: half as large as single ones, and no eye sees it in any window."""
+UNCERTAINTY_STEP = 0.5
+"""That of an uncertainty, in HU."""
 MR_STEPS = 1000
 """Steps of MR from black to white."""
+UNCERTAINTY_REACHES = (10, 25, 50, 100, 200, 400, 800)
+"""Up to which HU the colours of an uncertainty may reach."""
 MAX_VOXELS = 12_000_000
 """Larger volumes are averaged over neighbours until they have no more."""
 _MARGIN = 4
@@ -24,7 +29,14 @@ _GZIP_EFFORT = 3  # of ISA-L's: a seventh of zlib's time for files 5 % larger
 
 @dataclass(frozen=True)
 class ShownVolume:
-    """One volume of a page: `kind` is 'MR' or 'CT'; stored number times `scale` is the value; `low`, `high`: of MR."""
+    """One volume of a page.
+
+    Attributes:
+        id, title: what it is called in the page's files, and on it.
+        kind: 'MR', 'CT' or 'uncertainty'.
+        scale: stored number times this is the value.
+        low, high: what is black and white, or the ends of the colours; a CT's window is chosen on the page.
+    """
 
     id: str
     title: str
@@ -39,13 +51,24 @@ class ShownVolume:
         """Return how a volume is stored and shown."""
         if kind == "CT":
             return cls(identity, title, kind, volume, HU_STEP, 0.0, 0.0)
+        if kind == "uncertainty":
+            return cls(identity, title, kind, volume, UNCERTAINTY_STEP, 0.0, uncertainty_reach(volume.array))
         low, high = mr_display_range(volume.array)
         return cls(identity, title, kind, volume, max(abs(low), abs(high)) / MR_STEPS, low, high)
 
     @property
     def seen_above(self) -> float:
-        """There is something to see where values are higher."""
+        """There is something to see where values are higher; an uncertainty lies where a CT does."""
+        if self.kind == "uncertainty":
+            return math.inf
         return _SEEN_ABOVE_HU if self.kind == "CT" else self.low + _SEEN_ABOVE_SHARE * (self.high - self.low)
+
+
+def uncertainty_reach(deviation: np.ndarray) -> float:
+    """Return up to which HU colours show an uncertainty: of `UNCERTAINTY_REACHES` the one that holds 98 % of it."""
+    given = deviation[deviation > 0]
+    most = float(np.quantile(given, 0.98)) if given.size else 0.0
+    return float(next((reach for reach in UNCERTAINTY_REACHES if reach >= most), UNCERTAINTY_REACHES[-1]))
 
 
 @dataclass(frozen=True)

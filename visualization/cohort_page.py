@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dominate import tags
 
-from evaluation.report import COLUMNS, summarise
+from evaluation.report import FIGURES, summarise
 from visualization.case_page import PREVIEW_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
 from visualization.svg_charts import box_chart
@@ -20,7 +20,7 @@ class CohortRow:
 
     Attributes:
         case: its name, shown as it is.
-        scores: by the keys of `evaluation.report.COLUMNS`; empty where there is none.
+        scores: by the keys of `evaluation.report.FIGURES`; empty where there is none.
         page: its results page (`write_case_page`), or None.
         note: a remark, e.g. why it failed.
         failed: whether there is no result.
@@ -50,7 +50,7 @@ def write_cohort_page(
     Raises:
         InputError: the folder cannot be written.
     """
-    names = [name for name in COLUMNS if any(_is_defined(row, name) for row in rows)]
+    names = [name for name in FIGURES if any(_is_defined(row, name) for row in rows)]
     failed = sum(row.failed for row in rows)
     document = new_document(title, ("base.css", "cohort.css"))
     with document:
@@ -81,11 +81,11 @@ def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
             for name in names:
                 usable = [row for row in rows if _is_defined(row, name)]
                 with tags.figure():
-                    tags.figcaption(tags.b(COLUMNS[name][0]), f", {len(usable)} cases")
+                    tags.figcaption(tags.b(FIGURES[name][0]), f", {len(usable)} cases")
                     links = [link_to(row.page, folder) if row.page else None for row in usable]
                     box_chart(
                         [row.scores[name] for row in usable], [row.case for row in usable],
-                        links, f"Box plot of {COLUMNS[name][0]}",
+                        links, f"Box plot of {FIGURES[name][0]}",
                     )  # fmt: skip
         tags.p(
             "Box: quartiles and median; whiskers: the last case within 1.5 box lengths; points: cases, which lead to "
@@ -107,7 +107,7 @@ def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
                     tags.th(tags.span(""), scope="col")
                 _heading("case", "")
                 for name in names:
-                    _heading(COLUMNS[name][0], "number")
+                    _heading(FIGURES[name][0], "number")
                 if with_notes:
                     _heading("note", "")
             with tags.tbody():
@@ -139,8 +139,8 @@ def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, w
 
 
 def _add_summary(rows: Sequence[CohortRow], names: list[str], with_pages: bool, with_notes: bool) -> None:
-    scored = [{name: math.nan for name in COLUMNS} | dict(row.scores) for row in rows if row.scores]
-    summary = summarise(scored)
+    scored = [{name: math.nan for name in FIGURES} | dict(row.scores) for row in rows if row.scores]
+    summary = summarise(scored, FIGURES)
     with tags.tfoot():
         for title, key in (("mean", "mean"), ("standard deviation", "std"), ("cases", "n")):
             with tags.tr():

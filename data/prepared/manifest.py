@@ -59,6 +59,8 @@ class Case:
             `data.values.mr_scale.correct_bias`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
             (`data.prepared.training_statistics.slice_spread`). None in data sets of earlier versions.
+        section_cm2, gas_share: CT only: `data.prepared.training_statistics.section_figures`; None in data sets of
+            earlier versions.
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
@@ -89,6 +91,8 @@ class Case:
     mr_median: float | None = None
     hu_histogram: tuple[int, ...] | None = None
     hu_slice_spread: tuple[float, float] | None = None
+    section_cm2: tuple[float, float] | None = None
+    gas_share: float | None = None
     method: int = 0
     fat_level: float | None = None
     fat_problem: str | None = None
@@ -231,6 +235,8 @@ def case_problems(case: Case) -> list[str]:
         "mr_median": case.mr_median is None or _is_number(case.mr_median),
         "hu_histogram": case.hu_histogram is None or _is_counts(case.hu_histogram),
         "hu_slice_spread": case.hu_slice_spread is None or _is_pair(case.hu_slice_spread),
+        "section_cm2": case.section_cm2 is None or _is_pair(case.section_cm2),
+        "gas_share": _is_number(case.gas_share) if case.section_cm2 else case.gas_share is None,
         "labels": _is_count(case.labels) and case.labels > 0,
         "method": _is_count(case.method),
         "contrast": case.contrast is None or (is_name(case.contrast) and case.domain == "A"),

@@ -35,7 +35,7 @@ from data.prepared.manifest import (
 )
 from data.prepared.pixel_spacing import choose_spacing
 from data.prepared.sources import Source
-from data.prepared.training_statistics import MIN_BODY_SHARE, slice_spread
+from data.prepared.training_statistics import MIN_BODY_SHARE, section_figures, slice_spread
 from data.prepared.volume_jobs import Failure, run_jobs
 from data.values.intensity import AIR_HU
 from data.volumes.slice_frame import SliceFrame
@@ -308,7 +308,7 @@ class _SliceWriter:
         case = _analysed(job)
         made_for = (case.frame.get("size"), case.frame.get("spacing_mm"), case.frame.get("slice_mm"))
         files = [job.root / file for file in (*case.image_files, case.mask_file)]
-        recorded = case.domain == "A" or case.hu_histogram is not None
+        recorded = case.domain == "A" or None not in (case.hu_histogram, case.section_cm2)
         return recorded and made_for == (self.size, self.spacing_mm, self.slice_mm) and all(f.exists() for f in files)
 
     def __call__(self, job: Job) -> Case:
@@ -326,10 +326,11 @@ class _SliceWriter:
         frame = SliceFrame.of(volume, self.size, self.spacing_mm, self.slice_mm, self.view)
         labels = _labels(_supplied_mask(job), body)
         masks = frame.prepare_labels(volume.with_array(labels))
-        histogram = spread = None
+        histogram = spread = section = gas = None
         if case.domain == "B":
             slices = _ct_slices(volume, body, frame)
             histogram, spread = slice_spread(slices, masks)
+            section, gas = section_figures(slices, masks, self.spacing_mm)
             _save_array(job.root / case.image_file, slices)
         else:
             for file, contrast in zip(case.image_files, volumes, strict=True):
@@ -344,6 +345,8 @@ class _SliceWriter:
             frame=frame.to_dict(),
             hu_histogram=None if histogram is None else tuple(histogram.tolist()),
             hu_slice_spread=spread,
+            section_cm2=section,
+            gas_share=gas,
         )
         write_json(_record_path(job), case.to_dict())
         return case

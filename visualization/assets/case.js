@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 const [DEPTH, ROWS, COLUMNS] = page.shape; // along S, P and L: patient order
 const STRIDES = [ROWS * COLUMNS, COLUMNS, 1];
 const volumes = {};
-const state = { at: page.shape.map((n) => n >> 1), level: 40, width: 400, spread: page.difference ? page.difference.spread : 0, bright: 1 };
+const state = { at: page.shape.map((n) => n >> 1), level: 40, width: 400, spread: page.difference ? page.difference.spread : 0, reach: page.uncertainty ? page.uncertainty.reach : 0, bright: 1 };
 
 let arrived;
 function volume(id, text) { arrived = { id, text }; }
@@ -32,24 +32,32 @@ function loadScript(source) {
 
 // ---------------------------------------------------------------- drawing
 
-// Gray of every 16-bit number under the present window, as a table.
-function grayTable(info) {
-  const table = new Uint32Array(65536);
-  const [low, high] = info.kind === "CT" ? [state.level - state.width / 2, state.level + state.width / 2] : [info.low, info.low + (info.high - info.low) / state.bright];
-  for (let k = -32768; k < 32768; k++) {
-    const gray = Math.max(0, Math.min(255, Math.round(((k * info.scale - low) / (high - low)) * 255)));
-    table[k & 65535] = (255 << 24) | (gray << 16) | (gray << 8) | gray;
-  }
+const packed = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+const grays = Array.from({ length: 256 }, (_, k) => packed([k, k, k]));
+const heat = (page.uncertainty ? page.uncertainty.colours : []).map(packed);
+
+// What is black and what is white, or the ends of the colours, of a volume at present.
+function rangeOf(info) {
+  if (info.kind === "CT") return [state.level - state.width / 2, state.level + state.width / 2];
+  if (info.kind === "uncertainty") return [0, state.reach];
+  return [info.low, info.low + (info.high - info.low) / state.bright];
+}
+
+// Colour of every 16-bit number under the present window, as a table.
+function colourTable(info) {
+  const table = new Uint32Array(65536), [low, high] = rangeOf(info), scale = info.kind === "uncertainty" ? heat : grays;
+  for (let k = -32768; k < 32768; k++)
+    table[k & 65535] = scale[Math.max(0, Math.min(255, Math.round(((k * info.scale - low) / (high - low)) * 255)))];
   return table;
 }
 
 let tables = {};
 function makeTables() {
   tables = {};
-  for (const info of page.volumes) tables[info.id] = grayTable(info);
+  for (const info of page.volumes) tables[info.id] = colourTable(info);
 }
 
-const colours = (page.difference ? page.difference.colours : []).map(([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
+const colours = (page.difference ? page.difference.colours : []).map(packed);
 const colourOf = (hu) => colours[Math.max(0, Math.min(255, Math.round(((hu / state.spread + 1) / 2) * 255)))];
 
 function drawView(view) {
@@ -83,7 +91,8 @@ function drawReadout() {
   const parts = [["Position", `${side(l, "L", "R")}, ${side(p, "P", "A")}, ${side(s, "H", "F")} mm`]];
   for (const info of page.volumes) {
     const value = volumes[info.id][k] * info.scale;
-    parts.push([info.title, info.kind === "CT" ? `${Math.round(value)} HU` : Number(value.toPrecision(3)).toString()]);
+    const texts = { CT: `${Math.round(value)} HU`, uncertainty: `${value.toFixed(1)} HU`, MR: Number(value.toPrecision(3)).toString() };
+    parts.push([info.title, texts[info.kind]]);
   }
   if (page.difference) parts.push([page.difference.title, `${(volumes[page.difference.of][k] - volumes[page.difference.minus][k]) * page.hu} HU`]);
   byId("readout").replaceChildren(...parts.map(([name, value]) => {
@@ -98,9 +107,14 @@ function drawScales() {
   const low = state.level - state.width / 2, high = state.level + state.width / 2;
   paintScale("ct-scale", (k) => [k, k, k]);
   byId("ct-low").textContent = `${low} HU`; byId("ct-high").textContent = `${high} HU`;
-  if (!page.difference) return;
-  paintScale("difference-scale", (k) => page.difference.colours[k]);
-  byId("difference-low").textContent = `−${state.spread} HU`; byId("difference-high").textContent = `+${state.spread} HU`;
+  if (page.difference) {
+    paintScale("difference-scale", (k) => page.difference.colours[k]);
+    byId("difference-low").textContent = `−${state.spread} HU`; byId("difference-high").textContent = `+${state.spread} HU`;
+  }
+  if (page.uncertainty) {
+    paintScale("uncertainty-scale", (k) => page.uncertainty.colours[k]);
+    byId("uncertainty-low").textContent = "0 HU"; byId("uncertainty-high").textContent = `${state.reach} HU`;
+  }
 }
 
 function paintScale(id, colour) {
@@ -194,6 +208,7 @@ for (const button of planeButtons)
 byId("bright").addEventListener("input", (event) => { state.bright = 2 ** Number(event.target.value); makeTables(); draw(); });
 byId("cross").addEventListener("change", (event) => byId("planes").classList.toggle("no-cross", !event.target.checked));
 if (page.difference) byId("spread").addEventListener("change", (event) => { state.spread = Number(event.target.value); draw(); });
+if (page.uncertainty) byId("reach").addEventListener("change", (event) => { state.reach = Number(event.target.value); makeTables(); draw(); });
 for (const plane of page.planes)
   sliderOf(plane).addEventListener("input", (event) => moveTo(plane.axis, Number(event.target.value)));
 

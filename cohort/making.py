@@ -1,0 +1,106 @@
+"""What the models of a run make of one volume, step by step, and what is found when that is checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cohort.checks import Check, Findings, join_findings
+from data.volumes.slice_frame import RestoredVolume
+from data.volumes.volume import Volume
+from models.ensemble import Fusion, stream_with_variance
+from models.inference_settings import InferenceSettings
+from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
+
+
+class Made(NamedTuple):
+    """What is made of a volume: a synthetic one, its uncertainty where asked for, the source's body, and findings."""
+
+    synthetic: Volume
+    deviation: Volume | None
+    body: np.ndarray
+    findings: Findings
+
+
+class Part(NamedTuple):
+    """One model's part of a volume on its way: slices that go through the network, and the plan for what comes out."""
+
+    slices: np.ndarray
+    plan: VolumePlan
+
+
+class Output(NamedTuple):
+    """What one model's network gave, (M, size, size) in [-1, 1], its variance if asked for, and the plan for both."""
+
+    translated: np.ndarray
+    variance: RestoredVolume | None
+    plan: VolumePlan
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run, by name.
+
+    Attributes:
+        synthesisers: the models.
+        fusion: how the CT of several become one; None: by their mean.
+        uncertainty: whether the standard deviation is wanted.
+        batch_size: slices in one pass, or None.
+    """
+
+    synthesisers: dict[str, Synthesiser]
+    fusion: str | None
+    uncertainty: bool
+    batch_size: int | None
+
+    @property
+    def first(self) -> Synthesiser:
+        """The first one: all take and make the same."""
+        return next(iter(self.synthesisers.values()))
+
+    @property
+    def settings(self) -> InferenceSettings:
+        """Settings of the first one."""
+        return self.first.settings
+
+    def prepare(self, source: Volume, body: np.ndarray | None, further: Sequence[Volume]) -> list[Part]:
+        """Return what goes through each network; the body is found once. Errors as in `prepare_volume`."""
+        parts = []
+        for one in self.synthesisers.values():
+            slices, plan = prepare_volume(source, one.settings, body, further)
+            # All of them here, beside the device, which need not wait for any.
+            parts.append(Part(np.asarray(slices), plan))
+            body = plan.body
+        return parts
+
+    def translate(self, parts: list[Part]) -> list[Output]:
+        """Send a volume through the networks, on the device; what has gone through is taken out of `parts`."""
+        outputs = []
+        for one in self.synthesisers.values():
+            slices, plan = parts.pop(0)
+            if self.uncertainty:
+                translated, variance = stream_with_variance(one, slices, plan, self.batch_size)
+                outputs.append(Output(np.stack(list(translated)), variance, plan))
+            else:
+                outputs.append(Output(one.model.translate(slices, self.batch_size), None, plan))
+        return outputs
+
+    def restore(self, outputs: Sequence[Output]) -> tuple[list[Volume], Findings]:
+        """Return the volume that each model makes, and what is found when it is held against its training."""
+        volumes, findings = [], {}
+        for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
+            check = Check(output.plan, model.settings.training)
+            volumes.append(restore_volume(output.translated, output.plan, check))
+            findings[name] = check.findings
+        return volumes, join_findings(findings)
+
+    def fuse(self, outputs: Sequence[Output], volumes: Sequence[Volume]) -> tuple[Volume, Volume | None]:
+        """Return what the models make together, and its standard deviation where that is wanted."""
+        if len(volumes) == 1 and not self.uncertainty:
+            return volumes[0], None
+        together = Fusion(volumes[0], self.fusion)
+        for output, volume in zip(outputs, volumes, strict=True):
+            together.add(volume, output.variance)
+        synthetic, deviation = together.result()
+        return synthetic, deviation if self.uncertainty else None
