@@ -19,7 +19,7 @@ from options import pipeline_options, test_options, train_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "checkpoints").rglob("*.md"))]
-FIRST_WORD = r"(\.venv/bin/)?python|bash|torchrun|sbatch|git|pip-audit|for|echo|options=|\[?[A-Z_]+="
+FIRST_WORD = r"(\.venv/bin/)?python|bash|torchrun|sbatch|git|docker|pip-audit|for|echo|options=|\[?[A-Z_]+="
 # Programs that only note how they were called.
 NOTED = ("python", "torchrun", "sbatch", "ruff", "mypy")
 _NOTE = """#!/bin/bash

@@ -15,7 +15,7 @@ from tests.documented import PAGES, ROOT
 
 # What is not ours: blocks that show files or code, and programs of others.
 NOT_SHELL = re.compile(r"volume on disk|datasets/NAME/\n|checkpoints/NAME/\n|loss = |\w+: |RGB|error: ")
-NOT_OURS = re.compile(r"git |pip-audit |python -m visdom\.server ")
+NOT_OURS = re.compile(r"git |docker |pip-audit |python -m visdom\.server ")
 # tests/test_extending.py applies the page's patches and uses these options.
 OF_A_PATCH = ("--lambda_tv", "--netG plain", "--model denoising")
 

@@ -198,10 +198,10 @@ def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
 def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
     restore = making.restore_volume
 
-    def sometimes(translated, plan):
+    def sometimes(translated, plan, watch):
         if np.count_nonzero(plan.body[0]) > 2000:
             raise ZeroDivisionError("our own bug")
-        return restore(translated, plan)
+        return restore(translated, plan, watch)
 
     monkeypatch.setattr(making, "restore_volume", sometimes)
     write_volume(patient_mr(56.0), site / "in/p1/mr.nii.gz")
