@@ -215,10 +215,11 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
         synthetic = synthesize_volume(patient.source, synthesisers[0], *arguments, bar=True, look=look)
     else:
         synthetic, deviation = synthesize_ensemble(
-            patient.source, synthesisers, *arguments, opt.fusion, bar=True, look=look
-        )
+            patient.source, synthesisers, *arguments, opt.fusion, bar=True, look=look,
+            uncertainty=opt.uncertainty is not None,
+        )  # fmt: skip
     findings = join_findings({name: check.findings for name, check in zip(opt.name, checks, strict=True)})
-    return Made(synthetic, deviation if opt.uncertainty else None, checks[0].body, findings)
+    return Made(synthetic, deviation, checks[0].body, findings)
 
 
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
@@ -381,9 +382,9 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
     # A name that is none is that of no target. Without a report there is no account of what was made.
-    own = None if results.alone else [results.main.parent / name for name in made]
+    own = None if results.alone else [results.main.parent.absolute() / name for name in made]
     for option, targets in results.targets.items():
-        check_free(targets, option, inputs, own, opt.overwrite)
+        check_free([target.absolute() for target in targets], option, inputs, own, opt.overwrite)
     if results.folder:
         check_folder(results.folder)
 

@@ -196,7 +196,7 @@ class SynthesisProblem:
         settings = write_random_model(self.folder, opt.netG, opt.ngf, opt.size, FIELD_MM / opt.size)
         self.settings: InferenceSettings = replace(settings, mirrored=True)
         grid = PhantomSettings(opt.size, SLICES, FIELD_MM / opt.size, min(100.0, HEIGHT_MM / SLICES))
-        self.slices, _ = prepare_volume(make_patient(1, 0, "mr", grid).mr, self.settings)
+        self.slices = np.asarray(prepare_volume(make_patient(1, 0, "mr", grid).mr, self.settings)[0])
 
     @property
     def weights(self) -> Path:

@@ -3,6 +3,7 @@
 The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from data.values.intensity import mr_percentiles
 from data.volumes.volume import Volume
 from evaluation.metrics import BONE_ABOVE_HU, dice
 from models.synthesis import SPACING_FACTOR, VolumePlan
+
+log = logging.getLogger(__name__)
 
 # Dice of the bodies of MR and synthetic CT: that of two discs whose radii differ by a tenth.
 MIN_BODY_DICE = 0.9
@@ -52,7 +55,7 @@ NO_SECTIONS = (
     "body region against the training set: not in the model's inference.json, which was written by an earlier version; "
     "python -m scripts.export_model --dataroot adds it"
 )
-WHICH_MODEL = "docs/which_model.md: `recommended` is for limbs, `wholebody` for trunks"
+WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
 OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that could be checked"
 
 
@@ -77,37 +80,37 @@ class Check:
         self.plan, self.training, self.body = plan, training, plan.body
         self.findings = Findings()
         self._distances: list[float] = []
-        self._at_ends, self._counted, self._seen = [0, 0], 0, 0
-        self._broken = False
-        self._do(self._begin)
+        self._sections: list[tuple[float, float]] = []
+        self._at_ends, self._counted = [0, 0], 0
+        self._looks = plan.to_ct and self._do(self._begin)
 
     def add(self, translated: np.ndarray) -> None:
         """Look at the next slice that comes from the network, (size, size) in [-1, 1]."""
-        if self.plan.to_ct:
-            self._do(lambda: self._add(self.plan.target_map.to_physical(translated)))
+        self._looks = self._looks and self._do(lambda: self._add(self.plan.target_map.to_physical(translated)))
 
     def finish(self, volume: Volume) -> None:
         """Look at the volume that the slices became, in HU, before air in it is filled: see `findings`."""
         self._do(lambda: self._finish(volume))
 
-    def _do(self, act: Callable[[], None]) -> None:
-        if self._broken:
-            return
+    def _do(self, act: Callable[[], None]) -> bool:
         try:
             act()
         except Exception as error:
-            self._broken = True
-            self.findings = Findings(warnings=[f"not checked: {str(error) or type(error).__name__}"])
+            log.debug("a check", exc_info=True)
+            self.findings.warnings.append(f"not checked: {str(error) or type(error).__name__}")
+            return False
+        return True
 
     def _begin(self) -> None:
-        if not self.plan.to_ct:
-            return
-        body = self.plan.source.with_array(self.plan.body.astype(np.uint8))
-        self._masks = self.plan.frame.prepare_labels(body)[self.plan.with_body]
+        frame, source = self.plan.frame, self.plan.source
+        self._used = iter(self.plan.used)
+        self._masks, self._mr = frame.labels_of(source.with_array(self.plan.body)), frame.labels_of(source)
+        self._mr_ends = low, high = mr_percentiles(source.array, self.plan.body)
+        self._dark_below = low + DARK_BELOW * (high - low)
 
     def _add(self, hu: np.ndarray) -> None:
-        mask = self._masks[self._seen]
-        self._seen += 1
+        index = next(self._used)
+        mask = self._masks[index]
         # Without the outermost pixel: there, MR and CT may differ in what is body and what is air.
         inner = hu[ndimage.binary_erosion(mask, ndimage.generate_binary_structure(2, 1))]
         self._counted += inner.size
@@ -116,23 +119,26 @@ class Check:
         if self.training is not None:
             reference, window = self.training.hu_histogram, self.plan.target_map.range
             self._distances += slice_distances(hu[None], mask[None], reference, window).tolist()
+        dark = mask & (self._mr[index] < self._dark_below)
+        self._sections += zip(*cross_sections(mask[None], dark[None], self.plan.frame.spacing_mm), strict=True)
 
     def _finish(self, volume: Volume) -> None:
         findings, plan, training = self.findings, self.plan, self.training
-        _check_width(findings, plan)
+        self._do(lambda: _check_width(findings, plan))
         if not plan.to_ct:
             findings.unchecked.append(OF_CT_ALONE)
-            _check_spacing(findings, plan, training)
-            return
-        _check_body(findings, plan, volume)
-        _check_window(findings, self._at_ends, self._counted, plan.target_map.range)
-        if training is None:
-            findings.unchecked.append(NO_STATISTICS)
         else:
-            _check_histograms(findings, np.array(self._distances), training)
-        dark_below = _check_mr(findings, plan, training)
-        _check_region(findings, plan, dark_below, training)
-        _check_spacing(findings, plan, training)
+            self._do(lambda: _check_body(findings, plan, volume))
+        if self._looks:
+            self._do(lambda: _check_window(findings, self._at_ends, self._counted, plan.target_map.range))
+            if training is None:
+                findings.unchecked.append(NO_STATISTICS)
+            else:
+                self._do(lambda: _check_histograms(findings, np.array(self._distances), training))
+            self._do(lambda: _check_mr(findings, plan, self._mr_ends, training))
+            areas, dark = np.array(self._sections).reshape(-1, 2).T
+            self._do(lambda: _check_region(findings, areas, dark, training))
+        self._do(lambda: _check_spacing(findings, plan, training))
 
 
 def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
@@ -202,10 +208,10 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         )
 
 
-def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics | None) -> float:
-    """Check the MR's intensities in the body; return below which it is dark."""
+def _check_mr(findings: Findings, plan: VolumePlan, ends: Range, training: TrainingStatistics | None) -> None:
+    """Check the MR's intensities in the body, between whose percentiles `ends` most of them lie."""
     values = plan.source.array[plan.body]
-    low, high = mr_percentiles(plan.source.array, plan.body)
+    low, high = ends
     median = relative_median(float(np.median(values)), (low, high))
     window = plan.source_map.range
     clipped = np.count_nonzero((values < window[0]) | (values > window[1])) / values.size
@@ -215,9 +221,8 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
             f"{100 * clipped:.1f} % of the body's MR intensities lie outside the model's window of "
             f"{window[0]:g} to {window[1]:g}"
         )
-    dark_below = low + DARK_BELOW * (high - low)
     if training is None:
-        return dark_below
+        return
     reach = training.mr_high
     if not plan.own_scale and not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:
         findings.warnings.append(
@@ -229,15 +234,10 @@ def _check_mr(findings: Findings, plan: VolumePlan, training: TrainingStatistics
             f"MR contrast unlike the training set's: the median lies at {median:.2f} of the range in the body, in "
             f"training at {_range(training.mr_median)}: another sequence?"
         )
-    return dark_below
 
 
-def _check_region(findings: Findings, plan: VolumePlan, dark_below: float, training: TrainingStatistics | None) -> None:
-    """Check whether the model was trained on bodies as large as this one's slices, and as full of air."""
-    kinds = plan.body.astype(np.uint8)
-    kinds[plan.body & (plan.source.array < dark_below)] = 2
-    kinds = plan.frame.prepare_labels(plan.source.with_array(kinds))[plan.with_body]
-    areas, dark = cross_sections(kinds, kinds == 2, plan.frame.spacing_mm)
+def _check_region(findings: Findings, areas: np.ndarray, dark: np.ndarray, training: TrainingStatistics | None) -> None:
+    """Check whether the model was trained on bodies as large as these slices', in cm2, and as full of air."""
     if not areas.size:
         findings.unchecked.append("body region: no slice with enough body")
         return

@@ -76,12 +76,14 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
     images = ImageFolderSlices(folder, folder, with_masks=False)
     name = called(opt.name, [generator])
     out = opt.results_dir / name / f"test_{opt.epoch}"
-    todo, page = _plan(images, out, opt)
+    todo, page, known = _plan(images, out, opt)
     log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
     model = TestModel(generator.settings, generator.weights, device, opt.precision)
-    made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)] + [page.name]
+    made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)]
+    made += [page.name] if known or not opt.no_html else []
     write_json(out / RECORD_NAME, {"input": str(folder.resolve()), "made": made})  # first: what is killed is its own
-    page.unlink(missing_ok=True)  # of an earlier run: it would show the new images under the old numbers
+    if known or not opt.no_html:  # of an earlier run: it would show the new images under the old numbers
+        page.unlink(missing_ok=True)
     with ThreadPoolExecutor(opt.num_threads or 1) as threads:
         for some in batched(todo, _TOGETHER):
             _convert(images, some, model, generator.settings.size, opt.batch_size, threads)
@@ -126,8 +128,8 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
     return (mr, ct) if settings.direction == "AtoB" else (ct, (settings.mr_units or settings.ct).range)
 
 
-def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[Conversion], Path]:
-    """Return what is to do, of at most `--num_test` images, and where the page goes.
+def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[Conversion], Path, bool]:
+    """Return what is to do, of at most `--num_test` images, where the page goes, and whether an earlier run made one.
 
     Raises:
         InputError: this would replace what this command did not make.
@@ -145,9 +147,9 @@ def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[li
     except (InputError, KeyError, TypeError):
         own = []
     page = out / "index.html"
-    targets = [path for one in todo for path in (one.real, one.fake)] + [page]
+    targets = [path for one in todo for path in (one.real, one.fake)] + ([] if opt.no_html else [page])
     check_free(targets, "--results_dir", images.files, own, opt.overwrite)
-    return todo, page
+    return todo, page, page in own
 
 
 def _convert(

@@ -81,7 +81,10 @@ class Models:
             slices, plan = parts.pop(0)
             if self.uncertainty:
                 translated, variance = stream_with_variance(one, slices, plan, self.batch_size)
-                outputs.append(Output(np.stack(list(translated)), variance, plan))
+                filled = np.empty((len(slices), *slices.shape[-2:]), np.float32)
+                for number, one_slice in enumerate(translated):
+                    filled[number] = one_slice
+                outputs.append(Output(filled, variance, plan))
             else:
                 outputs.append(Output(one.model.translate(slices, self.batch_size), None, plan))
         return outputs
@@ -99,8 +102,7 @@ class Models:
         """Return what the models make together, and its standard deviation where that is wanted."""
         if len(volumes) == 1 and not self.uncertainty:
             return volumes[0], None
-        together = Fusion(volumes[0], self.fusion)
+        together = Fusion(volumes[0], self.fusion, self.uncertainty)
         for output, volume in zip(outputs, volumes, strict=True):
             together.add(volume, output.variance)
-        synthetic, deviation = together.result()
-        return synthetic, deviation if self.uncertainty else None
+        return together.result()

@@ -28,7 +28,7 @@ from models.model_settings import ModelChoice
 VARIABLE = "CONVERT_OPTIONS"
 # Whole-body Dixon MR, in phase, as the BIC-MAC challenge calls it.
 PATTERN = "*DIXONbodyIN_T1w.nii.gz"
-# What this command says to test_adapt.py itself.
+# Options of test_adapt.py that this command sets.
 OWN_OPTIONS = ("--input", "--output", "--results_dir", "--volume_only")
 # So many of a folder's files are named in a message.
 MOST_NAMED = 20
@@ -64,9 +64,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     add("--with_page", action="store_true", help="write picture, page and report beside the CT")
     opt, others = parser.parse_known_args(words_of(arguments))
     if taken := [word for word in others if word.partition("=")[0] in OWN_OPTIONS]:
-        parser.error(f"{taken[0]}: say --pattern, --output_dir, --output_name and --with_page instead")
-    if Path(opt.output_name).name != opt.output_name:
-        parser.error(f"--output_name {opt.output_name}: expected the name of a file; its folder is --output_dir")
+        raise InputError(f"{taken[0]}: say --pattern, --output_dir, --output_name and --with_page instead")
+    if Path(opt.output_name).name != opt.output_name or opt.output_name == "..":
+        raise InputError(f"--output_name {opt.output_name}: expected the name of a file; its folder is --output_dir")
     return opt, others
 
 

@@ -35,6 +35,7 @@ from data.prepared.splits import split_by_patient
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import positive_int, positive_share
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place
+from models.inference_settings import InferenceSettings
 from models.initialisation import initialise
 from models.shape_extractor import (
     FILE_NAME,
@@ -188,7 +189,7 @@ class ShapeExtractorModel(BaseModel):
     def describe(self, data: DataSettings, dataset: ShapeData) -> None:
         """Return nothing: an extractor's file says what its use must know."""
 
-    def next_command(self, folder: Path, epoch: str, data: DataSettings, dataset: ShapeData) -> str:
+    def next_command(self, folder: Path, epoch: str, described: InferenceSettings | None, data: DataSettings) -> str:
         """Return the training that takes this extractor; it finds that of its own data set by itself."""
         own = folder.resolve() == (data.dataroot / FOLDER_NAME).resolve()
         words = [

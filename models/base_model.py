@@ -195,9 +195,11 @@ class BaseModel(ABC):
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings | None:
         """Return what the use of the generator must know; None for a method that trains none."""
 
-    def next_command(self, folder: Path, epoch: str, data: DataSettings, dataset: Any) -> str:
-        """Return the command that uses the weights of an epoch in a run's folder, as a shell takes it."""
-        described = self.describe(data, dataset)
+    def next_command(self, folder: Path, epoch: str, described: InferenceSettings | None, data: DataSettings) -> str:
+        """Return the command that uses the weights of an epoch in a run's folder, as a shell takes it.
+
+        `described`: what `describe` said when the run began.
+        """
         assert described is not None, "a method that trains no generator says so itself"
         return described.use_command(folder, epoch)
 

@@ -25,7 +25,7 @@ FUSIONS = ("mean", "median")
 def check_ensemble(
     names: Sequence[str], models: Sequence[InferenceSettings], uncertainty: bool, fusion: str | None = None
 ) -> None:
-    """Refuse models that do not go together, an uncertainty of one model that says everything once, a fusion of few.
+    """Refuse models that do not go together, and an uncertainty or a fusion that one or two models do not have.
 
     Raises:
         InputError: names the model.
@@ -94,35 +94,38 @@ class Fusion:
     It goes plane by plane, since large volumes leave little memory for more arrays.
     """
 
-    def __init__(self, source: Volume, fusion: str | None = None) -> None:
-        """Begin with nothing; `fusion`: one of `FUSIONS`, None for the mean."""
+    def __init__(self, source: Volume, fusion: str | None = None, deviates: bool = True) -> None:
+        """Begin with nothing; `fusion`: of `FUSIONS`, None for the mean; `deviates`: whether a deviation is wanted."""
         self.source, self.fusion = source, fusion
         self.count = 0
         self.kept: list[np.ndarray] = []
-        self.mean, self.between, self.within = (np.zeros(source.array.shape, np.float32) for _ in range(3))
+        shape = source.array.shape
+        self.mean = np.zeros(shape, np.float32)
+        self.squares = np.zeros(shape, np.float32) if deviates else None
 
     def add(self, made: Volume, variance: RestoredVolume | None) -> None:
         """Add a model's CT, and the variance within the model."""
         self.count += 1
         own = None if variance is None else variance.finished()
         for z, plane in enumerate(made.array):
-            if own is not None:
-                self.within[z] += np.maximum(own[z], 0)
             away = plane - self.mean[z]
             self.mean[z] += away / self.count
-            self.between[z] += away * (plane - self.mean[z])
+            if self.squares is not None:
+                self.squares[z] += away * (plane - self.mean[z])
+                if own is not None:
+                    self.squares[z] += np.maximum(own[z], 0)
         if self.fusion == "median":
             self.kept.append(made.array)
 
-    def result(self) -> tuple[Volume, Volume]:
+    def result(self) -> tuple[Volume, Volume | None]:
         """Return the CT, int16 HU, and the standard deviation in HU, float32: that about the mean also of a median."""
-        self.between += self.within
-        self.between /= self.count
         fused = np.empty(self.mean.shape, np.int16)
         for z, plane in enumerate(self.mean):
             fused[z] = np.rint(np.median([ct[z] for ct in self.kept], axis=0) if self.kept else plane)
-        deviation = np.sqrt(self.between, out=self.between)
-        return self.source.with_array(fused), self.source.with_array(deviation)
+        if self.squares is None:
+            return self.source.with_array(fused), None
+        self.squares /= self.count
+        return self.source.with_array(fused), self.source.with_array(np.sqrt(self.squares, out=self.squares))
 
 
 def synthesize_ensemble(
@@ -134,18 +137,25 @@ def synthesize_ensemble(
     fusion: str | None = None,
     bar: bool = False,
     look: Look | None = None,
-) -> tuple[Volume, Volume]:
+    uncertainty: bool = True,
+) -> tuple[Volume, Volume | None]:
     """Return the mean of models' synthetic CT, int16 HU, and its standard deviation in HU, float32, on the MR's grid.
+
+    Without `uncertainty` there is no deviation.
 
     With `fusion` 'median' the CT is each voxel's median; the deviation is that about the mean all the same. Of one
     model the CT is that of `synthesize_volume`. Outside of the slices that hold body, and of the frame, all models say
     air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
-    together = Fusion(source, fusion)
+    together = Fusion(source, fusion, uncertainty)
     for synthesiser in synthesisers:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, bar)
+        variance = None
+        if uncertainty:
+            translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, bar)
+        else:
+            translated = synthesiser.model.stream(slices, batch_size, bar=bar)
         watch = None if look is None else look(synthesiser, plan)
         together.add(restore_volume(translated, plan, watch), variance)
     return together.result()

@@ -308,8 +308,10 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
             "a new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
-    if old.training and old.training.section_cm2 is None and new.training:  # or not all of them
-        new = replace(new, training=replace(new.training, section_cm2=None, gas_share=None))
+    if old.training and old.training.section_cm2 is None and new.training:  # or not all, and spacings of the MR alone
+        in_plane, through = old.training.in_plane_mm, old.training.through_mm
+        same = replace(new.training, section_cm2=None, gas_share=None, in_plane_mm=in_plane, through_mm=through)
+        new = replace(new, training=same)
     if _differing(old, new, learnt):
         log.warning("warning: %s: the run resumes with volumes of other intensities than it was started on", folder)
 

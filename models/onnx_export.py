@@ -169,19 +169,24 @@ def _how(s: InferenceSettings) -> list[str]:
     column = "the most anterior" if s.view == "sagittal" else "the patient's right"
     slices = {"axial": "the most inferior", "coronal": "the most anterior", "sagittal": "the leftmost"}[s.view]
     spacing = f"slices {s.slice_mm:g} mm apart" if s.slice_mm else "the volume's own slices"
+    air = "air" if s.direction == "AtoB" else "the lowest MR value"
     lines = [
         f"Slices are {s.view}: {first}, column 0 is {column}, slice 0 is {slices}; {spacing}, pixels of "
-        f"{s.spacing_mm:g} mm (linear interpolation), centred on the volume."
+        f"{s.spacing_mm:g} mm, centred on the volume, by linear interpolation; where that is coarser than the volume, "
+        "the triangle of the interpolation is as wide as the step, so that voxels are averaged."
         if s.spacing_mm
         else "The model was trained on images without a pixel spacing.",
         "A fixed window, percentiles or fat give low and high; value v becomes 2 (v - low) / (high - low) - 1, clipped "
         "to [-1, 1]. Knots are pairs of value and network value, joined by straight lines and clipped at both ends.",
-        "Pixels outside the volume have its lowest value. Slices without body are not converted; they are air.",
+        "Pixels beyond the volume have its lowest value. Where the body is wider than a trained slice, slices are "
+        "larger.",
+        f"Slices without body are not converted; they become {air}.",
     ]
     if s.slab > 1:
         lines.append(
-            f"A slab is {s.slab} neighbouring slices, centred on each slice in turn; the first and the last slice are "
-            "repeated beyond the ends. A slice is the mean of what all slabs that hold it give, by slab_weights."
+            f"A slab is {s.slab} neighbouring slices, centred on each slice in turn. All slices between the first and "
+            "the last with body are converted, and these two are repeated beyond the ends. A slice is the mean of what "
+            "all slabs that hold it give, by slab_weights."
         )
     if s.direction == "BtoA":
         lines.append("The CT is -1000 HU everywhere but in the body and 2 mm around it: no couch.")

@@ -29,6 +29,7 @@ from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
+from data.simulation.contrasts import shown_alike
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.simulation_set import SimulationSet
 from data.simulation.slab_stock import SlabStock
@@ -139,6 +140,12 @@ class RefinedPairsModel(SimulatedPairsModel):
     ) -> RefinementSet:
         """Open the CT, prepared for the simulation, and the MR."""
         ct = SimulatedPairsModel.open_data(settings, data, leave_out)
+        there = read_manifest(data.dataroot).contrasts
+        if len(there) == 1 and not shown_alike(there, settings.simulated_contrasts):
+            raise InputError(
+                f"--simulated_contrasts {settings.simulated_contrasts[0]}: is refined by real MR of the same contrast; "
+                f"those of {data.dataroot} are {there[0]}"
+            )
         return RefinementSet(ct, _real_mr(data.dataroot, data.mr_window, data.ct_map, leave_out))
 
     @classmethod

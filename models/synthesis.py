@@ -8,7 +8,6 @@ the network asks for them, and restored as they come out of it: of a volume of a
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -110,7 +109,7 @@ class NetworkSlices:
         self._contrasts, self._maps, self._used = contrasts, maps, used
         channels = (len(contrasts),) if len(contrasts) > 1 else ()
         self.shape = (len(self._used), *channels, size, size)
-        self._make = lru_cache(slab)(self._made)
+        self._slab, self._kept = slab, dict[int, np.ndarray]()
 
     def __len__(self) -> int:
         """Return M."""
@@ -118,7 +117,11 @@ class NetworkSlices:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return one slice, float32 in [-1, 1]."""
-        return self._make(index)
+        if index not in self._kept:
+            if len(self._kept) >= self._slab:
+                del self._kept[next(iter(self._kept))]  # the oldest
+            self._kept[index] = self._made(index)
+        return self._kept[index]
 
     def _made(self, index: int) -> np.ndarray:
         each = [to.to_network(one[self._used[index]]) for one, to in zip(self._contrasts, self._maps, strict=True)]

@@ -9,7 +9,6 @@ its output is. Its weights are those of the .pth file, in float32.
 
 import argparse
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_network_weights(net, source)  # refuses what is not of this network
     weights = net.state_dict()
     target = weights_path(opt.out, "latest", "G_A")
-    targets = [target, opt.out / FILE_NAME]
+    onnx_files = [opt.out / name for name in (onnx_export.FILE_NAME, onnx_export.DESCRIPTION_NAME)]
     if opt.onnx:
         require_packages()
-        targets += [opt.out / name for name in (onnx_export.FILE_NAME, onnx_export.DESCRIPTION_NAME)]
-    check_free(targets, "--out", [source], overwrite=opt.overwrite)
+    check_free([target, opt.out / FILE_NAME, *onnx_files], "--out", [source], overwrite=opt.overwrite)
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
@@ -94,28 +92,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)
         log.info("%s: differs from torch by %.1e at most, of [-1, 1]", opt.out / onnx_export.FILE_NAME, difference)
+    elif old := [path for path in onnx_files if path.exists()]:
+        for path in old:
+            path.unlink()
+        log.info("%s: removed, since it was made of the weights before", " and ".join(map(str, old)))
     exported.write(opt.out)
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
     log.info("next: %s", exported.use_command(opt.out))
 
 
-def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics | None:
+def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics:
     """Return what the data set that a model was trained on looked like.
 
     Raises:
-        InputError: it has slices of another view or width: the model was trained on another one.
+        InputError: it has no figures, or slices of another view or width, so that it is another data set.
     """
+    if settings.spacing_mm is None:
+        raise InputError(f"--dataroot {dataroot}: the model was trained on images, which give no figures; leave it out")
     manifest = read_manifest(dataroot)
     width = manifest.size * manifest.spacing_mm
-    trained = settings.size * settings.spacing_mm if settings.spacing_mm else math.nan
+    trained = settings.size * settings.spacing_mm
     # A generator's slices are rounded up to a multiple of pixels.
     if manifest.view != settings.view or not abs(width / trained - 1) < _WIDTH_TOLERANCE:
         raise InputError(
             f"--dataroot {dataroot}: {manifest.view} slices of {width:.0f} mm; the model knows {settings.view} ones of "
             f"{trained:.0f} mm: name the data set that it was trained on"
         )
-    return describe_training_set(dataroot, manifest)
+    if (found := describe_training_set(dataroot, manifest)) is None:
+        raise InputError(f"--dataroot {dataroot}: an earlier version prepared it and kept no figures; prepare it again")
+    return found
 
 
 def to_half(values: Tensor, where: str) -> Tensor:

@@ -36,16 +36,20 @@ if [ -e "$small/latest_state.pth" ] || [ -e "$small/previous_state.pth" ]; then
 fi
 python=$(project_python)
 job="" status=0
-for signal in INT TERM HUP; do
+for signal in INT TERM HUP USR1; do
     trap 'kill -s '$signal' "$job" 2>/dev/null || true' $signal
 done
+set -m # else bash starts jobs with SIGINT ignored, and Ctrl-C would do nothing while the training starts
 "$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" ${options[@]+"${options[@]}"} &
 job=$!
+set +m
 wait "$job" || status=$?
 while kill -0 "$job" 2>/dev/null; do # a signal ends `wait`, not the training, which saves first
     status=0
     wait "$job" || status=$?
 done
 if [ "$status" != 0 ]; then exit "$status"; fi
-"$python" -m scripts.export_model --name "$name" --checkpoints_dir "$checkpoints" --out "$small" \
+epoch=latest
+if [ -e "$checkpoints/$name/best_net_G_A.pth" ]; then epoch=best; fi # with --val
+"$python" -m scripts.export_model --name "$name" --checkpoints_dir "$checkpoints" --epoch "$epoch" --out "$small" \
     ${exported[@]+"${exported[@]}"} --overwrite

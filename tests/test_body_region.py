@@ -125,7 +125,7 @@ def test_a_larger_or_smaller_body_is_another_region(least, greatest, said):
     warnings = region_of(least, greatest).warnings
     assert (said is None) == (warnings == [])
     if said:
-        assert said in warnings[0] and "`wholebody` for trunks" in warnings[0]
+        assert said in warnings[0] and "docs/which_model.md" in warnings[0]
 
 
 def with_lung(share: float, slices: int = 6) -> Volume:

@@ -10,7 +10,10 @@ from data.errors import InputError
 from data.phantom.labels import ARM_LABELS, Tissue
 from data.volumes.volume import Volume, read_volume
 from scripts import compare_arms, make_phantom, prepare_dataset
-from tests.test_chain import NETWORKS, SCHEDULE, SMALL
+
+SMALL = "--patients 2 --test_patients 1 --matrix 48 --slices 20 --spacing_mm 10.7 --slice_mm 60 --seed 3".split()
+NETWORKS = "--netG resnet_6blocks --netD n_layers --n_layers_D 1 --ngf 4 --ndf 4 --lambda_Self 0 --lambda_shape_gan 0"
+SCHEDULE = "--n_epochs 4 --n_epochs_decay 2 --num_threads 0 --device cpu --batch_size 2 --lr 0.001 --upsample resize"
 
 
 def test_arms_kept_is_the_share_of_arm_voxels_that_are_not_air():

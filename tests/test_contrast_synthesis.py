@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cohort.checks import Check
 from data.errors import InputError
 from data.values.intensity import IntensityMap
 from data.values.mr_scale import correct_bias
@@ -143,9 +144,16 @@ def test_contrast_images_are_not_needed_to_be_alike():
 
 
 @pytest.mark.parametrize(("slice_mm", "said"), [(4.0, False), (3.0, False), (2.0, True), (8.0, True), (None, False)])
-def test_slices_of_another_spacing_are_interpolated_and_that_is_said(tmp_path, caplog, slice_mm, said):
+def test_slices_of_another_spacing_are_interpolated_and_that_is_said(tmp_path, slice_mm, said):
     settings = replace(SETTINGS, mr_window=(0.0, 1000.0), slice_mm=slice_mm)
     mr, fat = mr_volume(), fat_volume()  # slices of 4 mm
-    ct = synthesize_volume(mr, known_synthesiser(tmp_path, settings), further=[fat])
+    checks = []
+
+    def look(synthesiser, plan):
+        checks.append(Check(plan, None))
+        return checks[-1]
+
+    ct = synthesize_volume(mr, known_synthesiser(tmp_path, settings), further=[fat], look=look)
     assert ct.array.shape == mr.array.shape
-    assert (f"slices lie 4 mm apart, the model knows slices of {slice_mm or 0:g} mm" in caplog.text) == said
+    text = f"slices lie 4 mm apart, the model knows slices of {slice_mm or 0:g} mm"
+    assert any(text in warning for warning in checks[0].findings.warnings) == said

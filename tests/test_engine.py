@@ -283,7 +283,7 @@ def test_the_recipe_ends_with_a_small_model_for_use(recipe, tmp_path, solid):
     assert (process.returncode, runs) == (2, []) and "a training's own folder" in process.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_the_recipe_reaches_the_training_which_saves_first(tmp_path, number):
     """The stand-in for the training says that it listens, and notes the signal half a second after it."""
     python, notes = tmp_path / "python", tmp_path / "notes"
@@ -293,7 +293,7 @@ def save(number, frame):
     time.sleep(0.5)
     open({str(notes)!r}, "a").write(f"saved {{number}} ")
     sys.exit(128 + number)
-for number in ({signal.SIGTERM.value}, {signal.SIGINT.value}, {signal.SIGHUP.value}):
+for number in ({signal.SIGTERM.value}, {signal.SIGINT.value}, {signal.SIGHUP.value}, {signal.SIGUSR1.value}):
     signal.signal(number, save)
 open({str(notes)!r}, "a").write(" ".join(sys.argv[1:2]) + " ")
 print("listening", flush=True)
@@ -309,6 +309,21 @@ time.sleep(60)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert notes.read_text() == f"train.py saved {number.value} "  # and nothing was exported
+
+
+def test_ctrl_c_ends_a_recipe_whose_training_does_not_listen_yet(tmp_path):
+    """While it starts, Python has its own handler, unless it was started with the signal ignored."""
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport time\nprint('starting', flush=True)\ntime.sleep(60)\n")
+    python.chmod(0o755)
+    (tmp_path / "limbs").mkdir()
+    process = subprocess.Popen(
+        ["bash", str(ROOT / "scripts/train_recommended.sh"), "limbs"], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=os.environ | {"PYTHON": str(python)}, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "starting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
 
 
 @pytest.mark.parametrize("option", ["--name", "--dataroot", "--continue_train"])

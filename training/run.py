@@ -129,7 +129,7 @@ class TrainingRun:
             log.info("best validation: epoch %(epoch)d (%(score).6g)", self.selection.best)
         log.info("trained: %s", self.folder)
         epoch = "best" if self.selection.best["epoch"] else "latest"
-        log.info("next: %s", self.model.next_command(self.folder, epoch, settings.data, self.dataset))
+        log.info("next: %s", self.model.next_command(self.folder, epoch, self.described, settings.data))
         return 0
 
     def _open_validator(self, cases: ValidationCases | None) -> Validator | None:

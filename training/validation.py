@@ -31,7 +31,7 @@ from data.prepared.manifest import Case, Manifest
 from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
 from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
-from data.simulation.contrasts import contrasts_to_simulate
+from data.simulation.contrasts import contrasts_to_simulate, shown_alike
 from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
@@ -110,8 +110,7 @@ class Validation:
                 "validation measures synthetic CT in HU, but --direction BtoA makes MR; leave out --val, or train with "
                 "--direction AtoB"
             )
-        single = len(manifest.contrasts) == len(settings.contrasts) == 1  # whatever it is called
-        if cases.mr and not single and manifest.contrasts != settings.contrasts:
+        if cases.mr and not shown_alike(manifest.contrasts, settings.contrasts):
             log.info(
                 "validation is on simulated MR alone: the model takes %s, the data set has %s",
                 ", ".join(settings.contrasts), ", ".join(manifest.contrasts),

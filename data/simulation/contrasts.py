@@ -25,6 +25,15 @@ _MUSCLE_IN_WATER = (0.4, 0.95)
 Echo = tuple[Tensor, Tensor]
 
 
+def shown_alike(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Tell whether contrasts of these names show the same; a single one with a name of its own is in phase."""
+
+    def shown(one: tuple[str, ...]) -> tuple[str, ...]:
+        return ("in_phase",) if len(one) == 1 and one[0] not in DIXON_NAMES else one
+
+    return shown(names) == shown(others)
+
+
 def parse_contrasts(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of contrasts that are simulated together.
 
@@ -52,13 +61,13 @@ def contrast_images(
     """Return the magnitude images of a scan, (N, C S, H, W) in [-1, 1], contrast after contrast.
 
     Args:
-        parts: the whole signal in phase and, for several contrasts, that of fat, (N, S, H, W) each; they are changed.
+        parts: the whole signal in phase and, for several contrasts, that of fat, (N, S, H, W) each.
         muscle: muscle's signal in phase, (N, 1, 1, 1).
         contrasts: which images, names of `CONTRASTS`.
         noise: standard deviation of the real and of the imaginary part of an echo, (N, 1, 1, 1).
         draws: all that is random.
     """
-    in_phase = _echo(parts[0].clone() if len(parts) > 1 else parts[0], noise, draws)
+    in_phase = _echo(parts[0], noise, draws)
     echoes = {ONLY_CONTRAST: in_phase, "in_phase": in_phase}
     scale = dict.fromkeys(CONTRASTS, torch.ones_like(muscle))
     if len(parts) > 1:
@@ -73,7 +82,7 @@ def contrast_images(
 
 
 def _echo(signal: Tensor, noise: Tensor, draws: Draws) -> Echo:
-    """Return real and imaginary part of a signal, which is changed, with noise in both."""
+    """Return real and imaginary part of a signal with noise in both."""
     shape = signal.shape[1:]
     return draws.normal(*shape).mul_(noise).add_(signal), draws.normal(*shape).mul_(noise)
 

@@ -134,12 +134,15 @@ class SliceFrame:
 
     def prepare_labels(self, labels: Volume) -> np.ndarray:
         """Return a label map's or mask's slices by nearest neighbour, (N, size, size), 0 where it has no voxels."""
-        array = self._canonical(labels)
-        for dimension, axis in enumerate(self._axes):
-            index, inside = axis.nearest()
-            shape = [-1 if d == dimension else 1 for d in range(3)]
-            array = np.take(array, index, axis=dimension) * inside.reshape(shape).astype(array.dtype)
-        return array
+        each = self.labels_of(labels)
+        slices = np.empty((self.slices, self.size, self.size), labels.array.dtype)
+        for index in range(len(slices)):
+            slices[index] = each[index]
+        return slices
+
+    def labels_of(self, labels: Volume) -> "LabelSlices":
+        """Return what `prepare_labels` does, each slice made when it is asked for."""
+        return LabelSlices(self._canonical(labels), [axis.nearest() for axis in self._axes])
 
     def restore(self, slices: np.ndarray, fill: float) -> Volume:
         """Return slices (N, size, size) on the source's own grid, float32; voxels outside the frame become `fill`."""
@@ -237,6 +240,20 @@ class FrameSlices:
             k: known[k] if k in known else self._map.in_plane(self._source[k]) for k in self._map.needed(index)
         }
         return self._map.combined(index, self._planes)
+
+
+class LabelSlices:
+    """The slices of a label map by nearest neighbour, each made when it is asked for."""
+
+    def __init__(self, planes: np.ndarray, nearest: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Take planes along the frame's first axis; for each axis the nearest voxels, and which lie in the volume."""
+        self._planes, self._nearest = planes, nearest
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return one slice (size, size), 0 where it has no voxels."""
+        (z, in_z), (y, in_y), (x, in_x) = self._nearest
+        inside = in_z[index] & in_y[:, None] & in_x[None, :]
+        return np.where(inside, self._planes[z[index]][np.ix_(y, x)], self._planes.dtype.type(0))
 
 
 class RestoredVolume:
