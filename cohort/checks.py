@@ -105,7 +105,9 @@ class Check:
         frame, source = self.plan.frame, self.plan.source
         self._used = iter(self.plan.used)
         self._masks, self._mr = frame.labels_of(source.with_array(self.plan.body)), frame.labels_of(source)
-        self._mr_ends = low, high = mr_percentiles(source.array, self.plan.body)
+        # Now, while there is no result yet that takes memory.
+        self._mr_figures = _mr_figures(self.plan)
+        low, high = self._mr_figures["mr_low"], self._mr_figures["mr_high"]
         self._dark_below = low + DARK_BELOW * (high - low)
 
     def _add(self, hu: np.ndarray) -> None:
@@ -135,19 +137,26 @@ class Check:
                 findings.unchecked.append(NO_STATISTICS)
             else:
                 self._do(lambda: _check_histograms(findings, np.array(self._distances), training))
-            self._do(lambda: _check_mr(findings, plan, self._mr_ends, training))
+            self._do(lambda: _check_mr(findings, plan, self._mr_figures, training))
             areas, dark = np.array(self._sections).reshape(-1, 2).T
             self._do(lambda: _check_region(findings, areas, dark, training))
         self._do(lambda: _check_spacing(findings, plan, training))
 
 
 def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
-    """Return mean, standard deviation and percentiles (HU) inside the body, and the share of it that is bone."""
-    values = synthetic.array[body]
-    figures = {"mean": values.mean(dtype=np.float64), "std": values.std(dtype=np.float64)}
-    names = {"p01": 1, "p25": 25, "p50": 50, "p75": 75, "p99": 99}
-    figures |= dict(zip(names, np.percentile(values, list(names.values())), strict=True))
-    figures["bone_share"] = np.count_nonzero(values > BONE_ABOVE_HU) / values.size
+    """Return mean, standard deviation and percentiles of a CT (int16 HU) in the body, and the share that is bone."""
+    hu = np.arange(-(2**15), 2**15)  # all that int16 holds
+    counts = np.zeros(hu.size, np.int64)
+    for plane, inside in zip(synthetic.array, body, strict=True):  # one by one: all would take much memory
+        counts += np.bincount(plane[inside].astype(np.int64) + 2**15, minlength=hu.size)
+    voxels, upto = counts.sum(), counts.cumsum()
+    mean = (counts * hu).sum() / voxels
+    figures = {"mean": mean, "std": np.sqrt((counts * (hu - mean) ** 2).sum() / voxels)}
+    for name, percent in {"p01": 1, "p25": 25, "p50": 50, "p75": 75, "p99": 99}.items():
+        at = percent / 100 * (voxels - 1)
+        low, high = hu[np.searchsorted(upto, [np.floor(at), np.ceil(at)], side="right")]
+        figures[name] = low + (high - low) * (at % 1)
+    figures["bone_share"] = counts[hu > BONE_ABOVE_HU].sum() / voxels
     return {name: round(float(value), 4) for name, value in figures.items()}
 
 
@@ -208,14 +217,23 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         )
 
 
-def _check_mr(findings: Findings, plan: VolumePlan, ends: Range, training: TrainingStatistics | None) -> None:
-    """Check the MR's intensities in the body, between whose percentiles `ends` most of them lie."""
+def _mr_figures(plan: VolumePlan) -> dict[str, float]:
+    """Return what the MR's intensities in the body are like."""
     values = plan.source.array[plan.body]
-    low, high = ends
-    median = relative_median(float(np.median(values)), (low, high))
+    low, high = mr_percentiles(plan.source.array, plan.body)
     window = plan.source_map.range
-    clipped = np.count_nonzero((values < window[0]) | (values > window[1])) / values.size
-    findings.figures |= {"mr_low": low, "mr_high": high, "mr_median": median, "mr_clipped_share": clipped}
+    clipped = np.count_nonzero(values < window[0]) + np.count_nonzero(values > window[1])
+    median = relative_median(float(np.median(values)), (low, high))
+    return {"mr_low": low, "mr_high": high, "mr_median": median, "mr_clipped_share": clipped / values.size}
+
+
+def _check_mr(
+    findings: Findings, plan: VolumePlan, figures: Mapping[str, float], training: TrainingStatistics | None
+) -> None:
+    """Check the MR's intensities in the body, as `_mr_figures` has them."""
+    high, median, clipped = (figures[name] for name in ("mr_high", "mr_median", "mr_clipped_share"))
+    window = plan.source_map.range
+    findings.figures |= figures
     if clipped > MAX_CLIPPED_SHARE:
         findings.warnings.append(
             f"{100 * clipped:.1f} % of the body's MR intensities lie outside the model's window of "
