@@ -529,7 +529,7 @@ def adapt(folder, monkeypatch, write=None):
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
 
     def made(source, synthesiser, body, *_, look, **__):
-        look(synthesiser, SimpleNamespace(body=body)).finish(ct)
+        look(synthesiser, SimpleNamespace(body=body, to_ct=True)).finish(ct)
         return ct
 
     monkeypatch.setattr(test_adapt, "synthesize_volume", made)
