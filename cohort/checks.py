@@ -114,7 +114,7 @@ class Check:
         index = next(self._used)
         mask = self._masks[index]
         # Without the outermost pixel: there, MR and CT may differ in what is body and what is air.
-        inner = hu[ndimage.binary_erosion(mask, ndimage.generate_binary_structure(2, 1))]
+        inner = hu[ndimage.binary_erosion(mask)]
         self._counted += inner.size
         for k, end in enumerate(self.plan.target_map.range):
             self._at_ends[k] += int(np.count_nonzero(np.abs(inner - end) < 0.5))

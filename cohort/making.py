@@ -12,6 +12,7 @@ from data.volumes.volume import Volume
 from models.ensemble import Fusion, stream_with_variance
 from models.inference_settings import InferenceSettings
 from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
+from models.test_model import gathered
 
 
 class Made(NamedTuple):
@@ -81,10 +82,7 @@ class Models:
             slices, plan = parts.pop(0)
             if self.uncertainty:
                 translated, variance = stream_with_variance(one, slices, plan, self.batch_size)
-                filled = np.empty((len(slices), *slices.shape[-2:]), np.float32)
-                for number, one_slice in enumerate(translated):
-                    filled[number] = one_slice
-                outputs.append(Output(filled, variance, plan))
+                outputs.append(Output(gathered(translated, slices), variance, plan))
             else:
                 outputs.append(Output(one.model.translate(slices, self.batch_size), None, plan))
         return outputs

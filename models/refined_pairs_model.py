@@ -14,9 +14,8 @@ eq. 1, 2 and 4, with the least-squares loss of Mao et al., ICCV 2017, for their 
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -33,8 +32,6 @@ from data.simulation.contrasts import shown_alike
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.simulation_set import SimulationSet
 from data.simulation.slab_stock import SlabStock
-from data.values.intensity import IntensityMap
-from data.values.mr_rules import Rule
 from models.base_model import Place
 from models.inference_settings import InferenceSettings
 from models.initialisation import initialise
@@ -140,13 +137,7 @@ class RefinedPairsModel(SimulatedPairsModel):
     ) -> RefinementSet:
         """Open the CT, prepared for the simulation, and the MR."""
         ct = SimulatedPairsModel.open_data(settings, data, leave_out)
-        there = read_manifest(data.dataroot).contrasts
-        if len(there) == 1 and not shown_alike(there, settings.simulated_contrasts):
-            raise InputError(
-                f"--simulated_contrasts {settings.simulated_contrasts[0]}: is refined by real MR of the same contrast; "
-                f"those of {data.dataroot} are {there[0]}"
-            )
-        return RefinementSet(ct, _real_mr(data.dataroot, data.mr_window, data.ct_map, leave_out))
+        return RefinementSet(ct, _real_mr(data, settings.simulated_contrasts, leave_out))
 
     @classmethod
     def from_data(  # type: ignore[override]
@@ -217,18 +208,24 @@ class RefinedPairsModel(SimulatedPairsModel):
 
 
 def _real_mr(
-    dataroot: Path, rule: Rule | Mapping[str, Rule], ct_map: IntensityMap, leave_out: Collection[str]
+    data: DataSettings, simulated: tuple[str, ...], leave_out: Collection[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return the training MR of a prepared data set, as in `RefinementSet`.
+    """Return the training MR of a prepared data set, as in `RefinementSet`; `simulated`: what they refine.
 
     Raises:
-        InputError: there are none, a damaged file, or several contrasts.
+        InputError: there are none, a damaged file, several contrasts, or another one than is simulated.
     """
+    dataroot = data.dataroot
     manifest = read_manifest(dataroot).without(leave_out)
     if len(manifest.contrasts) > 1:
         raise InputError(
             f"{dataroot}: MR of one contrast are simulated; the data set has {', '.join(manifest.contrasts)}: prepare "
             "it with one of them, or train with --model cycle_gan"
+        )
+    if not shown_alike(manifest.contrasts, simulated):
+        raise InputError(
+            f"--simulated_contrasts {simulated[0]}: is refined by real MR of the same contrast; those of {dataroot} "
+            f"are {manifest.contrasts[0]}"
         )
     cases = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
@@ -236,7 +233,7 @@ def _real_mr(
             f"{dataroot}: no MR to refine by; prepare the data set with --mr, or use --model simulated_pairs"
         )
     volumes = {}
-    for case, (window,) in zip(cases, prepared_windows(cases, rule, ct_map), strict=True):
+    for case, (window,) in zip(cases, prepared_windows(cases, data.mr_window, data.ct_map), strict=True):
         mr, body = (array[slice(*case.body_slices)] for array in read_case(dataroot, case))
         volumes[case.name] = {
             "mr": window.to_network(mr).astype(np.float16),

@@ -3,7 +3,7 @@
 import logging
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +33,14 @@ MEMORY_SHARE = 0.5
 MIRRORINGS = ((), (2,), (3,), (2, 3))
 
 
+def gathered(translated: Iterable[np.ndarray], slices: Slices) -> np.ndarray:
+    """Return what comes out for source slices, one after the other, as one array, float32 (N, H, W)."""
+    array = np.empty((len(slices), *slices.shape[-2:]), np.float32)
+    for index, one in enumerate(translated):
+        array[index] = one
+    return array
+
+
 class Translator:
     """A generator as it is used: the slices of a volume in, those of its translation out.
 
@@ -53,10 +61,7 @@ class Translator:
 
     def translate(self, slices: Slices, batch_size: int | None = None, bar: bool = False) -> np.ndarray:
         """Return what `stream` yields, float32 (N, H, W)."""
-        translated = np.empty((len(slices), *slices.shape[-2:]), np.float32)
-        for index, one in enumerate(self.stream(slices, batch_size, bar=bar)):
-            translated[index] = one
-        return translated
+        return gathered(self.stream(slices, batch_size, bar=bar), slices)
 
     def stream(
         self, slices: Slices, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False

@@ -298,3 +298,10 @@ def test_contrasts_that_cannot_be_simulated_are_named(root, tmp_path, capsys, wo
     with pytest.raises(SystemExit):
         train.main([*where, *SIMULATED, *words])
     assert message in capsys.readouterr().err
+
+
+def test_simulated_mr_are_refined_by_real_mr_of_the_same_contrast_alone(root, tmp_path):
+    where = ["--dataroot", str(root / "one"), "--name", "x", "--checkpoints_dir", str(tmp_path), "--device", "cpu"]
+    words = ["--model", "refined_pairs", "--simulated_contrasts", "water", *SIMULATED[5:]]
+    with pytest.raises(InputError, match="water: is refined by real MR of the same contrast"):
+        train.main([*where, *words])

@@ -14,7 +14,7 @@ from data.loading.single_dataset import SingleDataset
 from data.loading.slices import mr_windows
 from data.loading.unaligned_dataset import Draw, open_unaligned
 from data.prepared.manifest import Case, FurtherContrast, Manifest, read_manifest
-from data.simulation.contrasts import contrasts_to_simulate
+from data.simulation.contrasts import contrasts_to_simulate, shown_alike
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import parse_mr_rules, rules_in_order
@@ -146,6 +146,8 @@ def test_contrasts_are_simulated_where_it_is_known_what_they_show():
     assert contrasts_to_simulate(("fat", "in_phase")) == ("fat", "in_phase")
     assert contrasts_to_simulate(("mr",)) == contrasts_to_simulate(("flair",)) == ("mr",)
     assert contrasts_to_simulate(("in_phase", "flair")) is None
+    assert shown_alike(("mr",), ("in_phase",)) and shown_alike(("flair",), ("mr",))
+    assert not shown_alike(("water",), ("mr",)) and not shown_alike(("in_phase", "fat"), ("fat", "in_phase"))
 
 
 def test_other_contrasts_are_not_simulated(tmp_path):

@@ -123,7 +123,8 @@ class Validation:
         trained = manifest.without(cases.left_out).select("train", "B")
         known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
         self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
-        of_ct = cases.ct if contrasts_to_simulate(settings.contrasts) else ()
+        self._to_simulate = contrasts_to_simulate(settings.contrasts) or ()
+        of_ct = cases.ct if self._to_simulate else ()
         maps = simulation_maps(dataroot, of_ct, manifest.spacing_mm, [self._slice_mm(case) for case in of_ct])
         self._simulated = [self._simulate(case, maps.pop(case.name), seed) for case in of_ct]
 
@@ -239,9 +240,8 @@ class Validation:
     def _simulate(self, case: Case, maps: Mapping[str, np.ndarray], seed: int) -> ValidationVolume:
         """Simulate the MR of a prepared CT, of its slices with body."""
         spacing = (self._slice_mm(case), self.manifest.spacing_mm)
-        contrasts = contrasts_to_simulate(self.settings.contrasts) or ()
         seed = hash_number(case.name, seed) % 2**62
-        images = simulate_volume(maps["hu"], maps["depth"], spacing, seed, contrasts)
+        images = simulate_volume(maps["hu"], maps["depth"], spacing, seed, self._to_simulate)
         mr, units = tuple(self._on_grid(image, case) for image in images), (_NETWORK_UNITS,) * len(images)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
         return ValidationVolume(case.name, mr, units, body, maps["hu"], body)
