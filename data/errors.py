@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from data.signals import ended_by_signals
+
 # What torch and the libraries below it say, in lower case, when it is no MemoryError that they raise.
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -23,12 +25,14 @@ class InputError(ValueError):
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with 0 or its return value.
 
-    An `InputError`, an `OSError` or running out of memory is reported in one line, and the exit code is 2.
+    An `InputError`, an `OSError` or running out of memory is reported in one line; the exit code is 2. A signal that
+    ends the command is named in one line, and the exit code is 128 + its number.
     """
     _open_closed_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        code = main()
+        with ended_by_signals():
+            code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

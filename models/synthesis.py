@@ -255,7 +255,7 @@ def synthesize_volume(
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
-        bar: whether a terminal shows a progress bar over the slices.
+        bar: whether progress over the slices is shown.
         look: gives what sees the slices and the volume as they are made, to check them.
 
     Raises:

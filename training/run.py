@@ -16,6 +16,7 @@ from data.errors import InputError
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import VALIDATION_FACTS, ValidationCases, validation_cases
 from data.settings.declaration import Nature
+from data.signals import exit_code
 from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.base_model import BaseModel, Place, Validator, process_seed
@@ -25,7 +26,7 @@ from models.precision import choose_precision
 from models.run_folder import Position
 from models.schedules import LearningRate
 from training.distributed import ProcessGroup, job, open_process_group, restarts
-from training.interruption import Interruption, exit_code
+from training.interruption import Interruption
 from training.selection import Selection
 from training.settings import TrainingSettings, with_precision
 from training.validation import GeneratorValidator, Validation

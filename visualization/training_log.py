@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.durations import TimeLeft, describe_seconds
 from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
-from visualization.durations import TimeLeft, describe_seconds
 from visualization.logger_displays import open_logger
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
