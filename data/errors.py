@@ -1,9 +1,10 @@
 """The one error that a user's mistake raises, how a command reports it, and what errors say that memory has ended."""
 
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from data.signals import ended_by_signals
 
@@ -20,6 +21,13 @@ _OUT_OF_MEMORY = (
 
 class InputError(ValueError):
     """Bad input from outside: says what, where, what was found, what was expected and the way out."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" with the name most like a word, in upper or lower case; "" where none is."""
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1)
+    return f"; did you mean {lowered[near[0]]}?" if near else ""
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
 from data.loading.training_figures import describe_training_set
@@ -137,8 +137,10 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
-        raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}")
+        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}"))
+        what = f"{path}: no such file" if folder.exists() else f"{folder}: no such model"
+        near = did_you_mean(folder.name, known) or "."
+        raise InputError(f"{what}{near} Models in {folder.parent}: {', '.join(known) or 'none'}")
     data = read_json(path)
     try:
         version = data.pop("format_version", None)

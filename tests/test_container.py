@@ -110,7 +110,7 @@ def test_a_dicom_folder_is_an_image(tmp_path, site, monkeypatch, folder, pattern
         (["--pattern", "a=*IN_T1w*"], r"--pattern a=\.\.\.: no such contrast; expected mr"),
         (["--pattern", "*1w*", "*2w*"], "--pattern mr=.*given twice|mr.*twice|each once"),
         (["--input_dir", "/nowhere/at/all"], "--input_dir /nowhere/at/all: no such folder"),
-        (["--name", "no_such_model"], r"no_such_model/inference.json: no such file; models in .*: tiny"),
+        (["--name", "no_such_model"], r"no_such_model: no such model\. Models in .*: tiny"),
         (["--output_name", "sct"], "expected a file ending in"),
         (["--output_name", "../sct.nii.gz"], r"--output_name \.\./sct.nii.gz: expected the name of a file"),
         (["--input", "x.nii.gz"], "--input: say --pattern"),

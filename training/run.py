@@ -23,7 +23,7 @@ from models.base_model import BaseModel, Place, Validator, process_seed
 from models.inference_settings import InferenceSettings, check_continued, package_versions, read_inference_settings
 from models.memory import memory_shortage_said
 from models.precision import choose_precision
-from models.run_folder import Position
+from models.run_folder import STATE_NAME, Position
 from models.schedules import LearningRate
 from training.distributed import ProcessGroup, job, open_process_group, restarts
 from training.interruption import Interruption
@@ -55,6 +55,8 @@ class TrainingRun:
             InputError: data or options that cannot be used.
         """
         self.group, self.folder = group, settings.run.folder
+        if settings.run.continue_train:
+            log.info("%s: resuming from its last saved state, %s", settings.run.name, self.folder / STATE_NAME)
         group.share(lambda: _check_clock(settings, group.size))
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
@@ -258,9 +260,13 @@ class TrainingRun:
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
         name = signal.Signals(number).name
-        place = f"epoch {at.epoch}, step {self._steps_done(at)}"
-        log.info("%s: saved at %s: %s; resume with --continue_train", name, place, self.folder)
+        log.info("%s: saved at %s: %s", name, self._place(at), self.folder)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
+        log.info("resume: %s", self.settings.run.resume_command(processes))
         return exit_code(number)
+
+    def _place(self, at: Position) -> str:
+        return f"epoch {at.epoch}, step {self._steps_done(at)} of {self.batches.steps}"
 
     def _save_weights(self, epoch: str | int) -> None:
         self.model.finite.settle()
@@ -339,6 +345,7 @@ class TrainingRun:
 
         state = self.group.share(load)
         at = self._restore(state)
+        log.info("%s: resumed at %s", self.settings.run.name, self._place(at))
         natures = self.settings.natures()
         self.group.share(lambda: run_folder.update_options(self.folder, self.settings.values(), natures))
         self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])

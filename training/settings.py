@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,6 +99,13 @@ class RunSettings(ModelSettings):
     def folder(self) -> Path:
         """The run's folder."""
         return self.checkpoints_dir / self.name
+
+    def resume_command(self, processes: int) -> str:
+        """Return the command that resumes the run with so many processes, as a shell takes it."""
+        start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+        words = [*start, "train.py", "--continue_train", "--name", self.name]
+        elsewhere = self.checkpoints_dir != ModelSettings.checkpoints_dir
+        return shlex.join([*words, *(["--checkpoints_dir", str(self.checkpoints_dir)] if elsewhere else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
