@@ -23,6 +23,7 @@ from data.loading.images import read_mask_image
 from data.outputs import check_free, volume_targets
 from data.prepared.sources import find_paths, is_regular_file
 from data.progress import shown_progress
+from data.settings.parser import CommandParser
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a mask or a folder of masks")
     parser.add_argument("--output", type=Path, required=True, help="where to write: a file, or a folder for a folder")
     parser.add_argument("--iterations", type=int, default=10, help="votes at most (default %(default)s)")

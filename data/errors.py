@@ -24,10 +24,10 @@ class InputError(ValueError):
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" with the name most like a word, in upper or lower case; "" where none is."""
-    lowered = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(word.lower(), lowered, n=1)
-    return f"; did you mean {lowered[near[0]]}?" if near else ""
+    """Return "; did you mean NAME?" with the name most like a word; "" where none is. Case and dashes do not count."""
+    bare = {name.lower().lstrip("-"): name for name in names}
+    near = difflib.get_close_matches(word.lower().lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[near[0]]}?" if near else ""
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -13,6 +13,7 @@ from data.prepared.patient_ids import warn_of_same_patients
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
+from data.settings.parser import CommandParser
 from data.volumes.slice_frame import VIEWS
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_dataset", description=__doc__)
+    parser = CommandParser(prog="python -m scripts.prepare_dataset", description=__doc__)
     parser.add_argument(
         "--mr",
         required=True,

@@ -115,7 +115,7 @@ def test_a_dicom_folder_is_an_image(tmp_path, site, monkeypatch, folder, pattern
         (["--output_name", "../sct.nii.gz"], r"--output_name \.\./sct.nii.gz: expected the name of a file"),
         (["--input", "x.nii.gz"], "--input: say --pattern"),
         (["--output=x.nii.gz"], "--output=x.nii.gz: say --pattern"),
-        (["--no_such_option"], "unrecognized arguments: --no_such_option"),
+        (["--no_such_option"], "--no_such_option: no such option"),
         (["--reference", "ct.nii.gz"], "--volume_only and --reference: scores stand in the report"),
     ],
 )  # fmt: skip

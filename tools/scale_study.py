@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import run_command
+from data.settings.parser import CommandParser
 from data.settings.values import torch_device
 from data.volumes.volume import Volume, read_volume
 from evaluation.cases import CaseVolumes, case_volumes, read_reference
@@ -57,7 +58,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert, score and print."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.scale_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of patients")

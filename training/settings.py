@@ -26,6 +26,7 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
+from data.settings.parser import CommandParser
 from data.settings.values import (
     add_gpu_ids,
     nonnegative_int,
@@ -231,9 +232,7 @@ def training_parser(
     method: type[BaseModel], prog: str, description: str, values: Mapping[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """Return the parser of a method's training; its defaults are the method's own, or `values` from files."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(prog=prog, description=description, formatter_class=HelpFormatter)
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
         add_options(parser, group, {**method.defaults, **(values or {})})
     parser.add_argument(
