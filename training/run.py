@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -80,6 +81,7 @@ class TrainingRun:
             together["threads"] = str(torch.get_num_threads())
         self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
+        self._in_use: InferenceSettings | None = None  # what the run's folder says of the use of its generator
         self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
     @cached_property
@@ -281,8 +283,14 @@ class TrainingRun:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
             run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
+            self._record_steps((at.epoch - 1) * self.batches.steps + self._steps_done(at))
         self._save_weights("latest")
         self._saved_at = time.monotonic()
+
+    def _record_steps(self, steps: int) -> None:
+        """Let the use of the generator know how long it was trained, where that is known from its beginning on."""
+        if self._in_use and self._in_use.steps is not None:
+            replace(self._in_use, steps=steps).write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
@@ -315,7 +323,8 @@ class TrainingRun:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
             if self.described:
-                self.described.write(self.folder)
+                self._in_use = replace(self.described, steps=None if self.settings.run.init_from else 0)
+                self._in_use.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
         self.group.share(prepare)
@@ -341,6 +350,7 @@ class TrainingRun:
                     here.write(self.folder)
                 else:
                     check_continued(self.folder, started, here)
+                    self._in_use = started
             return state
 
         state = self.group.share(load)
