@@ -368,7 +368,8 @@ def picture(epoch, iteration):
 
 def page_state(folder):
     curves = (folder / "web/data/curves.js").read_text().splitlines()
-    points = [json.loads(f"[{line.removeprefix('point(').removesuffix(');')}]") for line in curves[1:]]
+    rows = [line for line in curves if line.startswith("point(")]
+    points = [json.loads(f"[{line.removeprefix('point(').removesuffix(');')}]") for line in rows]
     (call,) = (folder / "web/data/pictures.js").read_text().splitlines()
     listed = [entry["file"] for entry in json.loads(call.removeprefix("pictures(").removesuffix(");"))]
     assert sorted(listed) == sorted(path.name for path in (folder / "web/images").iterdir())
@@ -383,7 +384,7 @@ def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
         taken = record(epoch, iteration, G=1.25, D_A=0.5)
         page.show_losses(taken, history, history.add(taken))
     names, points, listed = page_state(tmp_path)
-    assert names == 'begin(["G","D_A"]);'
+    assert names == 'begin(["G","D_A"],[["Total",""],["Discriminators","real or synthetic CT"]]);'
     assert points == [[x, 2e-4, 0.5, 1.25, 0.5] for x in (0.5, 1, 1.5, 2)]
     assert listed == ["epoch001_000010.png", "epoch002_000005.png", "epoch002_000010.png"]
     text = (tmp_path / "web/index.html").read_text()
@@ -392,7 +393,7 @@ def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
     taken = record(3, 5, G=1.25, cycle_A=2.0)  # other losses
     page.show_losses(taken, history, history.add(taken))
     names, points, _ = page_state(tmp_path)
-    assert names == 'begin(["G","D_A","cycle_A"]);'
+    assert names.startswith('begin(["G","D_A","cycle_A"],[["Total",""],')
     assert [point[3:] for point in points] == [[1.25, 0.5, None]] * 4 + [[1.25, None, 2.0]]
 
     resumed, history = TrainingPage(run_info(tmp_path)), History(10)

@@ -293,9 +293,7 @@ def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
                 validate_value(element.VR, value, RAISE)
         except Exception:  # pydicom decodes a value when it is asked for, and can fail in any way
             # What it holds may name the patient.
-            log.warning(
-                "warning: the %s of the MR is no valid DICOM value; the CT series is written without it", name
-            )
+            log.warning("warning: the %s of the MR is no valid DICOM value; the CT series is written without it", name)
             continue
         if not element.is_empty:
             header.add_new(element.tag, element.VR, value)
