@@ -236,12 +236,14 @@ def test_a_case_shows_hu_in_its_windows_planes_and_slices(browser, case_page):
         assert page.inner_text("h1") == EVIL
         axial = pixels(page, "ct", "axial")
         slice_shown = ct.array[6, :, 1:29].astype(float)  # what `region_to_show` leaves
-        expected = np.vectorize(lambda hu: shown_gray(hu, 40, 400))(slice_shown)
+        expected = np.vectorize(lambda hu: shown_gray(hu, 40, 800))(slice_shown)  # as in the picture
         assert np.abs(axial - expected[..., None]).max() <= 1
-        act(page, lambda: page.click("text=Bone"))
+        assert page.get_attribute("button:text-is('Soft tissue and bone')", "aria-pressed") == "true"
+        assert (page.input_value("#level"), page.input_value("#width")) == ("40", "800")
+        act(page, lambda: page.click("button:text-is('Bone')"))
         assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 400, 1800)).max() <= 1
-        assert page.get_attribute("text=Bone", "aria-pressed") == "true"
-        assert page.get_attribute("button:text-is('Soft tissue')", "aria-pressed") == "false"
+        assert page.get_attribute("button:text-is('Bone')", "aria-pressed") == "true"
+        assert page.get_attribute("button:text-is('Soft tissue and bone')", "aria-pressed") == "false"
         page.fill("#level", "300")
         act(page, lambda: page.press("#level", "Enter"))
         assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 300, 1800)).max() <= 1
@@ -332,7 +334,7 @@ def test_an_uncertainty_is_a_layer_with_colours_and_a_bar(browser, tmp_path, wit
         act(page, lambda: page.select_option("#reach", "100"))
         assert pixels(page, "uncertainty", "axial")[10, 14].tolist() == colours[round(0.9 * 255)]
         assert page.inner_text("#uncertainty-high") == "100 HU"
-        gray = shown_gray(300, 40, 400)
+        gray = shown_gray(300, 40, 800)
         assert pixels(page, "ct", "axial")[10, 10].tolist() == [gray] * 3  # the CT stays as it is
         assert re.search(r"uncertainty\s+(20|90)\.0 HU", page.inner_text("#readout"))
     write_case_page(tmp_path / "c", "p", mr, ct)
