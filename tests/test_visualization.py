@@ -110,6 +110,23 @@ def test_a_training_sheet_has_every_image_at_its_place():
             assert pixels[top - CAPTION_PX : top, left : left + TILE].max() > 100  # the caption
 
 
+def test_slices_that_stay_come_first_under_a_heading():
+    style = VisualsStyle(IntensityMap.window(-360, 440), columns=2)
+    fixed = {"real_A": torch.full((1, 1, TILE, TILE), -0.5), "fake_B": torch.full((1, 1, TILE, TILE), 0.0)}
+    visuals = {"real_A": torch.full((1, 1, TILE, TILE), 0.5)}
+    pixels = np.array(training_sheet(visuals, style, fixed))
+    heading = CAPTION_PX + 1
+    first = heading + CAPTION_PX
+    second = first + TILE + heading + CAPTION_PX
+    assert pixels.shape == (second + TILE, 2 * TILE + GAP_PX)
+    for top, left, value in ((first, 0, 64), (first, TILE + GAP_PX, 128), (second, 0, 191)):
+        assert np.all(np.abs(pixels[top : top + TILE, left : left + TILE].astype(int) - value) <= 1)
+    assert pixels[:CAPTION_PX].max() > 100 and pixels[first + TILE : first + TILE + CAPTION_PX].max() > 100
+    np.testing.assert_array_equal(
+        np.array(training_sheet(visuals, style, {})), np.array(training_sheet(visuals, style))
+    )
+
+
 def test_a_preview_shows_hu_in_a_fixed_window_and_true_proportions():
     spacing = (1.0, 2.0, 4.0)
     shape = (5, 20, 30)  # 20 mm high, 40 mm deep, 30 mm wide

@@ -218,7 +218,7 @@ class TrainingRun:
             if iteration % display.print_freq == 0 or last:
                 training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
             if iteration % display.display_freq == 0 or last:
-                training_log.write_pictures(epoch, iteration, self.model.visuals)
+                training_log.write_pictures(epoch, iteration, self.model.visuals, self.model.fixed_visuals)
             received, due, over = self.group.greatest(
                 interruption.received,
                 schedule.save_latest_freq.due(iteration, self._saved_at),
