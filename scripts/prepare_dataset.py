@@ -120,6 +120,7 @@ def find_groups(options: argparse.Namespace) -> dict[tuple[str, str], list[Sourc
 def main(arguments: list[str] | None = None) -> int:
     """Prepare, report, and return 0, or 1 if a volume failed."""
     options = parse(arguments)
+    log.info("searching for volumes")
     groups = find_groups(options)
     warn_of_same_patients(groups["train", "A"], groups["train", "B"])
     unknown = set(options.series_uid) - {
