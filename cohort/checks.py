@@ -1,4 +1,4 @@
-"""What a physicist would look at before using a synthetic CT: figures, and warnings where they are unusual.
+"""Check a synthetic CT as a physicist would before using it: figures, and warnings where they are unusual.
 
 The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
 """
@@ -61,7 +61,7 @@ OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbi
 
 @dataclass
 class Findings:
-    """Figures by name, what is unusual, and what could not be checked."""
+    """Figures by name, warnings, and what could not be checked."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Findings:
 
 
 class Check:
-    """Checks one synthetic CT, against its MR and against the training set; of a synthetic MR the geometry alone.
+    """Checks one synthetic CT against its MR and the training set; of a synthetic MR only the geometry.
 
     It gets the network's slices one by one, and then their volume. Whatever goes wrong in a check is said in `findings`
     and costs no volume.
@@ -161,7 +161,7 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
 
 
 def finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
+    """Return figures for JSON: None for what is not finite, others rounded to six digits."""
     return {
         name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
         for name, value in figures.items()
@@ -220,7 +220,7 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
 
 
 def _mr_figures(plan: VolumePlan) -> dict[str, float]:
-    """Return what the MR's intensities in the body are like."""
+    """Return figures of the MR's intensities in the body."""
     values = plan.source.array[plan.body]
     low, high = mr_percentiles(plan.source.array, plan.body)
     window = plan.source_map.range
@@ -312,7 +312,7 @@ def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStati
 
 
 def join_findings(findings: Mapping[str, Findings]) -> Findings:
-    """Return the findings of an ensemble's models, by name, as one: what all of them say stands once.
+    """Join the findings of an ensemble's models, by name; what all of them report appears once.
 
     Figures are the models' own: their names begin with the model's.
     """
@@ -326,7 +326,7 @@ def join_findings(findings: Mapping[str, Findings]) -> Findings:
 
 
 def describe_findings(findings: Findings) -> dict[str, str | None]:
-    """Return the lines of a results page on what was found; None where there is nothing to say."""
+    """Return the lines of a results page on the findings; None if there are none."""
     return {"warnings": "; ".join(findings.warnings) or None, "not checked": "; ".join(findings.unchecked) or None}
 
 

@@ -1,4 +1,4 @@
-"""A folder of images through a generator: images, and a page that shows them, as upstream's `test.py` makes them."""
+"""Convert a folder of images to images, with a page that shows them, as upstream's `test.py` does."""
 
 import logging
 from collections import Counter
@@ -35,7 +35,7 @@ _TOGETHER = 32
 
 
 class Conversion(NamedTuple):
-    """One image: its number in the folder, and where what it shows and what is made of it go."""
+    """One image: its number in the folder, and where its picture and its result go."""
 
     number: int
     real: Path

@@ -35,7 +35,7 @@ MOST_NAMED = 20
 
 
 def words_of(arguments: Sequence[str] | None) -> list[str]:
-    """Return the words of the command line, after those of the environment."""
+    """Return the words of the environment, then those of the command line."""
     said = os.environ.get(VARIABLE, "")
     try:
         before = shlex.split(said)

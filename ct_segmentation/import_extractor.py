@@ -1,4 +1,4 @@
-"""Make an extractor's file of U-Net weights trained elsewhere.
+"""Make a shape extractor's file from U-Net weights trained elsewhere.
 
 Weights do not say what they were trained on; the options do. The network's output is taken as one logit a class, the
 body first; its width and classes are found in the weights. A network of three channels, as the published one, which saw

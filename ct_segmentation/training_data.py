@@ -1,4 +1,4 @@
-"""What the shape extractor learns from: CT slices with their masks."""
+"""Training data of the shape extractor: CT slices with their masks."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Which files belong together: matching predictions, references, MRs and masks by case name.
+"""Match predictions, references, MRs and masks by case name.
 
 A path is either one volume (a file, or a folder with one DICOM series in it) or a folder of cases. In a
 folder of cases the pattern tells where a case lies and how it is called: a path below the folder in which

@@ -1,4 +1,4 @@
-"""By which of a validation's values the best weights are chosen."""
+"""Criteria by which a validation chooses the best weights."""
 
 import math
 from collections.abc import Callable, Collection, Mapping

@@ -1,4 +1,4 @@
-"""Several models as one, and how far apart lies what they say: an uncertainty in HU for each voxel.
+"""Combine several models, and measure how much they differ: an uncertainty in HU for each voxel.
 
 The synthetic CT is the mean, or the median, of the models'. They may know slices of different views: axial, coronal and
 sagittal ones put together are the multi-view learning of Ge et al., SPIE Medical Imaging 2019. The variance is the mean
@@ -25,7 +25,7 @@ FUSIONS = ("mean", "median")
 def check_ensemble(
     names: Sequence[str], models: Sequence[InferenceSettings], uncertainty: bool, fusion: str | None = None
 ) -> None:
-    """Refuse models that do not go together, and an uncertainty or a fusion that one or two models do not have.
+    """Refuse models that do not match, and an uncertainty or fusion that needs more models.
 
     Raises:
         InputError: names the model.

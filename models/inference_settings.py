@@ -1,4 +1,4 @@
-"""What inference must know about a trained model: architecture, frame and intensities, beside the weights."""
+"""What inference needs to know of a trained model beside its weights: architecture, frame and intensities."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What memory a device has left, and how much an out-of-memory error asked for."""
+"""Free memory of a device, and the amount that an out-of-memory error requested."""
 
 import re
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def asked_and_free(error: Exception, device: torch.device) -> str:
 
 @contextmanager
 def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[None]:
-    """Turn running out of memory in a training on `device` into an `InputError` that says the way out.
+    """Turn running out of memory on `device` into an `InputError` with a way out.
 
     `smaller`: the options of its method that `BaseModel.memory_options` names.
     """

@@ -1,4 +1,4 @@
-"""Options of all commands on a model: which one it is, and where it computes."""
+"""Options of all commands that use a model: its name and the device."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Precisions that networks compute in; losses and weights are float32 in all of them."""
+"""Number formats of the networks; losses and weights are always float32."""
 
 import torch
 

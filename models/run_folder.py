@@ -1,4 +1,4 @@
-"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
+"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference needs."""
 
 import fcntl
 import json
@@ -43,7 +43,7 @@ STATE_PARTS = {
 
 
 class DamagedStateError(InputError):
-    """A saved state is not whole, or does not hold what its run's networks need; the one before it may."""
+    """A saved state is damaged or does not match its run; the state before it may."""
 
 
 class Position(NamedTuple):
@@ -60,7 +60,7 @@ class Position(NamedTuple):
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run's folder as long as the block lasts.
+    """Keep other trainings out of a run's folder until the block ends.
 
     The lock is the operating system's, so it ends with the process, however that ends. The file that it is on,
     `.NAME.lock` beside the folder, stays and says nothing.
@@ -189,7 +189,7 @@ def update_options(folder: Path, options: Mapping[str, Any], natures: Mapping[st
 def check_options(
     folder: Path, saved: Mapping[str, str], current: Mapping[str, str], natures: Mapping[str, Nature]
 ) -> None:
-    """Compare the options that a run is continued with to its own: what changes its result is named in a warning.
+    """Compare the options of a resumed run with its own: a change that affects the result gets a warning.
 
     Args:
         folder: the run's.
@@ -222,7 +222,7 @@ def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> 
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what a run that was killed while it saved left half-written."""
+    """Remove the half-written files of a run that was killed while saving."""
     for scratch in folder.rglob(".writing-*"):
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The shape extractor E_B: its file, and the one conversion of a CT slice to what its network takes.
+"""The shape extractor E_B: its file, and the conversion of a CT slice to its input.
 
 The generators speak [-1, 1] under the CT intensity map of their own run; an extractor was trained under one too, and
 perhaps on another range (published ones on [0, 1]). A file therefore records both, and `ShapeExtractor.to_input` is the

@@ -1,4 +1,4 @@
-"""What methods share that learn from pairs of slabs which the model draws by itself, on its device."""
+"""Base of the methods that learn from pairs of slabs, which the model draws on its device."""
 
 import logging
 from abc import abstractmethod

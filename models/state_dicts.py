@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: written whole or not at all, read without running code they carry."""
+"""Weights and checkpoints on disk: written completely or not at all, and read without running code in them."""
 
 import logging
 import zipfile

@@ -154,7 +154,7 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
 
 
 class Watch(Protocol):
-    """Sees what a network makes of a volume."""
+    """Sees the slices that a network makes of a volume."""
 
     def add(self, translated: np.ndarray) -> None:
         """See a slice that comes from the network, (size, size) in [-1, 1]; they come in order."""

@@ -1,4 +1,4 @@
-"""A generator in use: no gradients, batches of slices that memory holds; and one loaded from a file for that."""
+"""A generator in inference: no gradients, batches that fit into memory; also loaded from a file."""
 
 import logging
 import traceback

@@ -1,4 +1,4 @@
-"""Options that the commands share which use a model, the models that there are, and the parsing of both."""
+"""Options shared by the commands that use a model, the list of models, and the parsing of both."""
 
 import argparse
 import re
@@ -161,7 +161,7 @@ def parse_use[T: UseSettings](
 
 
 def list_models(checkpoints_dir: Path) -> str:
-    """Return in words which models a folder holds, each with what its card (README.md) says in its title."""
+    """Return in words which models a folder holds, each with the title of its card (README.md)."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"

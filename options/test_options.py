@@ -32,7 +32,7 @@ def file_or_folder(text: str) -> Path:
 
 
 def named_path(text: str) -> tuple[str | None, Path]:
-    """Return the name of a contrast, None where none is said, and its path."""
+    """Return the name of a contrast, None if there is none, and its path."""
     name, path = split_name(text)
     return name, Path(path)
 

@@ -1,4 +1,4 @@
-"""Options of `train.py`: which methods there are, and the command line of each.
+"""Options of `train.py`: the training methods, and the command line of each.
 
 Names are those of pytorch-CycleGAN-and-pix2pix; what the published ones do is in data/settings/published_options.py.
 Each option is declared once, as a field of the settings class of its subject.

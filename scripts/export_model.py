@@ -1,4 +1,4 @@
-"""Copy what the use of a model needs out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
+"""Copy a model for use out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
 
 Writes DIR/latest_net_G_A.pth, the generator alone, in half precision (half the size; weights are float32 again once
 loaded), and DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/..`` finds a model there.
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics:
-    """Return what the data set that a model was trained on looked like.
+    """Return the statistics of the data set that a model was trained on.
 
     Raises:
         InputError: it has no figures, or slices of another view or width, so that it is another data set.

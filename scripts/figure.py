@@ -1,4 +1,4 @@
-"""Put volumes side by side in a figure for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
+"""Draw volumes side by side for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
 
 A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
 through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.

@@ -1,4 +1,4 @@
-"""Take over a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
+"""Import a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
 
 Of a file, the generator from MR to CT. Of a folder, all networks of an epoch that are there: that generator (`G_A`, or
 `G` where upstream trained one alone), `G_B`, `D_A` and `D_B`. `train.py --init_from NAME` continues from them.
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
 
 
 def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
-    """Return the files of the networks to take over, by name: `G_A` first, which there must be.
+    """Return the files of the networks to import, by name: `G_A` first, which is required.
 
     Raises:
         InputError: a folder without the weights of that generator and epoch.

@@ -1,4 +1,4 @@
-"""Options of a training run as a whole, and all settings of a run together."""
+"""Options of a training run, and all settings of a run together."""
 
 import argparse
 import re
@@ -43,7 +43,7 @@ from visualization.settings import DisplaySettings
 
 @dataclass(frozen=True)
 class SaveRhythm:
-    """When a training state is saved in mid-epoch: every so many steps, or minutes."""
+    """How often a training state is saved within an epoch: every N steps, or every N minutes."""
 
     steps: int | None
     minutes: int | None

@@ -1,4 +1,4 @@
-"""Options of what a running training shows."""
+"""Options of the display of a running training."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""Gray images on disk: which files of a folder are images, their size from the header, and their gray values."""
+"""Gray images on disk: the images of a folder, their size from the header, and their gray values."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Where the body is: masks of MR and CT volumes, and CT without the couch.
+"""Body masks of MR and CT volumes, and CT without the couch.
 
 A body is found on a coarse copy, averaged over blocks of about 3 mm and turned so that its axes run to the head, to
 the back and to the left. There its parts are told from noise, markers and couch, and its cavities are filled. The

@@ -1,4 +1,4 @@
-"""Patients that are on both sides of an unpaired data set, by what DICOM says of them."""
+"""Find patients that are in both MR and CT of an unpaired data set, by their DICOM PatientID."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Finding the volumes that a glob names, and naming the cases and patients that they are."""
+"""Find the volumes of a glob, and name their cases and patients."""
 
 import errno
 import glob

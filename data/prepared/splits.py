@@ -1,4 +1,4 @@
-"""Which patients of a prepared data set train and which validate; which CT is the truth for an MR."""
+"""Split the patients of a prepared data set into training and validation, and find the true CT of an MR."""
 
 import hashlib
 import logging

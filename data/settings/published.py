@@ -25,7 +25,7 @@ class Command(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """What a line says of a model that is used: a setting, its value, and what to do where the record has another."""
+    """What a command line claims of a model in use: a setting, its value, and what to do if the record differs."""
 
     setting: str
     value: str
@@ -75,7 +75,7 @@ class Line:
         return any(name in names for name, _, _ in self.options)
 
     def one_of(self, name: str, other: str) -> None:
-        """Refuse an option beside the one that it means.
+        """Refuse an option given together with the one that it is replaced by.
 
         Raises:
             InputError: both were given.
@@ -89,7 +89,7 @@ Act = Callable[[Line, str, str], list[str] | None]
 
 
 class Rule(NamedTuple):
-    """What a published option does here: in words, for the documentation, and in deed."""
+    """What a published option does here: in words for the documentation, and as a function."""
 
     says: str
     act: Act | None = None

@@ -1,4 +1,4 @@
-"""Values of options: from the words of a command line to numbers, names and devices."""
+"""Parse option values: numbers, names and devices."""
 
 import argparse
 import re

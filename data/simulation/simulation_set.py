@@ -1,4 +1,4 @@
-"""The CT of a prepared data set as the simulation of MR needs it, computed once and kept beside the slices."""
+"""The CT of a prepared data set as the simulation needs it, computed once and stored beside the slices."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ Computed = Unkept | None
 
 
 def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
-    """Return the training CT of the data set in `dataroot`; what is not kept there is computed, and kept if it can be.
+    """Return the training CT of the data set in `dataroot`; missing maps are computed, and stored if possible.
 
     Raises:
         InputError: no prepared data set, no CT in it, a damaged file, a file of others in the way, or CT of different

@@ -1,4 +1,4 @@
-"""Whether a volume is what it is given as: an MR, or a CT in HU; and what of a CT is padding.
+"""Tell from its values whether a volume is an MR, a CT in HU or neither, and what of a CT is padding.
 
 All is told from the values. Large volumes are looked at through every second voxel, every third, ... along each axis.
 """
@@ -38,7 +38,7 @@ _SAMPLE_VOXELS = 2_000_000
 
 
 def check_mr(mr: Volume) -> None:
-    """Refuse what is no MR: a mask or label map, a CT in HU, an image whose padding lies below its intensities.
+    """Refuse what is not an MR: a mask or label map, a CT in HU, an image padded below its intensities.
 
     A few low voxels are accepted, as are those that interpolation by splines leaves beside bright tissue.
 
@@ -72,7 +72,7 @@ def kind_of(volume: Volume) -> str:
 
 
 def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
-    """Say so where there are few different values, or where neighbours have the same one nearly everywhere."""
+    """Return the reason if there are few different values, or if neighbours have the same one nearly everywhere."""
     values, counts = np.unique(sample, return_counts=True)
     background = values[counts.argmax()]
     if len(values) <= _MOST_LABELS:
@@ -94,7 +94,8 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
 
 
 def check_ct(ct: Volume, synthetic: bool = False) -> None:
-    """Refuse what is no CT in HU: an MR, values before the rescale to HU, clipped to a window, or padded by tissue's.
+    """Refuse what is not a CT in HU: an MR, values before the rescale to HU, clipped to a window, or padded with tissue
+    values.
 
     Args:
         ct: what is given as a CT.
@@ -131,7 +132,7 @@ def _beyond_storage(sample: np.ndarray) -> str | None:
 
 
 def _not_rescaled(sample: np.ndarray) -> str | None:
-    """Say so where nothing but a padding lies below fat: stored values are HU and 1000 or 1024 more."""
+    """Return the reason if nothing but padding lies below fat: stored values are HU plus 1000 or 1024."""
     lowest = sample.min()
     rest = sample[sample >= LOWEST_HU] if lowest < LOWEST_HU else sample[sample > lowest]
     padding = 1 - rest.size / sample.size
@@ -146,7 +147,7 @@ def _not_rescaled(sample: np.ndarray) -> str | None:
 
 
 def _clipped(sample: np.ndarray) -> str | None:
-    """Say so where many voxels lie at the lowest value, and it is no air, or at the highest, and bone is denser."""
+    """Return the reason if many voxels have the lowest value and it is not air, or the highest and bone is denser."""
     seen = sample[sample >= LOWEST_HU]
     low, high, drawn = seen.min(), seen.max(), _is_drawn(seen)
     at_low = np.mean(seen == low)
@@ -165,7 +166,7 @@ def _clipped(sample: np.ndarray) -> str | None:
 
 
 def _padded(ct: Volume) -> str | None:
-    """Say so where the border of the slices has much of one single value that is not air."""
+    """Return the reason if much of the slices' border has one single value that is not air."""
     order, _ = axial_order(ct.direction)
     array = ct.array.transpose(order)
     faces = (array[:, 0], array[:, -1], array[:, :, 0], array[:, :, -1])

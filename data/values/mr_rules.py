@@ -1,4 +1,4 @@
-"""Rules of `--mr_window`, by which an MR's window is set: one for all contrasts, or one for each by name."""
+"""Rules of `--mr_window`: one for all contrasts, or one for each by name."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Reading one DICOM series from a folder, with the checks that keep its geometry right."""
+"""Read one DICOM series from a folder, with checks of its geometry."""
 
 import logging
 import re
@@ -60,7 +60,7 @@ class DicomSeries:
 
 
 def list_series(folder: Path) -> list[DicomSeries]:
-    """Return the image series whose files lie directly in `folder`, by UID; other files are passed over.
+    """Return the image series whose files lie directly in `folder`, by UID; other files are skipped.
 
     `folder` may be one file.
     """

@@ -1,4 +1,4 @@
-"""Checks of one DICOM slice: what its header must say of geometry and values, and that its pixels are all there."""
+"""Check one DICOM slice: geometry and values in its header, and the number of its pixels."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigE
 
 
 def check_header(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice whose geometry or values its header does not tell."""
+    """Refuse a slice whose header lacks geometry or values."""
     enhanced = "Enhanced" in UID(header.SOPClassUID).name
     if frame_number(header) is None and (enhanced or whole_number(file, header, "NumberOfFrames") > 1):
         kind = UID(header.SOPClassUID).name if enhanced else "multi-frame DICOM"

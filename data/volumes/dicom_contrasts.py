@@ -1,4 +1,4 @@
-"""Which contrast a DICOM slice shows, told by its header, where several lie in one series or folder.
+"""Name the contrast of a DICOM slice by its header, if a series or folder holds several.
 
 Dixon images say in ImageType what they are (Siemens, GE: IN_PHASE, OPP_PHASE or OUT_PHASE, WATER, FAT; Philips: IP,
 OP, W, F). Where it does not say, and a series has several echo times, they are `echo1`, `echo2`, ... by time. With the

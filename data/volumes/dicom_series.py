@@ -1,4 +1,4 @@
-"""A synthetic CT as a DICOM series: CT Image Storage (PS3.3 A.3), one instance a slice, with HU as int16.
+"""Write a synthetic CT as a DICOM series: CT Image Storage (PS3.3 A.3), one instance a slice, HU as int16.
 
 Made of a DICOM MR it belongs to the MR's patient and study, and lies in its frame of reference: contours, registrations
 and dose carry over. It is a series of its own, which says that it is synthetic, of what images and by what model.
@@ -44,7 +44,7 @@ _IDENTIFYING = ("PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenc
 
 @dataclass(frozen=True)
 class Derivation:
-    """By what a series was made, and of what.
+    """What a series was made from, and by which model.
 
     Attributes:
         model: the model's name, as people know it; epoch: whose weights.
@@ -120,7 +120,7 @@ def check_identity(source: Volume, identity: Identity) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which there is anything but a series that was written here: it would be taken away.
+    """Refuse a folder that holds anything but a series written here, because its contents would be removed.
 
     Raises:
         InputError: it is such a folder, or no folder.
@@ -282,7 +282,7 @@ def _reference(sop_class: str, instance: str, frame: int | None) -> Dataset:
 
 
 def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
-    """Take over what has a value; one that its type does not allow would make the whole series invalid."""
+    """Copy attributes that have a value; an invalid value would make the whole series invalid."""
     for name in names:
         if name not in source:
             continue

@@ -1,4 +1,4 @@
-"""What all headers of volumes have in common: claims that are held against the file before they are believed."""
+"""Shared by all volume headers: claims are compared with the file before they are believed."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def describe_content(start: bytes) -> str:
 
 
 def unreadable(path: Path, problem: str) -> InputError:
-    """Return the error of a file that is no volume, or a damaged one."""
+    """Return the error of a file that is not a volume, or is damaged."""
     return InputError(f"{path}: cannot be read as a volume: {problem}")
 
 

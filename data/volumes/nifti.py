@@ -1,4 +1,4 @@
-"""NIfTI files: voxels, and where they lie. One rule says which of a header's statements counts.
+"""NIfTI files: voxels and their position. One rule decides which of a header's transforms is used.
 
 - The sform counts where its code is not 0, else the qform where its code is not 0. Where neither is, NIfTI's method 1
   does: index axes run to the right, the front and the head, and the first voxel is the origin.

@@ -1,4 +1,4 @@
-"""GDCM's reading of DICOM slices, in a process of its own where a file could end the process that reads it.
+"""Read DICOM slices with GDCM in a separate process, if a file could crash the reader.
 
 A dead reader costs its series alone, and the slice that it died of is named. Ordinary slices are read in this process:
 nothing that their decoders could stumble over is in them.
@@ -23,11 +23,11 @@ _SECONDS = 1800
 
 
 class ReaderError(RuntimeError):
-    """The slices cannot be read: GDCM said why, or it ended its process."""
+    """The slices cannot be read: GDCM reported an error, or crashed."""
 
 
 def is_nested(file: Path) -> bool:
-    """Tell whether a DICOM file may hold sequences so deep in each other that GDCM's stack ends."""
+    """Tell whether a DICOM file may hold sequences nested so deeply that GDCM overflows its stack."""
     data = file.read_bytes()
     return sum(data.count(tag) for tag in _ITEM_TAGS) > _HARMLESS_ITEMS
 

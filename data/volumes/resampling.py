@@ -1,4 +1,4 @@
-"""A volume on another volume's grid."""
+"""Resample a volume to another volume's grid."""
 
 import numpy as np
 import SimpleITK as sitk

@@ -1,4 +1,4 @@
-"""The bytes of stored voxels: the right number of them, from streams whose checksums hold, or none at all.
+"""Read the bytes of stored voxels: exactly as many as expected, from streams with valid checksums, or none.
 
 Readers of images stop where they have the voxels that they want. The checksum of a compressed stream stands behind
 those, so a flipped bit would be read as another voxel; and bytes too many, from a header that lies, as nothing at all.
@@ -81,7 +81,7 @@ class StoredVolume:
 
 
 def check_data_file(file: Path, header: Path) -> None:
-    """Refuse a data file that is not there, or that is no ordinary file."""
+    """Refuse a data file that is missing or not a regular file."""
     if not file.exists():
         raise InputError(f"{header}: cannot be read as a volume: its data file {file} is missing; copy it along")
     if file.is_dir():
