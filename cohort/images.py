@@ -77,7 +77,7 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
     name = called(opt.name, [generator])
     out = opt.results_dir / name / f"test_{opt.epoch}"
     todo, page, known = _plan(images, out, opt)
-    log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
+    log.info("%s: read as images with black at %g and white at %g", folder, *source_range)
     model = TestModel(generator.settings, generator.weights, device, opt.precision)
     made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)]
     made += [page.name] if known or not opt.no_html else []

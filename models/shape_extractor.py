@@ -241,8 +241,8 @@ def open_extractor(
     extractor = load_extractor(path, device, ct_map)
     if extractor.settings.view != view:
         raise InputError(
-            f"{file}: knows {extractor.settings.view} slices, those of {dataroot} are {view}; train one on them by "
-            f"python -m ct_segmentation.train --dataroot {dataroot}"
+            f"{file}: was trained on {extractor.settings.view} slices, but {dataroot} has {view} ones; train one on "
+            f"them with python -m ct_segmentation.train --dataroot {dataroot}"
         )
     learnt_mm = extractor.settings.spacing_mm
     if spacing_mm and learnt_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with

@@ -53,7 +53,7 @@ class SimulationOptions:
         help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
     limbs_share: float = option(
-        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone",
+        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs only",
         needs=Need("limbs"),
     )  # fmt: skip
     skin_mm: float = option(

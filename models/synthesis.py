@@ -197,8 +197,8 @@ def find_generator(
     weights = weights_path(folder, epoch, "G_B")
     if not weights.exists() and weights_path(folder, epoch, "G_A").exists():
         raise InputError(
-            f"--direction {direction}: no {weights}: there is no generator back; --model cycle_gan trains one, and "
-            "exported and shipped models leave it out: use the folder of a training"
+            f"--direction {direction}: no {weights}: the model has no generator for that direction; --model cycle_gan "
+            "trains one, and exported and shipped models leave it out: use the folder of a training"
         )
     try:
         return TrainedGenerator(settings.turned(), weights, f"_{direction}")

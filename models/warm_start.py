@@ -24,7 +24,7 @@ class WarmStart:
     )
     n_epochs_warm: int | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
+        help=f"epochs on simulated pairs only, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
     )  # fmt: skip
     warm_lr: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float, needs=Need("warm_start", ("simulated_mr",)),

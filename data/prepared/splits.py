@@ -60,7 +60,7 @@ def split_by_patient[C: OfPatient](cases: Sequence[C], val_share: float, seed: i
         modality = "MR" if {case.domain for case in cases} == {"A"} else "CT"
         raise InputError(
             f"{len(patients)} {modality} patients to train on ({', '.join(patients)}); expected 2 or more: some are "
-            "needed for validation (--patient_regex of python -m scripts.prepare_dataset says what a patient is)"
+            "needed for validation (--patient_regex of python -m scripts.prepare_dataset defines what a patient is)"
         )
     count = min(max(round(val_share * len(patients)), 1), len(patients) - 1)
     chosen = set(patients[:count])
