@@ -144,7 +144,7 @@ def test_what_there_is_of_ct_alone_is_refused(site):
 def test_a_model_without_the_generator_back_says_so(site):
     (site / "checkpoints" / NAME / "latest_net_G_B.pth").unlink()
     with pytest.raises(
-        InputError, match=r"--direction BtoA: no .*latest_net_G_B\.pth: .* take the folder of a training"
+        InputError, match=r"--direction BtoA: no .*latest_net_G_B\.pth: .* use the folder of a training"
     ):
         adapt(site, "in/p0/ct.nii.gz", "--direction", "BtoA")
     with pytest.raises(InputError, match=r"7_net_G_B\.pth: no such file"):

@@ -80,7 +80,7 @@ def test_what_a_folder_lacks_starts_anew_and_is_said(dataroot, tmp_path, caplog)
     caplog.set_level(logging.INFO)
     made = published_folder(tmp_path / "theirs", "G_A", "G_B", epoch=20)
     folder = take_over(tmp_path, "--epoch", "20")
-    assert "not there: D_A, D_B, which start anew" in caplog.text
+    assert "missing: D_A, D_B; train.py --init_from taken starts them from random weights" in caplog.text
     still = ["--lr", "1e-30", "--n_epochs", "1", "--n_epochs_decay", "0"]
     continued = final_weights(run(dataroot, tmp_path, "--init_from", folder.name, *still, name="continued"))
     assert_same(continued["G_B"], made["G_B"])

@@ -86,7 +86,7 @@ def test_patients_are_sub_folders_and_blocks_where_there_are_none(dataroot, capl
     assert not caplog.records
     train_part, validation = split_images(flat, 0.2, seed=0)
     assert [case.indices for case in train_part + validation] == [(0,), (1,)]
-    assert "the last 1 images by name validate" in caplog.text
+    assert "the last 1 images by name are used for validation" in caplog.text
     (dataroot / "trainB/q1/ct_0.png").unlink()
     with pytest.raises(InputError, match="one image; expected 2 or more"):
         split_images(ImageFolderSlices(dataroot / "trainB/q1", dataroot, with_masks=False), 0.2, seed=0)

@@ -235,7 +235,7 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path, name, special):
     [
         ("a.nii", gzip.compress(RAW, mtime=0), "named .nii, but is a gzip-compressed file"),
         ("a.nii.gz", b"\x5c\x01\0\0" + bytes(400), "named .nii.gz, but is a NIfTI or Analyze file"),
-        ("a.mgz", gzip.compress(RAW, mtime=0), "a gzip-compressed file; supported are: .nii.gz .nii .mha"),
+        ("a.mgz", gzip.compress(RAW, mtime=0), "a gzip-compressed file; supported are .nii.gz .nii .mha"),
         ("a.mgh", b"\0\0\0\x01\0\0\0\x10", "a FreeSurfer .mgh file; supported are"),
         ("a.nrrd", b"ObjectType = Image\n", "named .nrrd, but is a MetaImage"),
         ("a.nii.gz", b"<!DOCTYPE html>", "is a web page, as after a failed download"),

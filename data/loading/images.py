@@ -161,7 +161,7 @@ def warn_if_dark(images: Sequence[Path]) -> None:
     bits = int(brightest).bit_length()
     factor = 2 ** (int(full_range).bit_length() - bits)
     log.warning(
-        "warning: %s: nearly black: no value above %g of %g, as if %d-bit values were stored in a larger format; "
+        "warning: %s: nearly black: the highest value is %g of %g, as if %d-bit values were stored in a larger format; "
         "networks see the whole range of the format: write the images again with their values times %d, or prepare a "
         "data set from the volumes with python -m scripts.prepare_dataset",
         os.path.commonpath([path.parent for path in images]), brightest, full_range, bits, factor,
