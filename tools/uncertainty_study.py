@@ -92,6 +92,8 @@ def draw(by_tenths: np.ndarray, path: Path) -> None:
     axes.plot(ends, ends, color="gray", linestyle="--", label="calibrated")
     axes.plot(*by_tenths, "o-", label="a tenth of the voxels")
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.set(xlabel="uncertainty [HU], root mean square", ylabel="error [HU], root mean square")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
