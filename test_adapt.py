@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
         words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
-        log.info("next, where there is a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("next, if you have a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     return 0 if all(written) else 1
 
 
@@ -370,7 +370,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     if overwrite:
         return set()
     raise InputError(
-        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it by "
+        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it with "
         "--overwrite"
     )
 

@@ -48,15 +48,15 @@ MAX_UNSEEN_SLICES = 0.25
 # What is dark in an MR lies in the lowest tenth between its percentiles inside the body.
 DARK_BELOW = 0.1
 NO_STATISTICS = (
-    "HU histogram, MR intensities, spacing and body region against the training set: not in the model's "
-    "inference.json, which was written by an earlier version, or by training on images"
+    "HU histogram, MR intensities, spacing and body region against the training set: the model's inference.json "
+    "lacks its values (written by an earlier version, or trained on images)"
 )
 NO_SECTIONS = (
-    "body region against the training set: not in the model's inference.json, which was written by an earlier version; "
-    "python -m scripts.export_model --dataroot adds it"
+    "body region against the training set: the model's inference.json, written by an earlier version, lacks its "
+    "values; add them with python -m scripts.export_model --dataroot"
 )
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
-OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that could be checked"
+OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbitrary and cannot be checked"
 
 
 @dataclass
@@ -183,7 +183,9 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         return
     overlap = findings.figures["body_dice"] = dice(found, plan.body)
     if overlap < MIN_BODY_DICE:
-        findings.warnings.append(f"body of the synthetic CT unlike the MR's: Dice {overlap:.3f}, below {MIN_BODY_DICE}")
+        findings.warnings.append(
+            f"the body in the synthetic CT differs from that in the MR: Dice {overlap:.3f}, below {MIN_BODY_DICE}"
+        )
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:
@@ -212,7 +214,7 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         )
     if median > median_limit:
         findings.warnings.append(
-            f"HU histograms unlike those of the training CT: half of the slices differ by {median:.0f} HU or more, in "
+            f"HU histograms differ from those of the training CT: half of the slices by {median:.0f} HU or more, in "
             f"training {median_limit:.0f} HU at most"
         )
 
@@ -249,8 +251,8 @@ def _check_mr(
         )
     if not training.mr_median[0] - MEDIAN_MARGIN <= median <= training.mr_median[1] + MEDIAN_MARGIN:
         findings.warnings.append(
-            f"MR contrast unlike the training set's: the median lies at {median:.2f} of the range in the body, in "
-            f"training at {_range(training.mr_median)}: another sequence?"
+            f"MR contrast differs from that of the training set: the median lies at {median:.2f} of the range in the "
+            f"body, in training at {_range(training.mr_median)}: another sequence?"
         )
 
 

@@ -354,7 +354,7 @@ class Conversion:
         if work.output_sha256:
             reason += f" ({volume.name} was written, without a record: the next run converts it again)"
         elif volume.exists() and volume.name in self._made(work):
-            reason += f" ({volume.name} is of an earlier input or model)"
+            reason += f" ({volume.name} was made from an earlier input or by an earlier model)"
         details = "" if expected else "".join(traceback.format_exception(error))
         return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
 

@@ -113,15 +113,19 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
         "--fusion": opt.fusion, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
     }  # fmt: skip
     if asked := [option for option, value in volumes_only.items() if value]:
-        raise InputError(f"{', '.join(asked)}: {opt.input_dir} holds images, and these concern volumes; leave them out")
+        raise InputError(
+            f"{', '.join(asked)}: {opt.input_dir} holds images, and these options are for volumes; leave them out"
+        )
     folder = opt.folders[0]
     rule = rules_in_order(settings.mr_window, settings.contrasts)[0]
     if settings.slab > 1 or len(settings.contrasts) > 1:
-        raise InputError(f"{folder}: takes slabs or several contrasts, which images are not; give it volumes")
+        raise InputError(
+            f"{folder}: the model takes slabs or several contrasts, which images do not have; convert volumes with it"
+        )
     if isinstance(rule, str) or len(settings.ct.knots) > 2:
         scale = f"--mr_window {rule}" if isinstance(rule, str) else "a curve for CT (--ct_transfer)"
         raise InputError(
-            f"{folder}: was trained with {scale}, and images have one fixed window for all: give it volumes, or train "
+            f"{folder}: was trained with {scale}, but images need one fixed window: convert volumes with it, or train "
             "on images, or on volumes with --mr_window LO HI and --ct_window LO HI"
         )
     mr, ct = rule, settings.ct.range

@@ -136,7 +136,7 @@ def find_cohort(
                 series.add(relative)
         elif is_volume(path) and relative.parent in series:
             passed_over.append(
-                f"{path}: beside DICOM slices; to convert it, name it with --pattern without their folder"
+                f"{path}: beside DICOM slices; to convert it, name it with --pattern and leave out their folder"
             )
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
@@ -263,7 +263,9 @@ def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,), modality:
     try:
         return _cohort_of_table(path, text, contrasts, modality)
     except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
-        raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
+        raise InputError(
+            f"--list {path}: not a table: {error}; expected one line for each case and paired quotes"
+        ) from error
 
 
 def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: str) -> Cohort:
@@ -276,7 +278,7 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: 
     unknown = set(columns) - {*needed, *OPTIONAL_COLUMNS}
     if not set(needed) <= set(columns) or unknown or len(set(columns)) < len(columns):
         raise InputError(
-            f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and, where wanted, "
+            f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and optionally "
             f"{', '.join(OPTIONAL_COLUMNS)}, each once"
         )
     rows.fieldnames = columns

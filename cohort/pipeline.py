@@ -103,7 +103,7 @@ def make_survey(
     for passed in cohort.passed_over:
         log.debug("passed over: %s", passed)
     if cohort.passed_over:
-        log.info("%d DICOM series or files passed over: listed in summary.json", len(cohort.passed_over))
+        log.info("%d DICOM series or files skipped: listed in summary.json", len(cohort.passed_over))
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
@@ -224,7 +224,7 @@ def _account(
     try:
         records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
     except (InputError, OSError) as error:  # by now volumes are written, which stand
-        log.error("failed: no summary: %s; run again to write it", error)
+        log.error("failed: the summary was not written: %s; run again to write it", error)
         records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
@@ -240,7 +240,7 @@ def _account(
              results.folder / "summary.csv")  # fmt: skip
     if not failed and direction == "AtoB":
         words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
-        log.info("next, where there are true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("next, if you have true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
 

@@ -63,7 +63,7 @@ class ComputingSettings:
     )
     deterministic: bool = option(
         False, nature=Nature.RESULT,
-        help="use only deterministic algorithms on a GPU, which are slower; a CPU is deterministic anyway",
+        help="use only deterministic algorithms on a GPU, which are slower; a CPU is always deterministic",
     )  # fmt: skip
     sync_batch_norm: bool = option(
         False, nature=Nature.RESULT, help="with --norm batch on several GPUs: take statistics over all GPUs"

@@ -40,10 +40,10 @@ def check_ensemble(
         if theirs != (first.direction, first.contrasts):
             raise InputError(
                 f"--name {name}: makes {theirs[0]} of {', '.join(theirs[1])}; {names[0]} makes {first.direction} of "
-                f"{', '.join(first.contrasts)}: models of one ensemble take and make the same"
+                f"{', '.join(first.contrasts)}: models of one ensemble must have the same input and output"
             )
     if first.direction != "AtoB" and len(models) > 1:
-        raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
+        raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected a single model")
     if uncertainty and len(models) == 1 and first.views == 1:
         raise InputError(
             f"--uncertainty: {names[0]} computes each voxel once, without overlapping slabs or mirroring; name several "

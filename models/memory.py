@@ -31,7 +31,7 @@ def asked_and_free(error: Exception, device: torch.device) -> str:
     if not found:
         return f" ({free})"
     asked = float(found[1]) * 1024.0 ** "bKMGTPE".index(found[2])
-    return f" ({asked / 2**30:.1f} GiB more asked for, {free})"
+    return f" ({asked / 2**30:.1f} GiB more requested, {free})"
 
 
 @contextmanager
@@ -49,6 +49,6 @@ def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[No
             device = torch.device("cpu")
         new_run = f", or start a run with a smaller {smaller}" if smaller else ""
         raise InputError(
-            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
+            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or use --precision bf16, and "
             f"resume from the last saved state with --continue_train{new_run}"
         ) from error

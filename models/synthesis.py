@@ -82,7 +82,7 @@ class VolumePlan:
         mm = self.frame.spacing_mm
         return (
             f"the body is {self.frame.body_extent_mm(self.body):.0f} mm wide: slices of {self.frame.size * mm:.0f} mm "
-            f"are converted, the model was trained on {self.trained_px * mm:.0f} mm"
+            f"are used; the model was trained on {self.trained_px * mm:.0f} mm"
         )
 
     def describe_spacing(self) -> str | None:
@@ -91,8 +91,8 @@ class VolumePlan:
         if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
             return None
         return (
-            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to "
-            "those and back"
+            f"slices lie {ours:.3g} mm apart, the model was trained on slices of {models:.3g} mm: they are "
+            "interpolated to that and back"
         )
 
 
@@ -198,7 +198,7 @@ def find_generator(
     if not weights.exists() and weights_path(folder, epoch, "G_A").exists():
         raise InputError(
             f"--direction {direction}: no {weights}: there is no generator back; --model cycle_gan trains one, and "
-            "exported and shipped models leave it out: take the folder of a training"
+            "exported and shipped models leave it out: use the folder of a training"
         )
     try:
         return TrainedGenerator(settings.turned(), weights, f"_{direction}")

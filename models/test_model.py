@@ -99,7 +99,7 @@ class Translator:
         if np.isfinite(translated).all():
             return translated
         way = (
-            "take other weights (--epoch), or train the model again"
+            "use other weights (--epoch), or train the model again"
             if self.dtype == torch.float32
             else "try --precision fp32"
         )

@@ -43,7 +43,7 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
 def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:
     parser.add_argument(
         "--model", choices=tuple(METHODS), default=default,
-        help="how it is trained; with --help after it: that method's options",
+        help="training method; --help after it lists the options of that method",
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mask", type=Path, help="body mask, non-zero inside (default: the body found in the MR)")
     parser.add_argument("--mask_pattern", metavar="PATTERN", help="where a case lies below --mask")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a predictor")
-    parser.add_argument("--overwrite", action="store_true", help="replace volumes that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing volumes")
     options = parser.parse_args(arguments)
     if options.mask_pattern is not None and options.mask is None:
         parser.error("--mask_pattern needs --mask")

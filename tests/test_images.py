@@ -261,7 +261,7 @@ def test_files_that_are_no_images_are_counted(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"?")
     with caplog.at_level(logging.WARNING):
         assert len(list_images(tmp_path)) == 1
-    assert "4 files are passed over; their endings: .dcm (2), .webp (1), none (1)" in caplog.text
+    assert "4 files are skipped; their endings: .dcm (2), .webp (1), none (1)" in caplog.text
 
 
 def test_a_mask_of_another_size_is_refused_before_anything_is_read(tmp_path):

@@ -309,7 +309,7 @@ def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_pa
     monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
     caplog.set_level(logging.INFO)
     here = open_simulation_set(root)
-    assert len(caplog.messages) == 1 and "stay in memory and are computed at every start" in caplog.text
+    assert len(caplog.messages) == 1 and "cannot be stored, so every start computes them again" in caplog.text
     for name, maps in kept.volumes.items():
         for key, values in maps.items():
             np.testing.assert_array_equal(here.volumes[name][key], values)
@@ -462,7 +462,7 @@ def test_other_networks_are_refused_on_resume(dataroot, tmp_path):
     for option in (["--ngf", "4"], ["--slab", "5"], ["--norm", "instance"]):
         with pytest.raises(InputError, match=f"{option[0][2:]}: was .*, now {option[1]}"):
             run(dataroot, tmp_path, *short, *option, "--continue_train")
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         run(dataroot, tmp_path, *short)
 
 

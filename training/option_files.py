@@ -83,7 +83,7 @@ def read_option_files(
     try:
         own = read_json(path)
     except InputError as error:
-        log.warning("warning: %s; the run resumes with the options of the command line alone", error)
+        log.warning("warning: %s; the run resumes with the options of the command line only", error)
         return OptionFiles(said, config)
     return OptionFiles(said, config, {name: own[name] for name in own if name not in STARTING_OPTIONS}, path)
 

@@ -29,7 +29,7 @@ class DisplaySettings:
     )
     logger: str = option(
         "none", nature=Nature.FREE, choices=LOGGERS,
-        help="show losses and pictures in TensorBoard or Weights & Biases too, where that package is installed",
+        help="also show losses and pictures in TensorBoard or Weights & Biases, which must be installed",
     )  # fmt: skip
     display_id: int = option(
         0, nature=Nature.FREE, parse=nonnegative_int,

@@ -202,7 +202,7 @@ def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:
         found = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
         more = " ..." if len(source.shapes) > 4 else ""
         log.info(
-            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none takes them as they are",
+            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none keeps their size",
             folder, found, more, size, size,
         )  # fmt: skip
 

@@ -81,7 +81,7 @@ class Line:
             InputError: both were given.
         """
         if self.given(other):
-            raise InputError(f"{name} and {other}: expected one of them; both say the same thing here")
+            raise InputError(f"{name} and {other}: expected one of them; both mean the same here")
 
 
 # From the line, the option's name and its value ("" for a flag) to words in its place; None leaves it to the parser.

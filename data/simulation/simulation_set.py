@@ -113,7 +113,10 @@ def _maps(jobs: Sequence[Job], compute_all: Callable[[Sequence[Job]], Iterable[C
     for job, computed in zip(missing, compute_all(missing) if missing else (), strict=True):
         if isinstance(computed, Unkept):
             if not unkept:
-                log.info("the simulation's maps of CT stay in memory and are computed at every start: %s", computed.why)
+                log.info(
+                    "the simulation's maps of the CT cannot be stored, so every start computes them again: %s",
+                    computed.why,
+                )
             unkept[job.case.name] = computed.maps
     return {job.case.name: unkept.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
 
@@ -166,4 +169,4 @@ def _read(path: Path) -> Maps:
         with np.load(path, allow_pickle=False) as kept:
             return {"hu": kept["hu"], "depth": kept["depth"]}
     except _DAMAGE as error:
-        raise InputError(f"{path}: damaged ({error}); delete it, then it is made again") from error
+        raise InputError(f"{path}: damaged ({error}); delete it, and it will be made again") from error

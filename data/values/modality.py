@@ -49,16 +49,18 @@ def check_mr(mr: Volume) -> None:
     low, high = np.percentile(sample, (100 * _FEW, 99))
     if low > _LOW_MR or -low <= _UNDERSHOOT * high:
         if why := _labelled(mr.array, sample):
-            raise _refused("no MR", mr, why, "expected a volume of intensities: give the image that the mask is of")
+            raise _refused(
+                "not an MR", mr, why, "expected a volume of intensities: give the image that the mask belongs to"
+            )
         return
     seen = sample[sample >= LOWEST_HU - 100]
     if seen.size and np.percentile(seen, 100 * _FEW) <= _LOW_MR:
         why = "values as low as this look like CT in HU"
-        way_out = "check that MR and CT are not swapped; an MR on which air is that low is shifted to 0 first"
-        raise _refused("no MR", mr, why, way_out)
+        way_out = "check that MR and CT are not swapped; shift an MR whose air is this low so that air is at 0"
+        raise _refused("not an MR", mr, why, way_out)
     share = 100 * (1 - seen.size / sample.size)
     why = f"{share:.2g} % of the voxels lie below {LOWEST_HU - 100}, far below intensities: padding"
-    raise _refused("no MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
+    raise _refused("not an MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
 
 
 def kind_of(volume: Volume) -> str:
@@ -105,12 +107,14 @@ def check_ct(ct: Volume, synthetic: bool = False) -> None:
     seen = sample[sample >= LOWEST_HU]
     if not seen.size or sample.min() > CT_FAT_HU:
         why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
-        raise _refused("no CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied")
+        raise _refused(
+            "not a CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied"
+        )
     if synthetic:
         return
     fault = _beyond_storage(sample) or _not_rescaled(sample) or _clipped(sample) or _padded(ct)
     if fault:
-        raise _refused("no CT in HU", ct, fault, "expected HU, with air at -1000 and padding at -1024 or below")
+        raise _refused("not a CT in HU", ct, fault, "expected HU, with air at -1000 and padding at -1024 or below")
 
 
 def in_hu(ct: Volume) -> Volume:
@@ -123,7 +127,7 @@ def in_hu(ct: Volume) -> Volume:
 def _beyond_storage(sample: np.ndarray) -> str | None:
     if np.mean(sample > _HIGHEST_HU) < _FEW:  # metal, which is clipped
         return None
-    return f"values above {_HIGHEST_HU}, which are no HU: padding, or negative HU stored without their sign"
+    return f"values above {_HIGHEST_HU}, which are not HU: padding, or negative HU stored without their sign"
 
 
 def _not_rescaled(sample: np.ndarray) -> str | None:
@@ -172,7 +176,8 @@ def _padded(ct: Volume) -> str | None:
     if value <= _AIR_HU or count < _BORDER * border.size or count < 4 * near:
         return None
     return (
-        f"{100 * count / border.size:.2g} % of the slices' border lies at {value:g}: padding that is taken for tissue"
+        f"{100 * count / border.size:.2g} % of the slices' border lies at {value:g}: padding that would be taken for "
+        "tissue"
     )
 
 

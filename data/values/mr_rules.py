@@ -22,7 +22,7 @@ def parse_mr_rules(words: Sequence[str]) -> Rule | dict[str, Rule]:
     for word in words:
         name, _, text = word.strip().partition("=")
         if name in rules:
-            raise InputError(f"{name} for the second time; expected one rule for each contrast")
+            raise InputError(f"{name} is given twice; expected one rule for each contrast")
         rules[name] = _rule(word, text)
     return rules
 

@@ -46,7 +46,8 @@ def check_header(file: Path, header: pydicom.Dataset) -> None:
         values = numbers(file, header, tag)
         if len(values) != count:
             raise InputError(
-                f"{file}: DICOM tag {tag} is missing or empty, or has not {count} numbers; export the series again"
+                f"{file}: DICOM tag {tag} is missing or empty, or does not hold {count} numbers; export the series "
+                "again"
             )
     if not np.all(numbers(file, header, "PixelSpacing") > 0):
         raise InputError(f"{file}: PixelSpacing {header.PixelSpacing}; expected positive numbers of mm")
@@ -56,7 +57,7 @@ def check_header(file: Path, header: pydicom.Dataset) -> None:
             raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
     # Dual-energy scanners export maps of other quantities as CT.
     if header.get("Modality") == "CT" and header.get("RescaleType", "HU") not in _HU_TYPES:
-        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is no CT in HU")
+        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is not a CT in HU")
 
 
 def _check_size(file: Path, header: pydicom.Dataset) -> None:

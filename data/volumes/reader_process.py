@@ -69,13 +69,13 @@ def _start(task: dict) -> subprocess.CompletedProcess[str]:
             capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ReaderError(f"no end within {_SECONDS} s") from error
+        raise ReaderError(f"no answer within {_SECONDS} s") from error
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
-        return f"its reader died of {signal.Signals(-done.returncode).name}"
-    return (done.stderr.strip().splitlines() or ["no reason said"])[-1]
+        return f"its reader crashed with {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _read(files: list[str], pixel_type: int | None) -> sitk.Image:

@@ -158,7 +158,7 @@ def _numbers(file: Path, text: bytes, count: int, dtype: np.dtype) -> np.ndarray
         wide = np.array([(float if dtype.kind == "f" else int)(word) for word in words])
         numbers = wide.astype(dtype)
     except (ValueError, OverflowError) as error:
-        raise unreadable(file, f"voxels that are no numbers ({error}): damaged; copy it again") from error
+        raise unreadable(file, f"voxels that are not numbers ({error}): damaged; copy it again") from error
     if dtype.kind != "f" and not np.array_equal(numbers, wide):
         raise unreadable(file, f"numbers from {wide.min()} to {wide.max()}, which {dtype.name} cannot hold: damaged")
     return numbers

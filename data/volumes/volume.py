@@ -301,7 +301,7 @@ def _check_content(path: Path, suffix: str) -> None:
         raise InputError(f"{path}: a single DICOM file; name the folder of its series")
     if not suffix:
         formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
-        raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
+        raise unreadable(path, f"{found}; supported are {formats} and folders of DICOM slices; convert it to .nii.gz")
     if suffix == ".img":  # nothing but voxels
         return
     fitting = _CONTENTS.get(suffix, "a gzip-compressed file" if suffix.endswith(".gz") else None)
