@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.errors import run_command
+from data.settings.parser import CommandParser
 from data.settings.values import torch_device
 from data.volumes.volume import Volume
 from evaluation.report import score_case
@@ -56,7 +57,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert, score and print."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.scale_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_patients(parser)

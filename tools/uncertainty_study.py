@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from data.errors import run_command
 from data.masks.body_mask import ct_body_mask
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from data.settings.values import torch_device
 from data.volumes.volume import Volume
 from evaluation.report import markdown_table, seen_voxels
@@ -103,7 +104,7 @@ def draw(by_tenths: np.ndarray, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert, compare, print and draw."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.uncertainty_study", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
