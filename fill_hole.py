@@ -16,13 +16,14 @@ import data  # noqa: F401  # isort: skip  # first: it says what to do where pack
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
-from tqdm import tqdm
 
 from data.errors import InputError, run_command
 from data.files import whole_file
 from data.loading.images import read_mask_image
 from data.outputs import check_free, volume_targets
 from data.prepared.sources import find_paths, is_regular_file
+from data.progress import shown_progress
+from data.settings.parser import CommandParser
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     for source, target in targets.items():
         _check_target(source, target, opt)
     failures = []
-    for source, target in tqdm(targets.items(), desc="filling holes", unit="mask", disable=None):
+    for source, target in shown_progress(targets.items(), len(targets), "filling holes", "mask"):
         try:
             _fill_file(source, target, opt)
         except (InputError, OSError) as error:
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a mask or a folder of masks")
     parser.add_argument("--output", type=Path, required=True, help="file to write, or folder if --input is a folder")
     parser.add_argument(

@@ -88,10 +88,15 @@ class Results(NamedTuple):
     def names(self) -> set[str]:
         """Return what the report calls the targets: their names, or their paths where they lie elsewhere."""
         return {
-            target.name if target.parent == self.main.parent else str(target.absolute())
+            target.name if target.parent == self.main.parent else str(placed(target))
             for targets in self.targets.values()
             for target in targets
         }
+
+
+def placed(target: Path) -> Path:
+    """Return where a target lies, however its folder was said; a link stays a link."""
+    return target.parent.resolve() / target.name
 
 
 class Patient(NamedTuple):
@@ -364,7 +369,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
         return set()
     if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
         return set()
-    made = {name for name in names if isinstance(name, str)}
+    made = {name for name in names if isinstance(name, str) and "\0" not in name}
     if earlier == description_of(paths):
         return made
     if overwrite:
@@ -382,9 +387,9 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: no such file or folder")
     # A name that is none is that of no target. Without a report there is no account of what was made.
-    own = None if results.alone else [results.main.parent.absolute() / name for name in made]
+    own = None if results.alone else [placed(results.main.parent / name) for name in made]
     for option, targets in results.targets.items():
-        check_free([target.absolute() for target in targets], option, inputs, own, opt.overwrite)
+        check_free([placed(target) for target in targets], option, inputs, own, opt.overwrite)
     if results.folder:
         check_folder(results.folder)
 

@@ -17,13 +17,13 @@ from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
+from data.durations import describe_seconds
 from data.errors import InputError
 from models.ensemble import called, check_ensemble, ensemble_sha256
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
 from training.distributed import ProcessGroup
-from visualization.durations import describe_seconds
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cohort.conversion import Outcome
 from cohort.results import CaseRecord
+from data.durations import describe_seconds
 from training.distributed import ProcessGroup
-from visualization.durations import describe_seconds
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from cohort.inputs import glob_below
 from data.errors import InputError, run_command
 from data.prepared.sources import is_folder, is_volume
 from data.settings.declaration import HelpFormatter
+from data.settings.parser import CommandParser
 from data.volumes.contrasts import in_order, split_name
 from data.volumes.dicom import holds_dicom
 from models.inference_settings import read_inference_settings
@@ -46,9 +47,8 @@ def words_of(arguments: Sequence[str] | None) -> list[str]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of this command, and those for `test_adapt.py`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m container.convert_subject", description=__doc__, formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
     add("--input_dir", type=Path, default=Path("/input"), help="folder of one subject; it is only read")

@@ -15,6 +15,7 @@ from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
 from evaluation.cases import CaseVolumes, find_cases
@@ -24,7 +25,7 @@ from models.shape_extractor import CLASS_NAMES, load_extractor
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m ct_segmentation.eval",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

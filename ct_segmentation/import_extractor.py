@@ -13,6 +13,7 @@ from data.errors import InputError, run_command
 from data.loading.settings import CtMapSettings
 from data.outputs import check_free
 from data.settings.declaration import add_options, from_namespace
+from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, positive_float, positive_int
 from models.published_unet import seeing_gray, unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options, `ct_map` among them."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m ct_segmentation.import_extractor",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -21,6 +21,7 @@ from data.loading.augmentation import resized
 from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
+from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, positive_int, torch_device
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
@@ -74,7 +75,7 @@ def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m ct_segmentation.predict",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, run_command
+from data.settings.parser import CommandParser
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import positive_int, protected_numbers
@@ -27,7 +28,7 @@ NAME = "shape_extractor"
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     """Return the settings of the command line: `--out` is the folder that `--name` in `--checkpoints_dir` would be."""
     words = protected_numbers(arguments)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = CommandParser(add_help=False)
     own.add_argument("--continue_train", action="store_true")
     for name in ("--out", "--config"):
         own.add_argument(name, type=Path)

@@ -1,9 +1,12 @@
 """The error for a user's mistake, how a command reports it, and how running out of memory is recognised."""
 
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from data.signals import ended_by_signals
 
 # What torch and the libraries below it say, in lower case, when it is no MemoryError that they raise.
 _OUT_OF_MEMORY = (
@@ -20,15 +23,24 @@ class InputError(ValueError):
     """Bad input from outside: says what, where, what was found, what was expected and the way out."""
 
 
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" with the name most like a word; "" where none is. Case and dashes do not count."""
+    bare = {name.lower().lstrip("-"): name for name in names}
+    near = difflib.get_close_matches(word.lower().lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[near[0]]}?" if near else ""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with 0 or its return value.
 
-    An `InputError`, an `OSError` or running out of memory is reported in one line, and the exit code is 2.
+    An `InputError`, an `OSError` or running out of memory is reported in one line; the exit code is 2. A signal that
+    ends the command is named in one line, and the exit code is 128 + its number.
     """
     _open_closed_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        code = main()
+        with ended_by_signals():
+            code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,8 @@
 """Base of all training methods: networks, optimisers, the form of a step, and the state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -267,6 +268,13 @@ class BaseModel(ABC):
     def start_epoch(self, epoch: int) -> None:  # noqa: B027
         """Prepare for an epoch, counted from 1; most methods need nothing."""
 
+    def fixed_visuals(self) -> dict[str, Tensor]:
+        """Return images as `visuals` has them, of the same slices at any time of the run: what changes is the networks.
+
+        The slices follow from the seed. No random number of the training is drawn for them. Most methods have none.
+        """
+        return {}
+
     @property
     def kept_networks(self) -> dict[str, nn.Module]:
         """The networks whose weights inference uses: the averages, where there are any."""
@@ -315,6 +323,13 @@ class BaseModel(ABC):
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return run(images).float()
 
+    def _run_in_use(self, name: str, images: Tensor) -> Tensor:
+        """Run a network as it is used: its average where there is one, without dropout, and without a trace."""
+        net, dtype = self.kept_networks[name], DTYPES[self.settings.precision]
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        with torch.no_grad(), in_evaluation(net), autocast:
+            return net(images).float()
+
     def _run_together(self, net: nn.Module, *images: Tensor) -> Iterable[Tensor]:
         """Run a network on several batches: in one pass, unless batch norm would mix them or their sizes differ."""
         if self.settings.uses_batch_norm or len({image.shape[1:] for image in images}) > 1:
@@ -349,6 +364,19 @@ class BaseModel(ABC):
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         parameters = list(chain.from_iterable(net.parameters() for net in networks))
         return torch.optim.Adam(parameters, lr=self.settings.lr, betas=(self.settings.beta1, 0.999), fused=True)
+
+
+@contextmanager
+def in_evaluation(*networks: nn.Module) -> Iterator[None]:
+    """Have networks in evaluation mode while the block lasts; afterwards every part has the mode that it had."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def process_seed(seed: int, rank: int, stream: int = 0) -> int:

@@ -9,19 +9,21 @@ body, which must agree with the mask of the MR that it was made from and look li
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import InputError
-from data.loading.batches import LoadedBatches
+from data.loading.batches import LoadedBatches, collate
 from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
-from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
+from data.loading.unaligned_dataset import Draw, UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import bin_count, nonnegative_float, nonnegative_int
@@ -222,6 +224,7 @@ class CycleGANModel(BaseModel):
         }
         self._wrap_networks(averaged=("G_A", "G_B"), frozen=[self.netE] if s.uses_shape else [])
         self._warm = False
+        self._open_sample: Callable[[], dict] | None = None  # known where the model is built for a data set
 
     @classmethod
     def check(cls, settings: CycleGANSettings, data: DataSettings) -> None:
@@ -258,6 +261,7 @@ class CycleGANModel(BaseModel):
         if extractor:
             n_classes = extractor.settings.n_classes
             log.info("shape: %d of %d classes, those that all masks distinguish", model.shape_classes, n_classes)
+        model._open_sample = partial(_fixed_sample, dataset, settings.seed)
         return model
 
     @classmethod
@@ -286,6 +290,21 @@ class CycleGANModel(BaseModel):
     def start_epoch(self, epoch: int) -> None:
         """Begin an epoch, counted from 1: the first ones are of the warm start."""
         self._warm = epoch <= self.settings.warm_epochs
+
+    def fixed_visuals(self) -> dict[str, Tensor]:
+        """Return one slice of each domain, drawn once, and what the generators make of them and back."""
+        if self._fixed_sample is None:
+            return {}
+        real_A, real_B = self._source_and_target(self._fixed_sample)
+        fake_B, fake_A = self._run_in_use("G_A", real_A), self._run_in_use("G_B", real_B)
+        rec_A, rec_B = self._run_in_use("G_B", fake_B), self._run_in_use("G_A", fake_A)
+        return {
+            "real_A": real_A, "fake_B": fake_B, "rec_A": rec_A, "real_B": real_B, "fake_A": fake_A, "rec_B": rec_B
+        }  # fmt: skip
+
+    @cached_property
+    def _fixed_sample(self) -> dict | None:
+        return self._open_sample() if self._open_sample else None
 
     def warm_step(self, batch: dict) -> dict[str, Tensor]:
         """Update the generators on simulated pairs alone.
@@ -442,3 +461,10 @@ class CycleGANModel(BaseModel):
         mode = self.settings.gan_mode
         score_real, score_fake = self._run_together(net, real, fake)
         return (gan_loss(score_real, True, mode) + gan_loss(score_fake, False, mode)) / 2
+
+
+def _fixed_sample(dataset: UnalignedDataset, seed: int) -> dict:
+    """Return a batch of one sample, of epoch 0: no other sample of the run is drawn as it is."""
+    rng = np.random.default_rng([seed, 0])
+    draw = Draw(0, 0, int(rng.integers(len(dataset.a))), int(rng.integers(len(dataset.b))))
+    return collate([dataset[draw]])

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
 from data.loading.training_figures import describe_training_set
@@ -60,6 +60,7 @@ class InferenceSettings:
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
+        steps: for how many steps it was trained, from random weights on; None where that is not known.
     """
 
     generator: Architecture
@@ -78,6 +79,7 @@ class InferenceSettings:
     bias_correction: bool = False
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
     view: str = "axial"
+    steps: int | None = None
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -137,8 +139,10 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}")) or ["none"]
-        raise InputError(f"{path}: no such file; models in {folder.parent}: {', '.join(known)}")
+        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}"))
+        what = f"{path}: no such file" if folder.exists() else f"{folder}: no such model"
+        near = did_you_mean(folder.name, known) or "."
+        raise InputError(f"{what}{near} Models in {folder.parent}: {', '.join(known) or 'none'}")
     data = read_json(path)
     try:
         version = data.pop("format_version", None)
@@ -194,6 +198,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
         "direction": s.direction in ("AtoB", "BtoA"),
         "view": s.view in VIEWS,
+        "steps": s.steps is None or (type(s.steps) is int and s.steps >= 0),
         "contrasts": 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts)),
         "contrasts of a model that makes MR": len(s.contrasts) == 1 or s.direction == "AtoB",
         "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
@@ -268,7 +273,7 @@ def model_sha256(settings: InferenceSettings, weights: Path) -> str:
     Raises:
         InputError: the weights cannot be read.
     """
-    used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training")}
+    used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training", "steps")}
     if settings.view == "axial":  # as it was before there were others
         del used["view"]
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data.errors import InputError, is_out_of_memory
+from data.errors import InputError, did_you_mean, is_out_of_memory
 from data.outputs import check_free
 from data.prepared.manifest import read_json, write_json
 from data.settings.declaration import Nature
@@ -232,6 +232,26 @@ def has_state(folder: Path) -> bool:
     return (folder / STATE_NAME).exists() or (folder / PREVIOUS_STATE_NAME).exists()
 
 
+def check_state(folder: Path) -> None:
+    """Refuse a run's folder that holds no state to resume from.
+
+    Raises:
+        InputError: it says which other runs beside it do.
+    """
+    if has_state(folder):
+        return
+    runs = sorted(run.name for run in folder.parent.glob("*") if has_state(run))
+    there = (
+        f"Runs in {folder.parent} that can be continued: {', '.join(runs)}"
+        if runs
+        else (f"No run in {folder.parent} can be continued")
+    )
+    raise InputError(
+        f"{folder / STATE_NAME}: no such file: nothing to continue{did_you_mean(folder.name, runs) or '.'} {there}. "
+        "Leave out --continue_train to start a new run"
+    )
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the full training state, from which `load_state` lets a run resume; the one before it is kept."""
     latest, scratch = folder / STATE_NAME, folder / f"next_{STATE_NAME}"
@@ -258,8 +278,7 @@ def load_state(
         InputError: there is none, both are damaged, or `take_over` refuses.
     """
     latest, previous = folder / STATE_NAME, folder / PREVIOUS_STATE_NAME
-    if not has_state(folder):
-        raise InputError(f"{latest}: no such file: nothing to continue; leave out --continue_train to start the run")
+    check_state(folder)
     try:
         return _load_state(latest, take_over, parts)
     except DamagedStateError as error:

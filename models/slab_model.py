@@ -4,6 +4,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -221,6 +222,27 @@ class SlabModel(BaseModel):
         self._average()
         self.visuals = {name: image.detach() for name, image in images.items()}
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
+
+    def fixed_visuals(self) -> dict[str, Tensor]:
+        """Return one pair, drawn once, and what the generators make of it."""
+        mr, target = self._fixed_pair
+        images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": self._run_in_use("G_A", mr)}
+        if "G_B" in self.networks:
+            images["from_simulated_B"] = self._run_in_use("G_B", target)
+        return images
+
+    @cached_property
+    def _fixed_pair(self) -> tuple[Tensor, Tensor]:
+        training = self.generators
+        self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
+        for generator in self.generators.values():
+            generator.manual_seed(process_seed(self.settings.seed, rank=0, stream=2))
+        try:
+            with torch.no_grad():
+                mr, hu, _ = self.draw()
+                return mr[:1].clone(), curve(hu[:1], self.ct_map.knots)
+        finally:
+            self.generators = training
 
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings:
         """Return what the use of `G_A` must know; `dataset` has `size`, `pixel_mm` and `slice_mm`."""

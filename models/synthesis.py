@@ -5,6 +5,7 @@ different patients: `prepare_volume`, `TestModel.translate` on the device, `rest
 the network asks for them, and restored as they come out of it: of a volume of any size a few are in memory.
 """
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +30,14 @@ from models.run_folder import find_weights, weights_path
 from models.solid_body import fill_air
 from models.test_model import TestModel
 
+log = logging.getLogger(__name__)
+
 # To be raised when the same inputs and model come to give other voxels.
 METHOD_VERSION = 3
 # By which factor the spacing between slices may leave the model's before that is said.
 SPACING_FACTOR = 1.5
+# A network that was trained for fewer steps has hardly learnt what a CT looks like.
+_FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,9 @@ def load_synthesiser(
         InputError: as `find_generator`, or the weights do not fit.
     """
     settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
+    if settings.steps is not None and settings.steps < _FEW_STEPS:
+        made = "CT" if settings.direction == "AtoB" else "MR"
+        log.warning("warning: %s was trained for %d steps only; expect no usable %s", folder, settings.steps, made)
     settings = replace(
         settings, mirrored=settings.mirrored and "mirrored" not in off,
         solid_body=settings.solid_body and "solid_body" not in off,
@@ -255,7 +263,7 @@ def synthesize_volume(
         body: body mask on the MR's grid, bool (z, y, x); computed if None.
         batch_size: slices in one pass of the network; None chooses by the free memory.
         further: the MR's other contrasts on its grid, in the model's order.
-        bar: whether a terminal shows a progress bar over the slices.
+        bar: whether progress over the slices is shown.
         look: gives what sees the slices and the volume as they are made, to check them.
 
     Raises:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.errors import InputError, is_out_of_memory
 from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread, Slices, completed
 from data.loading.threads import one_thread
+from data.progress import shown_progress
 from models.inference_settings import InferenceSettings
 from models.memory import asked_and_free, free_memory
 from models.networks import build_generator
@@ -75,17 +75,16 @@ class Translator:
             slices: source slices, (N, H, W) or of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
             spread: gets every output of which the result is the mean; whoever gets a slice takes its variance there.
-            bar: whether a terminal shows a progress bar.
+            bar: whether progress is shown.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
         """
         count = len(slices)
         mean = SlabMean(count, self.slab)
-        views = tqdm(
-            self._translate_views(slices, batch_size), total=count, unit="slice", disable=None if bar else True,
-            leave=False,
-        )  # fmt: skip
+        views = self._translate_views(slices, batch_size)
+        if bar:
+            views = shown_progress(views, count, "converting", "slice", leave=False)
         for centre, outputs in enumerate(views):
             mean.add(centre, _mean(outputs))
             if spread is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
+from data.settings.parser import CommandParser
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import (
@@ -139,9 +140,7 @@ class DicomOutput:
 
 def use_parser(group: type[UseSettings], command: Command, description: str) -> argparse.ArgumentParser:
     """Return the parser of a command that uses a model, with the options of `group`."""
-    parser = argparse.ArgumentParser(
-        prog=command, description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(prog=command, description=description, formatter_class=HelpFormatter)
     add_options(parser, group)
     add_gpu_ids(parser)
     return parser

@@ -11,6 +11,7 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError
+from data.settings.parser import CommandParser
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import protected_numbers
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     files = files_of(words)
     if files.method not in (None, *METHODS):
         raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = CommandParser(add_help=False)
     _add_model(first, files.method or "cycle_gan")
     said = any(word.partition("=")[0] == "--model" for word in words)
     try:
@@ -71,7 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
 
 def files_of(words: Sequence[str]) -> OptionFiles:
     """Return what the files say that a command line names: its `--config`, and the run that it continues."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = CommandParser(add_help=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--continue_train", action="store_true")
     for name in ("--name", "--checkpoints_dir", "--dataroot"):

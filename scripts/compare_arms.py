@@ -19,6 +19,7 @@ import numpy as np
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.phantom.labels import arm_mask, body_mask
+from data.settings.parser import CommandParser
 from data.settings.values import run_name, torch_device
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
@@ -35,7 +36,7 @@ SCORES = {"dice_body": COLUMNS["dice_body"], "arms_kept": ("arms kept", 3)} | {
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.compare_arms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--phantom", type=Path, required=True, help="folder that scripts.make_phantom wrote")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.errors import run_command
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from evaluation.cases import CaseVolumes, find_cases
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
 
@@ -28,7 +29,7 @@ _INPUTS = {
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

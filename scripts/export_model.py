@@ -22,6 +22,7 @@ from data.outputs import check_free
 from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import add_options
+from data.settings.parser import CommandParser
 from models import onnx_export
 from models.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
 from models.model_settings import ModelChoice
@@ -37,7 +38,7 @@ _WIDTH_TOLERANCE = 0.1
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.export_model",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, positive_float, positive_int
 from data.volumes.volume import read_volume
 from options.base_options import checked
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.figure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -38,6 +38,7 @@ from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.prepared.manifest import read_json, write_json
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int, torch_device
 from models.precision import choose_precision
 from training.distributed import ProcessGroup
@@ -196,7 +197,7 @@ def _checked(checks: Sequence[Check]) -> dict:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     """Return the checked options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {FILE_NAME}")

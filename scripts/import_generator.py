@@ -7,7 +7,6 @@ Writes `checkpoints/NAME/latest_net_G_A.pth`, the same of the other networks, an
 the weights do not: how volumes became the slices that they were trained on.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
+from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
@@ -57,7 +57,7 @@ class ImportSettings(ModelChoice, GeneratorSettings, DiscriminatorSettings):
 
 def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
     """Return the command's settings."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.import_generator", description=__doc__, formatter_class=HelpFormatter
     )
     add_options(parser, ImportSettings)

@@ -15,6 +15,7 @@ from pathlib import Path
 from data.errors import run_command
 from data.phantom.mr_images import DIXON_NAMES
 from data.phantom.patients import PhantomSettings, write_dataset
+from data.settings.parser import CommandParser
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     grid = PhantomSettings()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.make_phantom",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_float, positive_int
 from options.base_options import checked
 from visualization.figures import check_figure_name, draw_losses, save_figure
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.plot_losses",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

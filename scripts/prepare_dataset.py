@@ -13,6 +13,7 @@ from data.prepared.patient_ids import warn_of_same_patients
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
+from data.settings.parser import CommandParser
 from data.volumes.slice_frame import VIEWS
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_dataset", description=__doc__)
+    parser = CommandParser(prog="python -m scripts.prepare_dataset", description=__doc__)
     parser.add_argument(
         "--mr",
         required=True,
@@ -122,6 +123,7 @@ def find_groups(options: argparse.Namespace) -> dict[tuple[str, str], list[Sourc
 def main(arguments: list[str] | None = None) -> int:
     """Prepare, report, and return 0, or 1 if a volume failed."""
     options = parse(arguments)
+    log.info("searching for volumes")
     groups = find_groups(options)
     warn_of_same_patients(groups["train", "A"], groups["train", "B"])
     unknown = set(options.series_uid) - {

@@ -20,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.errors import InputError, run_command
+from data.settings.parser import CommandParser
 from data.values.intensity import AIR_HU
 from data.volumes.dicom import list_series
 from data.volumes.volume import Volume, read_volume, write_volume
@@ -35,7 +36,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.prepare_sts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", type=Path, required=True, help="the folder ibsi_validation")

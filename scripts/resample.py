@@ -13,6 +13,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
+from data.settings.parser import CommandParser
 from data.settings.values import finite_float, parse_numbers
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
@@ -25,9 +26,7 @@ log = logging.getLogger(__name__)
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.resample", description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(prog="python -m scripts.resample", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder to resample")
     parser.add_argument("--series_uid", help="which DICOM series of --input")
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder with the wanted grid")

@@ -48,6 +48,9 @@ while kill -0 "$job" 2>/dev/null; do # a signal ends `wait`, not the training, w
     status=0
     wait "$job" || status=$?
 done
+if [ "$status" -gt 128 ]; then
+    echo "resume, with the model for use at its end: bash scripts/train_recommended.sh $(printf '%q ' "$dataroot" "$@")" >&2
+fi
 if [ "$status" != 0 ]; then exit "$status"; fi
 epoch=latest
 if [ -e "$checkpoints/$name/best_net_G_A.pth" ]; then epoch=best; fi # with --val

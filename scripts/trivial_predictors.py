@@ -12,6 +12,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.masks.body_mask import mr_body_mask
 from data.outputs import check_free
+from data.settings.parser import CommandParser
 from data.volumes.volume import describe_grid, read_volume, resampling, same_grid, volume_stem, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.cases import CaseVolumes, case_volumes
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m scripts.trivial_predictors",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

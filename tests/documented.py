@@ -4,7 +4,6 @@ Blocks of indented lines go through bash in a folder where `python` and other pr
 that variables, loops, globs and the recipes in scripts/ count as they do for a reader.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+from data.settings.parser import CommandParser
 from options import pipeline_options, test_options, train_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,13 +114,13 @@ class _Parsed(Exception):
 
 @contextlib.contextmanager
 def _parsing_ends_the_command() -> Iterator[None]:
-    parse_args = argparse.ArgumentParser.parse_args
+    parse_args = CommandParser.parse_args
 
     def parse_and_end(*args, **kwargs):
         parse_args(*args, **kwargs)
         raise _Parsed
 
-    with patch.object(argparse.ArgumentParser, "parse_args", parse_and_end), contextlib.suppress(_Parsed):
+    with patch.object(CommandParser, "parse_args", parse_and_end), contextlib.suppress(_Parsed):
         yield
         raise AssertionError("the command has parsed nothing")
 

@@ -1,17 +1,19 @@
 """Durations in words, the time to the end of a run, and where both are shown."""
 
 import json
+import logging
 import time
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 
-from models import test_model
+from data.durations import TimeLeft, describe_seconds
+from data.progress import shown_progress
 from models.test_model import Translator
 from tests.test_visualization import log_with, losses, run_info
 from visualization.console import Console
-from visualization.durations import TimeLeft, describe_seconds
 from visualization.records import LossRecord, parse_record
 
 
@@ -69,17 +71,45 @@ def test_records_of_earlier_versions_have_no_time_left():
 
 
 @pytest.mark.parametrize("bar", [True, False])
-def test_a_synthesis_shows_its_slices_where_asked_for(bar, monkeypatch):
-    seen = []
-
-    def counting(slices, total, disable, **_):
-        seen.append([disable, total, 0])
-        for one in slices:
-            seen[-1][2] += 1
-            yield one
-
-    monkeypatch.setattr(test_model, "tqdm", counting)
+def test_a_synthesis_shows_its_slices_where_asked_for(bar, caplog):
+    caplog.set_level(logging.INFO)
     translator = Translator(torch.nn.Identity(), 1, torch.device("cpu"))
     slices = np.random.default_rng(1).uniform(-1, 1, (5, 8, 8)).astype(np.float32)
     np.testing.assert_array_equal(translator.translate(slices, bar=bar), slices)
-    assert seen == [[None if bar else True, 5, 5]]  # None: in a terminal only
+    assert caplog.messages == ["converting: 5 slices"] * bar
+
+
+def test_a_log_file_says_at_once_what_begins_and_every_ten_seconds_how_far_it_is(clock, caplog):
+    """Seven volumes of 4 s each: lines after 12 s and 24 s."""
+    caplog.set_level(logging.INFO)
+    said = []
+
+    def work():
+        said.append(list(caplog.messages))
+        for k in range(7):
+            clock[0] += 4
+            yield k
+
+    assert list(shown_progress(work(), 7, "finding bodies", "volume")) == list(range(7))
+    assert said == [["finding bodies: 7 volumes"]]  # before the first is begun
+    assert caplog.messages[1:] == [
+        "finding bodies: 3 of 7 volumes, about 16 s left",
+        "finding bodies: 6 of 7 volumes, about 4 s left",
+    ]
+
+
+def test_of_nothing_and_of_one_it_is_said_as_it_is(caplog):
+    caplog.set_level(logging.INFO)
+    assert list(shown_progress([], 0, "finding bodies", "volume")) == []
+    assert list(shown_progress(["a"], 1, "finding bodies", "volume")) == ["a"]
+    assert caplog.messages == ["finding bodies: 1 volume"]
+
+
+def test_a_terminal_has_a_bar(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    terminal = StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(shown_progress(range(3), 3, "finding bodies", "volume")) == [0, 1, 2]
+    assert "finding bodies: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
+    assert not caplog.messages

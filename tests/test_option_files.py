@@ -175,6 +175,44 @@ def test_a_run_without_its_options_or_state(dataroot, tmp_path, caplog):  # noqa
     assert "lambda_of_old" in caplog.text and "cuda:9" in caplog.text
 
 
+def test_a_run_says_first_that_it_resumes_and_then_where(dataroot, tmp_path, caplog):  # noqa: F811
+    folder = run(dataroot, tmp_path)
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"])
+    said = [message for message in caplog.messages if "run: " in message]
+    assert said[:2] == [
+        f"run: resuming from its last saved state, {folder}/latest_state.pth",
+        "run: resumed at epoch 4, step 0 of 6",
+    ]
+    assert caplog.messages[0] == said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("limb_1", "; did you mean Limbs_1?"), ("limbs1", "; did you mean Limbs_1?"), ("xyz", ".")]
+)
+def test_a_name_that_cannot_be_continued_is_answered_by_those_that_can(tmp_path, name, meant):
+    for there in ("Limbs_1", "trunk", "exported"):
+        (tmp_path / there).mkdir()
+    for there, state in (("Limbs_1", "latest_state.pth"), ("trunk", "previous_state.pth")):
+        (tmp_path / there / state).touch()
+    with pytest.raises(InputError) as error:
+        train_options.parse(["--continue_train", "--name", name, "--checkpoints_dir", str(tmp_path)])
+    assert str(error.value) == (
+        f"{tmp_path / name}/latest_state.pth: no such file: nothing to continue{meant} Runs in {tmp_path} that can be "
+        "continued: Limbs_1, trunk. Leave out --continue_train to start a new run"
+    )
+
+
+@pytest.mark.parametrize(("processes", "start"), [(1, "python"), (2, "torchrun --nproc_per_node=2")])
+def test_the_command_that_resumes_can_be_copied(tmp_path, processes, start):
+    settings = train_options.parse([*REQUIRED, "--name", "my run"])
+    assert settings.run.resume_command(processes) == f"{start} train.py --continue_train --name 'my run'"
+    elsewhere = train_options.parse([*REQUIRED, "--checkpoints_dir", "/data/my runs"])
+    ending = f"--name {elsewhere.run.name} --checkpoints_dir '/data/my runs'"
+    assert elsewhere.run.resume_command(processes) == f"{start} train.py --continue_train {ending}"
+
+
 def test_options_that_a_run_is_started_with_come_from_a_file(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     again = ["--config", str(folder / "opt.json"), "--name", "again"]

@@ -236,12 +236,14 @@ def test_a_case_shows_hu_in_its_windows_planes_and_slices(browser, case_page):
         assert page.inner_text("h1") == EVIL
         axial = pixels(page, "ct", "axial")
         slice_shown = ct.array[6, :, 1:29].astype(float)  # what `region_to_show` leaves
-        expected = np.vectorize(lambda hu: shown_gray(hu, 40, 400))(slice_shown)
+        expected = np.vectorize(lambda hu: shown_gray(hu, 40, 800))(slice_shown)  # as in the picture
         assert np.abs(axial - expected[..., None]).max() <= 1
-        act(page, lambda: page.click("text=Bone"))
+        assert page.get_attribute("button:text-is('Soft tissue and bone')", "aria-pressed") == "true"
+        assert (page.input_value("#level"), page.input_value("#width")) == ("40", "800")
+        act(page, lambda: page.click("button:text-is('Bone')"))
         assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 400, 1800)).max() <= 1
-        assert page.get_attribute("text=Bone", "aria-pressed") == "true"
-        assert page.get_attribute("button:text-is('Soft tissue')", "aria-pressed") == "false"
+        assert page.get_attribute("button:text-is('Bone')", "aria-pressed") == "true"
+        assert page.get_attribute("button:text-is('Soft tissue and bone')", "aria-pressed") == "false"
         page.fill("#level", "300")
         act(page, lambda: page.press("#level", "Enter"))
         assert np.abs(pixels(page, "ct", "axial")[10, 10] - shown_gray(300, 300, 1800)).max() <= 1
@@ -332,7 +334,7 @@ def test_an_uncertainty_is_a_layer_with_colours_and_a_bar(browser, tmp_path, wit
         act(page, lambda: page.select_option("#reach", "100"))
         assert pixels(page, "uncertainty", "axial")[10, 14].tolist() == colours[round(0.9 * 255)]
         assert page.inner_text("#uncertainty-high") == "100 HU"
-        gray = shown_gray(300, 40, 400)
+        gray = shown_gray(300, 40, 800)
         assert pixels(page, "ct", "axial")[10, 10].tolist() == [gray] * 3  # the CT stays as it is
         assert re.search(r"uncertainty\s+(20|90)\.0 HU", page.inner_text("#readout"))
     write_case_page(tmp_path / "c", "p", mr, ct)
@@ -409,8 +411,9 @@ def test_the_table_sorts_searches_and_leads_to_the_cases(browser, cohort_page):
 # ------------------------------------------------------------------ a training in the browser
 
 
-def train(folder, epochs, steps=20, visuals=None, seconds=None):
-    run = RunInfo(EVIL, folder, {"dataroot": EVIL}, {"torch": "2"}, None if seconds else epochs, steps, seconds)
+def train(folder, epochs, steps=20, visuals=None, seconds=None, ends_after=None):
+    length = None if seconds else ends_after or epochs
+    run = RunInfo(EVIL, folder, {"dataroot": EVIL}, {"torch": "2"}, length, steps, seconds)
     style = VisualsStyle(IntensityMap.window(-1000, 1400))
     with TrainingLog(run, style, [("log files", Console(folder)), ("page", TrainingPage(run))], (1, 0)) as training_log:
         for epoch in range(1, epochs + 1):
@@ -439,19 +442,44 @@ def test_the_page_of_a_training(browser, tmp_path):
         assert page.inner_text("#where") == "epoch 3, iteration 20"
         assert page.locator(".chart").count() == 4  # G, adversarial, learning rate, seconds
         titles = page.locator(".chart figcaption").all_inner_texts()
-        assert titles == ["Generators, total", "Adversarial", "Learning rate", "Seconds a step"]
+        assert titles == ["Total", "Adversarial loss of the generators", "Learning rate", "Seconds a step"]
         curve = page.get_attribute("path[data-name=G]", "d")
         assert len(re.findall("[ML]", curve)) == 16
         last_height = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", curve)]
         assert last_height == sorted(last_height)  # G falls, which is down: larger y
-        assert re.search(r"gan_A\s*0\.5.*gan_B\s*0\.25", page.inner_text("#chart-1 .readout"), re.S)
+        assert page.inner_text("#chart-0 .readout").split() == ["G", "2.5"]
+        assert page.inner_text("#chart-1 .readout").split() == [*"MR to CT gan_A 0.5 CT to MR gan_B 0.25".split()]
+        assert page.locator("#chart-1 .key").all_inner_texts() == ["gan_A", "gan_B"]
 
 
-def test_the_page_of_a_training_by_the_clock_names_no_last_epoch(browser, tmp_path):
-    with visit(browser, train(tmp_path, 2, seconds=600).as_uri()) as page:
+@pytest.mark.parametrize(
+    ("seconds", "start", "ends"),
+    [
+        (600, "epoch 2 · ", ("trains for 10 min in all", "ended")),
+        (None, "epoch 2 of 4 · ", ("about 67 min left", "stopped")),
+    ],
+)
+def test_time_is_left_while_a_training_runs_only(browser, tmp_path, seconds, start, ends):
+    """By the clock no last epoch is named. 2 of 4 epochs of 20 steps are left, at 100 s a step."""
+    file = tmp_path / "web/data/curves.js"
+    running, over = ends
+    with visit(browser, train(tmp_path, 2, seconds=seconds, ends_after=4).as_uri()) as page:
         page.wait_for_selector("body[data-ready=true]")
-        status = page.inner_text("#status")
-        assert status.startswith("epoch 2 · ") and status.endswith(" s a step · trains for 10 min in all")
+
+        def status(content: str) -> str:
+            file.write_text(content)
+            page.evaluate("refresh()")
+            said = page.inner_text("#status")
+            assert said.startswith(start)
+            return said.rpartition(" · ")[2]
+
+        content = re.sub(r"(point\([^,]*,[^,]*,)[^,]*", r"\g<1>100", file.read_text())
+        assert content.endswith("ended();\n") and status(content) == over
+        content = content.removesuffix("ended();\n")
+        assert status(content) == running
+        old = re.sub(r"updated\((\d+)\)", lambda found: f"updated({int(found[1]) - 1800})", content)
+        assert status(old) == "last heard of 30 min ago"  # killed, or it validates
+        assert status(old + "ended();\n") == over
 
 
 def test_curves_zoom_by_mouse_and_by_keyboard(browser, tmp_path):
@@ -510,7 +538,7 @@ def test_an_update_costs_the_same_in_any_epoch(tmp_path, monkeypatch):
     page = train(tmp_path, 200, steps=100, visuals={"real_A": noise})  # 4000 records: twice what curves may hold
     assert 10_000 < written[200] <= 1.5 * written[5]
     assert sum(written[epoch] for epoch in range(101, 201)) / 100 <= 1.5 * written[5]
-    assert len((page.parent / "data/curves.js").read_text().splitlines()) <= 2001
+    assert (page.parent / "data/curves.js").read_text().count("point(") <= 2000
     assert len(list((page.parent / "images").iterdir())) <= training_page.MAX_PICTURES
 
 

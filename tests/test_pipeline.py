@@ -392,7 +392,7 @@ def test_bad_calls_end_before_anything_is_done(site, tmp_path, capsys):
     for source, message in cases:
         with pytest.raises(InputError, match=message):
             test_pipeline.main(["--name", NAME, "--checkpoints_dir", f"{site}/checkpoints", *source])
-    with pytest.raises(InputError, match=r"no such file; models in .*: tiny"):
+    with pytest.raises(InputError, match=r"checkpoints/x: no such model\. Models in .*: tiny"):
         test_pipeline.main(["--name", "x", "--checkpoints_dir", f"{site}/checkpoints", "--input_dir", str(tmp_path)])
     for bad in (
         ["--name", NAME],

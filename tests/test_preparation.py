@@ -1,6 +1,7 @@
 """Preparing a data set: HU and MR units on disk, couch gone, spacing chosen, re-runs, bad volumes."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def test_several_processes_give_the_same_files(raw):
     prepare(raw, "--workers", "2", out="parallel")
     for file in (raw / "set").rglob("*.np*"):
         assert file.read_bytes() == (raw / "parallel" / file.relative_to(raw / "set")).read_bytes()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_log_file_says_what_is_done_before_it_is(raw, caplog, monkeypatch, workers):
+    caplog.set_level(logging.INFO)
+    run_jobs, said = preparation.run_jobs, []
+
+    def watched(work, jobs, *rest):
+        done, failures = run_jobs(work, jobs, *rest)
+        said.append(caplog.messages[-1])
+        return done, failures
+
+    monkeypatch.setattr(preparation, "run_jobs", watched)
+    prepare(raw, "--workers", workers)
+    assert caplog.messages[0] == "searching for volumes"
+    assert said == ["finding bodies: 4 volumes", "writing slices: 4 volumes"]
 
 
 def prepare(raw: Path, *arguments, out="set") -> tuple[int, Manifest]:

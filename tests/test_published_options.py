@@ -176,7 +176,7 @@ TRAINING_ERRORS = [
     ("--verbose yes", "--verbose: expected no value, found yes"),
     ("--phase", "--phase: expected one value, found none"),
     ("--phase train test", "--phase: expected one value, found train test"),
-    ("--model paired --serial_batches", "unrecognized arguments: --serial_batches"),
+    ("--model paired --serial_batches", "--serial_batches: no such option"),
 ]
 
 

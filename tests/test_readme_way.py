@@ -48,6 +48,7 @@ NOT_RUN = (
     "--model paired",
     "--help",
     "plot_losses",
+    "CASE",
 )
 
 
@@ -120,8 +121,9 @@ def way(tmp_path_factory):
 
 def test_all_commands_of_the_way_were_run_in_order(way):
     assert way[1] == [
-        "test_adapt", "scripts.prepare_dataset", "train", "scripts.export_model", "ct_segmentation.train", "train",
-        "train", "test_adapt", "test_pipeline", "scripts.evaluate", "scripts.export_model", "scripts.import_generator",
+        "test_adapt", "scripts.prepare_dataset", "train", "train", "scripts.export_model", "ct_segmentation.train",
+        "train", "train", "test_adapt", "test_adapt", "test_pipeline", "scripts.evaluate",
+        "scripts.trivial_predictors", "scripts.evaluate", "scripts.export_model", "scripts.import_generator",
         "scripts.resample", "fill_hole",
     ]  # fmt: skip
 

@@ -1,11 +1,10 @@
 """Training on simulated pairs: slabs cut on the device, limbs beside trunks, exact resume, the command."""
 
-import builtins
 import copy
 import json
 import logging
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,7 +258,7 @@ def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     first = open_simulation_set(dataroot)
     assert sorted(first.volumes) == ["ct0", "ct1"]
     assert (first.slice_mm, first.pixel_mm, first.size) == (3.0, 2.0, 32)
-    monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", None)  # nothing is left to compute
+    monkeypatch.setattr("data.simulation.simulation_set.simulation_volume", None)  # nothing is left to compute
     again = open_simulation_set(dataroot)
     np.testing.assert_array_equal(again.volumes["ct1"]["depth"], first.volumes["ct1"]["depth"])
     assert first.volumes["ct0"]["hu"].max() > 800
@@ -284,7 +283,6 @@ def test_files_of_others_where_the_simulation_keeps_its_own_stay(dataroot, monke
     path.write_bytes(own)
     with monkeypatch.context() as patch:  # of another method: its own, and renewed
         patch.setattr("data.simulation.simulation_set.METHOD_VERSION", -1)
-        patch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
         open_simulation_set(dataroot)
     assert path.read_bytes() != own
 
@@ -306,10 +304,11 @@ def read_only_copy(dataroot: Path, root: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_path, monkeypatch, caplog):
     kept = open_simulation_set(dataroot)
     root = read_only_copy(dataroot, tmp_path / "set", monkeypatch)
-    monkeypatch.setattr("data.simulation.simulation_set.ProcessPoolExecutor", lambda *_: nullcontext(builtins))
     caplog.set_level(logging.INFO)
     here = open_simulation_set(root)
-    assert len(caplog.messages) == 1 and "cannot be stored, so every start computes them again" in caplog.text
+    begins, unkept = caplog.messages
+    assert begins == "preparing CT for the simulation of MR, once: 2 volumes"
+    assert "cannot be stored, so every start computes them again" in unkept
     for name, maps in kept.volumes.items():
         for key, values in maps.items():
             np.testing.assert_array_equal(here.volumes[name][key], values)

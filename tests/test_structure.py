@@ -86,12 +86,18 @@ def test_the_rule_can_fail(tmp_path):
 )
 def test_no_command_line_travels_below_the_commands(package):
     """Functions take settings; only what parses, and what converts words, knows argparse."""
-    allowed = {"data/settings/declaration.py", "data/settings/values.py", "training/settings.py"}
+    allowed = {f"data/settings/{name}.py" for name in ("declaration", "parser", "values")} | {"training/settings.py"}
     users = {
         str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")
         if any(module.partition(".")[0] == "argparse" for module in imports_of(path))
     }  # fmt: skip
     assert users <= allowed
+
+
+def test_every_command_has_the_one_parser():
+    """Whose errors are one line."""
+    others = [path for path in sources() if re.search(r"argparse\.ArgumentParser\(", path.read_text())]
+    assert others == []
 
 
 @pytest.mark.parametrize("command", ["train", "test_adapt", "test_pipeline"])

@@ -390,7 +390,7 @@ def test_settings_survive_the_disk(tmp_path):
 
 def test_missing_and_damaged_models_are_named(tmp_path):
     SETTINGS.write(tmp_path / "good")
-    with pytest.raises(InputError, match=r"bad.inference\.json: no such file; models in .*: good"):
+    with pytest.raises(InputError, match=r"bad: no such model\. Models in .*: good"):
         read_inference_settings(tmp_path / "bad")
     with pytest.raises(InputError, match=r"7_net_G_A\.pth: no such file"):
         load_synthesiser(tmp_path / "good", "7", CPU)

@@ -110,6 +110,23 @@ def test_a_training_sheet_has_every_image_at_its_place():
             assert pixels[top - CAPTION_PX : top, left : left + TILE].max() > 100  # the caption
 
 
+def test_slices_that_stay_come_first_under_a_heading():
+    style = VisualsStyle(IntensityMap.window(-360, 440), columns=2)
+    fixed = {"real_A": torch.full((1, 1, TILE, TILE), -0.5), "fake_B": torch.full((1, 1, TILE, TILE), 0.0)}
+    visuals = {"real_A": torch.full((1, 1, TILE, TILE), 0.5)}
+    pixels = np.array(training_sheet(visuals, style, fixed))
+    heading = CAPTION_PX + 1
+    first = heading + CAPTION_PX
+    second = first + TILE + heading + CAPTION_PX
+    assert pixels.shape == (second + TILE, 2 * TILE + GAP_PX)
+    for top, left, value in ((first, 0, 64), (first, TILE + GAP_PX, 128), (second, 0, 191)):
+        assert np.all(np.abs(pixels[top : top + TILE, left : left + TILE].astype(int) - value) <= 1)
+    assert pixels[:CAPTION_PX].max() > 100 and pixels[first + TILE : first + TILE + CAPTION_PX].max() > 100
+    np.testing.assert_array_equal(
+        np.array(training_sheet(visuals, style, {})), np.array(training_sheet(visuals, style))
+    )
+
+
 def test_a_preview_shows_hu_in_a_fixed_window_and_true_proportions():
     spacing = (1.0, 2.0, 4.0)
     shape = (5, 20, 30)  # 20 mm high, 40 mm deep, 30 mm wide
@@ -368,7 +385,8 @@ def picture(epoch, iteration):
 
 def page_state(folder):
     curves = (folder / "web/data/curves.js").read_text().splitlines()
-    points = [json.loads(f"[{line.removeprefix('point(').removesuffix(');')}]") for line in curves[1:]]
+    rows = [line for line in curves if line.startswith("point(")]
+    points = [json.loads(f"[{line.removeprefix('point(').removesuffix(');')}]") for line in rows]
     (call,) = (folder / "web/data/pictures.js").read_text().splitlines()
     listed = [entry["file"] for entry in json.loads(call.removeprefix("pictures(").removesuffix(");"))]
     assert sorted(listed) == sorted(path.name for path in (folder / "web/images").iterdir())
@@ -383,7 +401,7 @@ def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
         taken = record(epoch, iteration, G=1.25, D_A=0.5)
         page.show_losses(taken, history, history.add(taken))
     names, points, listed = page_state(tmp_path)
-    assert names == 'begin(["G","D_A"]);'
+    assert names == 'begin(["G","D_A"],[["Total",""],["Discriminators","real or synthetic CT"]]);'
     assert points == [[x, 2e-4, 0.5, 1.25, 0.5] for x in (0.5, 1, 1.5, 2)]
     assert listed == ["epoch001_000010.png", "epoch002_000005.png", "epoch002_000010.png"]
     text = (tmp_path / "web/index.html").read_text()
@@ -392,7 +410,7 @@ def test_the_page_of_a_training_grows_and_resumes_after_a_resume(tmp_path):
     taken = record(3, 5, G=1.25, cycle_A=2.0)  # other losses
     page.show_losses(taken, history, history.add(taken))
     names, points, _ = page_state(tmp_path)
-    assert names == 'begin(["G","D_A","cycle_A"]);'
+    assert names.startswith('begin(["G","D_A","cycle_A"],[["Total",""],')
     assert [point[3:] for point in points] == [[1.25, 0.5, None]] * 4 + [[1.25, None, 2.0]]
 
     resumed, history = TrainingPage(run_info(tmp_path)), History(10)

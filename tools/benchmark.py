@@ -33,6 +33,7 @@ from data.errors import run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
 from data.settings.declaration import HelpFormatter, Nature, add_options, from_namespace, option, plain_values
+from data.settings.parser import CommandParser
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 
@@ -65,9 +66,7 @@ class ReportOptions:
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[ReportOptions, BenchmarkSettings]:
     """Return the checked options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=__doc__, formatter_class=RawHelpFormatter
-    )
+    parser = CommandParser(prog="python -m tools.benchmark", description=__doc__, formatter_class=RawHelpFormatter)
     for group in (ReportOptions, BenchmarkSettings):
         add_options(parser, group)
     options = parser.parse_args(arguments)

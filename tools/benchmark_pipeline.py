@@ -31,6 +31,7 @@ from benchmarks.networks import write_random_model
 from benchmarks.settings import upsampling
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, patient_files, patient_id, write_dataset
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int, torch_device
 from models.networks import GENERATORS, Architecture, build_generator
 from models.run_folder import weights_path
@@ -42,7 +43,7 @@ HEIGHT_MM = 1800.0
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.benchmark_pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

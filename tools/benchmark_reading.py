@@ -4,7 +4,6 @@ Reads a generated volume of 256 x 256 x 200 voxels (int16, `.nii.gz`) with and w
 turns, and prints the fastest of each.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from unittest import mock
 import numpy as np
 
 from data.errors import run_command
+from data.settings.parser import CommandParser
 from data.volumes.volume import Volume, read_volume, write_volume
 
 
@@ -41,7 +41,7 @@ def read_unverified(path: Path) -> Volume:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmark_reading", description=__doc__)
+    parser = CommandParser(prog="python -m tools.benchmark_reading", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="readings of each kind (default %(default)s)")
     rounds = parser.parse_args(arguments).rounds
     with tempfile.TemporaryDirectory() as folder:

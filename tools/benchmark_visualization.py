@@ -21,6 +21,7 @@ import requests
 import torch
 
 from data.errors import InputError, run_command
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap
 from models.cycle_gan_model import CycleGANModel, CycleGANSettings
@@ -40,7 +41,7 @@ _START_SECONDS, _CATCH_UP_SECONDS = 120, 30
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.benchmark_visualization",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

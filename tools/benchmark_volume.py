@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.networks import write_random_model
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, make_patient
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.volumes.volume import Volume, write_volume
 from models.networks import GENERATORS
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.benchmark_volume", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -36,6 +36,7 @@ from data.loading.unaligned_dataset import Draw, open_unaligned
 from data.outputs import check_free
 from data.prepared.manifest import read_manifest, write_json
 from data.prepared.training_statistics import training_statistics
+from data.settings.parser import CommandParser
 from data.volumes.volume import Volume, read_volume
 from models.inference_settings import FILE_NAME as SETTINGS_NAME
 from models.state_dicts import load_checkpoint
@@ -311,7 +312,7 @@ def run_format(name: str, seconds: float, seed: int, first: int = 0, count: int 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
-    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
+    parser = CommandParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all formats together (default %(default)s)")
     parser.add_argument("--format", choices=READERS, action="append", help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other files (default %(default)s)")

@@ -21,6 +21,7 @@ import torch
 
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, write_dataset
+from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_int, positive_int
 from models.run_folder import has_state
 from scripts import prepare_dataset
@@ -31,7 +32,7 @@ NETWORKS = ("G_A", "G_B", "D_A", "D_B")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.kill_and_resume",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,6 +21,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.prepared.manifest import write_json
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from evaluation.report import markdown_table
 
@@ -273,7 +274,7 @@ MUTATIONS = (
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.mutation_check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

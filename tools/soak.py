@@ -26,6 +26,7 @@ import psutil
 from ct_segmentation import train as train_extractor
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, write_dataset
+from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_int, positive_float, positive_int
 from models.run_folder import has_state
 from scripts import prepare_dataset
@@ -44,7 +45,7 @@ _SAMPLE_SECONDS = 5
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -23,6 +23,7 @@ from data.errors import run_command
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
 from data.prepared.manifest import write_json
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.volumes.slice_frame import VIEWS
 from data.volumes.volume import read_volume
@@ -53,7 +54,7 @@ FIELD_MM = 512.0
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.structure_study", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
 from data.prepared.manifest import read_json, read_manifest, write_json
 from data.prepared.splits import ValidationCases
+from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.volumes.volume import Volume, read_volume
 from evaluation import metrics
@@ -70,7 +71,7 @@ def arms(epochs: int) -> dict[str, list[str]]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.validation_study", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -6,10 +6,10 @@ import time
 from types import FrameType
 from typing import Self
 
+from data.signals import SIGNALS
+
 log = logging.getLogger(__name__)
 
-# Ctrl-C, `kill` and the end of a Slurm job, Slurm's warning before it (`--signal=USR1@120`), a terminal that closes.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 # A launcher passes on what the terminal has sent already; a person takes longer to ask again.
 _SAME_REQUEST_S = 1.0
 
@@ -43,8 +43,3 @@ class Interruption:
             log.info("%s: saving the state after this step, then stopping%s", name, again)
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_REQUEST_S:
             raise KeyboardInterrupt
-
-
-def exit_code(number: int) -> int:
-    """Return the exit code of a process that a signal ended, as shells have it."""
-    return 128 + number

@@ -3,7 +3,6 @@
 Both hold options by name. A command line wins over a config file, and that over a run's own options.
 """
 
-import difflib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -13,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.files import check_regular
 from data.prepared.manifest import read_json
 from data.settings.declaration import options_of, read_value
 from models.base_model import BaseModel
-from models.run_folder import OPTIONS_NAME, STARTING_OPTIONS, STATE_NAME, has_state
+from models.run_folder import OPTIONS_NAME, STARTING_OPTIONS, check_state, has_state
 from training.settings import SHARED_GROUPS
 
 log = logging.getLogger(__name__)
@@ -75,10 +74,7 @@ def read_option_files(
     folder = folder_of(said)
     if folder is None or (complete and not has_state(folder)):
         return OptionFiles(said, config)
-    if not has_state(folder):
-        raise InputError(
-            f"{folder / STATE_NAME}: no such file: nothing to continue; leave out --continue_train to start the run"
-        )
+    check_state(folder)
     path = folder / OPTIONS_NAME
     try:
         own = read_json(path)
@@ -135,8 +131,7 @@ def _check_names(values: Mapping[str, Any], path: Path | None, known: Mapping[st
     names = [*known, "model"]
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(name.lstrip("-"), names, n=1)
-            meant = f"; did you mean {near[0]}?" if near else "; train.py --help lists them"
+            meant = did_you_mean(name, names) or "; train.py --help lists them"
             raise InputError(f"{path}: {name}: no such option{meant}")
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -16,16 +17,17 @@ from data.errors import InputError
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import VALIDATION_FACTS, ValidationCases, validation_cases
 from data.settings.declaration import Nature
+from data.signals import exit_code
 from data.volumes.contrasts import shown_name
 from models import run_folder
 from models.base_model import BaseModel, Place, Validator, process_seed
 from models.inference_settings import InferenceSettings, check_continued, package_versions, read_inference_settings
 from models.memory import memory_shortage_said
 from models.precision import choose_precision
-from models.run_folder import Position
+from models.run_folder import STATE_NAME, Position
 from models.schedules import LearningRate
 from training.distributed import ProcessGroup, job, open_process_group, restarts
-from training.interruption import Interruption, exit_code
+from training.interruption import Interruption
 from training.selection import Selection
 from training.settings import TrainingSettings, with_precision
 from training.validation import GeneratorValidator, Validation
@@ -54,6 +56,8 @@ class TrainingRun:
             InputError: data or options that cannot be used.
         """
         self.group, self.folder = group, settings.run.folder
+        if settings.run.continue_train:
+            log.info("%s: resuming from its last saved state, %s", settings.run.name, self.folder / STATE_NAME)
         group.share(lambda: _check_clock(settings, group.size))
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
@@ -77,6 +81,7 @@ class TrainingRun:
             together["threads"] = str(torch.get_num_threads())
         self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
+        self._in_use: InferenceSettings | None = None  # what the run's folder says of the use of its generator
         self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
     @cached_property
@@ -213,7 +218,7 @@ class TrainingRun:
             if iteration % display.print_freq == 0 or last:
                 training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
             if iteration % display.display_freq == 0 or last:
-                training_log.write_pictures(epoch, iteration, self.model.visuals)
+                training_log.write_pictures(epoch, iteration, self.model.visuals, self.model.fixed_visuals)
             received, due, over = self.group.greatest(
                 interruption.received,
                 schedule.save_latest_freq.due(iteration, self._saved_at),
@@ -257,9 +262,13 @@ class TrainingRun:
     def _stopped(self, at: Position, number: int) -> int:
         """Say where the run stands, and return the exit code."""
         name = signal.Signals(number).name
-        place = f"epoch {at.epoch}, step {self._steps_done(at)}"
-        log.info("%s: saved at %s: %s; resume with --continue_train", name, place, self.folder)
+        log.info("%s: saved at %s: %s", name, self._place(at), self.folder)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
+        log.info("resume: %s", self.settings.run.resume_command(processes))
         return exit_code(number)
+
+    def _place(self, at: Position) -> str:
+        return f"epoch {at.epoch}, step {self._steps_done(at)} of {self.batches.steps}"
 
     def _save_weights(self, epoch: str | int) -> None:
         self.model.finite.settle()
@@ -274,8 +283,14 @@ class TrainingRun:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
             run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
+            self._record_steps((at.epoch - 1) * self.batches.steps + self._steps_done(at))
         self._save_weights("latest")
         self._saved_at = time.monotonic()
+
+    def _record_steps(self, steps: int) -> None:
+        """Let the use of the generator know how long it was trained, where that is known from its beginning on."""
+        if self._in_use and self._in_use.steps is not None:
+            replace(self._in_use, steps=steps).write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
@@ -308,7 +323,8 @@ class TrainingRun:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
             if self.described:
-                self.described.write(self.folder)
+                self._in_use = replace(self.described, steps=None if self.settings.run.init_from else 0)
+                self._in_use.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
         self.group.share(prepare)
@@ -334,10 +350,12 @@ class TrainingRun:
                     here.write(self.folder)
                 else:
                     check_continued(self.folder, started, here)
+                    self._in_use = started
             return state
 
         state = self.group.share(load)
         at = self._restore(state)
+        log.info("%s: resumed at %s", self.settings.run.name, self._place(at))
         natures = self.settings.natures()
         self.group.share(lambda: run_folder.update_options(self.folder, self.settings.values(), natures))
         self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
+from data.settings.parser import CommandParser
 from data.settings.values import (
     add_gpu_ids,
     nonnegative_int,
@@ -98,6 +100,13 @@ class RunSettings(ModelSettings):
     def folder(self) -> Path:
         """The run's folder."""
         return self.checkpoints_dir / self.name
+
+    def resume_command(self, processes: int) -> str:
+        """Return the command that resumes the run with so many processes, as a shell takes it."""
+        start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+        words = [*start, "train.py", "--continue_train", "--name", self.name]
+        elsewhere = self.checkpoints_dir != ModelSettings.checkpoints_dir
+        return shlex.join([*words, *(["--checkpoints_dir", str(self.checkpoints_dir)] if elsewhere else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +232,7 @@ def training_parser(
     method: type[BaseModel], prog: str, description: str, values: Mapping[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """Return the parser of a method's training; its defaults are the method's own, or `values` from files."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(prog=prog, description=description, formatter_class=HelpFormatter)
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
         add_options(parser, group, {**method.defaults, **(values or {})})
     parser.add_argument(

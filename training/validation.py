@@ -15,8 +15,7 @@ Nothing here draws a random number of the training's, nor leaves a trace in its 
 
 import logging
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from data.volumes.volume import Volume
 from evaluation import metrics
 from evaluation.criteria import check_criterion, score
 from evaluation.unpaired import body_dice, mean_difference
-from models.base_model import BaseModel
+from models.base_model import BaseModel, in_evaluation
 from models.inference_settings import InferenceSettings
 from models.synthesis import plan_volume, restore_volume
 from models.test_model import Translator
@@ -158,7 +157,7 @@ class Validation:
         """
         networks = [network for network in (to_ct, to_mr) if network is not None]
         gpus = [self.device] if self.device.type == "cuda" else []
-        with _in_evaluation(*networks), torch.random.fork_rng(gpus):
+        with in_evaluation(*networks), torch.random.fork_rng(gpus):
             of_mr, shown = yield from self._measure_mr(to_ct, to_mr)
             of_ct, shown_of_ct = yield from self._measure_simulated(to_ct)
         values = {
@@ -300,16 +299,3 @@ def _around(mask: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         if used.size
     )
     return tuple(array[box] for array in (*arrays, mask))
-
-
-@contextmanager
-def _in_evaluation(*networks: nn.Module) -> Iterator[None]:
-    """Have networks in evaluation mode while the block lasts; afterwards every part has the mode that it had."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

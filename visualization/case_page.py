@@ -25,11 +25,12 @@ from visualization.windows import CT_WINDOWS, mr_display_range
 # Volumes that a page may show; each has its file below data/.
 VOLUME_IDS = ("mr", "ct", "reference", "uncertainty")
 PREVIEW_NAME = "preview.png"
+# A page opens in the first, that of the picture.
 _WINDOW_BUTTONS = {
+    "Soft tissue and bone": CT_WINDOWS["default"],
     "Soft tissue": CT_WINDOWS["soft_tissue"],
     "Bone": CT_WINDOWS["bone"],
     "Lung": CT_WINDOWS["lung"],
-    "Soft tissue and bone": CT_WINDOWS["default"],
     "Everything": CT_WINDOWS["wide"],
 }
 _UNCERTAINTY_COLOURS = "inferno"  # from black on, perceptually uniform
@@ -225,8 +226,8 @@ def _add_controls(with_difference: bool, deviation: ShownVolume | None) -> None:
                     data_level=f"{window.level:g}", data_width=f"{window.width:g}",
                 )  # fmt: skip
         with tags.fieldset():
-            tags.label("level ", tags.input_(type="number", id="level", step="10", value="40"))
-            tags.label("width ", tags.input_(type="number", id="width", step="50", min="1", value="400"))
+            tags.label("level ", tags.input_(type="number", id="level", step="10"))
+            tags.label("width ", tags.input_(type="number", id="width", step="50", min="1"))
         with tags.label():
             tags.span("MR brightness", cls="name")
             tags.input_(type="range", id="bright", min="-1.5", max="1.5", step="0.1", value="0")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.durations import describe_seconds
 from visualization.display import Picture
-from visualization.durations import describe_seconds
 from visualization.records import (
     RECORDS_NAME,
     History,

@@ -123,11 +123,27 @@ def _enlarged(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8)))
 
 
-def training_sheet(visuals: dict[str, Tensor], style: VisualsStyle) -> Image.Image:
-    """Return a slice of each tensor's first image (N, C, H, W) on one captioned sheet, `style.columns` in a row."""
+def training_sheet(
+    visuals: dict[str, Tensor], style: VisualsStyle, fixed: dict[str, Tensor] | None = None
+) -> Image.Image:
+    """Return a slice of each tensor's first image (N, C, H, W) on one captioned sheet, `style.columns` in a row.
+
+    `fixed`: images of slices that are the same on every sheet of the run; they come first, under a heading.
+    """
+    rows = _rows(visuals, style)
+    if fixed:
+        rows = [_heading("the same slices"), *_rows(fixed, style), _heading("slices of this step"), *rows]
+    return arrange(rows)
+
+
+def _rows(visuals: dict[str, Tensor], style: VisualsStyle) -> list[list[tuple[str, Image.Image]]]:
     names = [name for name in _VISUALS if name in visuals]
     tiles = [(style.caption(name), _enlarged(style.gray(name, style.plane(name, visuals[name])))) for name in names]
-    return arrange([tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)])
+    return [tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)]
+
+
+def _heading(text: str) -> list[tuple[str, Image.Image]]:
+    return [(text, Image.new("L", (1, 1)))]
 
 
 def mr_title(contrast: str | None) -> str:

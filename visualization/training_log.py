@@ -10,7 +10,7 @@ The losses come off the accelerator at the print frequency only, images at the d
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Self
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.durations import TimeLeft, describe_seconds
 from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
-from visualization.durations import TimeLeft, describe_seconds
 from visualization.logger_displays import open_logger
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
@@ -99,12 +99,15 @@ class TrainingLog:
         self._bar.set_postfix(shown)
         self._restart_clock()
 
-    def write_pictures(self, epoch: int, iteration: int, visuals: dict[str, Tensor]) -> None:
-        """Show the current images, as `CycleGANModel.visuals` has them, on every display."""
+    def write_pictures(
+        self, epoch: int, iteration: int, visuals: dict[str, Tensor],
+        fixed: Callable[[], dict[str, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
+        """Show the current images, as `BaseModel.visuals` has them, on every display; `fixed` makes `fixed_visuals`."""
 
         @cache  # drawn once, and only if a display asks for it
         def picture() -> Picture:
-            return Picture(epoch, iteration, training_sheet(visuals, self.style))
+            return Picture(epoch, iteration, training_sheet(visuals, self.style, fixed() if fixed else None))
 
         for display in self.displays:
             display.show_picture(picture)

@@ -6,6 +6,7 @@ The page itself is written once; what is new goes into `data/curves.js` and `dat
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dominate import tags
 
 from data.files import whole_file
 from visualization.display import Picture, RunInfo
+from visualization.loss_titles import loss_titles
 from visualization.pages import add_script, call, new_document, pairs, write_document
 from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 
@@ -46,7 +48,7 @@ class TrainingPage:
             self._write_curves(history)
             return
         with (self.folder / "data/curves.js").open("a", encoding="utf-8") as file:
-            file.write(_point_call(history.points[-1], history.names))
+            file.write(_point_call(history.points[-1], history.names) + _updated_call())
 
     def show_picture(self, picture: Callable[[], Picture]) -> None:
         """Add a picture. Of earlier epochs the last one stays, and of very many epochs fewer and fewer."""
@@ -62,12 +64,16 @@ class TrainingPage:
             self._validation_pictures.add(picture())
 
     def close(self) -> None:
-        """Leave nothing to be finished: the page is complete at any time."""
+        """Say that the training has ended: nobody has to guess whether it still runs."""
+        with (self.folder / "data/curves.js").open("a", encoding="utf-8") as file:
+            file.write(call("ended"))
 
     def _write_curves(self, history: History) -> None:
-        lines = [call("begin", history.names), *(_point_call(point, history.names) for point in history.points)]
+        titles = loss_titles(history.names, str(self.run.options.get("direction", "AtoB")))
+        lines = [call("begin", history.names, titles)]
+        lines += [_point_call(point, history.names) for point in history.points]
         with whole_file(self.folder / "data/curves.js") as scratch:
-            scratch.write_text("".join(lines), encoding="utf-8")
+            scratch.write_text("".join([*lines, _updated_call()]), encoding="utf-8")
 
     def _write_validations(self, history: History) -> None:
         lines = [call("beginValidation"), *map(_validation_call, history.validations)]
@@ -156,6 +162,10 @@ def _point_call(point: Point, names: list[str]) -> str:
     losses = [point.losses.get(name) for name in names]
     values = [point.x, point.lr, point.seconds_per_step, *losses]
     return call("point", *(value if value is None else float(f"{value:.5g}") for value in values))
+
+
+def _updated_call() -> str:
+    return call("updated", round(time.time()))
 
 
 def _validation_call(point: ValidationPoint) -> str:

@@ -8,8 +8,7 @@ of the same anatomy on the same grid.
 
 import logging
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,6 +24,7 @@ from data.phantom.shapes import Point
 from data.prepared.manifest import read_json, write_json
 from data.volumes.dicom_contrasts import DIXON_NAMES
 from data.volumes.volume import Volume, write_volume
+from data.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def _write_patients(todo: list[tuple], workers: int) -> None:
         for task in todo:
             log.info("made %s", _write_patient(*task))
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with WorkerProcesses(workers) as pool:
         for future in as_completed([pool.submit(_write_patient, *task) for task in todo]):
             log.info("made %s", future.result())
 

@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Protocol
 
 import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from data.errors import InputError
 from data.prepared.sources import Source
+from data.progress import shown_progress
+from data.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run_jobs[Job: VolumeJob, Result](
     """
     done, failures, lost = [], [], []
     with _processes(workers) if workers > 1 else nullcontext() as pool:
-        for job, result in tqdm(_calls(pool, work, jobs), total=len(jobs), desc=title, unit="volume", disable=None):
+        for job, result in shown_progress(_calls(pool, work, jobs), len(jobs), title, "volume"):
             try:
                 done.append(result())
             except InputError as error:
@@ -106,7 +106,7 @@ def _submit(pool: Executor, work: Callable, job: VolumeJob) -> Future:
 
 def _processes(workers: int) -> Executor:
     """Return a pool of processes. Spawned: forking ITK's threads can deadlock."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    return WorkerProcesses(workers, _one_thread)
 
 
 def _one_thread() -> None:

@@ -5,23 +5,22 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data.errors import InputError
 from data.files import whole_file
 from data.outputs import check_free
 from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
+from data.progress import shown_progress
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
+from data.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +78,10 @@ def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
     slice_mm = common_slice_spacing(dataroot, manifest, cases)
-
-    def compute_all(jobs: Sequence[Job]) -> Iterator[Computed]:
-        pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
-        with pool or nullcontext():
-            computed = pool.map(_compute, jobs) if pool else map(_compute, jobs)
-            yield from tqdm(computed, total=len(jobs), desc="preparing the simulation", disable=None)
-
     jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
-    return SimulationSet(_maps(jobs, compute_all), slice_mm, manifest.spacing_mm, manifest.size)
+    with WorkerProcesses(workers) if workers > 1 else nullcontext() as pool:
+        maps = _maps(jobs, pool.map if pool else map)
+    return SimulationSet(maps, slice_mm, manifest.spacing_mm, manifest.size)
 
 
 def simulation_maps(
@@ -101,16 +95,18 @@ def simulation_maps(
         InputError: a damaged file, or a file of others in the way.
     """
     jobs = [Job(dataroot, case, pixel_mm, mm) for case, mm in zip(cases, slice_mm, strict=True)]
-    return _maps(jobs, lambda missing: map(_compute, missing))
+    return _maps(jobs, map)
 
 
-def _maps(jobs: Sequence[Job], compute_all: Callable[[Sequence[Job]], Iterable[Computed]]) -> dict[str, Maps]:
-    """Return the maps of all jobs by the names of their cases; what is missing is made by `compute_all`."""
+def _maps(jobs: Sequence[Job], map_all: Callable[..., Iterable[Computed]]) -> dict[str, Maps]:
+    """Return the maps of all jobs by the names of their cases; what is missing is computed by `map_all`, a `map`."""
     missing = [job for job in jobs if not _is_current(job.dataroot, job.case)]
     paths = [_path(job.dataroot, job.case) for job in missing]
     check_free(paths, "--dataroot", made=[path for path in paths if _is_own(path)], overwrite=None)
     unkept: dict[str, Maps] = {}
-    for job, computed in zip(missing, compute_all(missing) if missing else (), strict=True):
+    all_computed = map_all(_compute, missing) if missing else ()
+    shown = shown_progress(all_computed, len(missing), "preparing CT for the simulation of MR, once", "volume")
+    for job, computed in zip(missing, shown, strict=True):
         if isinstance(computed, Unkept):
             if not unkept:
                 log.info(

@@ -56,8 +56,7 @@ def check_mr(mr: Volume) -> None:
     seen = sample[sample >= LOWEST_HU - 100]
     if seen.size and np.percentile(seen, 100 * _FEW) <= _LOW_MR:
         why = "values as low as this look like CT in HU"
-        way_out = "check that MR and CT are not swapped; shift an MR whose air is this low so that air is at 0"
-        raise _refused("not an MR", mr, why, way_out)
+        raise _refused("not an MR", mr, why, "check that MR and CT are not swapped")
     share = 100 * (1 - seen.size / sample.size)
     why = f"{share:.2g} % of the voxels lie below {LOWEST_HU - 100}, far below intensities: padding"
     raise _refused("not an MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")

@@ -103,6 +103,15 @@ def test_files_of_others_beside_an_output_stay(site, capsys, name, content):
     assert (site / "d/sct_page/index.html").read_bytes() != content
 
 
+def test_a_report_says_where_its_results_lie_however_that_was_said(site):
+    (site / "d").mkdir()
+    arguments = adapt(site, site / "good.nii.gz", "--output", site / "d/sct.nii.gz")
+    test_adapt.main([*arguments, "--mu_map", str(site / "d/../mu.nii.gz")])
+    made = {str(site / "mu.nii.gz"), "sct.json", "sct.nii.gz", "sct.png", "sct_page"}
+    assert set(json.loads((site / "d/sct.json").read_text())["made"]) == made
+    test_adapt.main([*arguments, "--mu_map", str(site / "mu.nii.gz")])  # and knows them as its own
+
+
 def test_a_patient_s_own_result_is_renewed_and_another_s_stays(site, capsys):
     write_volume(patient_mr(48.0), site / "good.nii.gz")
     before = read_volume(site / "out" / NAME / "good.nii.gz").array

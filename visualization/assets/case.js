@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 const [DEPTH, ROWS, COLUMNS] = page.shape; // along S, P and L: patient order
 const STRIDES = [ROWS * COLUMNS, COLUMNS, 1];
 const volumes = {};
-const state = { at: page.shape.map((n) => n >> 1), level: 40, width: 400, spread: page.difference ? page.difference.spread : 0, reach: page.uncertainty ? page.uncertainty.reach : 0, bright: 1 };
+const state = { at: page.shape.map((n) => n >> 1), level: 0, width: 1, spread: page.difference ? page.difference.spread : 0, reach: page.uncertainty ? page.uncertainty.reach : 0, bright: 1 };
 
 let arrived;
 function volume(id, text) { arrived = { id, text }; }

@@ -1,8 +1,10 @@
 "use strict";
 // The page of a running training: the functions up to `validationPictures` are called by the files in data/, which grow.
-const run = { names: [], points: [], pictures: [], validations: [], validationPictures: [] };
+const run = { names: [], titles: [], points: [], pictures: [], validations: [], validationPictures: [], updated: 0, ended: false };
 const view = { from: null, to: null, cursor: null, pictures: null, validationPictures: null, smooth: 0, log: false };
-function begin(names) { run.names = names; run.points = []; }
+function begin(names, titles) { run.names = names; run.titles = titles; run.points = []; run.ended = false; }
+function updated(time) { run.updated = time; } // in seconds since 1970
+function ended() { run.ended = true; }
 function point(...row) { run.points.push(row); }
 function pictures(list) { run.pictures = list; }
 function beginValidation() { run.validations = []; }
@@ -35,26 +37,21 @@ const format = (value) => {
 
 // ---------------------------------------------------------------- curves
 
-const TITLES = {
-  G: "Generators, total", gan: "Adversarial", cycle: "Cycle consistency", idt: "Identity",
-  simulated: "Simulated pairs", correlation: "Correlation coefficient", shape: "Shape consistency", D: "Discriminators",
-};
-
 const VALIDATION_TITLES = {
   mae: "MAE [HU]", dice_bone: "Dice of bone", ssim: "SSIM", body_dice: "Dice of bodies", histogram: "distance of HU histograms [HU]",
   cycle: "opening of the cycle", simulated_mae: "MAE on simulated MR [HU]", simulated_dice_bone: "Dice of bone on simulated MR",
 };
 const validationNames = () => [...new Set(run.validations.flatMap((v) => Object.keys(v.values)))];
 
-// One chart for every kind of loss: what stands before the last underscore of its name.
+// One chart for every kind of loss. A series has a title, and a key: its name in the record.
 function groups() {
   const found = new Map();
   run.names.forEach((name, index) => {
-    const kind = name.startsWith("D_") ? "D" : name.replace(/_[A-Z]$/, "");
-    if (!found.has(kind)) found.set(kind, []);
-    found.get(kind).push({ name, column: FIXED + index });
+    const [chart, title] = run.titles[index];
+    if (!found.has(chart)) found.set(chart, []);
+    found.get(chart).push({ name, title: title === name ? "" : title, key: name, column: FIXED + index });
   });
-  const list = [...found].map(([kind, series]) => ({ title: TITLES[kind] || kind, series, zero: true }));
+  const list = [...found].map(([title, series]) => ({ title, series, zero: true }));
   for (const name of validationNames()) {
     const rows = run.validations.map((v) => [v.x, v.values[name] ?? null]);
     list.push({ title: `Validation: ${VALIDATION_TITLES[name] || name}`, series: [{ name, column: 1 }], rows, raw: true, dots: true });
@@ -156,7 +153,8 @@ function drawChart(figure, group) {
   curves.forEach((curve, c) => {
     const value = k === null ? null : curve.values[k];
     if (k !== null && value === null) return; // a loss that this part of the run does not have
-    readout.append(element("span", { class: `swatch ${"abc"[c % 3]}` }), `${curve.name} `, element("b", {}, format(value)));
+    const words = [curve.title ?? curve.name, curve.key && element("small", { class: "key" }, curve.key), element("b", {}, format(value))];
+    readout.append(element("span", { class: `swatch ${"abc"[c % 3]}` }), ...words.filter(Boolean).flatMap((word) => [word, " "]));
   });
 }
 
@@ -277,17 +275,22 @@ function drawPictures(gallery) {
 
 // ---------------------------------------------------------------- status and refreshing
 
+// A training that has written nothing for so long may be dead, or validate: how much time is left is not known then.
+const QUIET_S = 900;
+
 function drawStatus() {
   const last = run.points[run.points.length - 1], length = document.body.dataset, total = Number(length.epochs);
   if (!last) { byId("status").textContent = "No losses yet."; return; }
   const epoch = Math.floor(last[0] - 1e-9) + 1;
-  if (!("epochs" in length)) { // by the clock
-    byId("status").textContent = `epoch ${epoch} · ${format(last[2])} s a step · trains for ${duration(Number(length.seconds))} in all`;
-    return;
+  const clock = !("epochs" in length), age = Date.now() / 1000 - run.updated;
+  let remaining = clock ? `trains for ${duration(Number(length.seconds))} in all` : "finished";
+  if (run.ended && (clock || last[0] < total)) remaining = clock ? "ended" : "stopped";
+  else if (clock || last[0] < total) {
+    if (age > QUIET_S) remaining = `last heard of ${duration(age)} ago`;
+    else if (!clock) remaining = `about ${duration((total - last[0]) * Number(length.steps) * last[2])} left`;
   }
-  const left = (total - last[0]) * Number(document.body.dataset.steps) * last[2];
-  const remaining = last[0] >= total ? "finished" : `about ${duration(left)} left`;
-  byId("status").textContent = `epoch ${Math.min(total, epoch)} of ${total} · ${format(last[2])} s a step · ${remaining}`;
+  const of = clock ? "" : ` of ${total}`;
+  byId("status").textContent = `epoch ${clock ? epoch : Math.min(total, epoch)}${of} · ${format(last[2])} s a step · ${remaining}`;
 }
 
 function duration(seconds) {

@@ -1,0 +1,92 @@
+"""Pictures of the same slices all through a training: the slices stay, what the networks make of them changes."""
+
+import pytest
+import torch
+
+import train
+from models.base_model import BaseModel
+from models.cycle_gan_model import CycleGANModel
+from models.simulated_pairs_model import SimulatedPairsModel
+from tests.test_datasets import dataroot  # noqa: F401
+from tests.test_simulated_pairs import OPTIONS
+from tests.test_simulated_pairs import dataroot as ct_dataroot  # noqa: F401
+from tests.test_train import SHORT, TINY, assert_same_weights
+
+# With all that random numbers or batches could make differ.
+CYCLE_GAN = [*TINY, *SHORT, "--n_epochs", "1", "--use_dropout", "--norm", "batch", "--preprocess", "crop",
+             "--crop_size", "12"]  # fmt: skip
+PAIRS = ["--model", "simulated_pairs", *OPTIONS[:-1], "--steps_per_epoch", "4", "--n_epochs", "2"]
+
+
+@pytest.fixture(params=["cycle_gan", "simulated_pairs"])
+def method(request):
+    """Return a method, a command line of it, and the images that are its input."""
+    if request.param == "cycle_gan":
+        return CycleGANModel, [*CYCLE_GAN, "--dataroot", str(request.getfixturevalue("dataroot"))], ("real_A", "real_B")
+    root = request.getfixturevalue("ct_dataroot")
+    return SimulatedPairsModel, [*PAIRS, "--dataroot", str(root)], ("simulated_A", "simulated_B")
+
+
+def run(words: list[str], folder, name: str, *more: str):
+    assert train.main([*words, "--checkpoints_dir", str(folder), "--name", name, *more]) == 0
+    return folder / name
+
+
+def weights_of(folder) -> dict:
+    return {path.name: torch.load(path, weights_only=True) for path in folder.glob("latest_net_*.pth")}
+
+
+def test_the_slices_stay_through_a_training_and_its_resumption(method, tmp_path, monkeypatch):
+    cls, words, given = method
+    shown, fixed_visuals = [], cls.fixed_visuals
+
+    def watched(self):
+        mode = {name: [module.training for module in net.modules()] for name, net in self.networks.items()}
+        shown.append(fixed_visuals(self))
+        assert {name: [module.training for module in net.modules()] for name, net in self.networks.items()} == mode
+        return shown[-1]
+
+    monkeypatch.setattr(cls, "fixed_visuals", watched)
+    folder = run(words, tmp_path, "shown", "--display_freq", "2")
+    run(["--continue_train"], tmp_path, "shown", "--n_epochs", "3", "--lr", "1e-2")
+    assert len(shown) >= 4
+    for name, first in shown[0].items():
+        assert first.shape[0] == 1 and first.isfinite().all()
+        later = [torch.equal(first, one[name]) for one in shown[1:]]
+        assert all(later) if name in given else not any(later), name
+    assert (folder / "web/images").exists()
+
+
+def test_showing_them_changes_no_weight(method, tmp_path, monkeypatch):
+    """Neither batch statistics, nor dropout, nor the order of what is drawn."""
+    cls, words, _ = method
+    shown = run(words, tmp_path, "shown", "--display_freq", "1")
+    monkeypatch.setattr(cls, "fixed_visuals", BaseModel.fixed_visuals)
+    plain = run(words, tmp_path, "plain", "--no_html")
+    if cls is CycleGANModel:
+        assert_same_weights(shown, plain)
+    for name, weights in weights_of(plain).items():
+        for key, value in weights_of(shown)[name].items():
+            assert torch.equal(value, weights[key]), f"{name} {key}"
+
+
+def test_the_seed_chooses_them(method, tmp_path, monkeypatch):
+    cls, words, given = method
+    shown, fixed_visuals = [], cls.fixed_visuals
+    monkeypatch.setattr(cls, "fixed_visuals", lambda self: shown.append(fixed_visuals(self)) or shown[-1])
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run(words, tmp_path, name, "--seed", seed, "--n_epochs", "1", "--n_epochs_decay", "0")
+    a, b, c = (shown[k * len(shown) // 3][given[1]] for k in range(3))
+    assert torch.equal(a, b) and not (a.shape == c.shape and torch.equal(a, c))
+
+
+def test_slices_that_cannot_be_read_cost_the_pictures_alone(method, tmp_path, monkeypatch, caplog):
+    cls, words, _ = method
+
+    def fails(self):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(cls, "fixed_visuals", fails)
+    folder = run(words, tmp_path, "run", "--display_freq", "1")
+    assert caplog.text.count("the disk is gone; training continues without it") == 1
+    assert (folder / "latest_net_G_A.pth").exists()

@@ -1,0 +1,82 @@
+"""What is said to a wrong command line: one line, with the option that was meant, and how to get help."""
+
+import importlib
+import re
+
+import pytest
+
+from data.settings.parser import CommandParser
+from options import pipeline_options, test_options, train_options
+from tests.documented import ROOT
+
+COMMANDS = [
+    *(f"scripts.{path.stem}" for path in sorted((ROOT / "scripts").glob("[a-z]*.py"))),
+    *(f"ct_segmentation.{name}" for name in ("train", "predict", "eval", "import_extractor")),
+]
+
+
+def said(capsys, parse, *words: str) -> str:
+    """Return what a command says to a line that it refuses, without its end of line."""
+    with pytest.raises(SystemExit) as stop:
+        parse(list(words))
+    output = capsys.readouterr()
+    assert (stop.value.code, output.out) == (2, "")
+    (line,) = output.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("parse", "word", "meant"),
+    [
+        (train_options.parse, "--ngff", "; did you mean --ngf? All options: python train.py --help"),
+        (train_options.parse, "--n-epochs", "; did you mean --n_epochs? All options: python train.py --help"),
+        (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help"),
+        (train_options.parse, "--quux", ". All options: python train.py --help"),
+        (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help"),
+        (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help"),
+        (
+            pipeline_options.parse,
+            "--inputdir",
+            "; did you mean --input_dir? All options: python test_pipeline.py --help",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["{} 3", "{}=3"])
+def test_an_unknown_option_is_answered_by_the_nearest(capsys, parse, word, meant, form):
+    """Before what is missing: the option that is missing is the one that was meant."""
+    assert said(capsys, parse, *form.format(word).split()) == f"error: {word}: no such option{meant}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_in_one_line(capsys, name):
+    command = importlib.import_module(name)
+    parse = next(
+        getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
+    )
+    expected = rf"error: --outt: no such option(; did you mean --out\w*\?|\.) All options: python -m {name} --help"
+    assert re.fullmatch(expected, said(capsys, parse, "--outt", "x"))
+
+
+def test_a_word_that_belongs_to_no_option(capsys, tmp_path):
+    parser = CommandParser(prog="python -m scripts.x")
+    parser.add_argument("--ct")
+    parse = parser.parse_args
+    lost = "expected an option before it. All options: python -m scripts.x --help"
+    assert said(capsys, parse, "--ct", "a", "b") == f"error: b: {lost}"
+    assert said(capsys, parse, "--ct", "a", "b", "c", "d") == f"error: b and 2 more words: {lost}"
+    files = [tmp_path / name for name in ("a.nii", "b.nii")]
+    for file in files:
+        file.touch()
+    assert "expected an option before it; put a glob in quotes. All" in said(capsys, parse, "--ct", *map(str, files))
+
+
+def test_numbers_and_texts_are_values(capsys):
+    parser = CommandParser(prog="x.py")
+    parser.add_argument("--level", type=float)
+    parser.add_argument("--text")
+    assert vars(parser.parse_args(["--level", "-.5", "--text", "-a b"])) == {"level": -0.5, "text": "-a b"}
+    assert parser.parse_args(["--level=-1e3"]).level == -1000
+    assert said(capsys, parser.parse_args, "--level", "low") == "error: argument --level: invalid float value: 'low'"
+    assert said(capsys, parser.parse_args, "--lev", "1") == (
+        "error: --lev: no such option; did you mean --level? All options: python x.py --help"
+    )

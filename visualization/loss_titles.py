@@ -1,0 +1,69 @@
+"""Losses in words: which chart a loss belongs to, and what its curve is called there."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# What a term of the loss measures, by what its name begins with.
+_CHARTS = {
+    "G": "Total",
+    "gan": "Adversarial loss of the generators",
+    "cycle": "Cycle consistency",
+    "idt": "Identity",
+    "correlation": "Correlation coefficient",
+    "mi": "Mutual information",
+    "shape": "Shape consistency",
+    "simulated": "Simulated pairs",
+    "D": "Discriminators",
+    "pairs": "Synthetic against true CT, in the network's units",
+    "hu": "Synthetic against true CT, in HU",
+    "reverse": "Way back, from CT to MR",
+    "keep": "Refined against simulated MR",
+    "segmentation": "Segmentation",
+}
+# Curves, with the domains' names put in: A is the source, B the target.
+_CURVES = {
+    "gan_A": "{A} to {B}",
+    "gan_B": "{B} to {A}",
+    "gan_S": "shape of the synthetic CT",
+    "gan_R": "refined MR",
+    "cycle_A": "{A} to {B} and back",
+    "cycle_B": "{B} to {A} and back",
+    "idt_A": "{B} stays {B}",
+    "idt_B": "{A} stays {A}",
+    "correlation_A": "synthetic {B} with its {A}",
+    "correlation_B": "synthetic {A} with its {B}",
+    "mi_A": "synthetic {B} with its {A}",
+    "mi_B": "synthetic {A} with its {B}",
+    "simulated_A": "{A} to {B}",
+    "simulated_B": "{B} to {A}",
+    "D_A": "real or synthetic {B}",
+    "D_B": "real or synthetic {A}",
+    "D_S": "shape of the MR or of the synthetic CT",
+    "D_R_real": "real MR",
+    "D_R_refined": "refined MR",
+}
+
+
+class LossTitle(NamedTuple):
+    """What the chart of a loss is called, and its curve in it; that is "" where the chart has this curve alone."""
+
+    chart: str
+    curve: str
+
+
+def loss_titles(names: Sequence[str], direction: str) -> list[LossTitle]:
+    """Return the titles of losses by their names in the record; `direction`: 'AtoB' where A is MR.
+
+    A loss that is unknown here, of a method of one's own, is called by its name.
+    """
+    a, b = ("MR", "CT") if direction == "AtoB" else ("CT", "MR")
+    return [_title(name, {"A": a, "B": b}) for name in names]
+
+
+def _title(name: str, domains: dict[str, str]) -> LossTitle:
+    kind = name.partition("_")[0]
+    if name in _CURVES:
+        return LossTitle(_CHARTS[kind], _CURVES[name].format(**domains))
+    if name in (*_CHARTS, "keep_R"):
+        return LossTitle(_CHARTS[kind], "")
+    return LossTitle(kind if name.removeprefix(kind) in ("_A", "_B") else name, name)
