@@ -56,8 +56,8 @@ def check_criterion(criterion: str, values: Collection[str]) -> Criterion:
     if chosen.value not in values:
         possible = [name for name, other in CRITERIA.items() if other.value in values]
         raise InputError(
-            f"--val_criterion {criterion}: {chosen.value} cannot be computed, since it needs {chosen.needs}; choose "
-            f"another criterion: {', '.join(possible) or 'none is possible here'}"
+            f"--val_criterion {criterion}: needs {chosen.needs}; choose another criterion: "
+            f"{', '.join(possible) or 'none is possible here'}"
         )
     return chosen
 
