@@ -94,23 +94,25 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a mask or a folder of masks")
-    parser.add_argument("--output", type=Path, required=True, help="where to write: a file, or a folder for a folder")
-    parser.add_argument("--iterations", type=int, default=10, help="votes at most (default %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, or folder if --input is a folder")
+    parser.add_argument(
+        "--iterations", type=int, default=10, help="largest number of voting rounds (default %(default)s)"
+    )
     parser.add_argument(
         "--radius",
         type=int,
         nargs="+",
         default=[1],
-        help="of the box in voxels: one number, or x y z (default 1)",
+        help="radius of the box in voxels: one number, or x y z (default 1)",
     )
     parser.add_argument(
         "--majority",
         type=int,
         default=1,
-        help="foreground voxels beyond one half that it takes (default %(default)s)",
+        help="foreground voxels beyond one half of the box that fill a hole (default %(default)s)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace files that are there already, also a mask by its filled one"
+        "--overwrite", action="store_true", help="replace existing files, also a mask by its filled version"
     )
     opt = parser.parse_args(arguments)
     if len(opt.radius) not in (1, 3):

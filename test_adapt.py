@@ -1,4 +1,4 @@
-"""Turn one patient's MR into a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`.
+"""Convert one patient's MR to a synthetic CT: `python test_adapt.py --name NAME --input MR [--reference CT]`.
 
 A model of several contrasts takes each by name, in any order: `--input in_phase=MR1 --input fat=MR2`.
 """
@@ -100,7 +100,7 @@ def placed(target: Path) -> Path:
 
 
 class Patient(NamedTuple):
-    """What is read: the MR, its further contrasts, a body mask and a true CT where they are given."""
+    """The inputs: the MR, its further contrasts, and if given a body mask and a true CT."""
 
     source: Volume
     further: list[Volume]
@@ -109,7 +109,7 @@ class Patient(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read, synthesise, write, score where a reference is given, and show all in a picture and on a page.
+    """Read, convert, write, score if there is a reference, and make a picture and a page.
 
     Returns:
         1 where the volume is there and something beside it is not, else 0.
@@ -159,12 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
         words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
-        log.info("next, where there is a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("next, if you have a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     return 0 if all(written) else 1
 
 
 def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> list[str]:
-    """Return which settings of the models are turned off.
+    """Return which of the models' settings are switched off.
 
     Raises:
         InputError: no model has what an option turns off.
@@ -178,7 +178,7 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
 
 
 def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
-    """Refuse what there is of a CT only, for a model that makes MR."""
+    """Refuse options that need a CT, for a model that makes MR."""
     if opt.reference:
         raise InputError(
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
@@ -188,7 +188,7 @@ def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
 
 
 def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
-    """Read all that is given of a patient."""
+    """Read all inputs of a patient."""
     source, *further = (
         read_volume(
             path, opt.series_uid, contrast=selector(name), chosen=opt.chosen, description=opt.series_description
@@ -202,12 +202,12 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
 
 
 def identity_of(opt: PatientSettings) -> Identity:
-    """Return whose a DICOM series is, as the options say it."""
+    """Return the identity for a DICOM series, as the options give it."""
     return Identity(opt.patient_name, opt.patient_id, opt.anonymous)
 
 
 def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: PatientSettings) -> Made:
-    """Make the synthetic volume, and its uncertainty where that is asked for; check what each model makes."""
+    """Make the synthetic volume, and its uncertainty if requested; check the result of each model."""
     checks: list[Check] = []
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
@@ -228,7 +228,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 
 
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
-    """Return what the report says of checks and uncertainty, and say on screen what somebody should look at."""
+    """Return what the report says of checks and uncertainty, and log the warnings."""
     findings = made.findings
     for text in findings.warnings:
         log.warning("warning: %s", text)
@@ -250,7 +250,7 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
 def derivation_of(
     opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
 ) -> Derivation:
-    """Return by what a DICOM series is made; `source`: the hash of what it is made of."""
+    """Return what a DICOM series was made from; `source`: the hash of the input."""
     pairs = zip(synthesisers, generators, strict=True)
     sha256 = ensemble_sha256(
         [(synthesiser.settings, generator.weights) for synthesiser, generator in pairs], opt.fusion
@@ -268,7 +268,7 @@ def volume_parts(
     generators: Sequence[TrainedGenerator],
     opt: PatientSettings,
 ) -> dict[str, Callable[[], None]]:
-    """Return what writes the volumes, by the option that says where each goes."""
+    """Return functions that write the volumes, by the option that names each target."""
 
     def volume() -> None:
         write_volume(made.synthetic, results.main)
@@ -296,7 +296,7 @@ def volume_parts(
 def shown_parts(
     results: Results, patient: Patient, made: Made, settings: InferenceSettings, row: dict, taken: str
 ) -> dict[Path, Callable[[], None]]:
-    """Return what is made to look at, and the report `row`, by where it goes; `taken`: the input in words."""
+    """Return functions that make picture, page and report `row`, by target; `taken`: the input in words."""
     source, synthetic, reference = patient.source, made.synthetic, patient.reference
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
@@ -330,7 +330,7 @@ def shown_parts(
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
-    """Make what belongs to a volume that is written, and say where it is, or why it is not; return which."""
+    """Make the files beside a written volume, and log where they are, or why not; return which were made."""
     name = make.__name__
     try:
         make()
@@ -354,12 +354,12 @@ def case_of(paths: Mapping[str, Path]) -> str:
 
 
 def description_of(paths: Mapping[str, Path]) -> str:
-    """Return what a report says of its input: whose result it is."""
+    """Return what a report says of its input."""
     return describe_paths({name: path.resolve() for name, path in paths.items()})
 
 
 def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) -> set[str]:
-    """Return the names of what this command made there of the same input, as its report says; none without one."""
+    """Return the names of files that this command made there from the same input, by its report."""
     if results.alone:
         return set()
     try:
@@ -375,13 +375,13 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
     if overwrite:
         return set()
     raise InputError(
-        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it by "
+        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it with "
         "--overwrite"
     )
 
 
 def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
-    """Refuse to write over an input, or over what this command did not make of this patient."""
+    """Refuse to replace an input, or a file that this command did not make for this patient."""
     inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
@@ -395,7 +395,7 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
 
 
 def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str]) -> None:
-    """Write the volume, after a report that says whose it is: what a killed run leaves is then known to be its own."""
+    """Write the volume after a report that names its input, so that files of a killed run are known to be its own."""
     if not (results.alone or made >= set(row["made"])):
         write_report(row, results.report)
     try:

@@ -1,4 +1,4 @@
-"""Turn a cohort of MR into synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`.
+"""Convert a cohort of MR to synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`.
 
 A folder of images, or one with `testA`, becomes images and a page.
 """
@@ -11,7 +11,7 @@ from training.distributed import open_process_group
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert what is missing or changed; return 0, or 1 where a case failed."""
+    """Convert what is missing or changed; return 0, or 1 if a case failed."""
     opt = pipeline_options.parse(arguments)
     with open_process_group() as group:
         if group.share(lambda: takes_images(opt)):

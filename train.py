@@ -9,7 +9,7 @@ from training.run import train_method
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train from the first epoch, or from the saved state with `--continue_train`, to the last; return the exit code.
+    """Train from the first epoch, or with `--continue_train` from the saved state, to the last; return the exit code.
 
     That is 0, or 128 and the number of a signal that ended the training.
     """

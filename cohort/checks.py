@@ -1,4 +1,4 @@
-"""What a physicist would look at before using a synthetic CT: figures, and warnings where they are unusual.
+"""Check a synthetic CT as a physicist would before using it: figures, and warnings where they are unusual.
 
 The limits are meant to be crossed seldom by a model that does its work on data like those it was trained on.
 """
@@ -48,20 +48,20 @@ MAX_UNSEEN_SLICES = 0.25
 # What is dark in an MR lies in the lowest tenth between its percentiles inside the body.
 DARK_BELOW = 0.1
 NO_STATISTICS = (
-    "HU histogram, MR intensities, spacing and body region against the training set: not in the model's "
-    "inference.json, which was written by an earlier version, or by training on images"
+    "HU histogram, MR intensities, spacing and body region against the training set: the model's inference.json "
+    "lacks its values (written by an earlier version, or trained on images)"
 )
 NO_SECTIONS = (
-    "body region against the training set: not in the model's inference.json, which was written by an earlier version; "
-    "python -m scripts.export_model --dataroot adds it"
+    "body region against the training set: the model's inference.json, written by an earlier version, lacks its "
+    "values; add them with python -m scripts.export_model --dataroot"
 )
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
-OF_CT_ALONE = "HU, body and MR intensities: a synthetic MR is in no units that could be checked"
+OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbitrary and cannot be checked"
 
 
 @dataclass
 class Findings:
-    """Figures by name, what is unusual, and what could not be checked."""
+    """Figures by name, warnings, and what could not be checked."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Findings:
 
 
 class Check:
-    """Checks one synthetic CT, against its MR and against the training set; of a synthetic MR the geometry alone.
+    """Checks one synthetic CT against its MR and the training set; of a synthetic MR only the geometry.
 
     It gets the network's slices one by one, and then their volume. Whatever goes wrong in a check is said in `findings`
     and costs no volume.
@@ -161,7 +161,7 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
 
 
 def finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Return figures as JSON takes them: None for what is not finite, others to six digits."""
+    """Return figures for JSON: None for what is not finite, others rounded to six digits."""
     return {
         name: float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
         for name, value in figures.items()
@@ -183,7 +183,9 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         return
     overlap = findings.figures["body_dice"] = dice(found, plan.body)
     if overlap < MIN_BODY_DICE:
-        findings.warnings.append(f"body of the synthetic CT unlike the MR's: Dice {overlap:.3f}, below {MIN_BODY_DICE}")
+        findings.warnings.append(
+            f"the body in the synthetic CT differs from that in the MR: Dice {overlap:.3f}, below {MIN_BODY_DICE}"
+        )
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:
@@ -212,13 +214,13 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         )
     if median > median_limit:
         findings.warnings.append(
-            f"HU histograms unlike those of the training CT: half of the slices differ by {median:.0f} HU or more, in "
+            f"HU histograms differ from those of the training CT: half of the slices by {median:.0f} HU or more, in "
             f"training {median_limit:.0f} HU at most"
         )
 
 
 def _mr_figures(plan: VolumePlan) -> dict[str, float]:
-    """Return what the MR's intensities in the body are like."""
+    """Return figures of the MR's intensities in the body."""
     values = plan.source.array[plan.body]
     low, high = mr_percentiles(plan.source.array, plan.body)
     window = plan.source_map.range
@@ -249,8 +251,8 @@ def _check_mr(
         )
     if not training.mr_median[0] - MEDIAN_MARGIN <= median <= training.mr_median[1] + MEDIAN_MARGIN:
         findings.warnings.append(
-            f"MR contrast unlike the training set's: the median lies at {median:.2f} of the range in the body, in "
-            f"training at {_range(training.mr_median)}: another sequence?"
+            f"MR contrast differs from that of the training set: the median lies at {median:.2f} of the range in the "
+            f"body, in training at {_range(training.mr_median)}: another sequence?"
         )
 
 
@@ -310,7 +312,7 @@ def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStati
 
 
 def join_findings(findings: Mapping[str, Findings]) -> Findings:
-    """Return the findings of an ensemble's models, by name, as one: what all of them say stands once.
+    """Join the findings of an ensemble's models, by name; what all of them report appears once.
 
     Figures are the models' own: their names begin with the model's.
     """
@@ -324,7 +326,7 @@ def join_findings(findings: Mapping[str, Findings]) -> Findings:
 
 
 def describe_findings(findings: Findings) -> dict[str, str | None]:
-    """Return the lines of a results page on what was found; None where there is nothing to say."""
+    """Return the lines of a results page on the findings; None if there are none."""
     return {"warnings": "; ".join(findings.warnings) or None, "not checked": "; ".join(findings.unchecked) or None}
 
 

@@ -1,4 +1,4 @@
-"""Patients of several contrasts below a folder: what a pattern for each contrast names, joined by case."""
+"""Find patients with several contrasts below a folder, by one pattern for each contrast, joined by case."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One case from its files to its record, in the three stages that a pipeline overlaps."""
+"""Convert one case, from its files to its record, in three stages that a pipeline overlaps."""
 
 import logging
 import socket
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Work:
-    """A case on its way: what the stages hand on to each other."""
+    """A case in progress, as the stages pass it on."""
 
     case: CohortCase
     claim: Claim | None
@@ -53,7 +53,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: 'done', 'failed', 'held' (by another process), or done or failed 'elsewhere' meanwhile."""
+    """The outcome of a case: 'done', 'failed', 'held' (by another process), or done or failed 'elsewhere' meanwhile."""
 
     case: CohortCase
     what: str
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = ()) -> dict:
-    """Return all that a case's result depends on. Raises `InputError` where a file cannot be read.
+    """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
 
     `chosen`: names of the images in a DICOM series of several volumes.
     `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
@@ -81,7 +81,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequ
 
 
 class Conversion:
-    """The three stages of a case with the models of a run; each returns its `Outcome` where the case ends with it."""
+    """The three stages of a case with the models of a run; each returns its `Outcome` if the case ends there."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Conversion:
         return failure[0]
 
     def finish(self, work: Work, outputs: list[Output]) -> Outcome:
-        """Make the volume, check and write it, score it, and record all."""
+        """Make the volume, check it, write it, score it, and record everything."""
         with self._isolated(work) as failure:
             plan = outputs[0].plan
             source = plan.source
@@ -204,7 +204,7 @@ class Conversion:
         return failure[0]
 
     def _write_extras(self, work: Work, made: Made) -> dict[str, dict]:
-        """Write what is asked for beside the volume; return what the record says of it."""
+        """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
             of = (METHOD_VERSION, model.precision, work.source_sha256)
@@ -221,7 +221,7 @@ class Conversion:
         return {kind: one for kind, one in described.items() if one}
 
     def _score(self, work: Work, source: Volume, made: Made) -> tuple[dict[str, float], Volume | None]:
-        """Return the scores against the case's reference, and that; what is wrong with it becomes a warning."""
+        """Return the scores against the case's reference, and the reference; problems with it become warnings."""
         if not work.case.reference:
             return {}, None
         try:
@@ -235,7 +235,7 @@ class Conversion:
     def _show(
         self, work: Work, source: Volume, made: Made, reference: Volume | None, scores: Mapping[str, float]
     ) -> None:
-        """Make what there is to look at, now that the volume is written: the one place for pictures and pages.
+        """Make picture or page of the written volume: the only place that does.
 
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
@@ -297,7 +297,7 @@ class Conversion:
         return self.results.made(work.case.name)
 
     def _reserve(self, work: Work) -> None:
-        """Put on record what is written next: what a run that is killed leaves is then known to be its own."""
+        """Record what is about to be written, so that the files of a killed run are known to be its own."""
         names, made = self._targets(work), self._made(work)
         if not set(names) <= set(made):
             reason = "its process ended while it wrote the results"
@@ -321,7 +321,7 @@ class Conversion:
             )
 
     def _done_elsewhere(self, work: Work) -> CaseRecord | None:
-        """Return the record that another process has written of this very work since the run began."""
+        """Return the record of this work if another process has written it since the run began."""
         record = self.results.read(work.case.name)
         if record is None or record == self.known.get(work.case.name) or record.key != work.key:
             return None
@@ -332,7 +332,7 @@ class Conversion:
 
     @contextmanager
     def _isolated(self, work: Work) -> Iterator[list[Outcome]]:
-        """Let an error end this case alone: it is recorded, and the list that is yielded gets the outcome."""
+        """Confine an error to this case: it is recorded, and the yielded list gets the outcome."""
         outcomes: list[Outcome] = []
         try:
             yield outcomes
@@ -354,7 +354,7 @@ class Conversion:
         if work.output_sha256:
             reason += f" ({volume.name} was written, without a record: the next run converts it again)"
         elif volume.exists() and volume.name in self._made(work):
-            reason += f" ({volume.name} is of an earlier input or model)"
+            reason += f" ({volume.name} was made from an earlier input or by an earlier model)"
         details = "" if expected else "".join(traceback.format_exception(error))
         return replace(self._record(work, "failed"), reason=" ".join(reason.split()), details=details)
 

@@ -1,4 +1,4 @@
-"""What is written of each case beside its volume, where it is asked for: a DICOM series, a mu-map, its uncertainty."""
+"""Write the optional files of a case beside its volume: a DICOM series, a mu-map, its uncertainty."""
 
 from dataclasses import asdict, dataclass
 
@@ -10,7 +10,7 @@ from data.volumes.dicom_series import Identity
 
 @dataclass(frozen=True)
 class Extras:
-    """What is asked for.
+    """The extras that were requested.
 
     Attributes:
         model, epoch: what a DICOM series calls the model that made it.
@@ -27,7 +27,7 @@ class Extras:
     uncertainty: bool = False
 
     def asked(self, case: CohortCase) -> dict[str, dict]:
-        """Return what is to be there of a case, by kind, and what it depends on beside the case's key."""
+        """Return which extras a case must have, by kind, and what each depends on beside the case's key."""
         found = {}
         if self.dicom:
             identity = self.identity(case)  # of which a record holds nothing that can be read

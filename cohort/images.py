@@ -1,4 +1,4 @@
-"""A folder of images through a generator: images, and a page that shows them, as upstream's `test.py` makes them."""
+"""Convert a folder of images to images, with a page that shows them, as upstream's `test.py` does."""
 
 import logging
 from collections import Counter
@@ -35,7 +35,7 @@ _TOGETHER = 32
 
 
 class Conversion(NamedTuple):
-    """One image: its number in the folder, and where what it shows and what is made of it go."""
+    """One image: its number in the folder, and where its picture and its result go."""
 
     number: int
     real: Path
@@ -77,7 +77,7 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
     name = called(opt.name, [generator])
     out = opt.results_dir / name / f"test_{opt.epoch}"
     todo, page, known = _plan(images, out, opt)
-    log.info("%s: taken as images whose whole range is %g to %g", folder, *source_range)
+    log.info("%s: read as images with black at %g and white at %g", folder, *source_range)
     model = TestModel(generator.settings, generator.weights, device, opt.precision)
     made = [str(path.relative_to(out)) for one in todo for path in (one.real, one.fake)]
     made += [page.name] if known or not opt.no_html else []
@@ -113,15 +113,19 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
         "--fusion": opt.fusion, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
     }  # fmt: skip
     if asked := [option for option, value in volumes_only.items() if value]:
-        raise InputError(f"{', '.join(asked)}: {opt.input_dir} holds images, and these concern volumes; leave them out")
+        raise InputError(
+            f"{', '.join(asked)}: {opt.input_dir} holds images, and these options are for volumes; leave them out"
+        )
     folder = opt.folders[0]
     rule = rules_in_order(settings.mr_window, settings.contrasts)[0]
     if settings.slab > 1 or len(settings.contrasts) > 1:
-        raise InputError(f"{folder}: takes slabs or several contrasts, which images are not; give it volumes")
+        raise InputError(
+            f"{folder}: the model takes slabs or several contrasts, which images do not have; convert volumes with it"
+        )
     if isinstance(rule, str) or len(settings.ct.knots) > 2:
         scale = f"--mr_window {rule}" if isinstance(rule, str) else "a curve for CT (--ct_transfer)"
         raise InputError(
-            f"{folder}: was trained with {scale}, and images have one fixed window for all: give it volumes, or train "
+            f"{folder}: was trained with {scale}, but images need one fixed window: convert volumes with it, or train "
             "on images, or on volumes with --mr_window LO HI and --ct_window LO HI"
         )
     mr, ct = rule, settings.ct.range

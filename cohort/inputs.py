@@ -1,4 +1,4 @@
-"""Which volumes a cohort holds, and what their cases are called.
+"""Find the volumes of a cohort and name their cases.
 
 A case's name is its path below the searched folder, parts joined by two underscores and without the file's ending:
 `STS_002/mr.nii.gz` is `STS_002__mr`. It depends on that path alone, so further patients never rename earlier ones.
@@ -87,7 +87,7 @@ class _Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases, by name, and the DICOM series and volume files that were passed over, with the reason."""
+    """The cases, by name, and the DICOM series and volume files that were skipped, with the reason."""
 
     cases: tuple[CohortCase, ...]
     passed_over: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ def find_cohort(
                 series.add(relative)
         elif is_volume(path) and relative.parent in series:
             passed_over.append(
-                f"{path}: beside DICOM slices; to convert it, name it with --pattern without their folder"
+                f"{path}: beside DICOM slices; to convert it, name it with --pattern and leave out their folder"
             )
         elif is_volume(path):
             cases.append(CohortCase(case_name(path, root), path))
@@ -186,7 +186,7 @@ def short_hash(text: str) -> str:
 
 
 def _cases_of_folder(folder: Path, name: str, wanted: _Wanted, empty: bool) -> tuple[list[CohortCase], list[str]]:
-    """Return the cases that a folder is, and its series that are passed over; `empty`: whether an empty one is one."""
+    """Return the cases of a folder and its skipped series; `empty`: whether an empty folder is a case."""
     try:
         children = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if not children and empty:
@@ -215,7 +215,7 @@ def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
 
 
 def _why_not(series: DicomSeries, wanted: _Wanted) -> str | None:
-    """Return why a DICOM series is no case, or None."""
+    """Return why a DICOM series is not a case, or None."""
     file, header = series.files[0]
     modality, description = wanted
     if header.get("Modality") != modality:
@@ -243,7 +243,7 @@ def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
 
 
 def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,), modality: str = "MR") -> Cohort:
-    """Read a table of cases: columns `id` and `path`, and, where wanted, those of `OPTIONAL_COLUMNS`.
+    """Read a table of cases: columns `id` and `path`, and optionally those of `OPTIONAL_COLUMNS`.
 
     For a model of several contrasts there is a column for each, called like it, in place of `path`. `modality`, 'MR' or
     'CT', is that of the DICOM series.
@@ -263,7 +263,9 @@ def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,), modality:
     try:
         return _cohort_of_table(path, text, contrasts, modality)
     except csv.Error as error:  # among others, a value of more than 131,072 characters: most often a quote that is open
-        raise InputError(f"--list {path}: no table: {error}; expected one line a case, quotes in pairs") from error
+        raise InputError(
+            f"--list {path}: not a table: {error}; expected one line for each case and paired quotes"
+        ) from error
 
 
 def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: str) -> Cohort:
@@ -276,7 +278,7 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: 
     unknown = set(columns) - {*needed, *OPTIONAL_COLUMNS}
     if not set(needed) <= set(columns) or unknown or len(set(columns)) < len(columns):
         raise InputError(
-            f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and, where wanted, "
+            f"--list {path}: columns {', '.join(columns) or 'none'}; expected {', '.join(needed)} and optionally "
             f"{', '.join(OPTIONAL_COLUMNS)}, each once"
         )
     rows.fieldnames = columns
@@ -330,7 +332,7 @@ def _with_patient(case: CohortCase, row: dict[str, str], where: str) -> CohortCa
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is such a file or folder; one that cannot be looked at, for its rights or its length, is not.
+    """Tell whether a file or folder exists; one that cannot be accessed, by its rights or length, does not.
 
     A cohort continues after it.
     """
@@ -341,7 +343,7 @@ def exists(path: Path) -> bool:
 
 
 def _listed_series(case: CohortCase, modality: str) -> CohortCase:
-    """Return a listed DICOM folder with the series that is meant, or with the problem."""
+    """Return a listed DICOM folder with its series, or with the problem."""
     try:
         found = list_series(case.path)
     except OSError as error:

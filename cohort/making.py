@@ -1,4 +1,4 @@
-"""What the models of a run make of one volume, step by step, and what is found when that is checked."""
+"""Convert one volume with the models of a run, step by step, and check the result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from models.test_model import gathered
 
 
 class Made(NamedTuple):
-    """What is made of a volume: a synthetic one, its uncertainty where asked for, the source's body, and findings."""
+    """The result for a volume: the synthetic volume, its uncertainty if requested, the source's body, and findings."""
 
     synthetic: Volume
     deviation: Volume | None
@@ -25,7 +25,7 @@ class Made(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One model's part of a volume on its way: slices that go through the network, and the plan for what comes out."""
+    """One model's part of a volume in progress: slices for the network, and the plan for its output."""
 
     slices: np.ndarray
     plan: VolumePlan

@@ -13,7 +13,7 @@ def run_overlapped[Item, Work, Output, Result](
     is_result: Callable[[object], bool],
     workers: int = 1,
 ) -> Iterator[Result]:
-    """Yield what becomes of the items, as it becomes known.
+    """Yield the outcome of each item as soon as it is known.
 
     `translate` runs here, for one item at a time; `prepare` and `finish` run in `workers` threads each. No more than
     2 * `workers` + 1 items are in memory, however many there are: `items` is asked for the next one when there is room.

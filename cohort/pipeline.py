@@ -1,4 +1,4 @@
-"""The batch conversion: what is to do, done by all processes together, and the account of it."""
+"""The batch conversion: find what is to be done, do it with all processes, and report."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run starts with: the cohort, its cases that are to do, the records as they were, and the models' hash."""
+    """The start of a run: the cohort, its cases to convert, the records as they were, and the models' hash."""
 
     cohort: Cohort
     todo: tuple[CohortCase, ...]
@@ -44,7 +44,7 @@ class Survey:
 
 
 def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
-    """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 where a case failed.
+    """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 if a case failed.
 
     Args:
         opt: what is converted, and how.
@@ -66,7 +66,7 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
 
 
 def _find_generators(opt: CohortSettings) -> list[TrainedGenerator]:
-    """Return the generators to use; refuse those that do not go together, and what is made of a CT for one of MR."""
+    """Return the generators to use; refuse those that do not match, and CT extras of a model that makes MR."""
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
     settings = [one.settings for one in generators]
     if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_settings or opt.uncertainty):
@@ -103,7 +103,7 @@ def make_survey(
     for passed in cohort.passed_over:
         log.debug("passed over: %s", passed)
     if cohort.passed_over:
-        log.info("%d DICOM series or files passed over: listed in summary.json", len(cohort.passed_over))
+        log.info("%d DICOM series or files skipped: listed in summary.json", len(cohort.passed_over))
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
@@ -210,7 +210,7 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int)
 def _account(
     opt: CohortSettings, survey: Survey, direction: str, extras: Extras, results: Results, processes: list[dict]
 ) -> int:
-    """Write the summary, say what is not done, and return the exit code."""
+    """Write the summary, report what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
     model = {
         "name": extras.model,
@@ -224,7 +224,7 @@ def _account(
     try:
         records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
     except (InputError, OSError) as error:  # by now volumes are written, which stand
-        log.error("failed: no summary: %s; run again to write it", error)
+        log.error("failed: the summary was not written: %s; run again to write it", error)
         records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
@@ -240,7 +240,7 @@ def _account(
              results.folder / "summary.csv")  # fmt: skip
     if not failed and direction == "AtoB":
         words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
-        log.info("next, where there are true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("next, if you have true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
 

@@ -1,4 +1,4 @@
-"""The folder of a cohort's results: volumes, what is recorded of each, and the claims of those who work on them.
+"""The folder of a cohort's results: volumes, their records, and the claims of the processes that work on them.
 
     <folder>/<case>.nii.gz           synthetic CT
     <folder>/dicom/<case>/           the same as a DICOM series, where asked for
@@ -33,7 +33,7 @@ EXTRAS = {DICOM: "dicom/{}", MU_MAP: "mu_maps/{}.nii.gz", UNCERTAINTY: "uncertai
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What came of one case; a failed one has a reason, and no output.
+    """The outcome of one case; a failed one has a reason and no output.
 
     Attributes:
         case: its name.

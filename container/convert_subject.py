@@ -36,7 +36,7 @@ MOST_NAMED = 20
 
 
 def words_of(arguments: Sequence[str] | None) -> list[str]:
-    """Return the words of the command line, after those of the environment."""
+    """Return the words of the environment, then those of the command line."""
     said = os.environ.get(VARIABLE, "")
     try:
         before = shlex.split(said)
@@ -52,11 +52,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     )  # fmt: skip
     add = parser.add_argument
     add("--input_dir", type=Path, default=Path("/input"), help="folder of one subject; it is only read")
-    add("--output_dir", type=Path, default=Path("/output"), help="folder that the CT goes to")
+    add("--output_dir", type=Path, default=Path("/output"), help="folder to write the CT to")
     add(
         "--pattern", nargs="+", default=[PATTERN], metavar="[NAME=]GLOB",
-        help="the MR in --input_dir: a file or the folder of a DICOM series, . for that folder itself; for a model of "
-        "several contrasts one NAME=GLOB each; ** stands for folders of any depth",
+        help="the MR in --input_dir: a file or the folder of a DICOM series, . for --input_dir itself; for a model "
+             "of several contrasts one NAME=GLOB each; ** matches folders at any depth",
     )  # fmt: skip
     add("--output_name", default="sct.nii.gz", metavar="NAME", help="name of the CT's file in --output_dir")
     add("--name", nargs="+", default=["wholebody"], help="the model's name, or several, as in test_adapt.py")
@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Na
     add("--with_page", action="store_true", help="write picture, page and report beside the CT")
     opt, others = parser.parse_known_args(words_of(arguments))
     if taken := [word for word in others if word.partition("=")[0] in OWN_OPTIONS]:
-        raise InputError(f"{taken[0]}: say --pattern, --output_dir, --output_name and --with_page instead")
+        raise InputError(f"{taken[0]}: use --pattern, --output_dir, --output_name and --with_page instead")
     if Path(opt.output_name).name != opt.output_name or opt.output_name == "..":
         raise InputError(f"--output_name {opt.output_name}: expected the name of a file; its folder is --output_dir")
     return opt, others

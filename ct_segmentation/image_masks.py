@@ -1,4 +1,4 @@
-"""Body masks of a folder of CT images, where it has none: computed, and written for everybody to look at."""
+"""Compute the body masks of a folder of CT images that has none, and write them to be looked at."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Make an extractor's file of U-Net weights trained elsewhere.
+"""Make a shape extractor's file from U-Net weights trained elsewhere.
 
 Weights do not say what they were trained on; the options do. The network's output is taken as one logit a class, the
 body first; its width and classes are found in the weights. A network of three channels, as the published one, which saw
@@ -34,11 +34,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the extractor's folder")
     parser.add_argument(
         "--input_range", nargs=2, type=float, metavar=("LO", "HI"), required=True,
-        help="what the network takes for the ends of the CT window: 0 1 where images were divided by 255",
+        help="network input at the two ends of the CT window; 0 1 if images were divided by 255",
     )  # fmt: skip
-    parser.add_argument("--size", type=positive_int, default=256, help="pixels of a training slice's side")
-    parser.add_argument("--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices")
-    parser.add_argument("--overwrite", action="store_true", help="replace an extractor that is there already")
+    parser.add_argument("--size", type=positive_int, default=256, help="rows and columns of the training slices")
+    parser.add_argument(
+        "--spacing_mm", type=positive_float, required=True, help="pixel spacing of the training slices in mm"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing extractor")
     add_options(parser, CtMapSettings)
     options = parse_numbers(parser, arguments)
     try:

@@ -62,7 +62,7 @@ class ExtractorOptions:
         0.2,
         nature=Nature.FIXED,
         parse=positive_share,
-        help="fraction of the patients that are used for validation only",
+        help="fraction of the patients kept for validation",
     )
 
 
@@ -164,7 +164,7 @@ class ShapeExtractorModel(BaseModel):
     def from_data(cls, settings: ShapeExtractorSettings, data: DataSettings, dataset: ShapeData, place: Place) -> Self:
         """Build the extractor for the classes of the masks; the same seed gives the same weights."""
         log.info(
-            "training on %d CT (%d slices), validating with %d", len(dataset.train), len(dataset.slices),
+            "training on %d CT (%d slices), validating on %d", len(dataset.train), len(dataset.slices),
             len(dataset.validation),
         )  # fmt: skip
         described = ExtractorSettings(

@@ -65,7 +65,7 @@ def segment_volume(extractor: ShapeExtractor, ct: Volume, batch_size: int = 8) -
     ct = in_hu(ct)
     settings = extractor.settings
     if settings.spacing_mm is None:
-        raise InputError("the extractor was trained on images without a pixel spacing; it takes images, and no volumes")
+        raise InputError("the extractor was trained on images without a pixel spacing; it takes images, not volumes")
     widest = SliceFrame.of(ct, 1, settings.spacing_mm, view=settings.view).body_extent_mm(np.ones(ct.array.shape, bool))
     size = max(settings.size, math.ceil(widest / settings.spacing_mm - 1e-6))
     frame = SliceFrame.of(ct, size, settings.spacing_mm, view=settings.view)
@@ -82,8 +82,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, required=True, help="an extractor's file or the folder of its run")
     parser.add_argument("--input", type=Path, required=True, help="CT volume, folder of them, .npy or image folder")
-    parser.add_argument("--output", type=Path, required=True, help="where the mask, or the folder of masks, goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    parser.add_argument("--output", type=Path, required=True, help="mask, or folder of masks, to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
     return parse_numbers(parser, arguments)

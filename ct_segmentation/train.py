@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
         parser.error(str(error))
     named = found.name is not None or found.checkpoints_dir is not None
     if found.out and named:
-        parser.error("--out and --name or --checkpoints_dir: expected one of them; both say the run's folder")
+        parser.error("--out and --name or --checkpoints_dir: expected one of them; both name the run's folder")
     if not named:
         folder = _folder(found, files.config)
         words = [*words, "--checkpoints_dir", str(folder.parent), "--name", folder.name]

@@ -1,4 +1,4 @@
-"""What the shape extractor learns from: CT slices with their masks."""
+"""Training data of the shape extractor: CT slices with their masks."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -108,11 +108,11 @@ def split_images(images: ImageFolderSlices, val_share: float, seed: int) -> tupl
         ]
         return split_by_patient(cases, val_share, seed)
     if len(images) < 2:
-        raise InputError(f"{images.files[0].parent}: one image; expected 2 or more: some are kept to validate with")
+        raise InputError(f"{images.files[0].parent}: one image; expected 2 or more: some are needed for validation")
     first = len(images) - min(max(round(val_share * len(images)), 1), len(images) - 1)
     log.warning(
-        "warning: %s: no sub-folders tell patients apart; the last %d images by name validate, and may show a "
-        "patient that also trains", images.files[0].parent, len(images) - first,
+        "warning: %s: no sub-folders separate the patients; the last %d images by name are used for validation, and "
+        "may show a patient that is trained on", images.files[0].parent, len(images) - first,
     )  # fmt: skip
     parts = {"first images": range(first), "last images": range(first, len(images))}
     train, validation = (

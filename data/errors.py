@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, how a command reports it, and what errors say that memory has ended."""
+"""The error for a user's mistake, how a command reports it, and how running out of memory is recognised."""
 
 import difflib
 import logging
@@ -60,7 +60,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Let what is said go nowhere where it has no place to go (`2>&-`).
+    """Discard output whose stream is closed (`2>&-`).
 
     Otherwise the next file that is opened gets the number of the closed stream, and what libraries say goes into it.
     """

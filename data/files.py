@@ -1,4 +1,4 @@
-"""Files that appear whole under their name or not at all, and what is no file to read."""
+"""Files that are written completely or not at all, and the refusal to read pipes and devices."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ _KINDS = {
 
 @contextmanager
 def _scratch_beside(path: Path) -> Iterator[Path]:
-    """Yield a folder beside `path` that goes with the block; an error of writing becomes one clear message."""
+    """Yield a scratch folder beside `path`, removed at the end; an error of writing becomes one clear message."""
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a command may write over: only what it made itself, unless --overwrite is given."""
+"""What a command may replace: only its own files, unless --overwrite is given."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -22,7 +22,7 @@ def check_free(
     made: Collection[Path] | None = None,
     overwrite: bool | None = False,
 ) -> None:
-    """Refuse to write over what is there. Call it before the work and, where that takes long, again before writing.
+    """Refuse to replace existing files. Call it before the work and, if that takes long, again before writing.
 
     Args:
         targets: files and folders that are to be written.

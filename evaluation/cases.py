@@ -1,4 +1,4 @@
-"""Which files belong together: matching predictions, references, MRs and masks by case name.
+"""Match predictions, references, MRs and masks by case name.
 
 A path is either one volume (a file, or a folder with one DICOM series in it) or a folder of cases. In a
 folder of cases the pattern tells where a case lies and how it is called: a path below the folder in which
@@ -105,8 +105,8 @@ def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
     if not found:
         wanted = pattern or f"file name ending in {' '.join(WRITABLE_SUFFIXES)} directly in it"
         raise InputError(
-            f"{source.option} {path}: found nothing for {wanted}; say where the cases are, "
-            f"e.g. {source.option}_pattern '{{case}}/ct.nii.gz'"
+            f"{source.option} {path}: found nothing for {wanted}; show where the cases are, e.g. "
+            f"{source.option}_pattern '{{case}}/ct.nii.gz'"
         )
     return dict(sorted(found.items()))
 
@@ -181,6 +181,6 @@ def _check_complete(given: dict[str, CaseVolumes], found: dict[str, dict[str, Pa
             problems.append(f"{source.option} {source.path} lacks {len(missing)} of {len(wanted)} cases: {shown}{more}")
     if problems:
         raise InputError(
-            f"{'; '.join(problems)}. Names must agree: say where the case name stands (--ref_pattern "
+            f"{'; '.join(problems)}. Names must agree: show where the case name stands (--ref_pattern "
             "'{case}/ct.nii.gz'), or score some cases only (--cases)"
         )

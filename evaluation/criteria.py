@@ -1,4 +1,4 @@
-"""By which of a validation's values the best weights are chosen."""
+"""Criteria by which a validation chooses the best weights."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -27,13 +27,13 @@ def _itself(value: float) -> float:
 
 
 CRITERIA: dict[str, Criterion] = {
-    "mae": Criterion("mae", _itself, "a patient to validate with who has MR and true CT on one grid"),
+    "mae": Criterion("mae", _itself, "a validation patient with MR and true CT on one grid"),
     "simulated_mae": Criterion(
-        "simulated_mae", _itself, "CT to validate with, and contrasts that can be simulated: a single one, or Dixon's"
+        "simulated_mae", _itself, "validation CT, and contrasts that can be simulated: a single one, or Dixon contrasts"
     ),
-    "histogram": Criterion("histogram", _itself, "MR to validate with, and CT to train on whose histograms are known"),
-    "cycle": Criterion("cycle", _itself, "MR to validate with, and a method with a generator from CT back to MR"),
-    "body_dice": Criterion("body_dice", lambda dice: 1 - dice, "MR to validate with"),
+    "histogram": Criterion("histogram", _itself, "validation MR, and training CT with known histograms"),
+    "cycle": Criterion("cycle", _itself, "validation MR, and a method with a generator from CT back to MR"),
+    "body_dice": Criterion("body_dice", lambda dice: 1 - dice, "validation MR"),
 }
 
 
@@ -56,8 +56,8 @@ def check_criterion(criterion: str, values: Collection[str]) -> Criterion:
     if chosen.value not in values:
         possible = [name for name, other in CRITERIA.items() if other.value in values]
         raise InputError(
-            f"--val_criterion {criterion}: the validation gives no {chosen.value}, which needs {chosen.needs}; "
-            f"take another criterion: {', '.join(possible) or 'none is possible here'}"
+            f"--val_criterion {criterion}: needs {chosen.needs}; choose another criterion: "
+            f"{', '.join(possible) or 'none is possible here'}"
         )
     return chosen
 

@@ -103,14 +103,17 @@ def dice(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
 
     NaN if both are empty.
     """
-    a, b = np.asarray(a) != 0, np.asarray(b) != 0
-    if a.shape != b.shape or (mask is not None and mask.shape != a.shape):
-        raise ValueError(f"shapes differ: {a.shape}, {b.shape}, mask {None if mask is None else mask.shape}")
-    if mask is not None:
-        inside = np.asarray(mask) != 0
-        a, b = a & inside, b & inside
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else math.nan
+    a, b = np.asarray(a), np.asarray(b)
+    inside = np.broadcast_to(True, a.shape) if mask is None else np.asarray(mask)
+    if a.shape != b.shape or inside.shape != a.shape:
+        raise ValueError(f"shapes differ: {a.shape}, {b.shape}, mask {None if mask is None else inside.shape}")
+    size = overlap = 0
+    # Plane by plane: of large volumes every further mask takes much memory.
+    for one, other, where in zip(*map(np.atleast_2d, (a, b, inside)), strict=True):
+        one, other = (one != 0) & (where != 0), (other != 0) & (where != 0)
+        size += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+        overlap += int(np.count_nonzero(one & other))
+    return 2 * overlap / size if size else math.nan
 
 
 def dice_bone(pred: np.ndarray, ref: np.ndarray, mask: np.ndarray) -> float:

@@ -78,13 +78,18 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
         raise InputError(f"reference: {error}") from error
     ref = in_hu(ref)
     ref_body = _find_body(ref, "reference", needed=mask is None)
-    # A standardised MR has its background at its minimum, not at 0.
-    seen = np.ones(ref.array.shape, bool) if mr is None else mr.array > min(0, mr.array.min())
+    seen = np.ones(ref.array.shape, bool) if mr is None else seen_voxels(mr)
     inside = seen & (ref_body if mask is None else mask.array != 0)
     scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
     pred_body = _find_body(pred, "prediction", needed=False, synthetic=True)
     scores["dice_body"] = metrics.dice(pred_body, ref_body, seen) if ref_body.any() else math.nan
     return {name: scores[name] for name in COLUMNS}
+
+
+def seen_voxels(mr: Volume) -> np.ndarray:
+    """Return where an MR has signal, bool (z, y, x): above 0, or above its minimum, if that is negative."""
+    # A standardised MR has its background at its minimum, not at 0.
+    return mr.array > min(0, mr.array.min())
 
 
 def _find_body(ct: Volume, name: str, needed: bool, synthetic: bool = False) -> np.ndarray:

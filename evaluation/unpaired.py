@@ -1,4 +1,4 @@
-"""What can be said of a synthetic CT without a true one.
+"""Measures of a synthetic CT without a true one.
 
 Pure functions on arrays. What belongs to them and stands elsewhere: the histogram inside bodies and the distance of two
 (`data.prepared.training_statistics`), and the metrics of synthetic CT (`evaluation.metrics`), which apply to MR that

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, the weights that inference uses: steadier than those of one step."""
+"""Moving average of a network's weights, used for inference: it varies less than the weights of one step."""
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ class WarmedUpAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the parameters and buffers of `model` in; those that are whole numbers are taken over."""
+        """Average the parameters and buffers of `model` in; integer ones are copied."""
         n = int(self.n_averaged)  # on the CPU
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))

@@ -1,4 +1,4 @@
-"""What all methods have: networks, optimisers and what goes with them, the form of their step, and their state."""
+"""Base of all training methods: networks, optimisers, the form of a step, and the state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
@@ -64,7 +64,7 @@ class ComputingSettings:
     )
     deterministic: bool = option(
         False, nature=Nature.RESULT,
-        help="use only deterministic algorithms on a GPU, which are slower; a CPU is deterministic anyway",
+        help="use only deterministic algorithms on a GPU, which are slower; a CPU is always deterministic",
     )  # fmt: skip
     sync_batch_norm: bool = option(
         False, nature=Nature.RESULT, help="with --norm batch on several GPUs: take statistics over all GPUs"
@@ -73,7 +73,7 @@ class ComputingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings(OptimiserSettings, ComputingSettings):
-    """What every method can be told; a method's own settings inherit from it.
+    """Options of every method; a method's own settings inherit from it.
 
     `direction` says which domain A is: with 'AtoB' MR.
     """
@@ -118,7 +118,7 @@ class Place:
 
 
 class Validator(Protocol):
-    """Measures a model on what does not train, the same every time, without a trace in the training."""
+    """Measures a model on data that are not trained on, the same way every time, without affecting the training."""
 
     def measure(self, model: "BaseModel") -> Generator[tuple[dict[str, float], list[Any]] | None]:
         """Yield None after each volume, so that signals are heard, and at last values by name, and slices to show.
@@ -194,7 +194,7 @@ class BaseModel(ABC):
 
     @abstractmethod
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings | None:
-        """Return what the use of the generator must know; None for a method that trains none."""
+        """Return what inference needs to know of the generator; None for a method that trains none."""
 
     def next_command(self, folder: Path, epoch: str, described: InferenceSettings | None, data: DataSettings) -> str:
         """Return the command that uses the weights of an epoch in a run's folder, as a shell takes it.
@@ -281,11 +281,11 @@ class BaseModel(ABC):
         return self.networks | {name: average.module for name, average in self.averages.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that later steps of every process depend on: weights, optimisers, averages, the loss's scale."""
+        """Return everything that later steps of all processes depend on: weights, optimisers, averages, loss scale."""
         return {kind: {name: part.state_dict() for name, part in parts.items()} for kind, parts in self._parts()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from a `state_dict`.
 
         Raises:
             KeyError, RuntimeError, ValueError: something is missing, or of other networks.
@@ -304,7 +304,7 @@ class BaseModel(ABC):
         return {name: pool.state_dict() for name, pool in self.pools.items()}
 
     def load_process_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `process_state` was taken."""
+        """Continue from a `process_state`."""
         for name, pool in self.pools.items():
             pool.load_state_dict(state[name])
 

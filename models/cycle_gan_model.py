@@ -63,13 +63,13 @@ class CycleGANLosses:
     )
     lambda_gan: float = option(
         1.0, nature=Nature.SWITCH, parse=nonnegative_float,
-        help="weight of the adversarial losses of images; 0: none, and no discriminators of images",
+        help="weight of the image discriminators' losses; 0: no image discriminators",
     )  # fmt: skip
     pool_size: int = option(
         50,
         nature=Nature.FIXED,
         parse=nonnegative_int,
-        help="number of past synthetic images that discriminators are shown again",
+        help="number of past synthetic images that are shown to the discriminators again",
         needs=DISCRIMINATED,
     )
     lambda_A: float = option(
@@ -111,7 +111,7 @@ class CycleGANLosses:
         needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
     )  # fmt: skip
     mi_bins: int = option(
-        32, nature=Nature.RESULT, parse=bin_count, help="bins of each image's gray values in the histogram of I",
+        32, nature=Nature.RESULT, parse=bin_count, help="gray-value bins of each image in the histogram for I",
         needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
     )  # fmt: skip
 
@@ -129,9 +129,7 @@ class CycleGANSettings(
     direction: str = option(
         "AtoB", nature=Nature.FIXED, choices=("AtoB", "BtoA"), aliases=("--which_direction",), help="AtoB: MR to CT"
     )
-    serial_batches: bool = option(
-        False, nature=Nature.RESULT, help="take the slices of both domains in their own order, not in a random one"
-    )
+    serial_batches: bool = option(False, nature=Nature.RESULT, help="take slices in order, not at random")
 
     @property
     def uses_batch_norm(self) -> bool:
@@ -265,7 +263,7 @@ class CycleGANModel(BaseModel):
         )  # fmt: skip
         if extractor:
             n_classes = extractor.settings.n_classes
-            log.info("shape: %d of %d classes, which all masks tell apart", model.shape_classes, n_classes)
+            log.info("shape: %d of %d classes, those that all masks distinguish", model.shape_classes, n_classes)
         model._open_sample = partial(_fixed_sample, dataset, settings.seed)
         return model
 

@@ -1,4 +1,4 @@
-"""Several models as one, and how far apart lies what they say: an uncertainty in HU for each voxel.
+"""Combine several models, and measure how much they differ: an uncertainty in HU for each voxel.
 
 The synthetic CT is the mean, or the median, of the models'. They may know slices of different views: axial, coronal and
 sagittal ones put together are the multi-view learning of Ge et al., SPIE Medical Imaging 2019. The variance is the mean
@@ -25,7 +25,7 @@ FUSIONS = ("mean", "median")
 def check_ensemble(
     names: Sequence[str], models: Sequence[InferenceSettings], uncertainty: bool, fusion: str | None = None
 ) -> None:
-    """Refuse models that do not go together, and an uncertainty or a fusion that one or two models do not have.
+    """Refuse models that do not match, and an uncertainty or fusion that needs more models.
 
     Raises:
         InputError: names the model.
@@ -40,10 +40,10 @@ def check_ensemble(
         if theirs != (first.direction, first.contrasts):
             raise InputError(
                 f"--name {name}: makes {theirs[0]} of {', '.join(theirs[1])}; {names[0]} makes {first.direction} of "
-                f"{', '.join(first.contrasts)}: models of one ensemble take and make the same"
+                f"{', '.join(first.contrasts)}: models of one ensemble must have the same input and output"
             )
     if first.direction != "AtoB" and len(models) > 1:
-        raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected one model of those")
+        raise InputError(f"--name {' '.join(names)}: they make MR from CT; expected a single model")
     if uncertainty and len(models) == 1 and first.views == 1:
         raise InputError(
             f"--uncertainty: {names[0]} computes each voxel once, without overlapping slabs or mirroring; name several "

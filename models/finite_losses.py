@@ -1,4 +1,4 @@
-"""Losses that are NaN or infinite stop a training, without making a GPU wait to be asked."""
+"""Stop a training at losses that are NaN or infinite, without waiting for the GPU."""
 
 from dataclasses import dataclass
 

@@ -85,7 +85,7 @@ class ImagePool:
             )
         images = state["images"]
         if images is not None and not (torch.is_tensor(images) and images.ndim == 4 and len(images) <= self.size):
-            raise ValueError(f"image pool: stored images are no tensor of {self.size} or fewer")
+            raise ValueError(f"image pool: stored images are not a tensor of at most {self.size}")
         self.images = images
         self.generator.set_state(state["generator"])
 

@@ -1,4 +1,4 @@
-"""What inference must know about a trained model: architecture, frame and intensities, beside the weights."""
+"""What inference needs to know of a trained model beside its weights: architecture, frame and intensities."""
 
 import hashlib
 import json
@@ -229,7 +229,7 @@ def describe_run(
     if len(dataset.contrasts) > 1 and direction == "BtoA":
         raise InputError(
             f"--direction BtoA: makes MR of one contrast; {data.dataroot} has {', '.join(dataset.contrasts)}: prepare "
-            "a data set with the one that is wanted"
+            "a data set with the one you want"
         )
     if (data.dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(data.dataroot)
@@ -309,8 +309,8 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     keys = (*_NETWORK, "contrasts", "view", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
     if differing := _differing(old, new, keys):
         raise InputError(
-            f"{folder}: the run was started on other images ({'; '.join(differing)}); continue it on those, or start "
-            "a new run from its weights with --init_from"
+            f"{folder}: the run was started on other images ({'; '.join(differing)}); resume it on those, or start a "
+            "new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
     if old.training and old.training.section_cm2 is None and new.training:  # or not all, and spacings of the MR alone
@@ -318,7 +318,7 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
         same = replace(new.training, section_cm2=None, gas_share=None, in_plane_mm=in_plane, through_mm=through)
         new = replace(new, training=same)
     if _differing(old, new, learnt):
-        log.warning("warning: %s: the run resumes with volumes of other intensities than it was started on", folder)
+        log.warning("warning: %s: the run resumes on volumes of other intensities than before", folder)
 
 
 def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the weights of a network are drawn before it is trained."""
+"""Initial weights of a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What memory a device has left, and how much an out-of-memory error asked for."""
+"""Free memory of a device, and the amount that an out-of-memory error requested."""
 
 import re
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ def asked_and_free(error: Exception, device: torch.device) -> str:
     if not found:
         return f" ({free})"
     asked = float(found[1]) * 1024.0 ** "bKMGTPE".index(found[2])
-    return f" ({asked / 2**30:.1f} GiB more asked for, {free})"
+    return f" ({asked / 2**30:.1f} GiB more requested, {free})"
 
 
 @contextmanager
 def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[None]:
-    """Turn running out of memory in a training on `device` into an `InputError` that says the way out.
+    """Turn running out of memory on `device` into an `InputError` with a way out.
 
     `smaller`: the options of its method that `BaseModel.memory_options` names.
     """
@@ -49,6 +49,6 @@ def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[No
             device = torch.device("cpu")
         new_run = f", or start a run with a smaller {smaller}" if smaller else ""
         raise InputError(
-            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or take --precision bf16, and "
+            f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or use --precision bf16, and "
             f"resume from the last saved state with --continue_train{new_run}"
         ) from error

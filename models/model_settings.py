@@ -1,4 +1,4 @@
-"""Options of all commands on a model: which one it is, and where it computes."""
+"""Options of all commands that use a model: its name and the device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class ModelChoice:
     """run."""
 
     name: str = option(
-        nature=Nature.FREE, parse=run_name, help="name of the run and its model: a folder in --checkpoints_dir"
+        nature=Nature.FREE, parse=run_name, help="name of the run and its model, a folder in --checkpoints_dir"
     )
     checkpoints_dir: Path = option(
         Path("checkpoints"), nature=Nature.FREE, parse=Path, help="folder that holds all models"

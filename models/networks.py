@@ -208,7 +208,7 @@ class ResizingUnetGenerator(nn.Module):
             height, width = x.shape[-2:]
             raise InputError(
                 f"--netG unet: input of {height} x {width} pixels, {len(x)} a batch; --norm {self.norm} expects more "
-                f"than {MULTIPLE} pixels: take a larger --crop_size"
+                f"than {MULTIPLE} pixels: use a larger --crop_size"
             )
         return torch.tanh(self.net(x))
 

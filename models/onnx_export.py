@@ -1,4 +1,4 @@
-"""A generator as an ONNX file for other software, checked against torch, and in JSON how that must be used.
+"""Export a generator as an ONNX file for other software, checked against torch, with a description in JSON.
 
 The packages onnx, onnxruntime and onnxscript are needed for it, and for nothing else.
 """

@@ -1,4 +1,4 @@
-"""Precisions that networks compute in; losses and weights are float32 in all of them."""
+"""Number formats of the networks; losses and weights are always float32."""
 
 import torch
 
@@ -21,7 +21,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         name = _fastest(device)
     if name == "tf32" and device.type != "cuda":
         raise InputError(
-            f"--precision tf32: {device} has no TF32, only NVIDIA GPUs have; expected auto, fp32, bf16 or fp16"
+            f"--precision tf32: {device} has no TF32, only NVIDIA GPUs do; expected auto, fp32, bf16 or fp16"
         )
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")

@@ -1,4 +1,4 @@
-"""Weights of U-Nets that were trained elsewhere, of earlier and later layouts."""
+"""Import weights of U-Nets trained elsewhere, in earlier and later layouts."""
 
 from collections.abc import Mapping
 from pathlib import Path

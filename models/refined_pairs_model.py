@@ -230,7 +230,7 @@ def _real_mr(
     cases = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
         raise InputError(
-            f"{dataroot}: no MR to refine by; prepare the data set with --mr, or use --model simulated_pairs"
+            f"{dataroot}: no MR to refine with; prepare the data set with --mr, or use --model simulated_pairs"
         )
     volumes = {}
     for case, (window,) in zip(cases, prepared_windows(cases, data.mr_window, data.ct_map), strict=True):

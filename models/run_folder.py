@@ -1,4 +1,4 @@
-"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference must know."""
+"""A run's folder, `checkpoints/NAME`: weights, training state, options, and what inference needs."""
 
 import fcntl
 import json
@@ -43,7 +43,7 @@ STATE_PARTS = {
 
 
 class DamagedStateError(InputError):
-    """A saved state is not whole, or does not hold what its run's networks need; the one before it may."""
+    """A saved state is damaged or does not match its run; the state before it may."""
 
 
 class Position(NamedTuple):
@@ -60,7 +60,7 @@ class Position(NamedTuple):
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run's folder as long as the block lasts.
+    """Keep other trainings out of a run's folder until the block ends.
 
     The lock is the operating system's, so it ends with the process, however that ends. The file that it is on,
     `.NAME.lock` beside the folder, stays and says nothing.
@@ -80,7 +80,7 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{folder}: another training writes into it; wait for its end, end it, or choose another --name"
+                f"{folder}: another training is writing to it; wait for it to end, stop it, or choose another --name"
             ) from error
         except OSError as error:
             log.warning("warning: %s: cannot be locked (%s); a second training could write into it", folder, error)
@@ -95,10 +95,10 @@ def check_new(folder: Path) -> None:
     """
     if has_state(folder):
         raise InputError(
-            f"{folder}: holds a run already; resume it with --continue_train, choose another --name, or delete it"
+            f"{folder}: already holds a run; resume it with --continue_train, choose another --name, or delete it"
         )
     if any(folder.glob("*_net_*.pth")):
-        raise InputError(f"{folder}: holds a model already; choose another --name, or delete it")
+        raise InputError(f"{folder}: already holds a model; choose another --name, or delete it")
     written = [folder / name for name in (FILE_NAME, OPTIONS_NAME, "losses.jsonl", "loss_log.txt", "web")]
     if not _was_begun(folder):
         check_free(written, "--name", overwrite=None)
@@ -135,9 +135,9 @@ def find_weights(folder: Path, epoch: str | int, network: str) -> Path:
     epochs = [file.name.partition("_net_")[0] for file in folder.glob(f"*_net_{network}.pth")]
     epochs.sort(key=lambda name: (name.isdigit(), int(name) if name.isdigit() else name))
     there = (
-        f"there are those of {', '.join(epochs)}: say which by --epoch" if epochs else f"there are none of {network}"
+        f"there are those of {', '.join(epochs)}: choose one with --epoch" if epochs else f"there are none of {network}"
     )
-    why = "; the best are kept by trainings with --val" if epoch == "best" else ""
+    why = "; only trainings with --val keep the best" if epoch == "best" else ""
     raise InputError(f"{path}: no such file; expected the weights of a model; {there}{why}")
 
 
@@ -159,8 +159,8 @@ def load_weights(folder: Path, model: BaseModel, epoch: str | int) -> None:
         load_network_weights(model.networks[name], find_weights(folder, epoch, name))
     anew = [name for name in model.networks if name not in there]
     log.info(
-        "%s: %s taken over (%s)%s", folder, ", ".join(there), epoch,
-        f"; not there, so started anew: {', '.join(anew)}" if anew else "",
+        "%s: %s loaded (%s)%s", folder, ", ".join(there), epoch,
+        f"; missing, so started from random weights: {', '.join(anew)}" if anew else "",
     )  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def update_options(folder: Path, options: Mapping[str, Any], natures: Mapping[st
 def check_options(
     folder: Path, saved: Mapping[str, str], current: Mapping[str, str], natures: Mapping[str, Nature]
 ) -> None:
-    """Compare the options that a run is continued with to its own: what changes its result is named in a warning.
+    """Compare the options of a resumed run with its own: a change that affects the result gets a warning.
 
     Args:
         folder: the run's.
@@ -207,8 +207,8 @@ def check_options(
     fixed = [text for key, text in changed.items() if _is_fixed(natures.get(key), saved.get(key), current.get(key))]
     if fixed:
         raise InputError(
-            f"{folder}: the run was started with other options ({'; '.join(fixed)}); continue it with those, or start "
-            "a new run from its weights with --init_from"
+            f"{folder}: the run was started with other options ({'; '.join(fixed)}); resume it with those, or start a "
+            "new run from its weights with --init_from"
         )
     for text in changed.values():
         log.warning("warning: the run resumes with another option, which changes its result: %s", text)
@@ -222,7 +222,7 @@ def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> 
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what a run that was killed while it saved left half-written."""
+    """Remove the half-written files of a run that was killed while saving."""
     for scratch in folder.rglob(".writing-*"):
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""The shape extractor E_B: its file, and the one conversion of a CT slice to what its network takes.
+"""The shape extractor E_B: its file, and the conversion of a CT slice to its input.
 
 The generators speak [-1, 1] under the CT intensity map of their own run; an extractor was trained under one too, and
 perhaps on another range (published ones on [0, 1]). A file therefore records both, and `ShapeExtractor.to_input` is the
@@ -197,8 +197,8 @@ def load_extractor(
     version = content.get("format_version")
     if version is None and content and all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(
-            f"{path}: holds bare weights, which do not say what input they take; make an extractor of them with "
-            "python -m ct_segmentation.import_extractor"
+            f"{path}: holds weights without a description of their input; make an extractor of them with python -m "
+            "ct_segmentation.import_extractor"
         )
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: not a shape extractor of format version {FORMAT_VERSION} (found {version})")
@@ -234,23 +234,26 @@ def open_extractor(
     file = extractor_file(path)
     if not file.exists():
         raise InputError(
-            f"{file}: no such file: the shape constraint needs an extractor that knows this anatomy; "
-            f"train one with python -m ct_segmentation.train --dataroot {dataroot}, "
-            "name one of the same anatomy with --shape_extractor, or train without the constraint: --lambda_shape 0 "
-            "--lambda_shape_gan 0"
+            f"{file}: no such file: the shape constraint needs an extractor trained on this anatomy; train one with "
+            f"python -m ct_segmentation.train --dataroot {dataroot}, name one of the same anatomy with "
+            "--shape_extractor, or train without the constraint: --lambda_shape 0 --lambda_shape_gan 0"
         )
     extractor = load_extractor(path, device, ct_map)
     if extractor.settings.view != view:
         raise InputError(
-            f"{file}: knows {extractor.settings.view} slices, those of {dataroot} are {view}; train one on them by "
-            f"python -m ct_segmentation.train --dataroot {dataroot}"
+            f"{file}: was trained on {extractor.settings.view} slices, but {dataroot} has {view} ones; train one on "
+            f"them with python -m ct_segmentation.train --dataroot {dataroot}"
         )
     learnt_mm = extractor.settings.spacing_mm
     if spacing_mm and learnt_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with
-        log.warning("warning: the shape extractor knows pixels of %g mm, these are %g mm", learnt_mm, spacing_mm)
+        log.warning(
+            "warning: the shape extractor was trained on pixels of %g mm, these are %g mm", learnt_mm, spacing_mm
+        )
     training = extractor.settings.training
     if training is None:
-        log.warning("warning: %s: does not say what it was trained on; it must know the anatomy of %s", path, dataroot)
+        log.warning(
+            "warning: %s: does not record what it was trained on; it must have been the anatomy of %s", path, dataroot
+        )
         return extractor
     known = str(training.get("dataset"))
     if "patients" in training:  # of weights that were taken over nobody knows
@@ -259,7 +262,7 @@ def open_extractor(
         log.info("shape extractor: %s, trained on %s", path, known)
     else:
         log.warning(
-            "warning: %s: was trained on %s, none of them in %s; it must know the anatomy there",
+            "warning: %s: was trained on %s, none of them in %s; it must be the same anatomy",
             path,
             known,
             dataroot,

@@ -53,17 +53,17 @@ class SimulationOptions:
         help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
     limbs_share: float = option(
-        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs alone",
+        0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs only",
         needs=Need("limbs"),
     )  # fmt: skip
     skin_mm: float = option(
         SimulationSettings.skin_mm, nature=Nature.RESULT, parse=nonnegative_float,
-        help="largest mean thickness of skin that loses its signal; 0: skin is as bright as its HU say",
+        help="largest mean thickness in mm of dark skin; 0: skin as bright as its HU suggest",
     )  # fmt: skip
     simulated_contrasts: tuple[str, ...] = option(
         (ONLY_CONTRAST,), nature=Nature.FIXED, nargs="+", metavar="NAME", convert=parse_contrasts,
-        help=f"MR contrasts that are simulated, and that the model takes: some of {', '.join(DIXON_NAMES)}; "
-        f"{ONLY_CONTRAST}: a single T1-weighted MR",
+        help=f"MR contrasts to simulate, the input of the model: some of {', '.join(DIXON_NAMES)}; {ONLY_CONTRAST}: a "
+             "single T1-weighted MR",
     )  # fmt: skip
     other_sequences: float = option(
         0.0, nature=Nature.RESULT, parse=share,

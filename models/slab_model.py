@@ -1,4 +1,4 @@
-"""What methods share that learn from pairs of slabs which the model draws by itself, on its device."""
+"""Base of the methods that learn from pairs of slabs, which the model draws on its device."""
 
 import logging
 from abc import abstractmethod
@@ -43,7 +43,7 @@ class ScanOptions:
         SimulationSettings.field_of_view,
         nature=Nature.RESULT,
         parse=share,
-        help="cut the field of view at a side at random; each side with half this probability",
+        help="cut off sides of the field of view at random, each with half this probability",
     )
     bias: float = option(
         SimulationSettings.bias[1],
@@ -69,8 +69,8 @@ class PairLosses:
     )  # fmt: skip
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
-        help="weight of the L1 loss of a second generator, CT to MR; above 0 it is trained too, so that a CycleGAN can "
-        "start from both with --init_from",
+        help="weight of the L1 loss of a second generator, CT to MR; above 0, it is trained too, and a CycleGAN can "
+             "start from both with --init_from",
     )  # fmt: skip
     steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="number of steps per epoch")
 
@@ -173,7 +173,7 @@ class SlabModel(BaseModel):
         """
         crop = data.augmentation.crop_size
         if crop > size:
-            raise InputError(f"--crop_size {crop}: the slices of {data.dataroot} have {size} pixels; crop no more")
+            raise InputError(f"--crop_size {crop}: the slices of {data.dataroot} have {size} pixels; crop at most that")
 
     @classmethod
     def check_multiple(cls, data: DataSettings, architecture: Architecture) -> None:

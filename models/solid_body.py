@@ -1,4 +1,4 @@
-"""Bodies that hold no air, such as limbs: what comes out as air inside becomes tissue, a few planes at a time."""
+"""Replace air inside bodies that hold none, such as limbs, by tissue, a few planes at a time."""
 
 import math
 

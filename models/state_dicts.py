@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: written whole or not at all, read without running code they carry."""
+"""Weights and checkpoints on disk: written completely or not at all, and read without running code in them."""
 
 import logging
 import zipfile
@@ -84,12 +84,12 @@ def _check_whole(path: Path, taken_over: bool) -> None:
         if not taken_over:
             raise InputError(
                 f"{path}: cannot be read: it is in the format of torch before 1.6, which has no checksums, so damage "
-                "would go unnoticed; take the weights over with python -m scripts.import_generator (a generator) or "
+                "would go unnoticed; import the weights with python -m scripts.import_generator (a generator) or "
                 "python -m ct_segmentation.import_extractor (a shape extractor)"
             )
         log.warning(
-            "warning: %s: is in the format of torch before 1.6, which has no checksums: damage cannot be noticed; "
-            "compare its hash with its source's", path,
+            "warning: %s: is in the format of torch before 1.6, which has no checksums: damage cannot be detected; "
+            "compare its hash with that of its source", path,
         )  # fmt: skip
         return
     try:
@@ -132,7 +132,7 @@ def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tenso
     if spoilt:
         raise InputError(
             f"{where}: weights that are not finite (NaN or infinite): {_listed(spoilt)}; such a network makes NaN in "
-            "any precision: take weights of an earlier epoch (--epoch), or fetch or train them again"
+            "any precision: use weights of an earlier epoch (--epoch), or fetch or train them again"
         )
     net.load_state_dict(state)
 
@@ -195,7 +195,7 @@ def _check_fit(where: str, network: str, own: Mapping[str, Tensor], state: Mappi
     if channels := next(filter(None, (_channels(*shapes) for shapes in reshaped.values())), None):
         what = "colour images, 3 channels" if channels == 3 else f"images of {channels} channels"
         way = (
-            f"the weights are of a network for {what}, and slices have 1: train it on them anew (in "
+            f"the weights are of a network for {what}, and slices have 1: train it again on slices (in "
             "pytorch-CycleGAN-and-pix2pix with --input_nc 1 --output_nc 1)"
         )
     raise InputError(f"{where}: does not fit {network}: {found}: {way}")

@@ -87,7 +87,7 @@ class VolumePlan:
         mm = self.frame.spacing_mm
         return (
             f"the body is {self.frame.body_extent_mm(self.body):.0f} mm wide: slices of {self.frame.size * mm:.0f} mm "
-            f"are converted, the model was trained on {self.trained_px * mm:.0f} mm"
+            f"are used; the model was trained on {self.trained_px * mm:.0f} mm"
         )
 
     def describe_spacing(self) -> str | None:
@@ -96,8 +96,8 @@ class VolumePlan:
         if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
             return None
         return (
-            f"slices lie {ours:.3g} mm apart, the model knows slices of {models:.3g} mm: they are interpolated to "
-            "those and back"
+            f"slices lie {ours:.3g} mm apart, the model was trained on slices of {models:.3g} mm: they are "
+            "interpolated to that and back"
         )
 
 
@@ -159,7 +159,7 @@ def read_settings(folder: Path, spacing_mm: float | None = None) -> InferenceSet
 
 
 class Watch(Protocol):
-    """Sees what a network makes of a volume."""
+    """Sees the slices that a network makes of a volume."""
 
     def add(self, translated: np.ndarray) -> None:
         """See a slice that comes from the network, (size, size) in [-1, 1]; they come in order."""
@@ -202,8 +202,8 @@ def find_generator(
     weights = weights_path(folder, epoch, "G_B")
     if not weights.exists() and weights_path(folder, epoch, "G_A").exists():
         raise InputError(
-            f"--direction {direction}: no {weights}: there is no generator back; --model cycle_gan trains one, and "
-            "exported and shipped models leave it out: take the folder of a training"
+            f"--direction {direction}: no {weights}: the model has no generator for that direction; --model cycle_gan "
+            "trains one, and exported and shipped models leave it out: use the folder of a training"
         )
     try:
         return TrainedGenerator(settings.turned(), weights, f"_{direction}")

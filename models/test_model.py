@@ -1,4 +1,4 @@
-"""A generator in use: no gradients, batches of slices that memory holds; and one loaded from a file for that."""
+"""A generator in inference: no gradients, batches that fit into memory; also loaded from a file."""
 
 import logging
 import traceback
@@ -98,7 +98,7 @@ class Translator:
         if np.isfinite(translated).all():
             return translated
         way = (
-            "take other weights (--epoch), or train the model again"
+            "use other weights (--epoch), or train the model again"
             if self.dtype == torch.float32
             else "try --precision fp32"
         )

@@ -20,15 +20,15 @@ class WarmStart:
         "none",
         nature=Nature.RESULT,
         choices=WARM_STARTS,
-        help="simulated_mr: on T1-like MR simulated from the CT slices",
+        help="simulated_mr: train first on T1-like MR simulated from the CT slices",
     )
     n_epochs_warm: int | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"epochs on simulated pairs alone, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
+        help=f"epochs on simulated pairs only, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
     )  # fmt: skip
     warm_lr: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"learning rate during them (default: {_WHEN_WARM['warm_lr']:g})",
+        help=f"learning rate of the warm start (default: {_WHEN_WARM['warm_lr']:g})",
     )  # fmt: skip
     lambda_simulated: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float,

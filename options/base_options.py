@@ -1,4 +1,4 @@
-"""Options that the commands share which use a model, the models that there are, and the parsing of both."""
+"""Options shared by the commands that use a model, the list of models, and the parsing of both."""
 
 import argparse
 import re
@@ -38,25 +38,25 @@ class UseSettings(ModelSettings):
     # Without one the models that there are can be listed, so argparse does not require it.
     name: list[str] = redeclare(  # type: ignore[assignment]  # one or several
         ModelChoice, "name", None, nargs="+", metavar="NAME",
-        help="the model's name, or several: the mean of what they make; its folder in --checkpoints_dir",
+        help="name of the model, a folder in --checkpoints_dir; several names: the mean of their results",
     )  # fmt: skip
     fusion: str | None = option(
         None, choices=FUSIONS,
-        help="with several --name: how their synthetic CT become one, voxel by voxel (default: mean)",
+        help="with several --name: how their results are combined, voxel by voxel (default: mean)",
     )  # fmt: skip
     precision: str = redeclare(ComputingSettings, "precision", "auto", help="number format of the networks")
-    results_dir: Path = option(Path("results"), parse=Path, help="where results go")
+    results_dir: Path = option(Path("results"), parse=Path, help="folder for results")
     batch_size: int | None = option(
         "auto", parse=batch_size, aliases=("--batchSize",), metavar="N",
-        help="slices in one pass; auto: by the free memory",
+        help="slices in one pass; auto: as many as memory allows",
     )  # fmt: skip
     direction: str | None = option(
         None, choices=("AtoB", "BtoA"), aliases=("--which_direction",),
-        help="AtoB: CT from MR; BtoA: MR from CT (default: what the model was trained for); against its training the "
-        "other generator, G_B, is used, and results go to a folder NAME_DIRECTION",
+        help="AtoB: CT from MR; BtoA: MR from CT (default: as trained); the other direction uses the generator G_B, "
+             "and its results folder is NAME_DIRECTION",
     )  # fmt: skip
     spacing_mm: float | None = option(
-        None, parse=positive_float, help="pixel spacing, for a model trained on plain images"
+        None, parse=positive_float, help="pixel spacing in mm, for a model trained on plain images"
     )
 
     @property
@@ -82,13 +82,13 @@ class DicomChoice:
 
     series_description: re.Pattern | None = option(
         None, parse=regular_expression, metavar="REGEX",
-        help="take the DICOM series whose description contains this, in upper or lower case",
+        help="use the DICOM series whose description matches this regular expression, in upper or lower case",
     )  # fmt: skip
     contrast: str | None = option(
-        None, help="which volume of a DICOM series that holds several; the error message lists their names"
+        None, help="which volume, if a DICOM series holds several; without it, the error message lists their names"
     )
     echo: int | None = option(
-        None, parse=positive_int, metavar="N", help="which echo of such a series: 1 is the earliest"
+        None, parse=positive_int, metavar="N", help="which echo of such a series; 1 is the earliest"
     )
 
     @property
@@ -110,7 +110,7 @@ class MuMapSettings:
     )  # fmt: skip
     pet_fwhm_mm: float | None = option(
         None, parse=positive_float,
-        help="smooth the mu-map to this resolution of the PET (default: no smoothing)",
+        help="smooth the mu-map to this PET resolution, the full width at half maximum in mm (default: no smoothing)",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -133,9 +133,9 @@ class DicomOutput:
     """DICOM series."""
 
     dicom: Path | bool | None = option(
-        None, parse=Path, metavar="FOLDER", help="write the synthetic CT as a DICOM series as well"
+        None, parse=Path, metavar="FOLDER", help="also write the synthetic CT as a DICOM series"
     )
-    anonymous: bool = option(False, help="leave patient, study and source images of a DICOM MR out of the DICOM series")
+    anonymous: bool = option(False, help="leave the MR's patient, study and source images out of the DICOM series")
 
 
 def use_parser(group: type[UseSettings], command: Command, description: str) -> argparse.ArgumentParser:
@@ -160,7 +160,7 @@ def parse_use[T: UseSettings](
 
 
 def list_models(checkpoints_dir: Path) -> str:
-    """Return in words which models a folder holds, each with what its card (README.md) says in its title."""
+    """Return in words which models a folder holds, each with the title of its card (README.md)."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"

@@ -17,41 +17,41 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
     """cohort."""
 
     input_dir: Path | None = option(
-        None, parse=Path, help="folder that is searched for volume files and DICOM series; or one of images, or with "
-        "testA of images, which become images and a page",
+        None, parse=Path, help="folder to search for volume files and DICOM series; or a folder of images, or with "
+                               "images in testA, which are converted to images and a page",
     )  # fmt: skip
     list: Path | None = option(
         None, parse=Path, metavar="CSV",
-        help="in place of --input_dir, a table: id, path or a column for each contrast [, reference, mask, series_uid, "
-        "patient_name, patient_id]",
+        help="table of cases, in place of --input_dir; columns: id, path or one for each contrast, and optionally "
+             "reference, mask, series_uid, patient_name, patient_id",
     )  # fmt: skip
     pattern: Sequence[str] | None = option(
         None, nargs="+", metavar="[NAME=]GLOB",
-        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); of "
-        "several contrasts a NAME=GLOB each",
+        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); for "
+             "several contrasts a NAME=GLOB each",
     )  # fmt: skip
     num_test: int | None = option(
-        None, parse=positive_int, aliases=("--how_many",), metavar="N", help="at most this many volumes"
+        None, parse=positive_int, aliases=("--how_many",), metavar="N", help="convert at most this many volumes"
     )
-    overwrite: bool = option(False, help="convert all, also what is up to date")
-    no_html: bool = option(False, help="a picture of each case, in place of results pages")
+    overwrite: bool = option(False, help="convert everything again, even what is up to date")
+    no_html: bool = option(False, help="write a picture of each case in place of results pages")
     num_threads: int | None = option(
         None, parse=positive_int, aliases=("--nThreads",), metavar="N",
-        help="patients read and prepared, and patients written, at a time beside the one on the device (default: 1 on "
-        "a CPU; on a GPU the number of cores, at most 8)",
+        help="patients that are prepared, and patients that are written, while one is on the device (default: 1 on a "
+             "CPU; on a GPU the number of cores, at most 8)",
     )  # fmt: skip
     dicom: bool = redeclare(
         DicomOutput, "dicom", False,
-        help="write each synthetic CT as a DICOM series as well: RESULTS_DIR/NAME/dicom/<case>",
+        help="also write each synthetic CT as a DICOM series: RESULTS_DIR/NAME/dicom/<case>",
     )  # fmt: skip
     mu_map: bool = redeclare(
         MuMapSettings, "mu_map", False,
-        help="write each attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
+        help="write each case's attenuation at 511 keV, in 1/cm: RESULTS_DIR/NAME/mu_maps/<case>.nii.gz",
     )  # fmt: skip
     uncertainty: bool = option(
         False,
-        help="write each uncertainty, the standard deviation in HU over models, overlapping slabs and mirrorings: "
-        "RESULTS_DIR/NAME/uncertainty/<case>.nii.gz",
+        help="write each case's uncertainty, the standard deviation in HU over models, overlapping slabs and "
+             "mirrorings: RESULTS_DIR/NAME/uncertainty/<case>.nii.gz",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -62,9 +62,7 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
         """
         UseSettings.__post_init__(self)
         if not self.input_dir and not self.list:
-            raise InputError(
-                "--input_dir or --list: one of them is required, a folder that is searched or a table of cases"
-            )
+            raise InputError("--input_dir or --list: one of them is required, a folder to search or a table of cases")
         if self.input_dir and self.list:
             raise InputError("--list: not allowed with --input_dir; expected one of them")
         if self.list and (self.pattern or self.series_description):
@@ -77,8 +75,9 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
 def pipeline_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_pipeline.py`."""
     description = (
-        "Turn a cohort of MR volumes into synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and summary.json. "
-        "Run again it does what is missing or changed. Exit code: 0 all done, 1 some failed, 2 nothing was started."
+        "Convert a cohort of MR volumes to synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and "
+        "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed, "
+        "2 nothing was started."
     )
     return use_parser(CohortSettings, Command.PIPELINE, description)
 

@@ -32,7 +32,7 @@ def file_or_folder(text: str) -> Path:
 
 
 def named_path(text: str) -> tuple[str | None, Path]:
-    """Return the name of a contrast, None where none is said, and its path."""
+    """Return the name of a contrast, None if there is none, and its path."""
     name, path = split_name(text)
     return name, Path(path)
 
@@ -54,36 +54,41 @@ class PatientSeries(DicomOutput):
     """DICOM series."""
 
     patient_name: str | None = option(
-        None, parse=dicom_text("PN"), metavar="FAMILY^GIVEN", help="where the MR says none"
+        None,
+        parse=dicom_text("PN"),
+        metavar="FAMILY^GIVEN",
+        help="patient's name in the DICOM series, if the MR has none",
     )
-    patient_id: str | None = option(None, parse=dicom_text("LO"), metavar="ID", help="where the MR says none")
+    patient_id: str | None = option(
+        None, parse=dicom_text("LO"), metavar="ID", help="patient's ID in the DICOM series, if the MR has none"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     """patient."""
 
-    no_mirrored: bool = option(False, help="convert each slice once, not as the mean of its mirrorings: faster")
-    no_solid_body: bool = option(False, help="leave air inside the body as the model gives it")
+    no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
+    no_solid_body: bool = option(False, help="keep the air that the network puts inside the body")
     input: list[tuple[str | None, Path]] = option(
         parse=named_path, repeated=True, metavar="[NAME=]PATH",
-        help="MR volume, or folder of one DICOM series; of several contrasts one --input NAME=PATH each",
+        help="MR volume, or folder of one DICOM series; for several contrasts one --input NAME=PATH each",
     )  # fmt: skip
     series_uid: str | None = option(None, help="which DICOM series of the folder")
     mask: Path | None = option(None, parse=Path, help="body mask on the MR's grid (default: computed)")
     reference: Path | None = option(None, parse=Path, help="true CT on the MR's grid: the result is scored against it")
-    resample_reference: bool = option(False, help="put a --reference that lies on another grid onto the MR's")
+    resample_reference: bool = option(False, help="resample a --reference on another grid to the MR's grid")
     output: Path | None = option(
         None, parse=file_or_folder,
-        help="the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or the new folder of a "
-        "DICOM series, with a slash at its end",
+        help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "
+             "a DICOM series, with a slash at its end",
     )  # fmt: skip
     uncertainty: Path | None = option(
         None, parse=Path, metavar="FILE",
         help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",
     )  # fmt: skip
     volume_only: bool = option(False, help="write no picture, page or report beside the volume")
-    overwrite: bool = option(False, help="replace files that this command did not make of it")
+    overwrite: bool = option(False, help="replace existing files that this command did not make from this input")
     dicom: Path | None = redeclare(DicomOutput, "dicom")
     mu_map: Path | None = redeclare(MuMapSettings, "mu_map")
 
@@ -107,7 +112,7 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
         if self.resample_reference and not self.reference:
             raise InputError("--resample_reference does nothing without --reference")
         if self.volume_only and self.reference:
-            raise InputError("--volume_only and --reference: scores stand in the report; leave one of them out")
+            raise InputError("--volume_only and --reference: scores are in the report; leave one of them out")
         for name, path in (("mu_map", self.mu_map), ("uncertainty", self.uncertainty)):
             if path and not is_file(path):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
@@ -115,7 +120,7 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
 
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
-    description = "Turn one patient's MR into a synthetic CT in HU on the MR's own grid."
+    description = "Convert one patient's MR to a synthetic CT in HU on the MR's own grid."
     return use_parser(PatientSettings, Command.ADAPT, description)
 
 

@@ -1,4 +1,4 @@
-"""Options of `train.py`: which methods there are, and the command line of each.
+"""Options of `train.py`: the training methods, and the command line of each.
 
 Names are those of pytorch-CycleGAN-and-pix2pix; what the published ones do is in data/settings/published_options.py.
 Each option is declared once, as a field of the settings class of its subject.
@@ -44,7 +44,7 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
 def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:
     parser.add_argument(
         "--model", choices=tuple(METHODS), default=default,
-        help="how it is trained; with --help after it: that method's options",
+        help="training method; --help after it lists the options of that method",
     )  # fmt: skip
 
 

@@ -42,11 +42,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--phantom", type=Path, required=True, help="folder that scripts.make_phantom wrote")
     parser.add_argument("--names", type=run_name, nargs="+", required=True, help="the models' names")
     parser.add_argument(
-        "--checkpoints_dir", type=Path, nargs="+", default=[Path("checkpoints")], help="where they are; one a seed"
+        "--checkpoints_dir",
+        type=Path,
+        nargs="+",
+        default=[Path("checkpoints")],
+        help="folders that hold the models, one for each seed",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for volumes and scores.json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--overwrite", action="store_true", help="replace volumes and scores that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing volumes and scores")
     return parser.parse_args(arguments)
 
 
@@ -101,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     patients = sorted(path.parent for path in (options.phantom / "test").glob("*/labels.nii.gz"))
     if not patients:
         raise InputError(
-            f"--phantom {options.phantom}: no test patient (test/*/labels.nii.gz) in it; make some by "
-            "python -m scripts.make_phantom --test_patients 4"
+            f"--phantom {options.phantom}: no test patient (test/*/labels.nii.gz) in it; make some with python -m "
+            "scripts.make_phantom --test_patients 4"
         )
     folders = [folder.name for folder in options.checkpoints_dir]
     if len(set(folders)) < len(folders):

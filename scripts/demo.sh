@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on generated patients: generate, prepare, train a small model for minutes, synthesise, score.
-# The next run reuses what is there; delete datasets/phantom*, checkpoints/recommended_* and results/demo to start over.
+# Try everything on generated patients: generate, prepare, train a small model for minutes, synthesise, score.
+# Another run reuses the files; delete datasets/phantom*, checkpoints/recommended_* and results/demo to start over.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ raw=datasets/phantom_raw data=datasets/phantom
 "$python" -m scripts.make_phantom --out "$raw" --patients 6 --test_patients 2 --seed 1 --workers 2
 "$python" -m scripts.prepare_dataset --mr "$raw/train/mr/*.nii.gz" --ct "$raw/train/ct/*.nii.gz" --out "$data" --size 128
 
-# The recommended recipe for under 4 minutes on two cores; started again, it resumes or ends at once. Small crops, many of them,
+# The recommended recipe for under 4 minutes on two cores; started again, it resumes, or ends at once if it is done. Small crops, many of them,
 # and weight on bone: docs/results.md.
 name=recommended_$(basename "$data")
 PYTHON=$python bash scripts/train_recommended.sh "$data" --n_epochs 20 --steps_per_epoch 50 --batch_size 8 --ngf 16 --slab 3 \

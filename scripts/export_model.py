@@ -1,4 +1,4 @@
-"""Copy what the use of a model needs out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
+"""Copy a model for use out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
 
 Writes DIR/latest_net_G_A.pth, the generator alone, in half precision (half the size; weights are float32 again once
 loaded), and DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/..`` finds a model there.
@@ -45,26 +45,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add_options(parser, ModelChoice)
-    add("--out", type=Path, required=True, help="folder to write, new or without a model")
+    add("--out", type=Path, required=True, help="folder to write to; it must not hold a model")
     add(
         "--mirrored", action="store_true",
-        help="mean over each slice's four mirrorings: better where training had --flip; 4 passes of the network",
+        help="average over the four mirrorings of each slice: better if trained with --flip; takes 4 passes of the "
+             "network",
     )  # fmt: skip
     add(
         "--solid_body", action="store_true",
-        help="use turns air inside the MR's body mask into tissue: for limbs, not for what holds air",
+        help="in use, replace air inside the MR's body mask by tissue: for limbs, not for body parts that hold air",
     )  # fmt: skip
     add(
         "--dataroot", type=Path, metavar="DIR",
-        help="the prepared data set that it was trained on: its figures, by which results are checked, are recorded "
-        "anew (runs of earlier versions lack some)",
+        help="data set that the model was trained on: record again the values that results are checked against "
+             "(models of earlier versions lack some)",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
     add(
         "--onnx", action="store_true",
-        help=f"write an ONNX file too, checked against torch; needs {', '.join(PACKAGES)}",
+        help=f"also write an ONNX file, checked against torch; needs {', '.join(PACKAGES)}",
     )  # fmt: skip
-    add("--overwrite", action="store_true", help="replace a model that is there already")
+    add("--overwrite", action="store_true", help="replace an existing model")
     return parser.parse_args(arguments)
 
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif old := [path for path in onnx_files if path.exists()]:
         for path in old:
             path.unlink()
-        log.info("%s: removed, since it was made of the weights before", " and ".join(map(str, old)))
+        log.info("%s: removed, because it belonged to the earlier weights", " and ".join(map(str, old)))
     exported.write(opt.out)
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics:
-    """Return what the data set that a model was trained on looked like.
+    """Return the statistics of the data set that a model was trained on.
 
     Raises:
         InputError: it has no figures, or slices of another view or width, so that it is another data set.
@@ -117,8 +118,8 @@ def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingSta
     # A generator's slices are rounded up to a multiple of pixels.
     if manifest.view != settings.view or not abs(width / trained - 1) < _WIDTH_TOLERANCE:
         raise InputError(
-            f"--dataroot {dataroot}: {manifest.view} slices of {width:.0f} mm; the model knows {settings.view} ones of "
-            f"{trained:.0f} mm: name the data set that it was trained on"
+            f"--dataroot {dataroot}: {manifest.view} slices of {width:.0f} mm; the model was trained on "
+            f"{settings.view} ones of {trained:.0f} mm: name the data set that it was trained on"
         )
     if (found := describe_training_set(dataroot, manifest)) is None:
         raise InputError(f"--dataroot {dataroot}: an earlier version prepared it and kept no figures; prepare it again")

@@ -1,4 +1,4 @@
-"""Put volumes side by side in a figure for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
+"""Draw volumes side by side for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
 
 A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
 through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.
@@ -41,11 +41,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--at", type=float, nargs=3, metavar=("L", "P", "S"), help="planes through this point (LPS, mm)")
     rows.add_argument("--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet")
-    rows.add_argument("--n_slices", type=positive_int, help="so many axial slices, evenly spaced")
+    rows.add_argument("--n_slices", type=positive_int, help="number of axial slices, evenly spaced")
     names = ", ".join(CT_WINDOWS)
-    add("--window", nargs="+", default=["default"], metavar="W", help=f"of CT: {names}, or LEVEL WIDTH in HU")
+    add(
+        "--window",
+        nargs="+",
+        default=["default"],
+        metavar="W",
+        help=f"display window of CT: {names}, or LEVEL WIDTH in HU",
+    )
     add("--difference_hu", type=positive_float, default=400.0, help="HU at the ends of the colours (default: 400)")
-    add("--dpi", type=positive_int, default=300, help="pixels an inch of a PNG (default: 300)")
+    add("--dpi", type=positive_int, default=300, help="pixels per inch of a PNG (default: 300)")
     add("--out", type=Path, required=True, help=".png, .pdf or .svg")
     add("--overwrite", action="store_true", help="replace the file of --out")
     options = parse_numbers(parser, arguments)

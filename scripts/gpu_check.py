@@ -201,9 +201,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
         prog="python -m scripts.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {FILE_NAME}")
-    parser.add_argument("--seconds", type=positive_int, default=180, help="time to take, about (default: 180)")
+    parser.add_argument("--seconds", type=positive_int, default=180, help="approximate duration (default: 180)")
     parser.add_argument("--device", type=torch_device, default="auto", help="as in train.py")
-    parser.add_argument("--tiny", action="store_true", help="small networks and images: try the command itself")
+    parser.add_argument("--tiny", action="store_true", help="small networks and images, to try the command")
     return parser.parse_args(arguments)
 
 

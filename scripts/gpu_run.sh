@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Use a GPU for a fixed time: check it, then train on several prepared data sets at once for the rest.
 #   bash scripts/gpu_run.sh DATASET... OUT
-# First scripts.gpu_check, which writes OUT/gpu_check.json; then for every data set, all at the same time,
-# train.py --model simulated_pairs, which keeps OUT/checkpoints/NAME (NAME: the name of the data set's folder). Logs are
-# OUT/gpu_check.log and OUT/train_NAME.log; a further start adds to them. What fails does not stop the others; the exit code
-# is 1 then.
-# Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; one that has had its time ends at once.
-# SECONDS_TOTAL: for everything, about (540). CHECK_SECONDS: of these for the check (a third). DEVICE: cuda:0.
-# PYTHON: .venv/bin/python. OMP_NUM_THREADS: of each training (the cores, shared out among the trainings).
+# First runs scripts.gpu_check, which writes OUT/gpu_check.json. Then trains on all data sets at the same time with
+# train.py --model simulated_pairs, in OUT/checkpoints/NAME (NAME: the data set's folder). Logs are OUT/gpu_check.log and
+# OUT/train_NAME.log; another start appends to them. If one part fails, the others go on and the exit code is 1.
+# Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; a training that is done ends at once.
+# SECONDS_TOTAL: approximate total (540). CHECK_SECONDS: share of the check (a third). DEVICE: cuda:0.
+# PYTHON: .venv/bin/python. OMP_NUM_THREADS: threads of each training (default: the cores, divided among the trainings).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/gpu_run.sh DATASET... OUT"

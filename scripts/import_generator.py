@@ -1,4 +1,4 @@
-"""Take over a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
+"""Import a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
 
 Of a file, the generator from MR to CT. Of a folder, all networks of an epoch that are there: that generator (`G_A`, or
 `G` where upstream trained one alone), `G_B`, `D_A` and `D_B`. `train.py --init_from NAME` continues from them.
@@ -42,17 +42,17 @@ class ImportSettings(ModelChoice, GeneratorSettings, DiscriminatorSettings):
     """weights and their training slices."""
 
     weights: Path = option(parse=Path, help="folder, or state dict of the generator MR -> CT")
-    name: str = redeclare(ModelChoice, "name", help="what to call the model: a folder in --checkpoints_dir")
-    epoch: str = redeclare(ModelChoice, "epoch", help="of a folder: latest, or a saved epoch")
-    size: int = option(256, parse=positive_int, help="pixels of a training slice's side")
-    spacing_mm: float = option(parse=positive_float, help="pixel spacing of the training slices")
+    name: str = redeclare(ModelChoice, "name", help="name for the model, a folder in --checkpoints_dir")
+    epoch: str = redeclare(ModelChoice, "epoch", help="if --weights is a folder: latest, or a saved epoch")
+    size: int = option(256, parse=positive_int, help="rows and columns of the training slices")
+    spacing_mm: float = option(parse=positive_float, help="pixel spacing of the training slices in mm")
     mr_window: str | tuple[float, float] = option(
         (0.0, 400.0), nargs="+", convert=parse_mr_window, metavar="W", help="percentile, tissue or LO HI"
     )
     ct_window: tuple[float, float] = option(
         CT_WINDOW_HU, nargs=2, convert=parse_window, metavar=("LO", "HI"), help="HU at -1 and 1"
     )
-    overwrite: bool = option(False, help="replace a model that is there already")
+    overwrite: bool = option(False, help="replace an existing model")
 
 
 def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
 
 
 def find_networks(weights: Path, epoch: str) -> dict[str, Path]:
-    """Return the files of the networks to take over, by name: `G_A` first, which there must be.
+    """Return the files of the networks to import, by name: `G_A` first, which is required.
 
     Raises:
         InputError: a folder without the weights of that generator and epoch.
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings.write(folder)
     log.info("%s: %s", folder, ", ".join(networks))
     if missing := [name for name in NETWORKS if name not in networks]:
-        log.info("not there: %s, which start anew in train.py --init_from %s", ", ".join(missing), opt.name)
+        log.info("missing: %s; train.py --init_from %s starts them from random weights", ", ".join(missing), opt.name)
     log.info("next: %s", settings.use_command(folder))
 
 

@@ -1,4 +1,4 @@
-"""Make a data set of whole-body phantom patients: ``python -m scripts.make_phantom --out DIR``.
+"""Generate whole-body patients: ``python -m scripts.make_phantom --out DIR``.
 
 Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
 arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.
@@ -31,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--patients", type=int, default=8, help="training patients in each domain (default: 8)")
     parser.add_argument("--test_patients", type=int, default=2, help="patients with MR and true CT (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of all patients (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of all patients (default: 0)")
     parser.add_argument("--matrix", type=int, default=grid.matrix, help=f"rows and columns (default: {grid.matrix})")
     parser.add_argument("--slices", type=int, default=grid.slices, help=f"axial slices (default: {grid.slices})")
     parser.add_argument(
@@ -41,14 +41,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help=f"pixel size of MR and test volumes; training CT: 500/512 of it (default: {grid.spacing_mm})",
     )
     parser.add_argument(
-        "--slice_mm", type=float, default=grid.slice_mm, help=f"distance of slices (default: {grid.slice_mm})"
+        "--slice_mm",
+        type=float,
+        default=grid.slice_mm,
+        help=f"distance between slices in mm (default: {grid.slice_mm})",
     )
     parser.add_argument(
         "--dixon",
         action="store_true",
-        help="MR of four contrasts: in_phase (the MR of without), opposed_phase, water, fat",
+        help="MR of four contrasts: in_phase (the MR without this option), opposed_phase, water, fat",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes; never changes the result (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; the result does not depend on them (default: 1)"
+    )
     return parser.parse_args(arguments)
 
 

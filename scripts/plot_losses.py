@@ -27,8 +27,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("names", nargs="+", metavar="NAME", help="runs in --checkpoints_dir")
     add("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     add("--losses", nargs="+", metavar="LOSS", help="which losses (default: all)")
-    add("--smooth", type=nonnegative_float, default=0.9, help="weight of the past in the curves, 0 to below 1")
-    add("--dpi", type=positive_int, default=200, help="pixels an inch of a PNG")
+    add(
+        "--smooth",
+        type=nonnegative_float,
+        default=0.9,
+        help="smoothing of the curves: weight of earlier values, 0 to below 1",
+    )
+    add("--dpi", type=positive_int, default=200, help="pixels per inch of a PNG")
     add("--out", type=Path, default=Path("losses.png"), help=".png, .pdf or .svg")
     add("--overwrite", action="store_true", help="replace the file of --out")
     options = parser.parse_args(arguments)

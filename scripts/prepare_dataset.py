@@ -33,31 +33,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mr_mask",
         metavar="GLOB",
-        help="body masks of the MR, matched by name or folder; computed for those that have none",
+        help="body masks of the MR, matched by name or folder; computed where missing",
     )
-    parser.add_argument("--ct_mask", metavar="GLOB", help="the same for the CT")
+    parser.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT, in the same way")
     parser.add_argument(
-        "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of patients to test on, as --mr"
+        "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of test patients, as in --mr"
     )
-    parser.add_argument("--test_ct", metavar="GLOB", help="CT volumes of patients to test on")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the data set, e.g. datasets/NAME")
-    parser.add_argument("--size", type=int, default=256, help="pixels of a slice's side (default %(default)s)")
+    parser.add_argument("--test_ct", metavar="GLOB", help="CT volumes of test patients")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="data set to write, e.g. datasets/NAME")
+    parser.add_argument("--size", type=int, default=256, help="rows and columns of the slices (default %(default)s)")
     parser.add_argument(
         "--spacing_mm",
         type=_spacing,
         default="auto",
-        help="pixel spacing in mm; auto: the finest with which every body fits (default %(default)s)",
+        help="pixel spacing in mm; auto: the finest at which every body fits (default %(default)s)",
     )
     parser.add_argument(
         "--slice_mm", type=_millimetres, help="resample to this slice spacing (default: keep the acquired slices)"
     )
     parser.add_argument(
         "--view", choices=tuple(VIEWS), default="axial",
-        help="how slices lie in the body, whatever the volumes' own ones; test_adapt.py --name A B C fuses models of "
-        "several views (default %(default)s)",
+        help="orientation of the slices, independent of that of the volumes; test_adapt.py --name A B C fuses models "
+             "of several views (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--bias_correction", action="store_true", help="take the shading of the coils out of the MR, here and in use"
+        "--bias_correction",
+        action="store_true",
+        help="correct the coils' shading of the MR, here and whenever the model is used",
     )
     parser.add_argument(
         "--series_uid",
@@ -65,20 +67,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="UID",
-        help="of a DICOM folder with several series, take the one with one of these UIDs",
+        help="in a DICOM folder with several series, use the one with one of these UIDs",
     )
     parser.add_argument(
         "--case_regex",
-        help="part of a volume's path that is its case's name, e.g. 'raw/([^/]+)' (default: what tells them apart)",
+        help="part of a volume's path that names its case, e.g. 'raw/([^/]+)' (default: the parts that differ)",
     )
-    parser.add_argument("--patient_regex", help="part of a case's name that is its patient, e.g. '(STS_[0-9]+)'")
+    parser.add_argument("--patient_regex", help="part of a case's name that names its patient, e.g. '(STS_[0-9]+)'")
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files in --out that no preparation made, and prepare a data set again with other slices",
+        help="replace files in --out that preparation did not make, and prepare an existing data set again with "
+        "other slices",
     )
     options = parser.parse_args(arguments)
     if options.size < 4 or options.size % 4:

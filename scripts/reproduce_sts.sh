@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Repeat the results on real limbs (docs/results.md, docs/trials.md): prepare, shape extractor, three arms, the recommended model, scores,
-# figures. Start it again after a stop: what is done is left as it is.
+# figures. Start it again after a stop: it continues with what is missing.
 #   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py, for the three arms]]
-# DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or what
-# scripts.prepare_sts makes of it (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
-# DEVICE: auto. EPOCHS: of the recommended model (24, of 250 steps). EXTRACTOR_EPOCHS: 4.
-# A trial of the whole way, for its own OUT_DIR, since a run that is done is not trained on:
+# DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or the output of
+# scripts.prepare_sts (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
+# DEVICE: auto. EPOCHS: epochs of the recommended model (24, of 250 steps). EXTRACTOR_EPOCHS: 4.
+# To try everything quickly, in its own OUT_DIR, because a finished run is not trained further:
 #   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"

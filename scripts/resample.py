@@ -1,4 +1,4 @@
-"""Put a volume onto another one's grid: ``python -m scripts.resample --input A --like B [--output C]``.
+"""Resample a volume to another one's grid: ``python -m scripts.resample --input A --like B [--output C]``.
 
 Nothing is registered: both lie where their headers say. What A does not cover is air in a CT (-1000 HU) and 0 in an MR,
 a mask or any other volume. A mask or label map keeps its labels (nearest neighbour) unless --interpolation says
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(prog="python -m scripts.resample", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder that is resampled")
+    parser.add_argument("--input", type=Path, required=True, help="volume file or DICOM folder to resample")
     parser.add_argument("--series_uid", help="which DICOM series of --input")
-    parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder whose grid is wanted")
+    parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder with the wanted grid")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, help="default: linear; of masks and label maps nearest"
+        "--interpolation", choices=INTERPOLATIONS, help="default: linear; nearest for masks and label maps"
     )
     parser.add_argument(
         "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: see above)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_options(parser, DicomChoice)
     options = parse_numbers(parser, arguments)
     if options.output is None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make .venv with what a requirements file lists; does nothing where that is done already.
+# Make .venv with the packages of a requirements file; does nothing if that is done already.
 #   bash scripts/setup.sh [requirements.txt]
-# PYTHON=/path/to/python chooses the interpreter; else the first Python >= 3.12 that is found.
+# PYTHON=/path/to/python chooses the interpreter; default: the first Python >= 3.12 found.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,7 +19,7 @@ find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
         is_suitable "$PYTHON" && echo "$PYTHON" && return
-        echo "error: PYTHON=$PYTHON is no Python >= 3.12 with venv" >&2
+        echo "error: PYTHON=$PYTHON is not a Python >= 3.12 with venv" >&2
         return 1
     fi
     for candidate in python3.14 python3.13 python3.12 python3 python \
@@ -45,6 +45,6 @@ if ! has_pip; then
     rm -rf .venv
     "$python" -m venv .venv
 fi
-echo "installing $requirements (PyTorch is large: several minutes on a slow line)"
+echo "installing $requirements (PyTorch is large: several minutes on a slow connection)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
 echo "$wanted" >"$stamp"

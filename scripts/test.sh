@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install what is needed into .venv, check style and types, run the tests but those marked slow.
-# Arguments go to pytest; the slow ones, too: bash scripts/test.sh -m ""
+# Install the requirements into .venv, check style and types, and run all tests except the slow ones.
+# Arguments go to pytest. With the slow tests: bash scripts/test.sh -m ""
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

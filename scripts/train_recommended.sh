@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The recommended recipe (docs/results.md): a U-Net of slabs, trained on MR simulated from the CT alone; no MR is read.
-# Start it again after a stop: it resumes from its last state, and a run that is done ends at once.
+# Start it again after a stop to resume. A finished run ends at once.
 #   bash scripts/train_recommended.sh datasets/NAME [--solid_body] [options of train.py --model simulated_pairs]
-# The run is checkpoints/recommended_NAME. When it is done, checkpoints/recommended_NAME_small is the model for use, in half
-# precision. --solid_body: that model turns air inside the body into tissue, as the shipped `recommended` does; for limbs only.
-# For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, where some of the CT are limbs, --limbs TEXT
-# with what their names have in common.
+# The run is checkpoints/recommended_NAME. At its end the model for use is written to checkpoints/recommended_NAME_small, in
+# half precision. --solid_body: that model replaces air inside the body by tissue, as the shipped `recommended` does; for limbs
+# only. For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, if some of the CT are limbs,
+# --limbs TEXT with a part that their names share.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]}

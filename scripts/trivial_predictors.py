@@ -1,4 +1,4 @@
-"""Write the synthetic CT of trivial predictors: ``python -m scripts.trivial_predictors --mr F --out DIR``.
+"""Write the synthetic CT of the baselines: ``python -m scripts.trivial_predictors --mr F --out DIR``.
 
 Writes DIR/constant/CASE.nii.gz (40 HU in the body) and DIR/threshold/CASE.nii.gz (three levels of a T1 MR),
 the baselines of a results table. --mr and --mask are one volume or a folder of cases, as in scripts.evaluate.
@@ -32,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mask", type=Path, help="body mask, non-zero inside (default: the body found in the MR)")
     parser.add_argument("--mask_pattern", metavar="PATTERN", help="where a case lies below --mask")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a predictor")
-    parser.add_argument("--overwrite", action="store_true", help="replace volumes that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing volumes")
     options = parser.parse_args(arguments)
     if options.mask_pattern is not None and options.mask is None:
         parser.error("--mask_pattern needs --mask")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Give visdom's dashboard the scripts that its server would fetch from the internet at its first start, out of npm
-# packages. For machines that reach no content-delivery network, or nothing at all:
+# Install the scripts of visdom's dashboard from npm packages. visdom would download them from the internet at its first
+# start. For machines without a content-delivery network, or without any network:
 #   bash scripts/visdom_offline.sh                  # where npm reaches a registry
 #   bash scripts/visdom_offline.sh --pack FOLDER    # elsewhere: only collect the packages, to be carried over
 #   bash scripts/visdom_offline.sh --from FOLDER    # on the machine without a network
@@ -123,7 +123,7 @@ case ${1:-} in
 "")
     check_python
     if is_done; then
-        echo "visdom has its scripts already"
+        echo "visdom already has its scripts"
         exit 0
     fi
     folder=$(mktemp -d)

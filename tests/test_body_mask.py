@@ -314,7 +314,7 @@ def test_fingers_in_front_make_no_patient_prone():
 def test_a_constant_volume_has_no_body(find, array):
     with pytest.raises(
         InputError,
-        match=rf"(no body found|no MR|no CT in HU) .*values {array.min():g} to {array.max():g}.*; check that",
+        match=rf"(no body found|not an MR|not a CT in HU) .*values {array.min():g} to {array.max():g}.*; check that",
     ):
         find(Volume(array, (3.0, 3.0, 3.0)))
 
@@ -467,6 +467,6 @@ def test_an_mr_whose_darkest_may_be_air_that_is_not_at_0_is_warned_of(offset, ca
     mr = Volume((image + np.random.default_rng(0).rayleigh(8, (6, 60, 60))).astype(np.float32), (2.0, 2.0, 4.0))
     found = mr_body_mask(mr)
     if offset:
-        assert f"its darkest {offset + 1}" in caplog.text and "shift it back so that air is at 0" in caplog.text
+        assert f"its lowest value, {offset + 1}" in caplog.text and "shift it back so that air is at 0" in caplog.text
     else:
         assert dice(found, np.broadcast_to(inside < 40, found.shape)) > 0.95 and not caplog.messages

@@ -195,7 +195,7 @@ def test_figures_of_an_older_run_are_added_by_exporting_it(raw):  # noqa: F811
     hashes = [inference_settings.model_sha256(one, raw / "out/latest_net_G_A.pth") for one in (found, settings)]
     assert hashes[0] == hashes[1]  # results made before stay current
     write_model(raw, settings=replace(settings, size=32))
-    with pytest.raises(InputError, match="axial slices of 128 mm; the model knows axial ones of 64 mm"):
+    with pytest.raises(InputError, match="axial slices of 128 mm; the model was trained on axial ones of 64 mm"):
         export_model.main([*options, "--out", str(raw / "other"), *dataroot])
     assert not (raw / "other").exists()
 

@@ -116,7 +116,7 @@ def test_rules_by_name_are_parsed():
     assert rules_in_order(rules, ["fat", "in_phase"]) == [(-5.0, 400.0), "tissue"]
     assert rules_in_order((0.0, 1.0), ["a", "b"]) == [(0.0, 1.0)] * 2
     for words, message in (
-        (["a=tissue", "a=percentile"], "a for the second time"), (["a=wide"], "expected NAME=percentile, NAME=tissue"),
+        (["a=tissue", "a=percentile"], "a is given twice"), (["a=wide"], "expected NAME=percentile, NAME=tissue"),
         (["a=4:1"], "LO below HI"), (["a=tissue", "percentile"], "expected NAME=percentile"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -361,10 +361,10 @@ def saturated(mr):
 @pytest.mark.parametrize(
     "hu_of, words",
     [
-        (smaller, ["body of the synthetic CT unlike the MR's: Dice"]),
+        (smaller, ["the body in the synthetic CT differs from that in the MR: Dice"]),
         (lambda mr: np.full(mr.array.shape, -1000, np.float32), ["no body in the synthetic CT", "low end, -1000 HU"]),
         (saturated, ["of the body at the CT window's high end, 1400 HU"]),
-        (inverted, ["6 of 6 slices have an HU histogram that is more than", "half of the slices differ by"]),
+        (inverted, ["6 of 6 slices have an HU histogram that is more than", "half of the slices by"]),
         (partly_inverted, ["1 of 6 slices have an HU histogram that is more than"]),
     ],
 )
@@ -393,7 +393,7 @@ def test_another_contrast_is_a_warning_whatever_the_units():
     fat, muscle = mr.array > 600, (mr.array > 150) & (mr.array <= 600)
     other = mr.with_array(np.where(fat, mr.array / 3, np.where(muscle, mr.array * 2.5, mr.array)).astype(np.float32))
     text = "; ".join(converted(lambda _: truth(mr), mr=other, training=TRAINING).warnings)
-    assert "MR contrast unlike the training set's" in text and "scaling" not in text
+    assert "MR contrast differs from that of the training set" in text and "scaling" not in text
 
 
 def test_a_fixed_window_that_does_not_fit_is_a_warning():
@@ -406,7 +406,7 @@ def test_a_body_wider_than_the_slices_of_the_training_is_a_warning():
     """A disc of 20 pixels of 2 mm, on a grid of odd size: 42 pixels hold it, and the network takes 44."""
     findings = converted(settings=replace(MR_SETTINGS, size=32))
     assert findings.figures["slice_width_mm"] == 88
-    wider = "the body is 84 mm wide: slices of 88 mm are converted, the model was trained on 64 mm"
+    wider = "the body is 84 mm wide: slices of 88 mm are used; the model was trained on 64 mm"
     assert findings.warnings[0] == wider
 
 

@@ -113,10 +113,10 @@ def test_a_dicom_folder_is_an_image(tmp_path, site, monkeypatch, folder, pattern
         (["--name", "no_such_model"], r"no_such_model: no such model\. Models in .*: tiny"),
         (["--output_name", "sct"], "expected a file ending in"),
         (["--output_name", "../sct.nii.gz"], r"--output_name \.\./sct.nii.gz: expected the name of a file"),
-        (["--input", "x.nii.gz"], "--input: say --pattern"),
-        (["--output=x.nii.gz"], "--output=x.nii.gz: say --pattern"),
+        (["--input", "x.nii.gz"], "--input: use --pattern"),
+        (["--output=x.nii.gz"], "--output=x.nii.gz: use --pattern"),
         (["--no_such_option"], "--no_such_option: no such option"),
-        (["--reference", "ct.nii.gz"], "--volume_only and --reference: scores stand in the report"),
+        (["--reference", "ct.nii.gz"], "--volume_only and --reference: scores are in the report"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(site, capsys, more, said):

@@ -122,7 +122,7 @@ def test_a_contrast_that_is_missing_or_twice_names_case_and_contrast(raw, change
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["in_phase=mr/*", "mr/*"], "--mr mr/*: one of 2, without a name; expected --mr NAME=GLOB of each"),
+        (["in_phase=mr/*", "mr/*"], "--mr mr/*: one of 2, without a name; expected --mr NAME=GLOB for each"),
         (["fat=mr/*", "fat=mr/*"], "--mr fat=...: given 2 times"),
     ],
 )

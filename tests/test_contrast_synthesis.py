@@ -125,7 +125,10 @@ def test_the_shading_of_the_first_contrast_is_taken_out_of_all(tmp_path):
         ([fat_volume(), fat_volume(1)], "3 contrasts; the model takes 2"),
         ([mr_volume()], "in_phase and fat: the same image"),
         ([replace(fat_volume(), origin=(0.0, 0.0, 0.0))], "contrast fat: .* the grid of in_phase"),
-        ([fat_volume().with_array((fat_volume().array > 500).astype(np.float32))], "fat: no MR .* looks like a mask"),
+        (
+            [fat_volume().with_array((fat_volume().array > 500).astype(np.float32))],
+            "fat: not an MR .* looks like a mask",
+        ),
     ],
 )
 def test_contrasts_that_do_not_go_together_are_refused(further, message):
@@ -155,5 +158,5 @@ def test_slices_of_another_spacing_are_interpolated_and_that_is_said(tmp_path, s
 
     ct = synthesize_volume(mr, known_synthesiser(tmp_path, settings), further=[fat], look=look)
     assert ct.array.shape == mr.array.shape
-    text = f"slices lie 4 mm apart, the model knows slices of {slice_mm or 0:g} mm"
+    text = f"slices lie 4 mm apart, the model was trained on slices of {slice_mm or 0:g} mm"
     assert any(text in warning for warning in checks[0].findings.warnings) == said

@@ -204,7 +204,7 @@ def test_a_table_with_a_column_for_each_contrast(site):
 
 
 def test_a_table_without_a_contrasts_column_is_refused(site):
-    with pytest.raises(InputError, match="columns id, path; expected id, in_phase, fat and, where wanted, reference"):
+    with pytest.raises(InputError, match="columns id, path; expected id, in_phase, fat and optionally reference"):
         pipeline(site, *write_list(site, "id,path", "a,in/p0/fat.nii.gz"))
 
 

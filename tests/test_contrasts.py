@@ -105,7 +105,7 @@ def test_contrasts_of_a_folder_are_read_by_name(tmp_path, words, uid):
     with pytest.raises(InputError, match="no t2 in it; its DICOM images are fat, in_phase, opposed_phase, water"):
         read_volume(tmp_path, contrast="t2")
     with pytest.raises(
-        InputError, match="4 images at one place.*contrasts are read by name" if uid else "4 DICOM series"
+        InputError, match="4 images at one place.*choose one with --contrast NAME" if uid else "4 DICOM series"
     ):
         read_volume(tmp_path)
 

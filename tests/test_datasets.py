@@ -419,11 +419,11 @@ def test_slices_are_read_alone_and_no_file_stays_open(dataroot):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a whole array"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a complete array"),
         (lambda path: path.write_bytes(b"\x93NUMPY\x09\x00" + path.read_bytes()[8:]), "cannot be read"),
         (lambda path: path.write_text("no array"), "cannot be read"),
-        (lambda path: np.save(path, np.asfortranarray(np.load(path))), "not a whole array"),
-        (lambda path: np.save(path, np.array([[[None]]]), allow_pickle=True), "not a whole array"),
+        (lambda path: np.save(path, np.asfortranarray(np.load(path))), "not a complete array"),
+        (lambda path: np.save(path, np.array([[[None]]]), allow_pickle=True), "not a complete array"),
     ],
 )
 def test_a_damaged_array_is_named(dataroot, damage, message):

@@ -209,7 +209,7 @@ def test_what_the_mr_lacks_or_has_wrong_does_not_make_the_series_invalid(tmp_pat
     (header, *_) = headers(write_series(ct_of(mr), tmp_path / "a", made_of(mr), Identity()))
     assert header.StudyID == header.PatientBirthDate == "" and "PatientWeight" not in header
     assert caplog.messages == [
-        f"warning: the {tag} of the MR is no valid DICOM value; the CT series is written without it"
+        f"warning: the MR's DICOM tag {tag} is not copied: its value is invalid"
         for tag in ("PatientBirthDate", "StudyID")
     ]
     assert "1950" not in caplog.text and "sixteen" not in caplog.text
@@ -248,15 +248,15 @@ def test_what_others_put_into_a_folder_is_never_taken_away(mr, tmp_path):
     assert "1" * 64 in headers(tmp_path / "empty")[0].DerivationDescription
     before = {file.name: file.read_bytes() for file in (tmp_path / "empty").iterdir()}
     (tmp_path / "empty/RTSTRUCT.dcm").write_bytes(next((tmp_path / "mr").glob("*.dcm")).read_bytes())
-    with pytest.raises(InputError, match=r"empty: holds RTSTRUCT.dcm, which is no slice of a synthetic CT"):
+    with pytest.raises(InputError, match=r"empty: holds RTSTRUCT.dcm, which is not a slice of a synthetic CT"):
         write_series(ct_of(mr), tmp_path / "empty", made_of(mr), Identity())
     assert {file.name: file.read_bytes() for file in (tmp_path / "empty").iterdir()}.items() > before.items()
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "mr", target_is_directory=True)
     for name in ("file", "link"):
-        with pytest.raises(InputError, match=f"{name}: is there, and no folder"):
+        with pytest.raises(InputError, match=f"{name}: exists and is not a folder"):
             write_series(ct_of(mr), tmp_path / name, made_of(mr), Identity())
-    with pytest.raises(InputError, match="which is no slice of a synthetic CT"):
+    with pytest.raises(InputError, match="which is not a slice of a synthetic CT"):
         write_series(ct_of(mr), tmp_path / "mr", made_of(mr), Identity())
 
 
@@ -353,9 +353,9 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     write_volume(patient_mr(), tmp_path / "other.nii.gz")
     with pytest.raises(InputError, match=r"elsewhere/ct: exists already.* another --dicom"):
         test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", "--dicom", tmp_path / "elsewhere/ct"))
-    with pytest.raises(InputError, match="patient_id: the MR is DICOM and says whose it is"):
+    with pytest.raises(InputError, match="patient_id: the DICOM MR names its patient"):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--dicom", tmp_path / "x", "--patient_id", "7"))
-    with pytest.raises(InputError, match=r"mr: holds .*, which is no slice of a synthetic CT"):
+    with pytest.raises(InputError, match=r"mr: holds .*, which is not a slice of a synthetic CT"):
         test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", "--output", f"{tmp_path}/mr/", "--overwrite"))
     named = ["--dicom", tmp_path / "named", "--patient_id", "7", "--patient_name", "Doe^Jane"]
     assert test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", *named)) == 0
@@ -445,7 +445,7 @@ def test_a_cohort_s_table_says_whose_series_are(tmp_path, caplog):
     out = tmp_path / "out" / NAME / "dicom"
     assert [folder.name for folder in out.iterdir()] == ["b"]
     assert (headers(out / "b")[0].PatientID, str(headers(out / "b")[0].PatientName)) == ("P2", "Doe^Jane")
-    assert "failed: a: patient_name, patient_id: the MR is DICOM" in caplog.text
+    assert "failed: a: patient_name, patient_id: the DICOM MR" in caplog.text
     assert "list.csv, line 4: patient_id: expected 1 to 64 printable characters without backslash" in caplog.text
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix != ".dcm"]
     assert not [file for file in files if b"Jane" in file.read_bytes()] and "Jane" not in caplog.text

@@ -136,7 +136,7 @@ def test_enhanced_dicom_is_called_by_its_name(tmp_path, name, frames):
 @pytest.mark.parametrize("uid", ["", None])
 def test_an_emptied_series_uid_is_named(tmp_path, uid):
     write_series(tmp_path, change=set_all(SeriesInstanceUID=uid))
-    with pytest.raises(InputError, match=r"its DICOM images have an empty SeriesInstanceUID .*write one and the same"):
+    with pytest.raises(InputError, match=r"its DICOM images have an empty SeriesInstanceUID .*write the same new UID"):
         read_volume(tmp_path)
 
 

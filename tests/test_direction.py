@@ -100,9 +100,9 @@ def test_ct_in_hu_goes_in_and_mr_in_the_trainings_units_comes_out(site):
     mr = synthesize_volume(ct, synthesiser)
     assert mr.array.dtype == np.float32 and same_grid(mr, ct)
     np.testing.assert_allclose(mr.array[:, 30, 30], 400.0, atol=1e-3)
-    with pytest.raises(InputError, match="no CT in HU"):
+    with pytest.raises(InputError, match="not a CT in HU"):
         synthesize_volume(patient_mr(), synthesiser)
-    with pytest.raises(InputError, match="no MR"):
+    with pytest.raises(InputError, match="not an MR"):
         synthesize_volume(ct, load_synthesiser(site / "checkpoints" / NAME, "latest", CPU, direction="AtoB"))
 
 
@@ -144,7 +144,7 @@ def test_what_there_is_of_ct_alone_is_refused(site):
 def test_a_model_without_the_generator_back_says_so(site):
     (site / "checkpoints" / NAME / "latest_net_G_B.pth").unlink()
     with pytest.raises(
-        InputError, match=r"--direction BtoA: no .*latest_net_G_B\.pth: .* take the folder of a training"
+        InputError, match=r"--direction BtoA: no .*latest_net_G_B\.pth: .* use the folder of a training"
     ):
         adapt(site, "in/p0/ct.nii.gz", "--direction", "BtoA")
     with pytest.raises(InputError, match=r"7_net_G_B\.pth: no such file"):
@@ -170,7 +170,7 @@ def test_a_cohort_of_ct_becomes_mr(site):
     assert {name: case["status"] for name, case in cases.items()} == {
         "p0__ct": "done", "dicom__CT": "done", "p1__mr": "failed",
     }  # fmt: skip
-    assert "no CT in HU" in cases["p1__mr"]["reason"]
+    assert "not a CT in HU" in cases["p1__mr"]["reason"]
     assert any("not CT" in passed for passed in summary["passed_over"])
     assert (summary["model"]["direction"], summary["model"]["name"]) == ("BtoA", f"{NAME}_BtoA")
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", CPU, direction="BtoA")

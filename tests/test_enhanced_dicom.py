@@ -269,7 +269,7 @@ def test_several_volumes_of_one_object_are_read_by_name_and_never_guessed(tmp_pa
         read_volume(tmp_path, chosen=["t2"])
     parts = {part for name in case for part in name.split("+")}
     for part in parts - set(case):
-        with pytest.raises(InputError, match=rf"{part} may be .*{part}.*; call the contrast by one of these"):
+        with pytest.raises(InputError, match=rf"{part} may be .*{part}.*; use one of these names"):
             read_volume(tmp_path, chosen=[part])
 
 
@@ -420,7 +420,7 @@ def test_a_series_is_chosen_by_its_description(tmp_path):
         write_dicom_patient(tmp_path / "mr", uid=uid, description=description)
     with pytest.raises(InputError, match=r"2 DICOM series; .*--series_description"):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr"))
-    with pytest.raises(InputError, match="no DICOM series whose description holds 'flair'; it has"):
+    with pytest.raises(InputError, match="no DICOM series whose description matches 'flair'; it has"):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--series_description", "flair"))
     assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--series_description", "VIBE.*dix")) == 0
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_an_ensemble_is_refused():
     with pytest.raises(InputError, match=r"--uncertainty: a computes each voxel once.* \(--name A B C\)"):
         check_ensemble(["a"], [one], True)
     reverse = replace(one, direction="BtoA")
-    with pytest.raises(InputError, match="they make MR from CT; expected one model"):
+    with pytest.raises(InputError, match="they make MR from CT; expected a single model"):
         check_ensemble(["a", "b"], [reverse, reverse], False)
     check_ensemble(["a"], [slabs], True)
     check_ensemble(["a"], [replace(one, mirrored=True)], True)

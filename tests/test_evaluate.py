@@ -121,9 +121,9 @@ def test_volumes_without_a_body(hu, caplog):
     failed = report.score_case(flat, ref, box(ref))
     assert failed["dice_body"] == 0
     assert failed["mae"] > 100
-    assert ("prediction: no body found" if hu < 0 else "prediction: no CT in HU") in caplog.text
+    assert ("prediction: no body found" if hu < 0 else "prediction: not a CT in HU") in caplog.text
     if hu > 0:
-        with pytest.raises(InputError, match="reference: no CT in HU"):
+        with pytest.raises(InputError, match="reference: not a CT in HU"):
             report.score_case(ref, flat, box(ref))
         return
     assert math.isnan(report.score_case(ref, flat, box(ref))["dice_body"])

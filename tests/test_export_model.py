@@ -58,7 +58,7 @@ def test_weights_of_an_epoch_that_is_not_there_name_those_that_are(tmp_path):
     for epoch in (5, 20, 100):
         (folder / f"{epoch}_net_G_A.pth").write_bytes((folder / "latest_net_G_A.pth").read_bytes())
     there = "best_net_G_A.pth: no such file; expected the weights of a model; there are those of latest, 5, 20, 100: "
-    there += "say which by --epoch; the best are kept by trainings with --val"
+    there += "choose one with --epoch; only trainings with --val keep the best"
     options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--epoch", "best"]
     write_volume(patient_mr(), tmp_path / "mr.nii.gz")
     for command, words in (
@@ -69,7 +69,7 @@ def test_weights_of_an_epoch_that_is_not_there_name_those_that_are(tmp_path):
         with pytest.raises(InputError, match=re.escape(there)):
             command([*options, *words])
     options[-1] = "7"
-    with pytest.raises(InputError, match=r"7_net_G_A.pth: no such file; .* 100: say which by --epoch$"):
+    with pytest.raises(InputError, match=r"7_net_G_A.pth: no such file; .* 100: choose one with --epoch$"):
         export_model.main([*options, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

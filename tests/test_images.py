@@ -213,9 +213,9 @@ def test_masks_lie_as_their_images_do(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "brightest", "said"),
     [
-        (np.uint16, 4095, "no value above 4095 of 65535, as of 12-bit values .* times 16,"),
-        (np.uint16, 300, "no value above 300 of 65535, as of 9-bit values .* times 128,"),
-        (np.uint8, 20, "no value above 20 of 255, as of 5-bit values .* times 8,"),
+        (np.uint16, 4095, "the highest value is 4095 of 65535, as if 12-bit values .* times 16,"),
+        (np.uint16, 300, "the highest value is 300 of 65535, as if 9-bit values .* times 128,"),
+        (np.uint8, 20, "the highest value is 20 of 255, as if 5-bit values .* times 8,"),
         (np.uint16, 9000, None),
         (np.uint8, 255, None),
         (np.uint8, 0, None),
@@ -261,7 +261,7 @@ def test_files_that_are_no_images_are_counted(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"?")
     with caplog.at_level(logging.WARNING):
         assert len(list_images(tmp_path)) == 1
-    assert "4 files are passed over; their endings: .dcm (2), .webp (1), none (1)" in caplog.text
+    assert "4 files are skipped; their endings: .dcm (2), .webp (1), none (1)" in caplog.text
 
 
 def test_a_mask_of_another_size_is_refused_before_anything_is_read(tmp_path):

@@ -71,7 +71,7 @@ def test_a_whole_folder_is_taken_over_and_training_continues_from_it(dataroot, t
     caplog.set_level(logging.INFO)
     still = ["--lr", "1e-30", "--n_epochs", "1", "--n_epochs_decay", "0", "--mr_window", "0", "400"]
     continued = run(dataroot, tmp_path, "--init_from", "taken", *still, name="continued")
-    assert "taken: G_A, G_B, D_A, D_B taken over (latest)" in caplog.text and "anew" not in caplog.text
+    assert "taken: G_A, G_B, D_A, D_B loaded (latest)" in caplog.text and "missing" not in caplog.text
     for name, state in final_weights(continued).items():  # the rate is so low that no weight moves
         assert_same(state, made[name])
 
@@ -80,7 +80,7 @@ def test_what_a_folder_lacks_starts_anew_and_is_said(dataroot, tmp_path, caplog)
     caplog.set_level(logging.INFO)
     made = published_folder(tmp_path / "theirs", "G_A", "G_B", epoch=20)
     folder = take_over(tmp_path, "--epoch", "20")
-    assert "not there: D_A, D_B, which start anew" in caplog.text
+    assert "missing: D_A, D_B; train.py --init_from taken starts them from random weights" in caplog.text
     still = ["--lr", "1e-30", "--n_epochs", "1", "--n_epochs_decay", "0"]
     continued = final_weights(run(dataroot, tmp_path, "--init_from", folder.name, *still, name="continued"))
     assert_same(continued["G_B"], made["G_B"])
@@ -113,7 +113,7 @@ def test_an_exported_model_is_fine_tuned(dataroot, tmp_path, caplog):  # noqa: F
     export_model.main(["--checkpoints_dir", str(tmp_path), "--name", "trained", "--out", str(tmp_path / "small")])
     caplog.set_level(logging.INFO)
     tuned = final_weights(run(dataroot, tmp_path, "--init_from", "small", *still, name="tuned"))
-    assert "small: G_A taken over (latest); not there, so started anew: G_B, D_A, D_B" in caplog.text
+    assert "small: G_A loaded (latest); missing, so started from random weights: G_B, D_A, D_B" in caplog.text
     exported = torch.load(tmp_path / "small/latest_net_G_A.pth", weights_only=True)
     fresh = final_weights(run(dataroot, tmp_path, *still, name="fresh"))
     for name, state in tuned.items():
@@ -137,7 +137,7 @@ def test_every_shipped_model_can_be_started_from(name, caplog):
     )  # fmt: skip
     model = CycleGANModel(method, torch.device("cpu"), slab=settings.slab)
     load_weights(folder, model, "latest")
-    assert f"{folder}: G_A taken over (latest); not there, so started anew: G_B, D_A, D_B" in caplog.text
+    assert f"{folder}: G_A loaded (latest); missing, so started from random weights: G_B, D_A, D_B" in caplog.text
     shipped = load_checkpoint(folder / "latest_net_G_A.pth")
     own = model.netG_A.state_dict()
     assert all(torch.equal(own[key], value.to(own[key].dtype)) for key, value in shipped.items())

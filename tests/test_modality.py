@@ -1,4 +1,4 @@
-"""What is no MR and what is no CT in HU is told from the values; padding is no tissue and shrinks no body."""
+"""Values tell what is not an MR and what is not a CT in HU; padding is not tissue and shrinks no body."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def test_a_ct_that_is_not_in_hu_is_refused_as_training_data_and_as_reference(kin
         pytest.skip("cannot be told")
     ct = volume((NO_HU | MEASURED_ONLY)[kind](make()))
     for use in (check_ct, ct_body_mask, lambda v: score_case(volume(make()), v, mask=volume(BODY.astype(np.uint8)))):
-        with pytest.raises(InputError, match=r"no CT in HU \(values .* to .*\): .*; (expected|check)"):
+        with pytest.raises(InputError, match=r"not a CT in HU \(values .* to .*\): .*; (expected|check)"):
             use(ct)
 
 
@@ -224,5 +224,5 @@ def test_splines_do_undershoot_far_below_what_one_voxel_was_refused_for():
 @pytest.mark.parametrize("kind", NO_MRS)
 def test_what_is_no_mr_is_refused_and_called_what_it_is(kind):
     make, words = NO_MRS[kind]
-    with pytest.raises(InputError, match=f"no MR .*{words}"):
+    with pytest.raises(InputError, match=f"not an MR .*{words}"):
         check_mr(volume(make()))

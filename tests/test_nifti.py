@@ -212,7 +212,7 @@ def test_nifti_2_is_read(tmp_path):
 @pytest.mark.parametrize("suffix", [".hdr", ".img"])
 def test_analyze_is_refused(tmp_path, kind, suffix):
     kind(ARRAY.T, SFORM).to_filename(tmp_path / "a.img")
-    with pytest.raises(InputError, match=r"Analyze 7\.5, which does not say what is left and right; expected NIfTI"):
+    with pytest.raises(InputError, match=r"Analyze 7\.5, which does not record left and right; expected NIfTI"):
         read_volume(tmp_path / f"a{suffix}")
 
 

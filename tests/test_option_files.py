@@ -167,7 +167,7 @@ def test_a_run_without_its_options_or_state(dataroot, tmp_path, caplog):  # noqa
     folder = run(dataroot, tmp_path)
     (folder / "opt.json").write_text('{"ngf"')
     run(dataroot, tmp_path, "--continue_train")
-    assert "opt.json: damaged" in caplog.text and "the options of the command line alone" in caplog.text
+    assert "opt.json: damaged" in caplog.text and "the options of the command line only" in caplog.text
     assert json.loads((folder / "opt.json").read_text())["ngf"] == 2
     old = json.loads((folder / "opt.json").read_text()) | {"lambda_of_old": 3, "device": "cuda:9"}
     (folder / "opt.json").write_text(json.dumps(old))
@@ -218,7 +218,7 @@ def test_options_that_a_run_is_started_with_come_from_a_file(dataroot, tmp_path)
     again = ["--config", str(folder / "opt.json"), "--name", "again"]
     train.main(again)
     assert_same_weights(folder, tmp_path / "again")
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         train.main(again)
 
 

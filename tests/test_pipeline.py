@@ -192,7 +192,7 @@ def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
     (site / "in/p1/mr.nii.gz").write_bytes(b"broken")
     code, cases = run(site)
     assert code == 1 and cases["p1__mr"]["status"] == "failed"
-    assert "p1__mr.nii.gz is of an earlier input or model" in cases["p1__mr"]["reason"]
+    assert "p1__mr.nii.gz was made from an earlier input or by an earlier model" in cases["p1__mr"]["reason"]
 
 
 def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
@@ -611,7 +611,7 @@ def test_what_was_decided_on_reading_stands_in_the_record_and_codes_are_kept(tmp
     nibabel.save(nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
     code, cases = run(tmp_path, "--no_html")
     assert code == 0
-    assert any("the header says no orientation" in warning for warning in cases["p0__mr"]["warnings"])
+    assert any("the header has no orientation" in warning for warning in cases["p0__mr"]["warnings"])
     written = nibabel.load(tmp_path / "out" / NAME / "p0__mr.nii.gz").header
     assert (int(written["qform_code"]), int(written["sform_code"])) == (0, 0)
     np.testing.assert_allclose(written.get_zooms(), image.header.get_zooms())

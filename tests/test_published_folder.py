@@ -86,7 +86,7 @@ def test_patients_are_sub_folders_and_blocks_where_there_are_none(dataroot, capl
     assert not caplog.records
     train_part, validation = split_images(flat, 0.2, seed=0)
     assert [case.indices for case in train_part + validation] == [(0,), (1,)]
-    assert "the last 1 images by name validate" in caplog.text
+    assert "the last 1 images by name are used for validation" in caplog.text
     (dataroot / "trainB/q1/ct_0.png").unlink()
     with pytest.raises(InputError, match="one image; expected 2 or more"):
         split_images(ImageFolderSlices(dataroot / "trainB/q1", dataroot, with_masks=False), 0.2, seed=0)
@@ -112,7 +112,7 @@ def test_the_extractor_trains_on_the_folder_and_a_training_takes_it(dataroot, tm
     for k in range(3):  # at each image's own size
         found = read_gray(tmp_path / f"found/q{k}/ct_0.png").pixels > 0
         assert dice(found, body(40, side=SIDE if k else 2 * SIDE)) > 0.9
-    with pytest.raises(InputError, match="takes images, and no volumes"):
+    with pytest.raises(InputError, match="takes images, not volumes"):
         predict.segment_volume(extractor, Volume(np.full((2, 8, 8), -1000, np.int16)))
 
     caplog.clear()
@@ -234,7 +234,7 @@ def test_the_way_back_takes_test_b(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "more", "message"),
     [
-        ({"mr_window": "percentile"}, [], "was trained with --mr_window percentile, and images have one fixed window"),
+        ({"mr_window": "percentile"}, [], "was trained with --mr_window percentile, but images need one fixed window"),
         ({"slab": 3, "generator": replace(FIXED.generator, input_nc=3, output_nc=3)}, [], "takes slabs"),
         ({}, ["--dicom"], "--dicom: .* holds images"),
         ({}, ["--spacing_mm", "2"], "--spacing_mm: .* holds images"),

@@ -137,7 +137,7 @@ TRAINING_ERRORS = [
     ("--input_nc 3", "slices are gray"),
     ("--output_nc 3", "--slab how many neighbouring slices"),
     ("--dataset_mode aligned", "use --model paired"),
-    ("--dataset_mode single", "the data are chosen with --model"),
+    ("--dataset_mode single", "--model chooses the data"),
     ("--model paired --dataset_mode unaligned", "use --model cycle_gan for unpaired ones"),
     ("--model pix2pix", "use --model paired"),
     ("--model test", "use test_adapt.py or test_pipeline.py"),
@@ -293,7 +293,7 @@ def test_one_line_of_the_log_says_what_became_of_them(caplog):
     train_values("--no_dropout --lr_policy lambda --display_id 0 --niter 5 --phase train")
     (record,) = caplog.records
     assert record.getMessage() == (
-        "published options: --lr_policy lambda is --lr_policy linear; what is done anyway: --no_dropout, --phase train "
+        "published options: --lr_policy lambda is --lr_policy linear; not needed here: --no_dropout, --phase train "
         "(docs/published.md)"
     )
     caplog.clear()

@@ -99,7 +99,7 @@ def test_there_and_back_is_near_and_outside_is_what_was_said():
 
 
 def test_volumes_that_do_not_overlap_are_refused():
-    with pytest.raises(InputError, match=r"no voxel of the one lies in the other: size .*Register them first"):
+    with pytest.raises(InputError, match=r"the volumes do not overlap: size .*Register them first"):
         resample(filled(plane), replace(INNER, origin=(500.0, 0.0, 0.0)), "linear", 0)
 
 
@@ -149,7 +149,7 @@ def test_the_default_name_and_what_is_not_written_over(tmp_path):
     with pytest.raises(InputError, match=r"b.nii.gz: is one of the inputs"):
         command.main([*files, "--output", str(tmp_path / "b.nii.gz"), "--overwrite"])
     write_volume(replace(mr_volume(), origin=(900.0, 0.0, 0.0)), tmp_path / "far.nii.gz")
-    with pytest.raises(InputError, match=r"a.nii.gz, .*far.nii.gz: no voxel of the one"):
+    with pytest.raises(InputError, match=r"a.nii.gz, .*far.nii.gz: the volumes do not overlap"):
         command.main([*files[:3], str(tmp_path / "far.nii.gz")])
     for more in (["--output", str(tmp_path / "x.dcm")], ["--outside", "nan"]):
         with pytest.raises(SystemExit):

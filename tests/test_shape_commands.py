@@ -98,11 +98,11 @@ def test_a_volume_that_is_no_ct_in_hu_is_refused_by_name(model, tmp_path, what):
     write_volume(as_volume(expected_labels(ct)), tmp_path / "ref.nii.gz")
     np.save(tmp_path / "ct.npy", array)
     where = ["--model", model, "--input", tmp_path / "ct.nii.gz"]
-    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: no CT in HU \(values"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: not a CT in HU \(values"):
         run(predict, *where, "--output", tmp_path / "mask.nii.gz")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: no CT in HU \(values"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.nii.gz: not a CT in HU \(values"):
         run(score, *where, "--ref", tmp_path / "ref.nii.gz")
-    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.npy: no CT in HU \(values"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/ct.npy: not a CT in HU \(values"):
         run(predict, "--model", model, "--input", tmp_path / "ct.npy", "--output", tmp_path / "mask.npy")
     assert not list(tmp_path.glob("mask*"))
 

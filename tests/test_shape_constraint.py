@@ -251,7 +251,7 @@ def test_a_full_run_starts_from_another_runs_weights(dataroot, tmp_path, monkeyp
         for key, value in first[net].items():
             torch.testing.assert_close(second[net][key], value, rtol=0, atol=1e-9)
     assert (tmp_path / "Self/latest_net_D_S.pth").exists()
-    assert "G_A, G_B, D_A, D_B taken over (latest); not there, so started anew: D_S" in caplog.text
+    assert "G_A, G_B, D_A, D_B loaded (latest); missing, so started from random weights: D_S" in caplog.text
 
 
 def note_models(monkeypatch, built: list) -> None:
@@ -297,7 +297,7 @@ def test_without_a_name_the_extractor_of_the_data_set_is_taken_and_never_a_shipp
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        (None, "does not say what it was trained on; it must know the anatomy of"),
+        (None, "does not record what it was trained on; it must have been the anatomy of"),
         (
             {"dataset": "limbs", "ct": 13, "patients": 13},
             "was trained on 13 CT of 13 patients (limbs), none of them in",

@@ -182,7 +182,7 @@ def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"typo\.pth: no such file"):
         load_extractor(tmp_path / "typo.pth")
     save_network_weights(make().net, tmp_path / "bare.pth")
-    with pytest.raises(InputError, match=r"bare weights.*ct_segmentation\.import_extractor"):
+    with pytest.raises(InputError, match=r"weights without a description.*ct_segmentation\.import_extractor"):
         load_extractor(tmp_path / "bare.pth")
     save_extractor(make(), tmp_path / FILE_NAME)
     good = load_checkpoint(tmp_path / FILE_NAME)

@@ -226,7 +226,7 @@ def test_the_best_epoch_is_kept(dataroot, tmp_path, monkeypatch):
 
 def test_a_run_is_neither_overwritten_nor_continued_otherwise(trained, tmp_path):
     data, run = trained / "data", trained / "run"
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         train.main(options(data, run, *TRAINED))
     before = (run / STATE_NAME).read_bytes()
     train.main(options(data, run, *TRAINED, "--continue_train"))  # nothing is left to do
@@ -248,7 +248,7 @@ def test_a_run_is_neither_overwritten_nor_continued_otherwise(trained, tmp_path)
 
 
 def test_another_training_is_kept_out(trained, dataroot):
-    with run_folder.lock(trained / "run"), pytest.raises(InputError, match="another training writes into it"):
+    with run_folder.lock(trained / "run"), pytest.raises(InputError, match="another training is writing to it"):
         train.main(options(dataroot, trained / "run", *TRAINED, "--continue_train"))
 
 

@@ -308,7 +308,7 @@ def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_pa
     here = open_simulation_set(root)
     begins, unkept = caplog.messages
     assert begins == "preparing CT for the simulation of MR, once: 2 volumes"
-    assert "stay in memory and are computed at every start" in unkept
+    assert "cannot be stored, so every start computes them again" in unkept
     for name, maps in kept.volumes.items():
         for key, values in maps.items():
             np.testing.assert_array_equal(here.volumes[name][key], values)
@@ -461,7 +461,7 @@ def test_other_networks_are_refused_on_resume(dataroot, tmp_path):
     for option in (["--ngf", "4"], ["--slab", "5"], ["--norm", "instance"]):
         with pytest.raises(InputError, match=f"{option[0][2:]}: was .*, now {option[1]}"):
             run(dataroot, tmp_path, *short, *option, "--continue_train")
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         run(dataroot, tmp_path, *short)
 
 

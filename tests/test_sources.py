@@ -146,7 +146,7 @@ def test_a_volume_file_beside_dicom_slices_is_not_taken_for_the_series(tmp_path,
     (file,) = touch(folder, name)
     for pattern in ("p1/MR", "p[1]/MR", "*/*", "p1/**"):
         assert find_volumes(str(tmp_path / pattern)) == [folder], pattern
-        assert f"{folder}: the DICOM series is taken; {name} beside it is passed over" in caplog.text
+        assert f"{folder}: the DICOM series is used; {name} beside it is skipped" in caplog.text
         caplog.clear()
     assert find_volumes(str(tmp_path / f"*/MR/*{file.suffix}")) == [file]  # named itself, it is meant
     for slices in folder.glob("*.dcm"):  # a series whose copy failed is no reason to take the mask

@@ -178,8 +178,8 @@ def test_zeros_after_a_gzip_stream_are_its_padding(tmp_path):
         (RAW[:0], "0 numbers"),
         (b" ".join(b"%d" % k for k in range(2639)), "2639 numbers; its header says 2640"),
         (b"70000 " * 2640, "which int16 cannot hold"),
-        (b"1.5 " * 2640, "are no numbers"),
-        (b"1 " * 2639 + b"x", "are no numbers"),
+        (b"1.5 " * 2640, "are not numbers"),
+        (b"1 " * 2639 + b"x", "are not numbers"),
     ],
 )
 def test_numbers_in_text_are_counted_and_fit(tmp_path, text, words):
@@ -235,13 +235,13 @@ def test_a_path_that_is_no_file_is_refused_at_once(tmp_path, name, special):
     [
         ("a.nii", gzip.compress(RAW, mtime=0), "named .nii, but is a gzip-compressed file"),
         ("a.nii.gz", b"\x5c\x01\0\0" + bytes(400), "named .nii.gz, but is a NIfTI or Analyze file"),
-        ("a.mgz", gzip.compress(RAW, mtime=0), "a gzip-compressed file; what is read: .nii.gz .nii .mha"),
-        ("a.mgh", b"\0\0\0\x01\0\0\0\x10", "a FreeSurfer .mgh file; what is read"),
+        ("a.mgz", gzip.compress(RAW, mtime=0), "a gzip-compressed file; supported are .nii.gz .nii .mha"),
+        ("a.mgh", b"\0\0\0\x01\0\0\0\x10", "a FreeSurfer .mgh file; supported are"),
         ("a.nrrd", b"ObjectType = Image\n", "named .nrrd, but is a MetaImage"),
-        ("a.nii.gz", b"<!DOCTYPE html>", "is a web page, as a failed download"),
+        ("a.nii.gz", b"<!DOCTYPE html>", "is a web page, as after a failed download"),
         ("._a.nii.gz", b"\0\5\x16\7" + bytes(200), "AppleDouble"),
         ("IM0001", bytes(128) + b"DICM", "a single DICOM file; name the folder"),
-        ("a.tif", b"II*\0" + bytes(20), "a TIFF image; what is read"),
+        ("a.tif", b"II*\0" + bytes(20), "a TIFF image; supported are"),
     ],
 )
 def test_what_a_file_is_and_what_is_read_is_said(tmp_path, name, data, words):

@@ -97,7 +97,7 @@ def test_slices_grow_with_the_body_to_what_the_network_takes(tmp_path, columns, 
     assert plan.frame.size == -(-(columns + columns % 2) // step) * step
     ct = synthesize_volume(mr, synthesiser, body)
     np.testing.assert_allclose(ct.array, 1400 - mr.array * 4.8, atol=0.51)
-    assert f"slices of {plan.frame.size * 2} mm are converted, the model was trained on 64 mm" in plan.describe_frame()
+    assert f"slices of {plan.frame.size * 2} mm are used; the model was trained on 64 mm" in plan.describe_frame()
     fine = replace(mr, spacing=(2.5, 2.5, 5.0))
     assert not prepare_volume(fine, synthesiser.settings, body)[1].frame.outside(body)
 
@@ -323,7 +323,7 @@ def test_on_a_cpu_no_voxel_depends_on_threads_or_batches(tmp_path, precision):
 def test_an_output_that_is_not_finite_is_an_error(tmp_path):
     net = Counting()
     net.layer = torch.nn.Threshold(0.0, float("nan"))
-    with pytest.raises(InputError, match=r"not finite \(NaN or infinite\) in fp32; take other weights"):
+    with pytest.raises(InputError, match=r"not finite \(NaN or infinite\) in fp32; use other weights"):
         counting_synthesiser(tmp_path, net).model.translate(np.zeros((1, 32, 32), np.float32), 1)
 
 

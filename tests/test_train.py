@@ -164,7 +164,7 @@ def test_the_number_of_loading_threads_changes_nothing(dataroot, tmp_path):  # n
 def test_a_finished_or_running_training_is_not_overwritten(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     before = (folder / "latest_net_G_A.pth").read_bytes()
-    with pytest.raises(InputError, match="holds a run already; resume it with --continue_train"):
+    with pytest.raises(InputError, match="already holds a run; resume it with --continue_train"):
         run(dataroot, tmp_path)
     assert (folder / "latest_net_G_A.pth").read_bytes() == before
 
@@ -200,7 +200,7 @@ def test_more_epochs_may_follow(dataroot, tmp_path):  # noqa: F811
 
 def test_weights_that_were_imported_are_not_overwritten(dataroot, tmp_path):  # noqa: F811
     save_network_weights(torch.nn.Conv2d(1, 1, 1), tmp_path / "run/latest_net_G_A.pth")
-    with pytest.raises(InputError, match="holds a model already"):
+    with pytest.raises(InputError, match="already holds a model"):
         run(dataroot, tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_scores_in_numbers():
 
 def test_a_criterion_that_nothing_was_measured_for_is_refused_with_those_that_are_possible():
     values = {name: value for name, value in MEASURED.items() if name != "mae"}
-    with pytest.raises(InputError, match=r"gives no mae, which needs .*true CT.*simulated_mae, histogram"):
+    with pytest.raises(InputError, match=r"--val_criterion mae: needs .*true CT.*simulated_mae, histogram"):
         score(values, "mae")
     with pytest.raises(InputError, match="none is possible here"):
         score({}, "histogram")

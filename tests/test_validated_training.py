@@ -68,8 +68,8 @@ def no_step(monkeypatch) -> None:
 
 def test_a_criterion_that_cannot_be_met_is_refused_before_any_step(unpaired, tmp_path, monkeypatch):
     no_step(monkeypatch)
-    said = r"--val_criterion mae: the validation gives no mae, which needs a patient .* who has MR and true CT on one "
-    said += "grid; take another criterion: simulated_mae, histogram, cycle, body_dice$"
+    said = r"--val_criterion mae: needs a validation patient with MR and true CT on one "
+    said += "grid; choose another criterion: simulated_mae, histogram, cycle, body_dice$"
     with pytest.raises(InputError, match=said):
         run(unpaired, tmp_path, "--val_criterion", "mae")
     assert not (tmp_path / "run").exists()
@@ -79,7 +79,7 @@ def test_a_method_without_a_way_back_has_no_cycle_to_choose_by(unpaired, tmp_pat
     small = "--slab 1 --crop_size 16 --ngf 2 --device cpu --steps_per_epoch 1 --n_epochs 1 --batch_size 2".split()
     small += ["--mr_window", "0", "100"]
     where = ["--dataroot", str(unpaired), "--checkpoints_dir", str(tmp_path), "--name", "x", "--no_html"]
-    with pytest.raises(InputError, match=r"gives no cycle, which needs .* a generator from CT back to MR"):
+    with pytest.raises(InputError, match=r"--val_criterion cycle: needs .* a generator from CT back to MR"):
         train.main(["--model", "simulated_pairs", *where, *small, "--val", "--val_criterion", "cycle"])
 
 

@@ -229,5 +229,5 @@ def test_a_model_of_axial_slices_keeps_the_hash_that_it_had(tmp_path):
 def test_an_extractor_of_another_view_is_refused(tmp_path):
     ct_map = IntensityMap.window(-1000, 1400)
     save_extractor(ShapeExtractor(ExtractorSettings(4, 1, ct_map, 32, 1.0, view="coronal")), tmp_path / "e.pth")
-    with pytest.raises(InputError, match=r"knows coronal slices, those of .* are axial"):
+    with pytest.raises(InputError, match=r"was trained on coronal slices, but .* has axial ones"):
         open_extractor(tmp_path / "e.pth", tmp_path, CPU, ct_map, 1.0)

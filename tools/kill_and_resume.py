@@ -38,7 +38,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--work", type=Path, required=True, help="folder for patients and runs; made anew")
+    add("--work", type=Path, required=True, help="folder for patients and runs; those of an earlier call are removed")
     add("--kills", type=positive_int, default=20, help="how often (default: 20)")
     add("--seed", type=nonnegative_int, default=0, help="of the moments (default: 0)")
     return parser.parse_args(arguments)

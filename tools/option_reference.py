@@ -1,4 +1,4 @@
-"""Write the reference of all options from the settings themselves: `python -m tools.option_reference`."""
+"""Write docs/options.md from the settings: `python -m tools.option_reference`."""
 
 import argparse
 from pathlib import Path
@@ -12,26 +12,33 @@ from training.settings import training_parser
 PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
 _HEAD = """# All options
 
-Made by `python -m tools.option_reference` from the settings, and checked by a test. The published options that differ
-are in [published.md](published.md).
+Generated from the settings by `python -m tools.option_reference`. Published options with other names are in
+[published.md](published.md).
 """
 
 
 def reference() -> str:
     """Return the page as Markdown."""
     shared = train_parser("cycle_gan")
-    parts = [_HEAD, _section("train.py", "--model cycle_gan, the default.", shared)]
+    parts = [_HEAD, _section("train.py", "With the default, `--model cycle_gan`.", shared)]
     known = {action.dest: action.default for action in shared._actions}
     for method in METHODS:
         if method != "cycle_gan":
-            parts.append(_section(f"train.py --model {method}", "Where it differs.", train_parser(method), known))
+            parts.append(
+                _section(
+                    f"train.py --model {method}",
+                    "Only what differs from `train.py --model cycle_gan`.",
+                    train_parser(method),
+                    known,
+                )
+            )
     extractor = training_parser(ShapeExtractorModel, "", "")
     known = {action.dest: action.default for action in extractor._actions}
     parts += [
         "## python -m ct_segmentation.train\n\nTakes the options of `train.py --model shape_extractor`. `--out` is the "
         "run's folder, and `--epochs` means `--n_epochs`.\n",
-        _section("test_adapt.py", "One patient.", test_parser()),
-        _section("test_pipeline.py", "A cohort.", pipeline_parser()),
+        _section("test_adapt.py", "Converts one patient.", test_parser()),
+        _section("test_pipeline.py", "Converts a cohort.", pipeline_parser()),
     ]
     return "\n".join(parts)
 
@@ -57,7 +64,8 @@ def _row(action: argparse.Action) -> str:
     if action.default in (None, False, "", argparse.SUPPRESS):
         default = "required" if action.required else ""
     else:
-        default = f"`{action.default}`"
+        values = action.default if isinstance(action.default, tuple) else (action.default,)
+        default = f"`{' '.join(map(str, values))}`"
     names = ", ".join(f"`{name}`" for name in action.option_strings)
     choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
     text = f"{action.help or ''}{choices}".replace("|", "\\|").replace("%%", "%")

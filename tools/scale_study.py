@@ -9,17 +9,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from data.errors import run_command
 from data.settings.parser import CommandParser
 from data.settings.values import torch_device
-from data.volumes.volume import Volume, read_volume
-from evaluation.cases import CaseVolumes, case_volumes, read_reference
+from data.volumes.volume import Volume
 from evaluation.report import score_case
 from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume
+from tools.patients import add_patients, patients
 
 BIAS = 0.4
 
@@ -61,13 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         prog="python -m tools.scale_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of patients")
-    parser.add_argument("--mr_pattern", default="{case}/{case}_MR_T1.nii.gz", help="where an MR lies in it")
-    parser.add_argument(
-        "--ct_pattern", default="{case}/{case}_CT_on_MR_grid.nii.gz", help="where its true CT lies in it"
-    )
+    add_patients(parser)
     parser.add_argument("--name", default="recommended", help="the model (default: recommended)")
-    parser.add_argument("--checkpoints_dir", type=Path, default=Path("checkpoints"), help="where models are kept")
     parser.add_argument(
         "--bias_correction", action="store_true", help="correct bias fields, whether or not the model does"
     )
@@ -76,13 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     synthesiser = load_synthesiser(opt.checkpoints_dir / opt.name, "latest", device)
     if opt.bias_correction:
         synthesiser = replace(synthesiser, settings=replace(synthesiser.settings, bias_correction=True))
-    mr, ct = (
-        case_volumes(CaseVolumes("--data", opt.data, pattern)) or {} for pattern in (opt.mr_pattern, opt.ct_pattern)
-    )
     found = {}
-    for case in sorted(mr.keys() & ct.keys()):
-        volume = read_volume(mr[case])
-        found[case] = measure(volume, read_reference(ct[case], volume), synthesiser)
+    for case, mr, ct in patients(opt):
+        found[case] = measure(mr, ct, synthesiser)
         sys.stdout.write(f"{case}: {', '.join(f'{name} {value:.1f}' for name, value in found[case].items())}\n")
         sys.stdout.flush()
     sys.stdout.write(table(found) + "\n")

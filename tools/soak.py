@@ -49,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="python -m tools.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--work", type=Path, required=True, help="folder for patients and runs; made anew")
+    add("--work", type=Path, required=True, help="folder for patients and runs; those of an earlier call are removed")
     add("--minutes", type=positive_float, default=120.0, help="how long (default: 120)")
     add("--every", type=positive_float, default=60.0, help="mean seconds between two faults (default: 60)")
     add("--seed", type=nonnegative_int, default=0, help="of the faults (default: 0)")

@@ -1,4 +1,4 @@
-"""The processes that share a work: one, or those that torchrun started on one machine or several."""
+"""The processes of a training: a single one, or those that torchrun started on one machine or several."""
 
 import os
 import socket

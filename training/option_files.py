@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OptionFiles:
-    """What the files of a command line say: values by name, as the files hold them, and where they are from."""
+    """Options from the files of a command line: values by name, and which file they are from."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     config_path: Path | None = None
@@ -51,7 +51,7 @@ class OptionFiles:
         return values | _read(self.config, self.config_path, known)
 
     def given(self, method: type[BaseModel]) -> set[str]:
-        """Return which options the config file says otherwise than they are by default."""
+        """Return which options the config file sets to other values than the defaults."""
         known, said = _fields(method), _read(self.config, self.config_path, _fields(method))
         return {name for name, value in said.items() if value != method.defaults.get(name, known[name].default)}
 
@@ -79,7 +79,7 @@ def read_option_files(
     try:
         own = read_json(path)
     except InputError as error:
-        log.warning("warning: %s; the run resumes with the options of the command line alone", error)
+        log.warning("warning: %s; the run resumes with the options of the command line only", error)
         return OptionFiles(said, config)
     return OptionFiles(said, config, {name: own[name] for name in own if name not in STARTING_OPTIONS}, path)
 
@@ -136,7 +136,7 @@ def _check_names(values: Mapping[str, Any], path: Path | None, known: Mapping[st
 
 
 def _available(values: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
-    """Return a run's own options without a device that this machine does not have: another is chosen."""
+    """Return a run's own options; a device that this machine lacks is replaced."""
     values = {name: value for name, value in values.items() if name in known}
     if "device" in values:
         try:

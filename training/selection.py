@@ -1,4 +1,4 @@
-"""The choice of a run's best weights: a validation, shared by the run's processes, and which weights it keeps."""
+"""Choose a run's best weights by validation, together with the other processes of the run."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Options of a training run as a whole, and all settings of a run together."""
+"""Options of a training run, and all settings of a run together."""
 
 import argparse
 import re
@@ -45,7 +45,7 @@ from visualization.settings import DisplaySettings
 
 @dataclass(frozen=True)
 class SaveRhythm:
-    """When a training state is saved in mid-epoch: every so many steps, or minutes."""
+    """How often a training state is saved within an epoch: every N steps, or every N minutes."""
 
     steps: int | None
     minutes: int | None
@@ -132,10 +132,10 @@ class ScheduleSettings:
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(
         SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
-        help="save the training state every N steps, or every so many minutes (10min)",
+        help="save the training state every N steps, or every N minutes (10min)",
     )  # fmt: skip
     save_epoch_freq: int = option(
-        5, nature=Nature.FREE, parse=positive_int, help="keep a copy of the weights every so many epochs"
+        5, nature=Nature.FREE, parse=positive_int, help="keep a copy of the weights every N epochs"
     )
 
     def __post_init__(self) -> None:
@@ -154,22 +154,22 @@ class ValidationSettings:
 
     val: bool = option(
         False, nature=Nature.FIXED,
-        help="validate with the prepared test patients, or else a share of the training patients, which then do not "
-        "train; the best weights are kept as 'best'",
+        help="validate on the prepared test patients, or else on a share of the training patients, which are then "
+             "not trained on; keep the best weights as 'best'",
     )  # fmt: skip
     # Who validates is recorded, as a fact.
     val_patients: float | None = option(
         None, nature=Nature.FREE, parse=positive_share, metavar="SHARE",
-        help="fraction of the training patients to validate with, where the data set has no test patients (default: "
-        f"{VAL_SHARE})",
+        help="fraction of the training patients to validate on, if the data set has no test patients (default: "
+             f"{VAL_SHARE})",
         needs=Need("val"),
     )  # fmt: skip
     val_freq: int = option(
-        5, nature=Nature.RESULT, parse=positive_int, help="validate every so many epochs", needs=Need("val")
+        5, nature=Nature.RESULT, parse=positive_int, help="validate every N epochs", needs=Need("val")
     )
     val_criterion: str = option(
         DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), needs=Need("val"),
-        help="value by which the best weights are chosen",
+        help="value that chooses the best weights",
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def training_parser(
         add_options(parser, group, {**method.defaults, **(values or {})})
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="options by name, in YAML or JSON, such as a run's opt.json; the command line wins over it",
+        help="file of options by name, in YAML or JSON, such as a run's opt.json; the command line wins over it",
     )  # fmt: skip
     add_gpu_ids(parser)
     return parser
@@ -291,7 +291,8 @@ def _check_together(settings: TrainingSettings) -> None:
         )
     if settings.model.sync_batch_norm and settings.run.device.type != "cuda":
         raise InputError(
-            f"--sync_batch_norm: {settings.run.device} cannot; it needs GPUs, one for each process of torchrun"
+            f"--sync_batch_norm: {settings.run.device} does not support it; it needs GPUs, one for each process of "
+            "torchrun"
         )
 
 

@@ -111,7 +111,7 @@ class Validation:
             )
         if cases.mr and not shown_alike(manifest.contrasts, settings.contrasts):
             log.info(
-                "validation is on simulated MR alone: the model takes %s, the data set has %s",
+                "validation is on simulated MR only: the model takes %s, the data set has %s",
                 ", ".join(settings.contrasts), ", ".join(manifest.contrasts),
             )  # fmt: skip
             cases = replace(cases, mr=())

@@ -70,7 +70,7 @@ class Console:
         except (OSError, ValueError) as error:  # a pipe that nobody reads, or closed
             if not self._mute:
                 log.warning(
-                    "warning: the console cannot be written to: %s; they are still written to %s",
+                    "warning: losses cannot be printed: %s; they are still written to %s",
                     error,
                     self.folder / LOG_NAME,
                 )

@@ -147,7 +147,7 @@ def axial_slices(grid: Volume, slices: Sequence[int] | int) -> list[tuple[Plane,
     count = patient_order(grid).array(grid.array).shape[0]
     if isinstance(slices, int):
         if slices > count:
-            raise InputError(f"--n_slices {slices}: the volume has {count} axial slices; expected at most so many")
+            raise InputError(f"--n_slices {slices}: the volume has {count} axial slices; expected at most that many")
         slices = [int((k + 1) * count / (slices + 1)) for k in reversed(range(slices))]
     for index in slices:
         if not 0 <= index < count:

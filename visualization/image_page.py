@@ -1,4 +1,4 @@
-"""The page of a folder of converted images: each beside what was made of it, as upstream's `test.py` shows them."""
+"""The page of a folder of converted images, each beside its result, as upstream's `test.py` shows them."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime

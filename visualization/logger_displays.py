@@ -1,4 +1,4 @@
-"""Loggers that many know as displays of a training: TensorBoard and Weights & Biases, where they are installed.
+"""TensorBoard and Weights & Biases as displays of a training, if installed.
 
 Both take values by the number of the step in the whole run, from 1.
 """

@@ -1,4 +1,4 @@
-"""What all HTML pages have in common: style, scripts of our own, escaping, and that nothing is fetched from anywhere.
+"""Shared by all HTML pages: style, scripts, escaping, and the rule that nothing is fetched from elsewhere.
 
 Text goes through dominate, which escapes it; data go into `<script src>` files of calls, which pages opened from a disk
 may load (they may not fetch); links are quoted. A content-security policy forbids every other source.

@@ -1,4 +1,4 @@
-"""Pictures of slices side by side, with captions, as 8-bit images for eyes only."""
+"""Pictures of slices side by side, with captions, as 8-bit images for display only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Volumes as radiologists look at them: in patient order, in three planes, with letters at the edges.
+"""Show volumes as radiologists do: in patient order, in three planes, with letters at the edges.
 
 An array in patient order runs to the head (S), to the back (P) and to the patient's left (L) along its axes 0, 1 and 2.
 Planes follow the radiological convention: the patient's right is at the picture's left, seen from the feet; the head is

@@ -1,4 +1,4 @@
-"""Options of what a running training shows."""
+"""Options of the display of a running training."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ class DisplaySettings:
     )
     logger: str = option(
         "none", nature=Nature.FREE, choices=LOGGERS,
-        help="show losses and pictures in TensorBoard or Weights & Biases too, where that package is installed",
+        help="also show losses and pictures in TensorBoard or Weights & Biases, which must be installed",
     )  # fmt: skip
     display_id: int = option(
         0, nature=Nature.FREE, parse=nonnegative_int,

@@ -1,4 +1,4 @@
-"""Charts of results as inline SVG, which print and follow light and dark: histograms, joint histogram, box plots."""
+"""Charts of results as inline SVG: histograms, joint histogram, box plots."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What a running training shows: the one interface that `train.py` calls, and the displays behind it.
+"""The display of a running training: the interface that the engine calls, and the displays behind it.
 
     TrainingLog -> console.Console               lines, loss_log.txt, losses.jsonl
                 -> visdom_display.VisdomDisplay  curves and pictures in a browser, if asked for

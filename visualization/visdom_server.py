@@ -18,8 +18,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SCRIPTS_MISSING = (
-    "visdom: the scripts of its dashboard are not there and cannot be fetched, so browsers show an empty page; put "
-    "them in place with bash scripts/visdom_offline.sh. Plots are recorded all the same"
+    "visdom: the scripts of its dashboard are missing and cannot be downloaded, so browsers show an empty page; "
+    "install them with bash scripts/visdom_offline.sh. Plots are still recorded"
 )
 _HOST = "127.0.0.1"
 _FETCH_SECONDS = 20

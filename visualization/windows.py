@@ -1,4 +1,4 @@
-"""Display windows: which values are black and which are white, for eyes only."""
+"""Display windows: which values are black and which are white, for display only."""
 
 import math
 from dataclasses import dataclass

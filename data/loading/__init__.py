@@ -1,1 +1,1 @@
-"""What training and use read: slices, images, augmentation, samples and their order."""
+"""What training and inference read: slices, images, augmentation, samples and their order."""

@@ -1,4 +1,4 @@
-"""Gray images on disk: which files of a folder are images, their size from the header, and their gray values."""
+"""Gray images on disk: the images of a folder, their size from the header, and their gray values."""
 
 import io
 import logging
@@ -64,7 +64,7 @@ def list_images(folder: Path) -> list[Path]:
     others = Counter(path.suffix.lower() or "none" for path in files if not is_image_name(path))
     if others:
         endings = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
-        log.warning("warning: %s: %d files are passed over; their endings: %s", folder, others.total(), endings)
+        log.warning("warning: %s: %d files are skipped; their endings: %s", folder, others.total(), endings)
     return images
 
 
@@ -161,9 +161,9 @@ def warn_if_dark(images: Sequence[Path]) -> None:
     bits = int(brightest).bit_length()
     factor = 2 ** (int(full_range).bit_length() - bits)
     log.warning(
-        "warning: %s: nearly black: no value above %g of %g, as of %d-bit values in files of more bits; networks see "
-        "the whole range of the files: write the images again with their values times %d, or prepare a data set from "
-        "the volumes by python -m scripts.prepare_dataset",
+        "warning: %s: nearly black: the highest value is %g of %g, as if %d-bit values were stored in a larger format; "
+        "networks see the whole range of the format: write the images again with their values times %d, or prepare a "
+        "data set from the volumes with python -m scripts.prepare_dataset",
         os.path.commonpath([path.parent for path in images]), brightest, full_range, bits, factor,
     )  # fmt: skip
 

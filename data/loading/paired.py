@@ -73,7 +73,7 @@ def open_paired_set(
             "scripts.prepare_dataset"
         )
     if len(pairs) < len(of_mr):
-        log.info("%d of %d MR have no CT on their grid and are passed over", len(of_mr) - len(pairs), len(of_mr))
+        log.info("%d of %d MR have no CT on their grid and are skipped", len(of_mr) - len(pairs), len(of_mr))
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
     volumes = {mr.name: _read(dataroot, mr, ct, maps) for (mr, ct), maps in zip(pairs, windows, strict=True)}
     slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])

@@ -1,4 +1,4 @@
-"""Options of what training reads: the data set, how slices are drawn and augmented, and their intensities."""
+"""Options of the training data: the data set, how slices are drawn and augmented, and their intensities."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -171,7 +171,7 @@ def _read_layout(path: Path) -> _Layout:
     except Exception as error:  # NumPy parses the header as Python source, and can fail in any way
         raise InputError(f"{path}: cannot be read ({error}); prepare the data set again") from error
     if fortran_order or dtype.hasobject or end < offset + math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{path}: not a whole array of slices; prepare the data set again")
+        raise InputError(f"{path}: not a complete array of slices; prepare the data set again")
     return _Layout(shape, dtype, offset)
 
 

@@ -1,4 +1,4 @@
-"""How many threads the tensor operations of one thread take."""
+"""Limit the threads that one thread's tensor operations use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a prepared training set looked like, also one that an earlier version prepared."""
+"""Statistics of a prepared training set, also of one prepared by an earlier version."""
 
 from dataclasses import replace
 from pathlib import Path

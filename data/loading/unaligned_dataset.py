@@ -163,8 +163,8 @@ def open_unaligned(
     else:
         if slab > 1:
             raise InputError(
-                f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes by "
-                "python -m scripts.prepare_dataset, or train with --slab 1"
+                f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes "
+                "with python -m scripts.prepare_dataset, or train with --slab 1"
             )
         if isinstance(mr_rule, Mapping):
             raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
@@ -202,7 +202,7 @@ def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:
         found = ", ".join(f"{width} x {height}" for height, width in sorted(source.shapes)[:4])
         more = " ..." if len(source.shapes) > 4 else ""
         log.info(
-            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none takes them as they are",
+            "%s: images of %s%s pixels are resized to %d x %d; --preprocess none keeps their size",
             folder, found, more, size, size,
         )  # fmt: skip
 

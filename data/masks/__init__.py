@@ -1,1 +1,1 @@
-"""Where the patient is."""
+"""Body masks and couch."""

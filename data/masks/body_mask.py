@@ -1,4 +1,4 @@
-"""Where the body is: masks of MR and CT volumes, and CT without the couch.
+"""Body masks of MR and CT volumes, and CT without the couch.
 
 A body is found on a coarse copy, averaged over blocks of about 3 mm and turned so that its axes run to the head, to
 the back and to the left. There its parts are told from noise, markers and couch, and its cavities are filled. The
@@ -248,8 +248,8 @@ def _warn_of_shift(mr: Volume, coarse: _Coarse, bright: float) -> None:
     share = np.mean(coarse.array < floor + MR_FLOOR_WIDTH * (bright - floor))
     if floor > MR_FLOOR * bright and share > MR_FLOOR_SHARE:
         log.warning(
-            "warning: MR (values %g to %g): its darkest %.4g is taken for tissue; where it is air, of an MR that was "
-            "shifted, shift it back so that air is at 0, or supply a body mask", mr.array.min(), mr.array.max(), floor,
+            "warning: MR (values %g to %g): its lowest value, %.4g, is taken for tissue; if that is air of a shifted "
+            "MR, shift it back so that air is at 0, or supply a body mask", mr.array.min(), mr.array.max(), floor,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""On which side of the patient the couch is: patients lie on the back, prone or on a side."""
+"""Find the side of the patient on which the couch is: patients lie on the back, prone or on a side."""
 
 import numpy as np
 from scipy import ndimage

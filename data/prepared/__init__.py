@@ -1,1 +1,1 @@
-"""A prepared data set: from volumes to slices, and the manifest that says what they are."""
+"""A prepared data set: from volumes to slices, with a manifest that describes them."""

@@ -37,7 +37,7 @@ def find_contrasts(
         return find_sources(unnamed[0], mask_pattern, patient_regex, series_uids, case_regex)
     if unnamed and len(given) > 1:
         raise InputError(
-            f"{option} {unnamed[0]}: one of {len(given)}, without a name; expected {option} NAME=GLOB of each"
+            f"{option} {unnamed[0]}: one of {len(given)}, without a name; expected {option} NAME=GLOB for each"
         )
     names = names or list(dict.fromkeys(name for name, _ in given if name))
     found: dict[str, dict[str, Source]] = {}
@@ -48,8 +48,9 @@ def find_contrasts(
     lacking = [f"{case} has no {name}" for case in cases for name in names if case not in found[name]]
     if lacking:
         raise InputError(
-            f"{option}: {'; '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}; expected every contrast of every "
-            "case, with names alike but for the contrast's: --case_regex says what a path's case is"
+            f"{option}: {'; '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}; expected every contrast of "
+            "every case, in files whose names differ only in the contrast; --case_regex tells which part of a path "
+            "is the case"
         )
     first, *others = names
     return [
@@ -62,8 +63,8 @@ def _by_case(option: str, sources: list[Source]) -> dict[str, Source]:
     for source in sources:
         if source.name in by_case:
             raise InputError(
-                f"{option} {source.contrast}=...: the case {source.name} has it twice, {by_case[source.name].path} and "
-                f"{source.path}; leave one out, or use --case_regex to say what a path's case is"
+                f"{option} {source.contrast}=...: the case {source.name} has it twice, {by_case[source.name].path} "
+                f"and {source.path}; leave one out, or tell with --case_regex which part of a path is the case"
             )
         by_case[source.name] = source
     return by_case

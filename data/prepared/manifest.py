@@ -1,4 +1,4 @@
-"""The manifest of a prepared data set: what every prepared file is, where it came from and how it was made."""
+"""The manifest of a prepared data set: every prepared file, its origin and how it was made."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Patients that are on both sides of an unpaired data set, by what DICOM says of them."""
+"""Find patients that are in both MR and CT of an unpaired data set, by their DICOM PatientID."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def warn_of_same_patients(mr: Sequence[Source], ct: Sequence[Source]) -> None:
     if pairs:
         log.warning(
             "warning: MR and CT of %d patients have the same PatientID: %s; right for --model paired; for unpaired "
-            "training take MR and CT of different patients, unless the IDs were anonymised to the same one",
+            "training use MR and CT of different patients, unless anonymisation gave them the same ID",
             len(pairs), ", ".join(f"{a} and {b}" for a, b in pairs),
         )  # fmt: skip
 

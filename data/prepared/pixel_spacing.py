@@ -1,4 +1,4 @@
-"""The pixel spacing of a data set: the finest with which the frame of its slices holds every body."""
+"""The pixel spacing of a data set: the finest at which its slices hold every body."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def _holding_mm(extent_mm: float, size: int) -> float:
 
 
 def lost_body_message(case: Case, size: int, spacing_mm: float) -> str:
-    """Say how much of a case's body lies outside the frame and what would hold it."""
+    """Report how much of a case's body lies outside the frame and which frame would hold it."""
     return (
         f"{case.name}: {case.lost_voxels} body voxels lie outside the frame of {size} x {spacing_mm:g} mm; to keep "
         f"them prepare again with --overwrite and --spacing_mm {_holding_mm(case.extent_mm, size):g} or "

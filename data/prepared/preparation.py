@@ -159,7 +159,7 @@ def _refuse_another_frame(jobs: list[Job], size: int, spacing_mm: float | None, 
             was, now = (" ".join(f"--{name} {values.get(name)}" for name in changed) for values in (made, asked))
             raise InputError(
                 f"{job.root}: prepared with {was}, now {now}; choose another --out, or prepare all of it again with "
-                "--overwrite: models trained on it cannot be continued then"
+                "--overwrite: models trained on it can then not be resumed"
             )
 
 

@@ -1,4 +1,4 @@
-"""How far the slices of a data set lie apart: slabs of neighbouring slices need one spacing."""
+"""Distance between the slices of a data set: slabs of neighbouring slices need a single spacing."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finding the volumes that a glob names, and naming the cases and patients that they are."""
+"""Find the volumes of a glob, and name their cases and patients."""
 
 import errno
 import glob
@@ -75,7 +75,7 @@ def _volumes_at(match: Path, pattern: str, series: set[Path]) -> list[Path]:
     if match in series:
         if inside:
             names = ", ".join(file.name for file in inside)
-            log.warning("warning: %s: the DICOM series is taken; %s beside it is passed over", match, names)
+            log.warning("warning: %s: the DICOM series is used; %s beside it is skipped", match, names)
         return [match]
     if inside:
         return inside

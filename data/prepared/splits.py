@@ -1,4 +1,4 @@
-"""Which patients of a prepared data set train and which validate; which CT is the truth for an MR."""
+"""Split the patients of a prepared data set into training and validation, and find the true CT of an MR."""
 
 import hashlib
 import logging
@@ -60,7 +60,7 @@ def split_by_patient[C: OfPatient](cases: Sequence[C], val_share: float, seed: i
         modality = "MR" if {case.domain for case in cases} == {"A"} else "CT"
         raise InputError(
             f"{len(patients)} {modality} patients to train on ({', '.join(patients)}); expected 2 or more: some are "
-            "kept to validate with (--patient_regex of python -m scripts.prepare_dataset says what a patient is)"
+            "needed for validation (--patient_regex of python -m scripts.prepare_dataset defines what a patient is)"
         )
     count = min(max(round(val_share * len(patients)), 1), len(patients) - 1)
     chosen = set(patients[:count])
@@ -128,7 +128,7 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
         names = sorted({case.patient for cases in tested.values() for case in cases})
         raise InputError(
             f"--val_patients {val_share:g} does nothing: the data set has test patients ({', '.join(names)}), which "
-            "validate; leave it out, or prepare the data set without --test_mr and --test_ct"
+            "are used for validation; leave it out, or prepare the data set without --test_mr and --test_ct"
         )
     held_back: set[str] = set()
     for domain in (domain for domain in "AB" if not tested[domain]):
@@ -144,8 +144,8 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
         if not rest.select("train", domain):
             raise InputError(
                 f"validation would hold back every patient with {modality} ({', '.join(sorted(held_back))}); expected "
-                "some to train on: prepare more patients, or others to validate with, by --test_mr and --test_ct of "
-                "python -m scripts.prepare_dataset"
+                "some to train on: prepare more patients, or separate ones for validation, with --test_mr and "
+                "--test_ct of python -m scripts.prepare_dataset"
             )
     return ValidationCases(chosen("A"), chosen("B"), frozenset(held_back))
 

@@ -1,4 +1,4 @@
-"""What a training set looked like, to recognise a volume unlike it: HU histograms, MR intensities, spacings, bodies.
+"""Describe a training set, to recognise a volume unlike it: HU histograms, MR intensities, spacings, bodies.
 
 Histograms are compared by the first Wasserstein distance (the earth mover's), in HU: how far, on average, voxels of one
 would have to be moved along the HU axis to make the other. In one dimension it is the area between the cumulative
@@ -57,7 +57,7 @@ class TrainingStatistics:
     gas_share: float | None = None
 
     def is_sound(self) -> bool:
-        """Tell whether these are figures that a training set can have, whatever file they were read from."""
+        """Tell whether a training set can have these figures, whatever file they were read from."""
         if (self.section_cm2 is None) != (self.gas_share is None):
             return False
         ranges = [self.hu_slice_limits, self.mr_high, self.mr_median, self.in_plane_mm, self.through_mm]

@@ -1,4 +1,4 @@
-"""Work on volumes in processes of their own, where one that cannot be read costs no other."""
+"""Process volumes in parallel; one that cannot be read, or crashes its process, fails alone."""
 
 import logging
 from collections.abc import Callable, Iterator

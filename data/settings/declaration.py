@@ -25,7 +25,7 @@ from data.errors import InputError
 
 
 class Nature(StrEnum):
-    """What another value means where a run resumes."""
+    """What a changed value means when a run resumes."""
 
     FREE = "free to change: no result depends on it"
     RESULT = "changes the result: the run resumes, with a warning"
@@ -35,7 +35,7 @@ class Nature(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What another option of the same class must be for an option to do anything.
+    """What another option of the same class must be for an option to have an effect.
 
     Attributes:
         option: the other one's name.
@@ -63,7 +63,7 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field is said on a command line.
+    """How a field appears on a command line.
 
     Attributes:
         help: one sentence; the default is added to it.
@@ -189,14 +189,14 @@ def from_namespace[T](group: type[T], namespace: argparse.Namespace) -> T:
 
 
 def given_options(parser: argparse.ArgumentParser, words: Sequence[str], names: Iterable[str]) -> set[str]:
-    """Return which of the options `names` the words of a command line say, whether or not they say the default."""
+    """Return which of the options `names` a command line contains, even with their default values."""
     unsaid = object()
     namespace = argparse.Namespace(**dict.fromkeys(names, unsaid))
     return {name for name, value in vars(parser.parse_args(words, namespace)).items() if value is not unsaid}
 
 
 def check_needs(settings: Any, given: Collection[str], from_file: Collection[str] = ()) -> None:
-    """Refuse options that were given and do nothing, as their `needs` say.
+    """Refuse options that were given but have no effect, according to their `needs`.
 
     What a file says is left alone where it means nothing, or the command line gives another value to what it needs.
 

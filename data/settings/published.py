@@ -1,8 +1,7 @@
-"""Command lines of the published code and of pytorch-CycleGAN-and-pix2pix, in the words of this project.
+"""Translate command lines of the published code and of pytorch-CycleGAN-and-pix2pix.
 
-`data.settings.published_options` says of every published option what it does here. What asks for what is done anyway is
-left out, what has an equivalent becomes that, and one line of the log says so. An option that was removed on purpose is
-an error that names its replacement.
+`data.settings.published_options` has a rule for each published option. An option that is not needed is dropped. One
+with an equivalent is replaced. One line of the log lists both. A removed option is an error that names its replacement.
 """
 
 import logging
@@ -26,7 +25,7 @@ class Command(StrEnum):
 
 
 class Recorded(NamedTuple):
-    """What a line says of a model that is used: a setting, its value, and what to do where the record has another."""
+    """What a command line claims of a model in use: a setting, its value, and what to do if the record differs."""
 
     setting: str
     value: str
@@ -76,13 +75,13 @@ class Line:
         return any(name in names for name, _, _ in self.options)
 
     def one_of(self, name: str, other: str) -> None:
-        """Refuse an option beside the one that it means.
+        """Refuse an option given together with the one that it is replaced by.
 
         Raises:
             InputError: both were given.
         """
         if self.given(other):
-            raise InputError(f"{name} and {other}: expected one of them; both say the same thing here")
+            raise InputError(f"{name} and {other}: expected one of them; both mean the same here")
 
 
 # From the line, the option's name and its value ("" for a flag) to words in its place; None leaves it to the parser.
@@ -90,7 +89,7 @@ Act = Callable[[Line, str, str], list[str] | None]
 
 
 class Rule(NamedTuple):
-    """What a published option does here: in words, for the documentation, and in deed."""
+    """What a published option does here: in words for the documentation, and as a function."""
 
     says: str
     act: Act | None = None
@@ -123,7 +122,7 @@ class Translated(NamedTuple):
 def translate(
     words: Sequence[str], table: Mapping[str, Published], command: Command, method: str | None = None
 ) -> Translated:
-    """Return a command line in this project's words, and say in one line of the log what became of published ones.
+    """Return a command line in today's options, and log in one line which published ones were replaced or dropped.
 
     Args:
         words: the command line.
@@ -132,10 +131,10 @@ def translate(
         method: the training method, where the command has only one.
 
     Raises:
-        InputError: an option that is gone, or a value of it that is; the message names the replacement.
+        InputError: a removed option or value; the message names its replacement.
     """
     line = Line.of(words, command, method)
-    anyway, become, more, replaced = [], [], [], set()
+    unneeded, become, more, replaced = [], [], [], set()
     for name in dict.fromkeys(name for name, _, _ in line.options):
         row = table.get(name)
         rule = row and (row.train if command == Command.TRAIN else row.use)
@@ -151,9 +150,9 @@ def translate(
         if new:
             become.append(f"{said} is {' '.join(new)}")
         else:
-            anyway.append(said)
+            unneeded.append(said)
     if replaced:
-        _say(become, anyway)
+        _say(become, unneeded)
     kept = [word for name, _, original in line.options if name not in replaced for word in original]
     return Translated(kept + more, line.recorded)
 
@@ -168,8 +167,8 @@ def _value(line: Line, row: Published) -> str:
     return values[0] if values else ""
 
 
-def _say(become: list[str], anyway: list[str]) -> None:
+def _say(become: list[str], unneeded: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one says it
         return
-    said = [*become, *([f"what is done anyway: {', '.join(anyway)}"] if anyway else [])]
+    said = [*become, *([f"not needed here: {', '.join(unneeded)}"] if unneeded else [])]
     log.info("published options: %s (docs/published.md)", "; ".join(said))

@@ -1,4 +1,4 @@
-"""What every option of the published `train.py` and its test commands does here, and those of later upstream versions.
+"""What each option of the published commands and of later upstream versions does here.
 
 Upstream is pytorch-CycleGAN-and-pix2pix, of which the published code is a fork of 2018. The defaults are the published
 code's. docs/published.md shows this table.
@@ -22,12 +22,12 @@ NEWER = {
 
 
 def _newer(name: str) -> Rule:
-    """Return the rule of a published name that is taken as today's."""
+    """Return the rule of a published name of a present option."""
     return Rule(f"`{NEWER[name]}`")
 
 
-def _anyway(says: str, values: tuple[str, ...], otherwise: str) -> Rule:
-    """Return the rule of an option of which some values ask for what is done anyway, and others are gone."""
+def _unneeded(says: str, values: tuple[str, ...], otherwise: str) -> Rule:
+    """Return the rule of an option of which some values are not needed and the others are errors."""
 
     def act(line: Line, name: str, value: str) -> list[str]:
         if value in values:
@@ -38,21 +38,21 @@ def _anyway(says: str, values: tuple[str, ...], otherwise: str) -> Rule:
 
 
 def _left_out(says: str) -> Rule:
-    """Return the rule of an option that asks for nothing but what is done anyway, whatever its value."""
+    """Return the rule of an option that is not needed, whatever its value."""
     return Rule(says, lambda line, name, value: [])
 
 
 def _gone(replacement: str) -> Rule:
-    """Return the rule of an option that is gone."""
+    """Return the rule of a removed option."""
 
     def act(line: Line, name: str, value: str) -> list[str]:
-        raise InputError(f"{name} is no option here: {replacement}")
+        raise InputError(f"{name} is not supported here: {replacement}")
 
     return Rule(f"error: {replacement}", act)
 
 
 def _recorded(setting: str) -> Rule:
-    """Return the rule of an option that must say what the model's record says."""
+    """Return the rule of an option whose value must agree with the model's record."""
 
     def act(line: Line, name: str, value: str) -> list[str]:
         line.recorded[f"{name} {value}".strip()] = Recorded(setting, value or "False")
@@ -63,7 +63,7 @@ def _recorded(setting: str) -> Rule:
 
 def _model(line: Line, name: str, value: str) -> None:
     replacements = {
-        "pix2pix": "use --model paired, which learns from registered MR and CT by L1 losses, without a discriminator",
+        "pix2pix": "use --model paired: it learns from registered MR and CT with L1 losses, without a discriminator",
         "test": "use test_adapt.py or test_pipeline.py, which take the model's --name",
         "colorization": "slices have no colour; expected cycle_gan, simulated_pairs, refined_pairs, paired or "
         "shape_extractor",
@@ -79,7 +79,7 @@ def _dataset_mode(line: Line, name: str, value: str) -> list[str]:
         "aligned": "use --model paired for registered MR and CT",
         "unaligned": "--model paired takes registered MR and CT; use --model cycle_gan for unpaired ones",
     }
-    raise InputError(f"--dataset_mode {value}: {ways.get(value, 'the data are chosen with --model; leave it out')}")
+    raise InputError(f"--dataset_mode {value}: {ways.get(value, '--model chooses the data; leave it out')}")
 
 
 def _direction(line: Line, name: str, value: str) -> list[str] | None:
@@ -120,7 +120,7 @@ def _no_dropout(line: Line, name: str, value: str) -> list[str]:
 def _no_flip(line: Line, name: str, value: str) -> list[str]:
     line.one_of(name, "--flip")
     if line.method in ("simulated_pairs", "refined_pairs", "paired"):
-        raise InputError(f"--no_flip: --model {line.method} learns from mirrored slices; --flip says along which axes")
+        raise InputError(f"--no_flip: --model {line.method} learns from mirrored slices; choose the axes with --flip")
     return []
 
 
@@ -177,8 +177,8 @@ def _epoch_count(line: Line, name: str, value: str) -> list[str]:
     constant = line.value("--niter", "--n_epochs") or ("100" if line.method == "cycle_gan" else None)
     if constant is None or not constant.isdigit() or before > int(constant):
         raise InputError(
-            f"--epoch_count {value}: a new run begins at epoch 1; set with --n_epochs and --n_epochs_decay how many "
-            "epochs it has with the full rate and with a falling one"
+            f"--epoch_count {value}: a new run begins at epoch 1; set its length with --n_epochs (constant "
+            "learning rate) and --n_epochs_decay (falling learning rate)"
         )
     return ["--n_epochs", str(int(constant) - before)]
 
@@ -225,7 +225,7 @@ def _dataroot(line: Line, name: str, value: str) -> list[str]:
 
 
 def _number(line: Line, name: str, value: str) -> list[str] | None:
-    """Take a number of test images: one patient is never more, a cohort is cut at it."""
+    """Limit a cohort to a number of volumes; one patient needs no limit."""
     if value == "inf":
         return []
     if line.command == Command.ADAPT:
@@ -259,28 +259,28 @@ def _threads(line: Line, name: str, value: str) -> list[str] | None:
     return [] if line.command == Command.ADAPT else None
 
 
-_CHANNELS = _anyway(
-    "1: one channel, as it is anyway", ("1",),
+_CHANNELS = _unneeded(
+    "1: not needed", ("1",),
     "slices are gray; the data set says how many contrasts there are (--mr NAME=GLOB of scripts.prepare_dataset), "
     "and --slab how many neighbouring slices",
 )  # fmt: skip
-_NOTHING = _left_out("nothing: no discriminator and no new weights in use")
-_FRAME = _left_out("nothing: slices are made as the model records")
-_UNSEEN = _left_out("nothing: visdom shows trainings only")
-_VERBOSE = _left_out("done anyway: what there is to say is said")
+_NOTHING = _left_out("not needed: in use there is no discriminator and nothing to initialise")
+_FRAME = _left_out("not needed: slices are prepared as the model records")
+_UNSEEN = _left_out("not needed: visdom shows trainings only")
+_VERBOSE = _left_out("not needed: all messages are always shown")
 _PARALLEL = Rule("`--num_threads` of test_pipeline.py", _threads)
-_MANY = Rule("`--num_test` of test_pipeline.py; test_adapt.py converts one patient anyway", _number)
-_ITERATION = _anyway("0: done anyway", ("0",), "weights are kept by epoch; use --epoch")
+_MANY = Rule("`--num_test` of test_pipeline.py; test_adapt.py always converts one patient", _number)
+_ITERATION = _unneeded("0: not needed", ("0",), "weights are kept by epoch; use --epoch")
 _VISDOM = Rule("the same; left out with --display_id 0 or below", _visdom)
 _WANDB = _gone("use --display_id 1 for visdom; losses.jsonl has all values")
-_DIRECTION = Rule("`--direction`; methods other than cycle_gan have AtoB anyway", _direction)
+_DIRECTION = Rule("`--direction`; methods other than cycle_gan always have AtoB", _direction)
 _WAY = Rule("`--direction`: AtoB makes CT from MR, BtoA MR from CT; by default what the model was trained for")
 _PREPROCESS = Rule("`--preprocess`; for scale_width an error names resize_and_crop", _preprocess)
 _ROOT = Rule("`--input` of test_adapt.py, `--input_dir` of test_pipeline.py", _dataroot)
 _SUFFIX = Rule("`--name NAME_SUFFIX`, with the options in braces filled in", _suffix)
 _SIZE = (
-    "; 286 and 256 ask for what is done anyway: slices stay as prepared, and images of a folder are resized to 256. "
-    "The same size in both, without --preprocess, resizes to it"
+    "; 286 and 256 are not needed: prepared slices keep their size, and images of a folder are resized to 256. The "
+    "same size in both, without --preprocess, resizes to it"
 )
 
 
@@ -299,37 +299,37 @@ OPTIONS = {row.name: row for row in (
     Published("--gpu_ids", "2", Rule("the same, of one GPU; several by torchrun"), Rule("the same, of one GPU")),
     Published("--name", "Self+Lcc_finetune", Rule("the same; it must be given"), Rule("the same; it must be given")),
     Published("--dataset_mode", "unaligned", Rule(
-        "unaligned: done anyway (aligned with --model paired)", _dataset_mode,
-    ), _anyway("single, unaligned: done anyway, MR is read alone", ("single", "unaligned"),
+        "unaligned: not needed (with --model paired: aligned)", _dataset_mode,
+    ), _unneeded("single, unaligned: not needed, the MR is always read alone", ("single", "unaligned"),
                "one MR is converted by itself; a true CT to score against is --reference")),
     Published("--model", "cycle_gan", Rule(
         "the same; for pix2pix, test and colorization an error names the replacement", _model,
-    ), _anyway("test, cycle_gan, pix2pix: done anyway, the model's own generator is used",
+    ), _unneeded("test, cycle_gan, pix2pix: not needed, the model's own generator is used",
                ("test", "cycle_gan", "pix2pix"), "the model is chosen with --name; leave it out")),
     Published("--which_direction", "AtoB", _DIRECTION, _WAY),
     Published("--nThreads", "4", _newer("--nThreads"), _PARALLEL),
     Published("--checkpoints_dir", "./checkpoints", SAME, SAME),
     Published("--norm", "instance", SAME, _recorded("norm")),
     Published("--serial_batches", None, Rule("the same, with --model cycle_gan"), _left_out(
-        "done anyway: slices are taken in order",
+        "not needed: slices are always taken in order",
     )),
-    Published("--display_winsize", "256", _anyway(
-        "256: done anyway", ("256",), "pictures have the size of the slices, and pages zoom; leave it out",
+    Published("--display_winsize", "256", _unneeded(
+        "256: not needed", ("256",), "pictures have the size of the slices, and pages zoom; leave it out",
     ), _UNSEEN),
     Published("--display_id", "1", Rule("the same, 0 by default; below 0 is 0", _display_id), _UNSEEN),
     Published("--display_server", "http://localhost", _VISDOM, _UNSEEN),
     Published("--display_env", "lib", _VISDOM, _UNSEEN),
     Published("--display_port", "8097", _VISDOM, _UNSEEN),
     Published("--no_dropout", None, Rule(
-        "done anyway; an error with --use_dropout", _no_dropout,
+        "not needed; an error with --use_dropout", _no_dropout,
     ), _recorded("use_dropout")),
-    Published("--max_dataset_size", "inf", Rule("the same; inf: done anyway", _limit), _anyway(
-        "inf: done anyway", ("inf",), "volumes are converted whole; --num_test of test_pipeline.py limits their number",
+    Published("--max_dataset_size", "inf", Rule("the same; inf: not needed", _limit), _unneeded(
+        "inf: not needed", ("inf",), "volumes are converted whole; --num_test of test_pipeline.py limits their number",
     )),
     Published("--resize_or_crop", "resize_and_crop", _PREPROCESS, _FRAME),
     Published("--no_flip", None, Rule(
-        "done anyway with cycle_gan; an error with --flip and with methods that mirror", _no_flip,
-    ), _left_out("done anyway: nothing is mirrored at random")),
+        "not needed with cycle_gan; an error with --flip and with methods that mirror", _no_flip,
+    ), _left_out("not needed: nothing is mirrored at random")),
     Published("--init_type", "normal", SAME, _NOTHING),
     Published("--init_gain", "0.02", Rule("the same; 0.02 is left out with --init_type kaiming", _init_gain), _NOTHING),
     Published("--verbose", None, _VERBOSE, _VERBOSE),
@@ -344,14 +344,14 @@ OPTIONS = {row.name: row for row in (
     Published("--save_epoch_freq", "2", Rule("the same, 5 by default")),
     Published("--continue_train", None, Rule("the same, off by default (the published code could not switch it off)")),
     Published("--epoch_count", "1", Rule(
-        "with --continue_train done anyway: the state knows its epoch; else as many fewer `--n_epochs`",
+        "not needed with --continue_train: the state records its epoch; for a new run N shortens `--n_epochs` by N - 1",
         _epoch_count,
     )),
-    Published("--phase", "train", _anyway(
-        "train: done anyway", ("train",), "trainA and trainB are trained on; --val validates, test_adapt.py converts",
-    ), _anyway("test: done anyway", ("test",), "chosen with --input or --input_dir; leave it out")),
+    Published("--phase", "train", _unneeded(
+        "train: not needed", ("train",), "trainA and trainB are trained on; --val validates, test_adapt.py converts",
+    ), _unneeded("test: not needed", ("test",), "chosen with --input or --input_dir; leave it out")),
     Published("--which_epoch", "latest", Rule(
-        "`--epoch`, of --init_from; latest: done anyway; others with --continue_train: an error names --init_from",
+        "`--epoch` of --init_from; latest: not needed; others with --continue_train: an error names --init_from",
         _epoch,
     ), _newer("--which_epoch")),
     Published("--niter", "100", _newer("--niter")),
@@ -372,13 +372,13 @@ OPTIONS = {row.name: row for row in (
     # The published test commands.
     Published("--ntest", "inf", None, _MANY),
     Published("--results_dir", "./results/", None, SAME),
-    Published("--aspect_ratio", "1.0", None, _anyway(
-        "1: done anyway", ("1", "1.0"),
+    Published("--aspect_ratio", "1.0", None, _unneeded(
+        "1: not needed", ("1", "1.0"),
         "results lie on the MR's own grid, and pictures show its true proportions; leave it out",
     )),
     Published("--how_many", "50", None, _MANY),
     Published("--model_suffix", "", None, Rule(
-        "empty or _A: done anyway, latest_net_G_A.pth is used; _B: latest_net_G_B.pth, `--direction BtoA`",
+        "empty or _A: not needed, latest_net_G_A.pth is used; _B: latest_net_G_B.pth, `--direction BtoA`",
         _model_suffix,
     )),
     # Later upstream versions.
@@ -404,5 +404,5 @@ OPTIONS = {row.name: row for row in (
     Published("--use_wandb", None, _WANDB),
     Published("--wandb_project_name", "CycleGAN-and-pix2pix", _WANDB),
     Published("--num_test", "50", None, _MANY),
-    Published("--eval", None, None, _left_out("done anyway: networks in use are in evaluation mode")),
+    Published("--eval", None, None, _left_out("not needed: networks in use are always in evaluation mode")),
 )}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Values of options: from the words of a command line to numbers, names and devices."""
+"""Parse option values: numbers, names and devices."""
 
 import argparse
 import re
@@ -148,7 +148,7 @@ def _gpu_of_ids(parser: argparse.ArgumentParser, text: str) -> torch.device:
     try:
         ids = [int(word) for word in text.split(",")]
         if len(ids) > 1:
-            parser.error(f"--gpu_ids {text}: one a process; for several, torchrun train.py")
+            parser.error(f"--gpu_ids {text}: expected one for each process; for several GPUs use torchrun train.py")
         return torch_device("cpu" if ids[0] < 0 else f"cuda:{ids[0]}")
     except ValueError:
         parser.error(f"--gpu_ids {text!r}: expected a number, or -1 for the CPU")

@@ -1,4 +1,4 @@
-"""Limbs put beside trunks: MR is acquired with the arms down, CT with the arms up, so no CT shows both."""
+"""Paste limbs beside trunks: MR is acquired with the arms down, CT with the arms up, so no CT shows both."""
 
 import torch
 from torch import Tensor

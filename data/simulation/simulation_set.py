@@ -1,4 +1,4 @@
-"""The CT of a prepared data set as the simulation of MR needs it, computed once and kept beside the slices."""
+"""The CT of a prepared data set as the simulation needs it, computed once and stored beside the slices."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ Computed = Unkept | None
 
 
 def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
-    """Return the training CT of the data set in `dataroot`; what is not kept there is computed, and kept if it can be.
+    """Return the training CT of the data set in `dataroot`; missing maps are computed, and stored if possible.
 
     Raises:
         InputError: no prepared data set, no CT in it, a damaged file, a file of others in the way, or CT of different
@@ -109,7 +109,10 @@ def _maps(jobs: Sequence[Job], map_all: Callable[..., Iterable[Computed]]) -> di
     for job, computed in zip(missing, shown, strict=True):
         if isinstance(computed, Unkept):
             if not unkept:
-                log.info("the simulation's maps of CT stay in memory and are computed at every start: %s", computed.why)
+                log.info(
+                    "the simulation's maps of the CT cannot be stored, so every start computes them again: %s",
+                    computed.why,
+                )
             unkept[job.case.name] = computed.maps
     return {job.case.name: unkept.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
 
@@ -162,4 +165,4 @@ def _read(path: Path) -> Maps:
         with np.load(path, allow_pickle=False) as kept:
             return {"hu": kept["hu"], "depth": kept["depth"]}
     except _DAMAGE as error:
-        raise InputError(f"{path}: damaged ({error}); delete it, then it is made again") from error
+        raise InputError(f"{path}: damaged ({error}); delete it, and it will be made again") from error

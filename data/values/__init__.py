@@ -1,1 +1,1 @@
-"""What voxel values mean: HU, an MR's scale, and what is neither."""
+"""What voxel values mean: HU, the scale of an MR, and values that are neither."""

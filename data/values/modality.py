@@ -1,4 +1,4 @@
-"""Whether a volume is what it is given as: an MR, or a CT in HU; and what of a CT is padding.
+"""Tell from its values whether a volume is an MR, a CT in HU or neither, and what of a CT is padding.
 
 All is told from the values. Large volumes are looked at through every second voxel, every third, ... along each axis.
 """
@@ -38,7 +38,7 @@ _SAMPLE_VOXELS = 2_000_000
 
 
 def check_mr(mr: Volume) -> None:
-    """Refuse what is no MR: a mask or label map, a CT in HU, an image whose padding lies below its intensities.
+    """Refuse what is not an MR: a mask or label map, a CT in HU, an image padded below its intensities.
 
     A few low voxels are accepted, as are those that interpolation by splines leaves beside bright tissue.
 
@@ -49,15 +49,17 @@ def check_mr(mr: Volume) -> None:
     low, high = np.percentile(sample, (100 * _FEW, 99))
     if low > _LOW_MR or -low <= _UNDERSHOOT * high:
         if why := _labelled(mr.array, sample):
-            raise _refused("no MR", mr, why, "expected a volume of intensities: give the image that the mask is of")
+            raise _refused(
+                "not an MR", mr, why, "expected a volume of intensities: give the image that the mask belongs to"
+            )
         return
     seen = sample[sample >= LOWEST_HU - 100]
     if seen.size and np.percentile(seen, 100 * _FEW) <= _LOW_MR:
         why = "values as low as this look like CT in HU"
-        raise _refused("no MR", mr, why, "check that MR and CT are not swapped")
+        raise _refused("not an MR", mr, why, "check that MR and CT are not swapped")
     share = 100 * (1 - seen.size / sample.size)
     why = f"{share:.2g} % of the voxels lie below {LOWEST_HU - 100}, far below intensities: padding"
-    raise _refused("no MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
+    raise _refused("not an MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
 
 
 def kind_of(volume: Volume) -> str:
@@ -69,7 +71,7 @@ def kind_of(volume: Volume) -> str:
 
 
 def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
-    """Say so where there are few different values, or where neighbours have the same one nearly everywhere."""
+    """Return the reason if there are few different values, or if neighbours have the same one nearly everywhere."""
     values, counts = np.unique(sample, return_counts=True)
     background = values[counts.argmax()]
     if len(values) <= _MOST_LABELS:
@@ -91,7 +93,8 @@ def _labelled(array: np.ndarray, sample: np.ndarray) -> str | None:
 
 
 def check_ct(ct: Volume, synthetic: bool = False) -> None:
-    """Refuse what is no CT in HU: an MR, values before the rescale to HU, clipped to a window, or padded by tissue's.
+    """Refuse what is not a CT in HU: an MR, values before the rescale to HU, clipped to a window, or padded with tissue
+    values.
 
     Args:
         ct: what is given as a CT.
@@ -104,12 +107,14 @@ def check_ct(ct: Volume, synthetic: bool = False) -> None:
     seen = sample[sample >= LOWEST_HU]
     if not seen.size or sample.min() > CT_FAT_HU:
         why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
-        raise _refused("no CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied")
+        raise _refused(
+            "not a CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied"
+        )
     if synthetic:
         return
     fault = _beyond_storage(sample) or _not_rescaled(sample) or _clipped(sample) or _padded(ct)
     if fault:
-        raise _refused("no CT in HU", ct, fault, "expected HU, with air at -1000 and padding at -1024 or below")
+        raise _refused("not a CT in HU", ct, fault, "expected HU, with air at -1000 and padding at -1024 or below")
 
 
 def in_hu(ct: Volume) -> Volume:
@@ -122,11 +127,11 @@ def in_hu(ct: Volume) -> Volume:
 def _beyond_storage(sample: np.ndarray) -> str | None:
     if np.mean(sample > _HIGHEST_HU) < _FEW:  # metal, which is clipped
         return None
-    return f"values above {_HIGHEST_HU}, which are no HU: padding, or negative HU stored without their sign"
+    return f"values above {_HIGHEST_HU}, which are not HU: padding, or negative HU stored without their sign"
 
 
 def _not_rescaled(sample: np.ndarray) -> str | None:
-    """Say so where nothing but a padding lies below fat: stored values are HU and 1000 or 1024 more."""
+    """Return the reason if nothing but padding lies below fat: stored values are HU plus 1000 or 1024."""
     lowest = sample.min()
     rest = sample[sample >= LOWEST_HU] if lowest < LOWEST_HU else sample[sample > lowest]
     padding = 1 - rest.size / sample.size
@@ -141,7 +146,7 @@ def _not_rescaled(sample: np.ndarray) -> str | None:
 
 
 def _clipped(sample: np.ndarray) -> str | None:
-    """Say so where many voxels lie at the lowest value, and it is no air, or at the highest, and bone is denser."""
+    """Return the reason if many voxels have the lowest value and it is not air, or the highest and bone is denser."""
     seen = sample[sample >= LOWEST_HU]
     low, high, drawn = seen.min(), seen.max(), _is_drawn(seen)
     at_low = np.mean(seen == low)
@@ -160,7 +165,7 @@ def _clipped(sample: np.ndarray) -> str | None:
 
 
 def _padded(ct: Volume) -> str | None:
-    """Say so where the border of the slices has much of one single value that is not air."""
+    """Return the reason if much of the slices' border has one single value that is not air."""
     order, _ = axial_order(ct.direction)
     array = ct.array.transpose(order)
     faces = (array[:, 0], array[:, -1], array[:, :, 0], array[:, :, -1])
@@ -171,7 +176,8 @@ def _padded(ct: Volume) -> str | None:
     if value <= _AIR_HU or count < _BORDER * border.size or count < 4 * near:
         return None
     return (
-        f"{100 * count / border.size:.2g} % of the slices' border lies at {value:g}: padding that is taken for tissue"
+        f"{100 * count / border.size:.2g} % of the slices' border lies at {value:g}: padding that would be taken for "
+        "tissue"
     )
 
 

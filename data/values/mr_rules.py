@@ -1,4 +1,4 @@
-"""Rules of `--mr_window`, by which an MR's window is set: one for all contrasts, or one for each by name."""
+"""Rules of `--mr_window`: one for all contrasts, or one for each by name."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def parse_mr_rules(words: Sequence[str]) -> Rule | dict[str, Rule]:
     for word in words:
         name, _, text = word.strip().partition("=")
         if name in rules:
-            raise InputError(f"{name} for the second time; expected one rule for each contrast")
+            raise InputError(f"{name} is given twice; expected one rule for each contrast")
         rules[name] = _rule(word, text)
     return rules
 

@@ -1,4 +1,4 @@
-"""MR of any scanner on one scale: where fat lies in a volume, and the volume without its receive coils' shading.
+"""Bring MR of any scanner to one scale: the level of fat in a volume, and bias-field correction.
 
 MR has no units. In T1-weighted MR of a body, fat is the brightest of the common tissues and muscle the next, so the
 intensity of fat says how bright everything else is. It is read off the volume itself.
@@ -71,7 +71,7 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
 
 
 def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
-    """Refuse an MR that was shifted or standardised: where fat lies says nothing of its other tissues then.
+    """Refuse an MR that was shifted or standardised: the level of fat would say nothing of its other tissues.
 
     Args:
         mr: intensities as they were given, not corrected for their bias field.

@@ -92,8 +92,11 @@ def check_together(volumes: Mapping[str, Volume]) -> None:
         if not same_grid(volumes[first], volume):
             raise InputError(
                 f"contrast {name}: {describe_grid(volume)}; expected the grid of {first}, "
-                f"{describe_grid(volumes[first])}: resample it onto that: {resampling(name, first)}"
+                f"{describe_grid(volumes[first])}: resample it to that grid: {resampling(name, first)}"
             )
     for one, other in combinations(volumes, 2):
         if np.array_equal(volumes[one].array, volumes[other].array):
-            raise InputError(f"contrasts {one} and {other}: the same image; expected two, check what each name is of")
+            raise InputError(
+                f"contrasts {one} and {other}: the same image; expected two different ones: check which "
+                "file belongs to each name"
+            )

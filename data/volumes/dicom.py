@@ -1,4 +1,4 @@
-"""Reading one DICOM series from a folder, with the checks that keep its geometry right."""
+"""Read one DICOM series from a folder, with checks of its geometry."""
 
 import logging
 import re
@@ -60,7 +60,7 @@ class DicomSeries:
 
 
 def list_series(folder: Path) -> list[DicomSeries]:
-    """Return the image series whose files lie directly in `folder`, by UID; other files are passed over.
+    """Return the image series whose files lie directly in `folder`, by UID; other files are skipped.
 
     `folder` may be one file.
     """
@@ -161,7 +161,7 @@ def read_series(
     series = _choose(folder, found, series_uid)
     for file in (path for path in _files(folder) if path not in read):
         if _is_damaged(file):  # at an end of the series its loss would show nowhere
-            raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or take it away")
+            raise InputError(f"{file}: a damaged DICOM image, most often truncated; copy it again, or remove it")
     for file, header in series.files:
         check_header(file, header)
     for file, header in dict(series.files).items():
@@ -239,8 +239,8 @@ def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
         syntax = transfer_syntax(dict(files)[file])
         way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
         return (
-            f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in a "
-            "compression that is not read; export the series uncompressed"
+            f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in an "
+            "unsupported compression; export the series uncompressed"
         )
     return f"{files[0][0].parent}: its slices cannot be read as one volume; export the series again, uncompressed"
 
@@ -250,7 +250,7 @@ def _described(folder: Path, found: list[DicomSeries], description: re.Pattern) 
     if not fitting:
         listing = "\n  ".join(series.describe() for series in found) or "no DICOM image"
         raise InputError(
-            f"{folder}: no DICOM series whose description holds {description.pattern!r}; it has\n  {listing}"
+            f"{folder}: no DICOM series whose description matches {description.pattern!r}; it has\n  {listing}"
         )
     return fitting
 
@@ -271,8 +271,8 @@ def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> D
         )
     if not found[0].uid:
         raise InputError(
-            f"{folder}: its DICOM images have an empty SeriesInstanceUID (emptied to anonymise them?), so whether they "
-            "are one series is unknown; write one and the same new UID into all slices of a series"
+            f"{folder}: its DICOM images have an empty SeriesInstanceUID (emptied to anonymise them?), so whether "
+            "they are one series is unknown; write the same new UID into all slices of a series"
         )
     return found[0]
 
@@ -292,8 +292,8 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
     if steps.min() < 1e-3 * max(spacing, 1e-3):
         place = _name(*series.files[order[int(steps.argmin()) + 1]])
         raise InputError(
-            f"{folder}: two slices at one position ({place}), and nothing in their headers tells them apart; take one "
-            "of the images away"
+            f"{folder}: two slices at one position ({place}), and nothing in their headers distinguishes them; remove "
+            "one of the images"
         )
     worst = int(np.abs(steps - spacing).argmax())
     if abs(steps[worst] - spacing) > SPACING_TOLERANCE * spacing:

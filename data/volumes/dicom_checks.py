@@ -1,4 +1,4 @@
-"""Checks of one DICOM slice: what its header must say of geometry and values, and that its pixels are all there."""
+"""Check one DICOM slice: geometry and values in its header, and the number of its pixels."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ PLAIN_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigE
 
 
 def check_header(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice whose geometry or values its header does not tell."""
+    """Refuse a slice whose header lacks geometry or values."""
     enhanced = "Enhanced" in UID(header.SOPClassUID).name
     if frame_number(header) is None and (enhanced or whole_number(file, header, "NumberOfFrames") > 1):
         kind = UID(header.SOPClassUID).name if enhanced else "multi-frame DICOM"
@@ -46,7 +46,8 @@ def check_header(file: Path, header: pydicom.Dataset) -> None:
         values = numbers(file, header, tag)
         if len(values) != count:
             raise InputError(
-                f"{file}: DICOM tag {tag} is missing or empty, or has not {count} numbers; export the series again"
+                f"{file}: DICOM tag {tag} is missing or empty, or does not hold {count} numbers; export the series "
+                "again"
             )
     if not np.all(numbers(file, header, "PixelSpacing") > 0):
         raise InputError(f"{file}: PixelSpacing {header.PixelSpacing}; expected positive numbers of mm")
@@ -56,7 +57,7 @@ def check_header(file: Path, header: pydicom.Dataset) -> None:
             raise InputError(f"{file}: DICOM tag {tag} is missing or empty; export the series again")
     # Dual-energy scanners export maps of other quantities as CT.
     if header.get("Modality") == "CT" and header.get("RescaleType", "HU") not in _HU_TYPES:
-        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is no CT in HU")
+        raise InputError(f"{file}: RescaleType {header.RescaleType}; expected HU: this CT series is not a CT in HU")
 
 
 def _check_size(file: Path, header: pydicom.Dataset) -> None:

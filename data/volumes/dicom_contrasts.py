@@ -1,4 +1,4 @@
-"""Which contrast a DICOM slice shows, told by its header, where several lie in one series or folder.
+"""Name the contrast of a DICOM slice by its header, if a series or folder holds several.
 
 Dixon images say in ImageType what they are (Siemens, GE: IN_PHASE, OPP_PHASE or OUT_PHASE, WATER, FAT; Philips: IP,
 OP, W, F). Where it does not say, and a series has several echo times, they are `echo1`, `echo2`, ... by time. With the
@@ -77,7 +77,7 @@ def pick_contrast(folder: Path, series: Sequence[Files], name: str | None, chose
         fitting = sorted({_called(label) for label, fit in zip(labels, fits, strict=True) if fit})
         if len(fitting) > 1:
             asked = "+".join(wanted)
-            raise InputError(f"{folder}: {asked} may be {', '.join(fitting)}; call the contrast by one of these")
+            raise InputError(f"{folder}: {asked} may be {', '.join(fitting)}; use one of these names")
         picked.append([file for file, fit in zip(files, fits, strict=True) if fit])
     return picked
 
@@ -99,7 +99,7 @@ def describe_choices(files: Files) -> str:
     if len(counts) < 2:
         return ""
     listed = ", ".join(f"{name or 'others'} ({count} slices)" for name, count in sorted(counts.items()))
-    return f"; it holds {listed}: contrasts are read by name, --contrast NAME, or NAME=PATH where several are taken"
+    return f"; it holds {listed}: choose one with --contrast NAME, or several with NAME=PATH"
 
 
 def _called(label: Label) -> str:

@@ -1,4 +1,4 @@
-"""What a volume that was read from DICOM remembers of its series: for a series that is derived from it."""
+"""What a volume keeps of the DICOM series it was read from, for a series derived from it."""
 
 from dataclasses import dataclass
 from pathlib import Path

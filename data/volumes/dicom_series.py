@@ -1,4 +1,4 @@
-"""A synthetic CT as a DICOM series: CT Image Storage (PS3.3 A.3), one instance a slice, with HU as int16.
+"""Write a synthetic CT as a DICOM series: CT Image Storage (PS3.3 A.3), one instance a slice, HU as int16.
 
 Made of a DICOM MR it belongs to the MR's patient and study, and lies in its frame of reference: contours, registrations
 and dose carry over. It is a series of its own, which says that it is synthetic, of what images and by what model.
@@ -44,7 +44,7 @@ _IDENTIFYING = ("PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenc
 
 @dataclass(frozen=True)
 class Derivation:
-    """By what a series was made, and of what.
+    """What a series was made from, and by which model.
 
     Attributes:
         model: the model's name, as people know it; epoch: whose weights.
@@ -114,26 +114,26 @@ def check_identity(source: Volume, identity: Identity) -> None:
     """
     if source.dicom and not identity.anonymous and (identity.name or identity.patient_id):
         raise InputError(
-            "patient_name, patient_id: the MR is DICOM and says whose it is; leave them out, or replace all of its "
-            "identity with --anonymous"
+            "patient_name, patient_id: the DICOM MR names its patient; leave them out, or replace the whole identity "
+            "with --anonymous"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which there is anything but a series that was written here: it would be taken away.
+    """Refuse a folder that holds anything but a series written here, because its contents would be removed.
 
     Raises:
         InputError: it is such a folder, or no folder.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{folder}: is there, and no folder; expected a new folder for the DICOM series")
+        raise InputError(f"{folder}: exists and is not a folder; expected a new folder for the DICOM series")
     if not folder.exists():
         return
     for file in sorted(folder.iterdir()):
         if not _is_ours(file):
             raise InputError(
-                f"{folder}: holds {file.name}, which is no slice of a synthetic CT; expected a new folder for the "
-                "DICOM series (--overwrite takes away only a series that was written here)"
+                f"{folder}: holds {file.name}, which is not a slice of a synthetic CT; expected a new folder for the "
+                "DICOM series (--overwrite replaces only a series that was written here)"
             )
 
 
@@ -185,7 +185,7 @@ def _compare(back: Volume, written: Volume, folder: Path) -> None:
     if not same_grid(back, written, _SAME_GRID):
         raise InputError(
             f"{folder}: the series would lie elsewhere: {describe_grid(back)}; expected {describe_grid(written)}: "
-            "DICOM takes axes at right angles: resample the MR first"
+            "DICOM needs axes at right angles: resample the MR first"
         )
 
 
@@ -282,7 +282,7 @@ def _reference(sop_class: str, instance: str, frame: int | None) -> Dataset:
 
 
 def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
-    """Take over what has a value; one that its type does not allow would make the whole series invalid."""
+    """Copy attributes that have a value; an invalid value would make the whole series invalid."""
     for name in names:
         if name not in source:
             continue
@@ -293,7 +293,7 @@ def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
                 validate_value(element.VR, value, RAISE)
         except Exception:  # pydicom decodes a value when it is asked for, and can fail in any way
             # What it holds may name the patient.
-            log.warning("warning: the %s of the MR is no valid DICOM value; the CT series is written without it", name)
+            log.warning("warning: the MR's DICOM tag %s is not copied: its value is invalid", name)
             continue
         if not element.is_empty:
             header.add_new(element.tag, element.VR, value)

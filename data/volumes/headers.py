@@ -1,4 +1,4 @@
-"""What all headers of volumes have in common: claims that are held against the file before they are believed."""
+"""Shared by all volume headers: claims are compared with the file before they are believed."""
 
 import math
 import re
@@ -33,7 +33,7 @@ _MAGIC = {
     b"\x1f\x8b": "a gzip-compressed file",
     b"NRRD000": "an NRRD file",
     b"ObjectType": "a MetaImage",
-    b"\x00\x05\x16\x07": "what macOS keeps of another file (AppleDouble), not a volume",
+    b"\x00\x05\x16\x07": "macOS data about another file (AppleDouble), not a volume",
     b"\x1c\x02\x00\x00": "a NIfTI or Analyze file",
     b"\x00\x00\x02\x1c": "a NIfTI or Analyze file",
     b"\x5c\x01\x00\x00": "a NIfTI or Analyze file",
@@ -46,7 +46,7 @@ _MAGIC = {
     b"MM\x00*": "a TIFF image",
     b"\x89HDF": "an HDF5 file",
 }
-UNKNOWN = "a file of no format that is known here"
+UNKNOWN = "a file of an unknown format"
 
 
 def describe_content(start: bytes) -> str:
@@ -54,12 +54,12 @@ def describe_content(start: bytes) -> str:
     if start[128:132] == b"DICM":
         return "a DICOM file"
     if start[:256].lstrip()[:5].lower() in (b"<html", b"<!doc"):
-        return "a web page, as a failed download leaves it"
+        return "a web page, as after a failed download"
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), UNKNOWN)
 
 
 def unreadable(path: Path, problem: str) -> InputError:
-    """Return the error of a file that is no volume, or a damaged one."""
+    """Return the error of a file that is not a volume, or is damaged."""
     return InputError(f"{path}: cannot be read as a volume: {problem}")
 
 
@@ -154,7 +154,7 @@ class TextHeader:
     def damaged(self, key: str, found: str | None, expected: str) -> InputError:
         """Return the error of a value that is not what it must be, or (None) missing."""
         text = "missing" if found is None else ascii(found[:80])
-        return unreadable(self.path, f"{self.format} {key} {text}; expected {expected}: damaged, or no {self.format}")
+        return unreadable(self.path, f"{self.format} {key} {text}; expected {expected}: damaged, or not {self.format}")
 
     def whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
         """Return a value that is a whole number from `least` to `most`, `default` where it is missing."""

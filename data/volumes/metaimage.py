@@ -1,4 +1,4 @@
-"""MetaImage headers (.mha, .mhd), read here: MetaIO's own reader ends the process, or never returns, on some.
+"""MetaImage headers (.mha, .mhd), read here because some crash or hang MetaIO's own reader.
 
 The format: https://itk.org/Wiki/ITK/MetaIO/Documentation
 """

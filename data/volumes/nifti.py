@@ -1,4 +1,4 @@
-"""NIfTI files: voxels, and where they lie. One rule says which of a header's statements counts.
+"""NIfTI files: voxels and their position. One rule decides which of a header's transforms is used.
 
 - The sform counts where its code is not 0, else the qform where its code is not 0. Where neither is, NIfTI's method 1
   does: index axes run to the right, the front and the head, and the first voxel is the origin.
@@ -82,8 +82,8 @@ def read_nifti(path: Path, stored_bytes: int) -> NiftiImage:
     image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Pair):
         raise InputError(
-            f"{path}: Analyze 7.5, which does not say what is left and right; expected NIfTI: convert it with the "
-            "software that wrote it"
+            f"{path}: Analyze 7.5, which does not record left and right; expected NIfTI: convert it with the software "
+            "that wrote it"
         )
     kind = image.get_data_dtype()
     if kind.fields:
@@ -155,8 +155,8 @@ def _geometry(path: Path, header: Nifti1Header, size: tuple[int, ...]) -> tuple:
     if used is None:
         used = np.diag([*pixdim, 1.0])
         notes.append(
-            "the header says no orientation (qform and sform code 0); taken as NIfTI's method 1 has it: axes to the "
-            "right, the front and the head"
+            "the header has no orientation (qform and sform code 0); NIfTI's method 1 is used: axes to the right, "
+            "the front and the head"
         )
     if not np.all(np.isfinite(used)):
         raise InputError(f"{path}: the header's transform holds NaN or infinite numbers; export the volume again")
@@ -193,7 +193,7 @@ def _straightened(
     if bent_mm > max(_SAME_MM, spacing.min()):
         way_out = "resample it to orthogonal axes"
         if name == "sform" and other is not None:
-            way_out += ", or set its code to 0 where the qform is right"
+            way_out += ", or set its code to 0 if the qform is right"
         raise InputError(
             f"{path}: direction not orthonormal: its {name} shears or was rounded (by up to {bent_mm:.3g} mm, voxels "
             f"have {_numbers(spacing)} mm); expected orthogonal axes: {way_out}"
@@ -211,7 +211,7 @@ def _disagreement(
     if not same_size and (qform is not None or placeholder):
         raise InputError(f"{path}: {found}: which is right is unknown; expected the same: correct the header")
     if not same_size:
-        return [f"{found}; the sform is taken"]
+        return [f"{found}; the sform is used"]
     if qform is None:
         return []
     if np.linalg.det(qform[:3, :3]) * np.linalg.det(sform[:3, :3]) < 0:
@@ -220,7 +220,7 @@ def _disagreement(
             "the code of the wrong one to 0"
         )
     apart_mm = _apart_mm(sform, qform, size)
-    return [f"its sform and qform lie up to {apart_mm:.3g} mm apart; the sform is taken"] if apart_mm > _SAME_MM else []
+    return [f"its sform and qform lie up to {apart_mm:.3g} mm apart; the sform is used"] if apart_mm > _SAME_MM else []
 
 
 def _apart_mm(a: np.ndarray, b: np.ndarray, size: tuple[int, ...]) -> float:

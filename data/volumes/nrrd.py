@@ -1,4 +1,4 @@
-"""NRRD headers (.nrrd, .nhdr), read here: the reader in ITK writes beyond its arrays on some, and ends the process.
+"""NRRD headers (.nrrd, .nhdr), read here because some make ITK's reader write beyond its arrays and crash.
 
 The format: https://teem.sourceforge.net/nrrd/format.html
 """

@@ -1,4 +1,4 @@
-"""GDCM's reading of DICOM slices, in a process of its own where a file could end the process that reads it.
+"""Read DICOM slices with GDCM in a separate process, if a file could crash the reader.
 
 A dead reader costs its series alone, and the slice that it died of is named. Ordinary slices are read in this process:
 nothing that their decoders could stumble over is in them.
@@ -23,11 +23,11 @@ _SECONDS = 1800
 
 
 class ReaderError(RuntimeError):
-    """The slices cannot be read: GDCM said why, or it ended its process."""
+    """The slices cannot be read: GDCM reported an error, or crashed."""
 
 
 def is_nested(file: Path) -> bool:
-    """Tell whether a DICOM file may hold sequences so deep in each other that GDCM's stack ends."""
+    """Tell whether a DICOM file may hold sequences nested so deeply that GDCM overflows its stack."""
     data = file.read_bytes()
     return sum(data.count(tag) for tag in _ITEM_TAGS) > _HARMLESS_ITEMS
 
@@ -69,13 +69,13 @@ def _start(task: dict) -> subprocess.CompletedProcess[str]:
             capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ReaderError(f"no end within {_SECONDS} s") from error
+        raise ReaderError(f"no answer within {_SECONDS} s") from error
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
-        return f"its reader died of {signal.Signals(-done.returncode).name}"
-    return (done.stderr.strip().splitlines() or ["no reason said"])[-1]
+        return f"its reader crashed with {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
 def _read(files: list[str], pixel_type: int | None) -> sitk.Image:

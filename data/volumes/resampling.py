@@ -1,4 +1,4 @@
-"""A volume on another volume's grid."""
+"""Resample a volume to another volume's grid."""
 
 import numpy as np
 import SimpleITK as sitk
@@ -31,7 +31,7 @@ def resample(volume: Volume, like: Volume, interpolation: str, outside: float) -
     inside = _interpolated(volume.with_array(np.ones(array.shape, np.uint8)), like, sitk.sitkNearestNeighbor, 0) > 0
     if not inside.any():
         raise InputError(
-            f"no voxel of the one lies in the other: {describe_grid(volume)}; {describe_grid(like)}: of one patient in "
+            f"the volumes do not overlap: {describe_grid(volume)}; {describe_grid(like)}: are they of one patient in "
             "one position? Register them first"
         )
     if not same_grid(volume, like, tolerance=1e-6):

@@ -1,4 +1,4 @@
-"""The bytes of stored voxels: the right number of them, from streams whose checksums hold, or none at all.
+"""Read the bytes of stored voxels: exactly as many as expected, from streams with valid checksums, or none.
 
 Readers of images stop where they have the voxels that they want. The checksum of a compressed stream stands behind
 those, so a flipped bit would be read as another voxel; and bytes too many, from a header that lies, as nothing at all.
@@ -81,7 +81,7 @@ class StoredVolume:
 
 
 def check_data_file(file: Path, header: Path) -> None:
-    """Refuse a data file that is not there, or that is no ordinary file."""
+    """Refuse a data file that is missing or not a regular file."""
     if not file.exists():
         raise InputError(f"{header}: cannot be read as a volume: its data file {file} is missing; copy it along")
     if file.is_dir():
@@ -158,7 +158,7 @@ def _numbers(file: Path, text: bytes, count: int, dtype: np.dtype) -> np.ndarray
         wide = np.array([(float if dtype.kind == "f" else int)(word) for word in words])
         numbers = wide.astype(dtype)
     except (ValueError, OverflowError) as error:
-        raise unreadable(file, f"voxels that are no numbers ({error}): damaged; copy it again") from error
+        raise unreadable(file, f"voxels that are not numbers ({error}): damaged; copy it again") from error
     if dtype.kind != "f" and not np.array_equal(numbers, wide):
         raise unreadable(file, f"numbers from {wide.min()} to {wide.max()}, which {dtype.name} cannot hold: damaged")
     return numbers

@@ -175,7 +175,7 @@ def describe_grid(volume: Volume) -> str:
 
 
 def resampling(what: object, like: object) -> str:
-    """Return the command that puts one volume onto another one's grid, for messages."""
+    """Return the command that resamples one volume to another one's grid, for messages."""
     return f"python -m scripts.resample --input {what} --like {like}"
 
 
@@ -292,7 +292,7 @@ def _read_file(path: Path) -> Volume:
 
 
 def _check_content(path: Path, suffix: str) -> None:
-    """Refuse a file that is not what its name says, or that is of no format that is read."""
+    """Refuse a file whose content does not match its name, or whose format is not supported."""
     start = read_start(path)
     if not start:
         raise InputError(f"{path}: the file is empty")
@@ -301,7 +301,7 @@ def _check_content(path: Path, suffix: str) -> None:
         raise InputError(f"{path}: a single DICOM file; name the folder of its series")
     if not suffix:
         formats = " ".join(suffix for suffix in READABLE_SUFFIXES if suffix != ".dcm")
-        raise unreadable(path, f"{found}; what is read: {formats} and folders of DICOM slices; convert it to .nii.gz")
+        raise unreadable(path, f"{found}; supported are {formats} and folders of DICOM slices; convert it to .nii.gz")
     if suffix == ".img":  # nothing but voxels
         return
     fitting = _CONTENTS.get(suffix, "a gzip-compressed file" if suffix.endswith(".gz") else None)

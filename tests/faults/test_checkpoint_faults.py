@@ -211,7 +211,7 @@ def test_memory_that_ends_makes_no_volume(site, monkeypatch, capsys):
     """Torch's allocator itself refuses what no address space holds."""
     monkeypatch.setattr(TestModel, "_run", lambda self, batch: torch.empty(2**60, dtype=torch.uint8).numpy())
     before = snapshot(site)
-    words = ("cpu: out of memory with one slice at a time (", "GiB more asked for", "GiB free)", "--device")
+    words = ("cpu: out of memory with one slice at a time (", "GiB more requested", "GiB free)", "--device")
     assert_refused(capsys, lambda: test_adapt.main(adapt(site, site / "good.nii.gz")), *words)
     assert snapshot(site) == before
 
@@ -221,7 +221,7 @@ def test_a_body_beyond_the_slices_of_the_training_is_converted_whole(tmp_path, c
     write_model(tmp_path, settings=replace(SETTINGS, size=16))
     path = write_volume(patient_mr(), tmp_path / "good.nii.gz")
     test_adapt.main(adapt(tmp_path, path))
-    assert "mm are converted, the model was trained on 64 mm" in caplog.text
+    assert "mm are used; the model was trained on 64 mm" in caplog.text
     made = read_volume(tmp_path / "out" / NAME / "good.nii.gz")
     assert same_grid(made, patient_mr())
     assert np.mean(made.array[patient_mr().array > 100] == -1000) < 0.01

@@ -88,7 +88,7 @@ def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_
         patched.setattr("cohort.conversion.write_case_page", full)
         patched.setattr("cohort.summary.write_json", full)
         assert test_pipeline.main(arguments) == 1  # not 2: a volume was written
-    assert "failed: no summary: cannot be written: No space left on device" in caplog.text
+    assert "failed: the summary was not written: cannot be written: No space left on device" in caplog.text
     assert (tmp_path / "out" / NAME / "p0__mr.nii.gz").exists() and not page.exists()
     assert test_pipeline.main(arguments) == 0
     assert page.exists() and (tmp_path / "out" / NAME / "summary.json").exists()

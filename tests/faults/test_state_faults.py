@@ -209,7 +209,7 @@ def test_a_restart_does_not_take_over_the_run_of_another(root, finished, monkeyp
     weights = (folder / "latest_net_G_A.pth").read_bytes()
     for count in (0, 1, 2):
         restart(monkeypatch, count)
-        with pytest.raises(InputError, match="holds a run already; resume it with --continue_train"):
+        with pytest.raises(InputError, match="already holds a run; resume it with --continue_train"):
             train.main(training(root, "--n_epochs", "3"))
     assert (folder / "latest_net_G_A.pth").read_bytes() == weights
 

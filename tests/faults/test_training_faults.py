@@ -111,7 +111,7 @@ def full_gpu(batch):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB")
 
 
-@pytest.mark.parametrize(("shortage", "asked"), [(huge, "524288.0 GiB more asked for"), (full_gpu, "2.5 GiB more")])
+@pytest.mark.parametrize(("shortage", "asked"), [(huge, "524288.0 GiB more requested"), (full_gpu, "2.5 GiB more")])
 def test_memory_ends_in_a_step(root, finished, monkeypatch, capsys, shortage, asked):
     """A batch of 2^40 slices is one that no address space holds: torch's allocator itself refuses it."""
     kept = {}
@@ -134,7 +134,7 @@ def test_memory_ends_in_a_step(root, finished, monkeypatch, capsys, shortage, as
     ids=["networks", "slices"],
 )
 def test_memory_ends_before_the_first_step(root, capsys, greedy):
-    refused(capsys, training(root, *greedy.split()), "cpu: out of memory (", "GiB more asked for", "--crop_size")
+    refused(capsys, training(root, *greedy.split()), "cpu: out of memory (", "GiB more requested", "--crop_size")
 
 
 LIMITED = """
@@ -216,7 +216,7 @@ def test_a_link_to_a_run_is_locked_with_it(root):
     (root / "checkpoints/alias").symlink_to("run")
     with (
         run_folder.lock(root / "checkpoints/run"),
-        pytest.raises(InputError, match=r"alias: another training writes into it"),
+        pytest.raises(InputError, match=r"alias: another training is writing to it"),
         run_folder.lock(root / "checkpoints/alias"),
     ):
         pass
@@ -270,7 +270,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_is_not_disturbed
         (root / "checkpoints/run/.writing-first").mkdir()
         kept = snapshot(root / "checkpoints")
         for more in ([], ["--continue_train"]):
-            refused(capsys, training(root, *more), f"{root / 'checkpoints/run'}: another training writes into it")
+            refused(capsys, training(root, *more), f"{root / 'checkpoints/run'}: another training is writing to it")
         assert snapshot(root / "checkpoints") == kept
         (root / "checkpoints/run/.writing-first").rmdir()  # the half-written file of one that is alive
         assert train.main(training(root, "--name", "other")) == 0
@@ -303,7 +303,7 @@ def test_a_killed_training_keeps_nobody_out(root, finished, capsys):
     while not state.exists():
         assert child.poll() is None
         time.sleep(0.001)
-    refused(capsys, training(root, "--continue_train"), "another training writes into it")
+    refused(capsys, training(root, "--continue_train"), "another training is writing to it")
     child.kill()
     assert child.wait() == -signal.SIGKILL
     resumes(root, finished)
@@ -314,7 +314,7 @@ def test_all_processes_of_a_second_training_end(root):
     """The first process alone asks for the lock, and says why."""
     with run_folder.lock(root / "checkpoints/run"):
         code, output = finished_job(torchrun("train.py", *training(root)))
-    assert code != 0 and output.count("error: ") == 1 and "another training writes into it" in output
+    assert code != 0 and output.count("error: ") == 1 and "another training is writing to it" in output
     assert not (root / "checkpoints/run").exists()
 
 
@@ -403,7 +403,7 @@ def test_a_run_resumes_with_other_intensities_but_says_so(root, finished, caplog
     cases = [replace(case, percentiles=case.percentiles and (0.0, 80.0)) for case in manifest.cases]
     replace(manifest, cases=tuple(cases)).write(root / "set")
     assert train.main(training(root, "--continue_train")) == 0
-    assert "the run resumes with volumes of other intensities than it was started on" in caplog.text
+    assert "the run resumes on volumes of other intensities than before" in caplog.text
 
 
 # Clocks

@@ -213,7 +213,7 @@ def test_mr_and_ct_swapped_in_a_data_set(raw):
     assert snapshot(raw) == before
 
 
-@pytest.mark.parametrize(("swapped", "words"), [("mr", "no MR"), ("ct", "no CT in HU")])
+@pytest.mark.parametrize(("swapped", "words"), [("mr", "not an MR"), ("ct", "not a CT in HU")])
 def test_one_swapped_volume_is_named_and_left_out_even_with_its_mask(raw, swapped, words, caplog):
     prepare_dataset.main(prepare(raw))
     before = snapshot(raw / "set")
