@@ -296,6 +296,7 @@ def test_a_data_set_that_may_only_be_read_validates(prepared, tmp_path, monkeypa
     assert not caplog.text
     root = read_only_copy(prepared, tmp_path / "set", monkeypatch)
     assert validation(root).run(nn.Identity())[0] == values
-    assert len(caplog.messages) == 1  # for both CT
+    assert caplog.messages[0] == "preparing CT for the simulation of MR, once: 2 volumes"
+    assert len(caplog.messages) == 2  # one for both CT
     assert "the simulation's maps of the CT cannot be stored" in caplog.text and "npz: cannot be written" in caplog.text
     assert not (root / "simulation").exists()
