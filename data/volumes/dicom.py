@@ -237,7 +237,7 @@ def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
     if found:
         file, reason = found
         syntax = transfer_syntax(dict(files)[file])
-        way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
+        way = f"transfer syntax {syntax.name if syntax else 'not given'}" + (f"; {reason}" if "crashed" in reason else "")
         return (
             f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in an "
             "unsupported compression; export the series uncompressed"
