@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
 
 
 def _folder(found: argparse.Namespace, config: Mapping[str, Any]) -> Path:
-    """Return the run's folder by the command line, or by the config file where that says none."""
+    """Return the run's folder from the command line, or else from the config file."""
     if found.out or found.name or found.checkpoints_dir:
         return (found.out or Path(found.checkpoints_dir or "checkpoints") / (found.name or "")).absolute()
     if "name" in config:
