@@ -30,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--patients", type=int, default=8, help="training patients in each domain (default: 8)")
-    parser.add_argument("--test_patients", type=int, default=2, help="patients with MR and true CT (default: 2)")
+    parser.add_argument("--test_patients", type=int, default=2, help="test patients, with MR and true CT (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of all patients (default: 0)")
     parser.add_argument("--matrix", type=int, default=grid.matrix, help=f"rows and columns (default: {grid.matrix})")
     parser.add_argument("--slices", type=int, default=grid.slices, help=f"axial slices (default: {grid.slices})")
