@@ -2,8 +2,8 @@
 
 Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
 arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.
-With --dixon there are four MR a patient in place of one: ID_in_phase.nii.gz, ID_opposed_phase, ID_water and ID_fat.
-The same seed gives the same voxels; patients that are there already are kept.
+--dixon makes four MR of each patient: ID_in_phase.nii.gz, ID_opposed_phase, ID_water and ID_fat.
+The same seed gives the same voxels. Existing patients are kept.
 """
 
 import argparse
