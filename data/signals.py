@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # Ctrl-C, `kill` and the end of a Slurm job, Slurm's warning before it (`--signal=USR1@120`), a terminal that closes.
@@ -32,7 +32,8 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    print(f"{signal.Signals(number).name}: stopping", file=sys.stderr)
+    with suppress(OSError):  # not by `print`, which the signal may have come in the middle of
+        os.write(2, f"{signal.Signals(number).name}: stopping\n".encode())
     sys.exit(exit_code(number))
 
 

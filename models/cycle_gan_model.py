@@ -23,6 +23,7 @@ from data.errors import InputError
 from data.loading.batches import LoadedBatches, collate
 from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
+from data.loading.slices import SliceSource
 from data.loading.unaligned_dataset import Draw, UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, Need, option, redeclare
@@ -47,6 +48,8 @@ from models.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
 
+# Random slices of each domain from which that of the pictures is taken.
+_CANDIDATES = 8
 # Without discriminators options of theirs do nothing.
 DISCRIMINATED = Need("lambda_gan", or_option="lambda_shape_gan")
 
@@ -464,7 +467,11 @@ class CycleGANModel(BaseModel):
 
 
 def _fixed_sample(dataset: UnalignedDataset, seed: int) -> dict:
-    """Return a batch of one sample, of epoch 0: no other sample of the run is drawn as it is."""
+    """Return a batch of one sample, of epoch 0, which no other is of. Of a few slices it has those that show most."""
     rng = np.random.default_rng([seed, 0])
-    draw = Draw(0, 0, int(rng.integers(len(dataset.a))), int(rng.integers(len(dataset.b))))
-    return collate([dataset[draw]])
+
+    def fullest(source: SliceSource) -> int:
+        indices = map(int, rng.integers(len(source), size=_CANDIDATES))
+        return max(indices, key=lambda index: float(source.read(index, with_mask=False).image.mean()))
+
+    return collate([dataset[Draw(0, 0, fullest(dataset.a), fullest(dataset.b))]])

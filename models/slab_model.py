@@ -224,7 +224,7 @@ class SlabModel(BaseModel):
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
 
     def fixed_visuals(self) -> dict[str, Tensor]:
-        """Return one pair, drawn once, and what the generators make of it."""
+        """Return one pair, of a batch that is drawn once that with most bone, and what the generators make of it."""
         mr, target = self._fixed_pair
         images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": self._run_in_use("G_A", mr)}
         if "G_B" in self.networks:
@@ -240,7 +240,9 @@ class SlabModel(BaseModel):
         try:
             with torch.no_grad():
                 mr, hu, _ = self.draw()
-                return mr[:1].clone(), curve(hu[:1], self.ct_map.knots)
+                bone = (hu > _BONE_HU).flatten(1).sum(dim=1)
+                shown = bone.argmax()[None]
+                return mr[shown], curve(hu[shown], self.ct_map.knots)
         finally:
             self.generators = training
 

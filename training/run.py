@@ -82,6 +82,7 @@ class TrainingRun:
         self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
         self._in_use: InferenceSettings | None = None  # what the run's folder says of the use of its generator
+        self._from_scratch = False  # whether all steps since random weights are counted
         self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
     @cached_property
@@ -282,15 +283,12 @@ class TrainingRun:
         if self.group.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
-            run_folder.save_state(self.folder, {**parts, "processes": processes, **origin})
-            self._record_steps((at.epoch - 1) * self.batches.steps + self._steps_done(at))
+            steps = (at.epoch - 1) * self.batches.steps + self._steps_done(at) if self._from_scratch else None
+            run_folder.save_state(self.folder, {**parts, "processes": processes, **origin, "steps": steps})
+            if self._in_use:
+                replace(self._in_use, steps=steps).write(self.folder)
         self._save_weights("latest")
         self._saved_at = time.monotonic()
-
-    def _record_steps(self, steps: int) -> None:
-        """Let the use of the generator know how long it was trained, where that is known from its beginning on."""
-        if self._in_use and self._in_use.steps is not None:
-            replace(self._in_use, steps=steps).write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
@@ -322,8 +320,9 @@ class TrainingRun:
         def prepare() -> None:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
+            self._from_scratch = not self.settings.run.init_from
             if self.described:
-                self._in_use = replace(self.described, steps=None if self.settings.run.init_from else 0)
+                self._in_use = replace(self.described, steps=0 if self._from_scratch else None)
                 self._in_use.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
@@ -342,15 +341,16 @@ class TrainingRun:
         def load() -> dict[str, Any]:
             run_folder.clear_scratch(self.folder)
             state = run_folder.load_state(self.folder, take_over)
+            self._from_scratch = type(state.get("steps")) is int  # an earlier version did not count
             if here := self.described:
                 try:
-                    started = read_inference_settings(self.folder)
+                    self._in_use = read_inference_settings(self.folder)
                 except InputError as error:
                     log.warning("warning: %s; it is written again", error)
-                    here.write(self.folder)
+                    self._in_use = replace(here, steps=state["steps"] if self._from_scratch else None)
+                    self._in_use.write(self.folder)
                 else:
-                    check_continued(self.folder, started, here)
-                    self._in_use = started
+                    check_continued(self.folder, self._in_use, here)
             return state
 
         state = self.group.share(load)

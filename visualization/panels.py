@@ -132,7 +132,7 @@ def training_sheet(
     """
     rows = _rows(visuals, style)
     if fixed:
-        rows = [_heading("the same slices"), *_rows(fixed, style), _heading("slices of this step"), *rows]
+        rows = [_heading("always the same slices"), *_rows(fixed, style), _heading("slices of this step"), *rows]
     return arrange(rows)
 
 
