@@ -1,9 +1,9 @@
 """Fill holes in binary masks by iterated voting: ``python fill_hole.py --input F|DIR --output F|DIR``.
 
-A background voxel becomes foreground where the foreground has a majority in the box around it; this repeats until
-nothing changes or --iterations are done (SimpleITK's VotingBinaryIterativeHoleFilling). Masks are volumes
-(.nii.gz .nii .mha .mhd .nrrd), filled in 3-D and written as 0 and 1, or slices (.png), filled in 2-D and written as 0
-and 255. Of a folder, every mask in it and below is filled.
+A background voxel becomes foreground if the foreground has a majority in the box around it. This repeats until nothing
+changes or --iterations are done (SimpleITK's VotingBinaryIterativeHoleFilling). Masks are volumes (.nii.gz .nii .mha
+.mhd .nrrd), filled in 3-D and written as 0 and 1, or slices (.png), filled in 2-D and written as 0 and 255. In a
+folder, all masks in it and below are filled.
 """
 
 import argparse

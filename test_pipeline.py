@@ -1,6 +1,6 @@
 """Convert a cohort of MR to synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`.
 
-A folder of images, or one with `testA`, becomes images and a page.
+A folder of images, or one with `testA`, is converted to images and a page.
 """
 
 from cohort.images import convert_images, takes_images

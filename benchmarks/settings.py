@@ -25,7 +25,7 @@ class MachineOptions:
     work: Path | None = option(
         None, nature=Nature.FREE, parse=Path, help="keep generated data in this folder (default: a temporary one)"
     )
-    turns: int = option(5, nature=Nature.FREE, parse=positive_int, help="how often each way is measured")
+    turns: int = option(5, nature=Nature.FREE, parse=positive_int, help="number of turns")
     size: int = option(256, nature=Nature.FREE, parse=positive_int, help="rows and columns of a slice")
     device: torch.device = option("auto", nature=Nature.FREE, parse=torch_device, help="as in train.py")
     precision: str = option("auto", nature=Nature.FREE, choices=PRECISIONS, help="precision of our networks")

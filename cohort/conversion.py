@@ -305,7 +305,7 @@ class Conversion:
             self.results.write(begun)
 
     def _refuse_other_patient(self, work: Work) -> None:
-        """Raise `InputError` where another process has written another patient's result under this name meanwhile.
+        """Raise `InputError` if another process has written another patient's result under this name meanwhile.
 
         The failure is then recorded under a name of its own.
         """

@@ -106,7 +106,7 @@ def convert_images(opt: CohortSettings, device: torch.device) -> int:
 
 
 def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return black and white of what goes in and of what comes out; refuse models and options that take volumes."""
+    """Return black and white of input and output; refuse models and options that are for volumes."""
     volumes_only = {
         "--pattern": opt.pattern, "--series_description": opt.series_description, "--dicom": opt.dicom,
         "--mu_map": opt.mu_settings, "--uncertainty": opt.uncertainty,
@@ -133,7 +133,7 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
 
 
 def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[Conversion], Path, bool]:
-    """Return what is to do, of at most `--num_test` images, where the page goes, and whether an earlier run made one.
+    """Return the images to convert, at most `--num_test`, the place of the page, and whether an earlier run made one.
 
     Raises:
         InputError: this would replace what this command did not make.

@@ -67,7 +67,7 @@ class CohortCase:
     patient_id: str | None = None
 
     def hash(self) -> str:
-        """Return the SHA-256 of the volumes' files. Raises `InputError` where one cannot be read."""
+        """Return the SHA-256 of the volumes' files. Raises `InputError` if one cannot be read."""
         if self.further:
             return hash_files([file for path in self.paths.values() for file in source_files(path)])
         return hash_files(self.files) if self.files else hash_source(self.path)
@@ -79,7 +79,7 @@ class CohortCase:
 
 
 class _Wanted(NamedTuple):
-    """Which DICOM series are cases: those of a modality, with a description that matches where one is given."""
+    """Which DICOM series are cases: those of a modality, and with a matching description if one is given."""
 
     modality: str
     description: re.Pattern | None
@@ -103,7 +103,7 @@ def find_cohort(
     """Find the volume files and the DICOM series of a modality below `root`.
 
     An empty folder is a case that cannot be converted: most often an export that failed. Hidden files, localisers,
-    series of other modalities and volume files beside DICOM slices that are a case are passed over.
+    series of other modalities and volume files beside DICOM slices that are a case are skipped.
 
     Args:
         root: where to look.

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one model's network gave, (M, size, size) in [-1, 1], its variance if asked for, and the plan for both."""
+    """One model's output: (M, size, size) in [-1, 1], its variance if requested, and the plan for both."""
 
     translated: np.ndarray
     variance: RestoredVolume | None
@@ -88,7 +88,7 @@ class Models:
         return outputs
 
     def restore(self, outputs: Sequence[Output]) -> tuple[list[Volume], Findings]:
-        """Return the volume that each model makes, and what is found when it is held against its training."""
+        """Return the volume of each model, and the findings of its comparison with the training set."""
         volumes, findings = [], {}
         for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
             check = Check(output.plan, model.settings.training)
@@ -97,7 +97,7 @@ class Models:
         return volumes, join_findings(findings)
 
     def fuse(self, outputs: Sequence[Output], volumes: Sequence[Volume]) -> tuple[Volume, Volume | None]:
-        """Return what the models make together, and its standard deviation where that is wanted."""
+        """Return the volumes of all models combined, and the standard deviation if requested."""
         if len(volumes) == 1 and not self.uncertainty:
             return volumes[0], None
         together = Fusion(volumes[0], self.fusion, self.uncertainty)

@@ -149,7 +149,7 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
 
 
 def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: Extras, results: Results) -> dict:
-    """Convert this process's part of what is to do; return figures of it."""
+    """Convert this process's share of the cases; return its figures."""
     device = group.device(opt.device)
     how = (opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
     loaded = {name: load_synthesiser(folder, *how) for name, folder in zip(opt.name, opt.folders, strict=True)}

@@ -1,9 +1,9 @@
 """The folder of a cohort's results: volumes, their records, and the claims of the processes that work on them.
 
     <folder>/<case>.nii.gz           synthetic CT
-    <folder>/dicom/<case>/           the same as a DICOM series, where asked for
-    <folder>/mu_maps/<case>.nii.gz   its attenuation at 511 keV, where asked for
-    <folder>/uncertainty/<case>.nii.gz   its standard deviation, where asked for
+    <folder>/dicom/<case>/           the same as a DICOM series, if asked for
+    <folder>/mu_maps/<case>.nii.gz   its attenuation at 511 keV, if asked for
+    <folder>/uncertainty/<case>.nii.gz   its standard deviation, if asked for
     <folder>/records/<case>.json     what it was made of and what was found; written after the volume
     <folder>/.claims/<case>          locked by the process that converts the case
 
@@ -80,7 +80,7 @@ class Claim:
     """A case that this process alone works on, until it is released or the process ends."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take over a locked file's descriptor."""
+        """Own a locked file's descriptor."""
         self._descriptor = descriptor
 
     def release(self) -> None:
@@ -89,7 +89,9 @@ class Claim:
         os.close(self._descriptor)
 
     def follows_a_death(self) -> bool:
-        """Tell whether the process that had it last did not release it; from now on that can be told of this one."""
+        """Tell whether the last process that held it died without releasing it; from now on this process counts as
+        holding it.
+        """
         died = os.fstat(self._descriptor).st_size > 0
         try:
             os.pwrite(self._descriptor, b"1", 0)
@@ -114,7 +116,7 @@ class Results:
         return self.folder / "pages" / case / "index.html"
 
     def extra_path(self, kind: str, case: str) -> Path:
-        """Return where what is asked for beside a case's volume goes, by its kind in `EXTRAS`."""
+        """Return the path of an extra of a case, by its kind in `EXTRAS`."""
         return self.folder / EXTRAS[kind].format(case)
 
     def targets(self, case: str) -> dict[str, Path]:
@@ -138,7 +140,7 @@ class Results:
         return self.folder / "records" / f"{case}.json"
 
     def read(self, case: str) -> CaseRecord | None:
-        """Return a case's record; None where there is none that this version understands."""
+        """Return a case's record; None if there is none that this version understands."""
         return _read_record(self.record_path(case))
 
     def read_all(self) -> list[CaseRecord]:
@@ -170,12 +172,12 @@ class Results:
         )
 
     def describe_extra(self, kind: str, case: str, of: dict) -> dict | None:
-        """Return what a record says of an extra that is there; None where there is none."""
+        """Return what a record says of an existing extra; None if there is none."""
         path = self.extra_path(kind, case)
         return {**of, "sha256": hash_source(path)} if path.exists() else None
 
     def claim(self, case: str) -> Claim | None:
-        """Return the claim to a case, or None where another process has it.
+        """Return the claim to a case, or None if another process has it.
 
         What a process that was killed left half-written of the case is removed.
 
@@ -190,7 +192,7 @@ class Results:
         return claim
 
     def check_own(self, overwrite: bool) -> None:
-        """Refuse a folder that no pipeline has worked in where it holds files that a pipeline would replace.
+        """Refuse a folder that no pipeline has worked in if it holds files that a pipeline would replace.
 
         Raises:
             InputError: it does, and `overwrite` does not allow it.
@@ -211,7 +213,7 @@ class Results:
             claim.release()
 
     def _clean(self, *names: str) -> None:
-        """Remove what `whole_file` left of files that nobody is writing now; the name `*` stands for any."""
+        """Remove leftovers of `whole_file` that nobody is writing now; the name `*` stands for any."""
         for path in map(self.folder.joinpath, names):
             pattern = path.name if path.name == "*" else glob.escape(path.name)
             for left in path.parent.glob(f".writing-*/{pattern}"):

@@ -1,11 +1,11 @@
 """Convert the subject in a folder: ``python -m container.convert_subject [--input_dir /input] [--output_dir /output]``.
 
-Takes the MR that --pattern names in the input folder, and writes its synthetic CT, on the MR's own grid, into the
-output folder. Options that are not listed here go to test_adapt.py, which does the work. Options may stand in the
-environment variable CONVERT_OPTIONS as well, as on a command line; those of the command line come after them and win.
+Finds the MR by --pattern in the input folder, and writes its synthetic CT, on the MR's own grid, to the output folder.
+Options that are not listed here go to test_adapt.py, which does the work. Options can also be in the environment
+variable CONVERT_OPTIONS; those of the command line win.
 
-Exit codes: 0; 1 where the CT is there and something that was asked for beside it is not; 2 with one line that says
-what is wrong, and then there is no CT.
+Exit codes: 0 done; 1 the CT is written, but something else that was asked for is not; 2 no CT, with one line that says
+why.
 """
 
 import argparse

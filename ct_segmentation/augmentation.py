@@ -26,7 +26,7 @@ def augment(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tens
 
 
 def move(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Scale and shift a slice and its mask alike; what comes in from outside is air."""
+    """Scale and shift a slice and its mask alike; what enters from outside is air."""
     from torchvision.transforms.v2 import InterpolationMode  # here, as in data/loading/augmentation.py
     from torchvision.transforms.v2 import functional as F
 

@@ -1,8 +1,8 @@
 """Make a shape extractor's file from U-Net weights trained elsewhere.
 
-Weights do not say what they were trained on; the options do. The network's output is taken as one logit a class, the
-body first; its width and classes are found in the weights. A network of three channels, as the published one, which saw
-each slice in all three, becomes one of one channel that gives the same.
+Weights do not record what they were trained on, so the options must tell. Each output channel is one logit, the body
+first; width and classes are found in the weights. A network of three channels, such as the published one, which saw
+each slice in all three, becomes an equivalent one of one channel.
 """
 
 import argparse

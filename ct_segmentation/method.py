@@ -75,7 +75,7 @@ class ShapeExtractorSettings(ExtractorOptions, MethodSettings):
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether statistics are taken over batches."""
+        """Whether batch norm is used."""
         return True
 
 
@@ -116,7 +116,7 @@ class ShapeExtractorModel(BaseModel):
     fixed_facts = ("patients to train on", "patients to validate with", "classes")
 
     def __init__(self, settings: ShapeExtractorSettings, extractor: ShapeExtractor, place: Place) -> None:
-        """Train an extractor whose weights are drawn already."""
+        """Train an extractor whose initial weights are set."""
         super().__init__(settings, place.device, place.processes)
         self.extractor = extractor.to(self.device)
         self.networks["E"] = self.extractor
@@ -187,7 +187,7 @@ class ShapeExtractorModel(BaseModel):
         return LoadedBatches(dataset.slices, sampler, data.num_threads, pin_memory=place.device.type == "cuda")
 
     def describe(self, data: DataSettings, dataset: ShapeData) -> None:
-        """Return nothing: an extractor's file says what its use must know."""
+        """Return nothing: an extractor's file describes its own use."""
 
     def next_command(self, folder: Path, epoch: str, described: InferenceSettings | None, data: DataSettings) -> str:
         """Return the training that takes this extractor; it finds that of its own data set by itself."""
@@ -267,7 +267,7 @@ class DiceValidator:
         self.cases: dict[str, dict[str, float]] = {}
 
     def measure(self, model: BaseModel) -> Generator[tuple[dict[str, float], list[Any]] | None]:
-        """Yield None after each case, and at last the mean Dice of each class where it is defined; nothing is shown."""
+        """Yield None after each case, and at last the mean Dice of each class, if defined; there are no pictures."""
         extractor = model.networks["E"]
         assert isinstance(extractor, ShapeExtractor)
         self.cases = {}
@@ -297,7 +297,7 @@ def validate(
 
 
 def _open_images(settings: ShapeExtractorSettings, data: DataSettings) -> ShapeData:
-    """Open the CT images of a folder, at the size that trainings give them; masks are computed where there are none.
+    """Open the CT images of a folder at the size of training; missing masks are computed.
 
     Raises:
         InputError: they cannot be used, or their gray values are said to be those of a curve.

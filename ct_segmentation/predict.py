@@ -1,8 +1,8 @@
-"""Find the body (and bone) in CT with a shape extractor.
+"""Segment the body (and bone) in CT with a shape extractor.
 
---input is a CT volume or DICOM folder (HU in, labels on its own grid out), a folder of volumes, a `.npy` of prepared
-slices (N, H, W) in HU, or a folder of slice images whose full range is the extractor's CT window. --output is of the
-same kind. Labels are 1 for body and 2 for bone, uint8; in images of a body alone it is 255.
+--input is a CT volume or DICOM folder in HU, a folder of volumes, a `.npy` of prepared slices (N, H, W) in HU, or a
+folder of slice images whose full range is the extractor's CT window. --output is of the same kind, volumes on their
+own grid. Labels are uint8: 1 body, 2 bone; 255 in images of the body alone.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from evaluation.report import markdown_table
 
 
 def dice_by_class(labels: np.ndarray, reference: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """Return the Dice overlap of every class over all voxels of a patient together; NaN where neither has the class.
+    """Return the Dice overlap of every class over all voxels of a patient together; NaN if neither has the class.
 
     Args:
         labels, reference: label maps of one shape; any non-zero label is body, k + 1 the class k.

@@ -1,9 +1,9 @@
-"""Train the shape extractor on the CT slices and masks of a prepared data set; `--out` is the run's folder, where
-`train.py` finds it unless another is chosen.
+"""Train the shape extractor on the CT slices and masks of a prepared data set.
 
-It is the method `shape_extractor` of `train.py`, whose options it takes: patients are split, and some only validate, by
-Dice over their whole volumes. `extractor.pth` is the best so far, `latest_state.pth` what `--continue_train`
-resumes from, `validation.json` the split and the scores.
+It is the method `shape_extractor` of `train.py` and takes its options. `--out` is the run's folder, by default the one
+in which `train.py` looks for it. Patients are split: some are used for validation only, by Dice over their whole
+volumes. `extractor.pth` is the best extractor so far, `--continue_train` resumes from `latest_state.pth`, and
+`validation.json` has the split and the scores.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
 
 
 def _folder(found: argparse.Namespace, config: Mapping[str, Any]) -> Path:
-    """Return the run's folder by the command line, or by the config file where that says none."""
+    """Return the run's folder from the command line, or else from the config file."""
     if found.out or found.name or found.checkpoints_dir:
         return (found.out or Path(found.checkpoints_dir or "checkpoints") / (found.name or "")).absolute()
     if "name" in config:

@@ -55,7 +55,7 @@ class SliceDraw:
 
 @dataclass(frozen=True)
 class ImageCase:
-    """Images of one patient, or of a part of a folder that does not say whose they are; named as a `Case` is.
+    """Images of one patient, or of a part of a folder without patients; named like a `Case`.
 
     `indices` are those of its images in the folder.
     """

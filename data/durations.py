@@ -17,9 +17,9 @@ class TimeLeft:
     """An estimate of the time to the end of a run, from the pace since it began or resumed.
 
     Attributes:
-        steps: of the whole run; None where the clock ends it.
+        steps: of the whole run; None if the clock ends it.
         done: steps that were done when it began.
-        seconds: until the clock ends it, when it began; None where a number of steps does.
+        seconds: until the clock ends it, when it began; None if a number of steps does.
     """
 
     steps: int | None

@@ -20,7 +20,7 @@ _OUT_OF_MEMORY = (
 
 
 class InputError(ValueError):
-    """Bad input from outside: says what, where, what was found, what was expected and the way out."""
+    """Bad input: the message says what, where, what was found, what was expected and the way out."""
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -76,5 +76,5 @@ def _open_closed_streams() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that a device's memory, or the computer's, is used up."""
+    """Tell whether an error means that a device, or the computer, is out of memory."""
     return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)

@@ -70,7 +70,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _take_place(written: Path, path: Path, former: Path) -> None:
-    """Rename a folder to `path`, and what is there to `former`; where the first fails, the second is undone."""
+    """Rename a folder to `path`, and the old one to `former`; if the first fails, the second is undone."""
     replaced = os.path.lexists(path)
     if replaced:
         path.rename(former)

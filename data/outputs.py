@@ -30,7 +30,7 @@ def check_free(
         inputs: volumes and other files that the command reads; their files are never written over.
         made: targets that a former run of the same command made for the same input; they may be renewed. None where
             the command keeps no account of that.
-        overwrite: whether other files may be replaced; None where the command has no --overwrite.
+        overwrite: whether other files may be replaced; None if the command has no --overwrite.
 
     Raises:
         InputError: a target is an input, or is there already and may not be replaced.
@@ -54,7 +54,7 @@ def _is_taken(target: Path) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return a volume's files; of one that is damaged its own, and whoever reads it says what is wrong."""
+    """Return a volume's files; of a damaged one only its own, since reading it will report the damage."""
     try:
         return source_files(path)
     except InputError:
@@ -62,7 +62,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from all others, whatever it is called; None where there is none."""
+    """Return what identifies a file, whatever its name; None if there is none."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -4,7 +4,7 @@ A path is either one volume (a file, or a folder with one DICOM series in it) or
 folder of cases the pattern tells where a case lies and how it is called: a path below the folder in which
 ``{case}`` stands for the case name, e.g. ``{case}.mha``, ``{case}/ct.nii.gz`` or ``{case}/{case}_CT.nii.gz``
 (twice the same name). Without a pattern the volume files directly in the folder count, and the case name is
-the file name less its volume suffix. Files and folders whose name starts with a dot are passed over.
+the file name less its volume suffix. Files and folders whose name starts with a dot are skipped.
 """
 
 import glob

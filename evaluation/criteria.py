@@ -63,7 +63,7 @@ def check_criterion(criterion: str, values: Collection[str]) -> Criterion:
 
 
 def score(values: Mapping[str, float], criterion: str) -> float:
-    """Return the score of a validation's values by a criterion of `CRITERIA`: less is better, infinite is none at all.
+    """Return the score of a validation's values by a criterion of `CRITERIA`: smaller is better, infinite means none.
 
     Raises:
         InputError: there is no such criterion, or the validation does not give what it goes by.

@@ -76,7 +76,7 @@ def ms_ssim(
     luminance, contrast and structure alike, the map is (l c s)^e, which with C3 = C2 / 2 is SSIM^e; negative
     values count as 0. Between scales the volumes are averaged over 2 x 2 x 2 voxels (zeros before the first)
     and every second voxel of volumes and mask is kept. As in `ssim` the outer 3 voxels do not count, at no
-    scale: NaN where that leaves no voxel of the mask (at the coarsest scale only the middle of a small volume
+    scale: NaN if that leaves no voxel of the mask (at the coarsest scale only the middle of a small volume
     is left).
 
     Raises:

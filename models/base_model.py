@@ -94,7 +94,7 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether statistics are taken over batches."""
+        """Whether batch norm is used."""
         return False
 
     @property
@@ -205,7 +205,7 @@ class BaseModel(ABC):
         return described.use_command(folder, epoch)
 
     def open_validator(self, data: DataSettings, dataset: Any) -> Validator | None:
-        """Return how the method validates itself; None for one whose generator is validated as generators are."""
+        """Return how the method validates itself; None if it is validated as a generator."""
         return None
 
     def check_init_from(self, name: str, folder: Path, data: DataSettings, dataset: Any) -> None:
@@ -239,7 +239,7 @@ class BaseModel(ABC):
         self._parallel: dict[nn.Module, DistributedDataParallel] = {}
 
     def _wrap_networks(self, averaged: Iterable[str] = (), frozen: Iterable[nn.Module] = ()) -> None:
-        """Compile, average and parallelise the networks as the settings say, once all are there and initialised.
+        """Compile, average and parallelise the networks as the settings say, after all are initialised.
 
         Args:
             averaged: names of those of which an exponential moving average is kept: steadier than one step's weights.
@@ -277,7 +277,7 @@ class BaseModel(ABC):
 
     @property
     def kept_networks(self) -> dict[str, nn.Module]:
-        """The networks whose weights inference uses: the averages, where there are any."""
+        """The networks whose weights inference uses: the averages, if there are any."""
         return self.networks | {name: average.module for name, average in self.averages.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -315,7 +315,7 @@ class BaseModel(ABC):
         yield "scalers", {"fp16": self.scaler} if self.scaler.is_enabled() else {}
 
     def _run(self, net: nn.Module, images: Tensor) -> Tensor:
-        """Run a network in the chosen precision; what comes out is float32, and so are all losses."""
+        """Run a network in the chosen precision; its output is float32, as are all losses."""
         # A frozen network has no gradients to average.
         frozen = not any(parameter.requires_grad for parameter in net.parameters())
         run = self._compiled.get(net, net) if frozen else self._parallel.get(net, self._compiled.get(net, net))

@@ -133,7 +133,7 @@ class CycleGANSettings(
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether statistics are taken over batches."""
+        """Whether batch norm is used."""
         return self.norm == "batch"
 
     @property

@@ -162,5 +162,5 @@ def synthesize_ensemble(
 
 
 def mean_uncertainty(deviation: Volume, body: np.ndarray) -> float:
-    """Return the mean in HU of what `synthesize_ensemble` says inside a body, bool (z, y, x), to three decimals."""
+    """Return the mean deviation in HU inside a body, bool (z, y, x), to three decimals; see `synthesize_ensemble`."""
     return round(float(deviation.array.mean(where=body, dtype=np.float64)), 3)

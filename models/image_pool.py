@@ -72,7 +72,7 @@ class ImagePool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from a `state_dict`.
 
         Raises:
             InputError: the state is of a pool of another size.

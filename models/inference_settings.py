@@ -45,12 +45,12 @@ class InferenceSettings:
     Attributes:
         generator: its architecture.
         direction: 'AtoB' makes CT from MR, 'BtoA' MR from CT.
-        size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None where the training images had none.
+        size, spacing_mm, slice_mm: the frame (see `SliceFrame`); spacing_mm is None if the training images had none.
         contrasts: names of the MR's contrasts in the order of channels (`data.loading.channels`).
         mr_window: 'percentile' or 'tissue' (each volume's own) or fixed (low, high) in MR units: one rule for all
             contrasts, or one for each by name.
         bias_correction: whether MR is corrected for its bias field first, as the training set's was.
-        typical_mr: MR map of the training set, the units of a synthetic MR; None where the training images had none.
+        typical_mr: MR map of the training set, the units of a synthetic MR; None if the training images had none.
         ct: CT map, in HU.
         versions: packages that trained the model.
         training: what the training set looked like; None for models trained on images or by an earlier version.
@@ -60,7 +60,7 @@ class InferenceSettings:
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
-        steps: for how many steps it was trained, from random weights on; None where that is not known.
+        steps: for how many steps it was trained, from random weights on; None if that is not known.
     """
 
     generator: Architecture
@@ -89,7 +89,7 @@ class InferenceSettings:
 
     @property
     def views(self) -> int:
-        """How many outputs say what a slice is: those of the slabs that hold it, and of its four mirrorings."""
+        """Number of outputs for one slice: those of the slabs that hold it, times its mirrorings."""
         return self.slab * (4 if self.mirrored else 1)
 
     @property
@@ -167,7 +167,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
 
 
 def _architecture_1(data: dict) -> Architecture:
-    """Take the architecture out of the values of a file of version 1, whose channels are the slices of a slab."""
+    """Extract the architecture from a file of version 1, whose channels are the slices of a slab."""
     slab = data.get("slab", 1)
     return Architecture(**{name: data.pop(name) for name in _GENERATOR_1}, input_nc=slab, output_nc=slab)
 

@@ -57,7 +57,7 @@ def initialise(
     gain: float = InitialisationSettings.init_gain,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Draw the weights of all convolutions of `net` anew, in place; biases become 0.
+    """Draw new weights for all convolutions of `net`, in place; biases become 0.
 
     Scales and shifts of batch norm become N(1, 0.02) and 0 (Radford et al., DCGAN, ICLR 2016).
 

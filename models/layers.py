@@ -13,7 +13,7 @@ from data.errors import InputError
 
 
 def pick[T](registry: Mapping[str, T], name: str, what: str) -> T:
-    """Return a registry's entry. Raises `InputError` for a name that is none; `what` says of what."""
+    """Return a registry's entry. Raises `InputError` for an unknown name; `what` says of what."""
     if name not in registry:
         raise InputError(f"unknown {what} {name!r}; expected one of {', '.join(registry)}")
     return registry[name]
@@ -72,7 +72,7 @@ def use_bias(norm: str) -> bool:
 
 
 def check_size(x: Tensor, network: str, multiple: int, minimum: int) -> None:
-    """Refuse images that a network cannot take. Raises `InputError`; `network` says whose they are."""
+    """Refuse images that a network cannot process. Raises `InputError`; `network` names it."""
     height, width = x.shape[-2:]
     if height % multiple or width % multiple or min(height, width) < minimum:
         whole = f"multiples of {multiple} and " if multiple > 1 else ""

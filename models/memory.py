@@ -22,7 +22,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def asked_and_free(error: Exception, device: torch.device) -> str:
-    """Return how much an out-of-memory error asked for, where it says so, and how much is free.
+    """Return how much memory an error requested, if it says so, and how much is free.
 
     For example ' (2.0 GiB more asked for, 1.5 GiB free)'.
     """

@@ -330,7 +330,7 @@ class Architecture(GeneratorSettings):
 
     @classmethod
     def of(cls, settings: GeneratorSettings, input_nc: int, output_nc: int) -> "Architecture":
-        """Return the architecture that a run's settings say, of so many channels."""
+        """Return the architecture of a run's settings, with the given channels."""
         own = {field.name: getattr(settings, field.name) for field in fields(GeneratorSettings)}
         return cls(**own, input_nc=input_nc, output_nc=output_nc)
 

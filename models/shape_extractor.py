@@ -51,7 +51,7 @@ class ExtractorSettings:
         view: how those slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         versions: packages that trained it.
         training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
-            `sources`, SHA-256 of every CT; None where that was not recorded.
+            `sources`, SHA-256 of every CT; None if that was not recorded.
     """
 
     width: int

@@ -90,7 +90,7 @@ class SlabModelSettings(GeneratorSettings, InitialisationSettings, ScanOptions, 
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether statistics are taken over batches."""
+        """Whether batch norm is used."""
         return self.norm == "batch"
 
 
@@ -267,7 +267,7 @@ class SlabModel(BaseModel):
         return {"kind": self.device.type} | states
 
     def load_process_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `process_state` was taken.
+        """Continue from a `process_state`.
 
         Where that was on another kind of device, whose random numbers this one cannot continue, those of the device
         start anew from a seed that the host draws.

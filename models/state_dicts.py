@@ -138,7 +138,7 @@ def load_network_weights(net: nn.Module, source: str | Path | Mapping[str, Tenso
 
 
 def load_optimiser(optimiser: torch.optim.Adam, state: Mapping[str, Any]) -> None:
-    """Go on where Adam's `state_dict` was taken.
+    """Continue from Adam's `state_dict`.
 
     Raises:
         KeyError, ValueError: it is of other parameters, or lacks moments; torch by itself would begin those anew, or
@@ -202,7 +202,7 @@ def _check_fit(where: str, network: str, own: Mapping[str, Tensor], state: Mappi
 
 
 def _channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
-    """Return how many channels one shape has where the other has 1; None where they differ otherwise."""
+    """Return how many channels one shape has where the other has 1; None if they differ otherwise."""
     differing = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
     return differing[0][0] if len(found) == len(wanted) and [one for _, one in differing] == [1] else None
 

@@ -81,7 +81,7 @@ class VolumePlan:
         return np.flatnonzero(self.with_body).tolist()
 
     def describe_frame(self) -> str | None:
-        """Return in words how much larger the slices are than those of the training; None where they are not."""
+        """Return in words how much larger the slices are than those of the training; None if they are not."""
         if self.frame.size == self.trained_px:
             return None
         mm = self.frame.spacing_mm
@@ -91,7 +91,7 @@ class VolumePlan:
         )
 
     def describe_spacing(self) -> str | None:
-        """Return in words how far the slices' spacing is from the model's; None where it is near, or all is taken."""
+        """Return in words how far the slices' spacing is from the model's; None if it is near, or all is taken."""
         ours, models = self.frame.through_mm, self.frame.slice_mm
         if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
             return None
@@ -102,7 +102,7 @@ class VolumePlan:
 
 
 class NetworkSlices:
-    """What of a volume goes through the network, each slice made when it is asked for.
+    """The slices of a volume that go through the network, each made on demand.
 
     Its `shape` is (M, size, size), of C contrasts (M, C, size, size). An array of all is made by `np.asarray`.
     """
@@ -183,7 +183,7 @@ class TrainedGenerator(NamedTuple):
 def find_generator(
     folder: Path, epoch: str, spacing_mm: float | None = None, direction: str | None = None, for_images: bool = False
 ) -> TrainedGenerator:
-    """Return the generator of the run in `folder` that is asked for.
+    """Return the requested generator of the run in `folder`.
 
     Args:
         folder: `checkpoints/NAME`.
@@ -251,7 +251,7 @@ def synthesize_volume(
     bar: bool = False,
     look: Look | None = None,
 ) -> Volume:
-    """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; what is not in a slice is air, -1000 HU.
+    """Return the synthetic CT of an MR, int16 in HU on the MR's own grid; outside the slices it is air, -1000 HU.
 
     Slices are as wide as those of the training, or wider where the body is; those without body are air. A model with
     `solid_body` leaves no other air inside the body (`fill_air`). A generator from CT to MR takes a CT and returns an
@@ -279,7 +279,7 @@ def synthesize_volume(
 def prepare_volume(
     source: Volume, settings: InferenceSettings, body: np.ndarray | None = None, further: Sequence[Volume] = ()
 ) -> tuple[NetworkSlices, VolumePlan]:
-    """Return what goes through the network, and the plan for what comes out.
+    """Return the slices for the network, and the plan for its output.
 
     Arguments and errors as in `synthesize_volume`.
     """
@@ -321,7 +321,7 @@ def plan_volume(
 
 
 def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings) -> SliceFrame:
-    """Return the frame of the training; where it does not hold the body, the smallest that does and the network takes.
+    """Return the frame of the training or, if it does not hold the body, the smallest that does and suits the network.
 
     The generators are convolutional: they take slices of any size that halves as often as they do.
     """
@@ -347,7 +347,7 @@ def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> No
 
 
 def _check_scales(volumes: Sequence[Volume], body: np.ndarray, settings: InferenceSettings) -> None:
-    """Refuse MR that do not start at 0 where that must be: by fat a scale is set, by the first the bias field found."""
+    """Refuse MR that do not start at 0 if fat sets their scale or their bias field is corrected."""
     rules = rules_in_order(settings.mr_window, settings.contrasts)
     for k, (rule, volume) in enumerate(zip(rules, volumes, strict=True)):
         if rule == "tissue" or (settings.bias_correction and k == 0):

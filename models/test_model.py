@@ -34,7 +34,7 @@ MIRRORINGS = ((), (2,), (3,), (2, 3))
 
 
 def gathered(translated: Iterable[np.ndarray], slices: Slices) -> np.ndarray:
-    """Return what comes out for source slices, one after the other, as one array, float32 (N, H, W)."""
+    """Return the outputs for source slices, one after the other, as one array, float32 (N, H, W)."""
     array = np.empty((len(slices), *slices.shape[-2:]), np.float32)
     for index, one in enumerate(translated):
         array[index] = one

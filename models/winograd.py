@@ -42,7 +42,7 @@ class WinogradConv2d(nn.Module):
     bias: Tensor | None
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Take over the weights of a convolution for which `fits` holds; all is computed, and returned, in `dtype`."""
+        """Use the weights of a convolution for which `fits` holds; all is computed, and returned, in `dtype`."""
         super().__init__()
         in_tile, kernel, out_tile = transforms()
         weight = torch.einsum("ai,ocij,bj->abco", kernel, conv.weight.detach().double(), kernel)

@@ -169,7 +169,7 @@ def list_models(checkpoints_dir: Path) -> str:
 
 
 def _title(folder: Path) -> str:
-    """Return what a model's card says that it is; nothing where it has no card."""
+    """Return the title of a model's card; nothing if it has no card."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -178,7 +178,7 @@ def _title(folder: Path) -> str:
 
 
 def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:
-    """Refuse published options that say of a model what its record denies.
+    """Refuse published options that contradict the model's record.
 
     Raises:
         InputError: it names the option, and what the record says.

@@ -21,7 +21,7 @@ def is_file(output: Path) -> bool:
 
 
 def file_or_folder(text: str) -> Path:
-    """Return the path of a volume file, or of a folder, which is there or said with a slash at its end."""
+    """Return the path of a volume file, or of a folder, which exists or ends in a slash."""
     path = Path(text)
     if is_file(path) == text.endswith(os.sep) and not path.is_dir():
         raise argparse.ArgumentTypeError(

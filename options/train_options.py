@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
 
 
 def files_of(words: Sequence[str]) -> OptionFiles:
-    """Return what the files say that a command line names: its `--config`, and the run that it continues."""
+    """Return the options from files that a command line names: its `--config`, and the run that it continues."""
     first = CommandParser(add_help=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--continue_train", action="store_true")

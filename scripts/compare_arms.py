@@ -1,8 +1,8 @@
-"""Compare trained models on generated patients, where the truth is known: ``python -m scripts.compare_arms``.
+"""Compare trained models on generated patients, whose truth is known: ``python -m scripts.compare_arms``.
 
-Every model of every --checkpoints_dir (one folder a seed) converts the test patients that scripts.make_phantom wrote.
-Scores are taken in the true body; the share of arms kept is that of the true arms' voxels that are not air in the
-synthetic CT. Prints the mean over patients and seeds, and the range of the seeds' means:
+Every model of every --checkpoints_dir (one folder for each seed) converts the test patients of scripts.make_phantom.
+Scores are taken in the true body. "Arms kept" is the share of the true arms' voxels that are not air in the synthetic
+CT. Prints the mean over patients and seeds, and the range of the seeds' means:
 
     python -m scripts.compare_arms --phantom datasets/phantom_raw --checkpoints_dir seed1 seed2 \\
         --names pure_cyclegan cycle_Lcc Self+Lcc_finetune --out results/arms

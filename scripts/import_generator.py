@@ -1,10 +1,11 @@
 """Import a model trained elsewhere (the published code, pytorch-CycleGAN-and-pix2pix) for `test_adapt.py`.
 
-Of a file, the generator from MR to CT. Of a folder, all networks of an epoch that are there: that generator (`G_A`, or
-`G` where upstream trained one alone), `G_B`, `D_A` and `D_B`. `train.py --init_from NAME` continues from them.
+From a file it imports the generator from MR to CT. From a folder it imports all networks of an epoch: that generator
+(`G_A`, or `G` if upstream trained only one), and `G_B`, `D_A` and `D_B` if present. `train.py --init_from NAME` trains
+on from them.
 
-Writes `checkpoints/NAME/latest_net_G_A.pth`, the same of the other networks, and the `inference.json` that says what
-the weights do not: how volumes became the slices that they were trained on.
+Writes `checkpoints/NAME/latest_net_G_A.pth`, likewise the other networks, and `inference.json`, which records how
+volumes became training slices. Weights do not contain that, so the options must tell.
 """
 
 import logging

@@ -2,8 +2,8 @@
 
 Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
 arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.
-With --dixon there are four MR a patient in place of one: ID_in_phase.nii.gz, ID_opposed_phase, ID_water and ID_fat.
-The same seed gives the same voxels; patients that are there already are kept.
+--dixon makes four MR of each patient: ID_in_phase.nii.gz, ID_opposed_phase, ID_water and ID_fat.
+The same seed gives the same voxels. Existing patients are kept.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--patients", type=int, default=8, help="training patients in each domain (default: 8)")
-    parser.add_argument("--test_patients", type=int, default=2, help="patients with MR and true CT (default: 2)")
+    parser.add_argument("--test_patients", type=int, default=2, help="test patients, with MR and true CT (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of all patients (default: 0)")
     parser.add_argument("--matrix", type=int, default=grid.matrix, help=f"rows and columns (default: {grid.matrix})")
     parser.add_argument("--slices", type=int, default=grid.slices, help=f"axial slices (default: {grid.slices})")

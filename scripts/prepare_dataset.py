@@ -1,4 +1,8 @@
-"""Prepare MR and CT volumes of different patients for training: `python -m scripts.prepare_dataset --help`."""
+"""Prepare volumes for training: `python -m scripts.prepare_dataset --mr GLOB --ct GLOB --out DIR`.
+
+Resamples all slices to one pixel spacing, computes body masks, removes the couch from CT, and writes slices with a
+manifest. MR and CT may be of different patients. Another run prepares only what is new or changed.
+"""
 
 import argparse
 import logging

@@ -1,8 +1,8 @@
 """Resample a volume to another one's grid: ``python -m scripts.resample --input A --like B [--output C]``.
 
-Nothing is registered: both lie where their headers say. What A does not cover is air in a CT (-1000 HU) and 0 in an MR,
-a mask or any other volume. A mask or label map keeps its labels (nearest neighbour) unless --interpolation says
-otherwise.
+Nothing is registered: both volumes stay where their headers put them. Voxels outside A are air in a CT (-1000 HU) and
+0 in an MR, a mask or any other volume. Masks and label maps keep their labels (nearest neighbour) unless
+--interpolation is given.
 """
 
 import argparse

@@ -47,13 +47,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--root", type=Path, nargs="+", default=[ROOT], help="checkouts that convert it (default: this one)")
     add("--matrix", type=positive_int, default=1024, help="rows and columns of the volume (default: 1024)")
-    add("--slices", type=positive_int, default=600, help="its slices (default: 600)")
+    add("--slices", type=positive_int, default=600, help="slices of the volume (default: 600)")
     add(
         "--size", type=positive_int, nargs="+", default=[256, 1024],
         help="rows and columns that the network sees of it (default: 256, resampled, and 1024, as they are)",
     )  # fmt: skip
     add("--netG", choices=GENERATORS, default="resnet_6blocks", help="generator (default: resnet_6blocks)")
-    add("--ngf", type=positive_int, default=4, help="its feature maps (default: 4)")
+    add("--ngf", type=positive_int, default=4, help="feature maps of the generator (default: 4)")
     return parser.parse_args(arguments)
 
 

@@ -313,8 +313,10 @@ def run_format(name: str, seconds: float, seed: int, first: int = 0, count: int 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
     parser = CommandParser(prog="python -m tools.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="for all formats together (default %(default)s)")
-    parser.add_argument("--format", choices=READERS, action="append", help="only this one; may be repeated")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="minutes for all formats together (default %(default)s)"
+    )
+    parser.add_argument("--format", choices=READERS, action="append", help="only this format; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other files (default %(default)s)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="only this execution")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and findings")

@@ -39,8 +39,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for patients and runs; those of an earlier call are removed")
-    add("--kills", type=positive_int, default=20, help="how often (default: 20)")
-    add("--seed", type=nonnegative_int, default=0, help="of the moments (default: 0)")
+    add("--kills", type=positive_int, default=20, help="number of kills (default: 20)")
+    add("--seed", type=nonnegative_int, default=0, help="random seed of the moments (default: 0)")
     return parser.parse_args(arguments)
 
 

@@ -280,7 +280,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", type=positive_int, metavar="N", help=f"only this one, 1 to {len(MUTATIONS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result of each")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
     if options.only and options.only > len(MUTATIONS):

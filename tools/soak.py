@@ -50,10 +50,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for patients and runs; those of an earlier call are removed")
-    add("--minutes", type=positive_float, default=120.0, help="how long (default: 120)")
+    add("--minutes", type=positive_float, default=120.0, help="duration in minutes (default: 120)")
     add("--every", type=positive_float, default=60.0, help="mean seconds between two faults (default: 60)")
-    add("--seed", type=nonnegative_int, default=0, help="of the faults (default: 0)")
-    add("--display_port", type=positive_int, default=8197, help="of the visdom server (default: 8197)")
+    add("--seed", type=nonnegative_int, default=0, help="random seed of the faults (default: 0)")
+    add("--display_port", type=positive_int, default=8197, help="port of the visdom server (default: 8197)")
     return parser.parse_args(arguments)
 
 

@@ -62,11 +62,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--work", type=Path, required=True, help="folder for patients, data sets and runs")
     add("--out", type=Path, required=True, help="JSON file of all scores")
     add("--seeds", type=positive_int, default=2, help="runs of every arm (default: 2)")
-    add("--steps", type=positive_int, default=240, help="of every run, of batch 1 (default: 240)")
+    add("--steps", type=positive_int, default=240, help="steps of every run, with batch 1 (default: 240)")
     add("--ngf", type=positive_int, default=8, help="width of the generators (default: 8)")
-    add("--patients", type=positive_int, default=6, help="in each domain, to train on (default: 6)")
-    add("--test_patients", type=positive_int, default=3, help="with MR and true CT (default: 3)")
-    add("--matrix", type=positive_int, default=64, help="pixels of a slice's side (default: 64)")
+    add("--patients", type=positive_int, default=6, help="training patients in each domain (default: 6)")
+    add("--test_patients", type=positive_int, default=3, help="test patients with MR and true CT (default: 3)")
+    add("--matrix", type=positive_int, default=64, help="rows and columns of a slice (default: 64)")
     return parser.parse_args(arguments)
 
 

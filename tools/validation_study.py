@@ -80,13 +80,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=Path, required=True, help="JSON file of all measurements and correlations")
     add("--arms", nargs="+", choices=arms(2), default=list(arms(2)), help="methods (default: all)")
     add("--seeds", type=positive_int, default=2, help="runs of every method (default: 2)")
-    add("--epochs", type=positive_int, default=6, help="of every run (default: 6)")
-    add("--steps", type=positive_int, default=60, help="of every epoch (default: 60)")
+    add("--epochs", type=positive_int, default=6, help="epochs of every run (default: 6)")
+    add("--steps", type=positive_int, default=60, help="steps of every epoch (default: 60)")
     add("--ngf", type=positive_int, default=8, help="width of the generators (default: 8)")
-    add("--patients", type=positive_int, default=6, help="in each domain, to train on (default: 6)")
-    add("--held_back", type=positive_int, default=3, help="in each domain, to validate without pairs (default: 3)")
-    add("--test_patients", type=positive_int, default=4, help="with MR and true CT (default: 4)")
-    add("--matrix", type=positive_int, default=64, help="pixels of a slice's side (default: 64)")
+    add("--patients", type=positive_int, default=6, help="training patients in each domain (default: 6)")
+    add(
+        "--held_back",
+        type=positive_int,
+        default=3,
+        help="validation patients in each domain, without pairs (default: 3)",
+    )
+    add("--test_patients", type=positive_int, default=4, help="test patients with MR and true CT (default: 4)")
+    add("--matrix", type=positive_int, default=64, help="rows and columns of a slice (default: 64)")
     add("--slices", type=positive_int, default=32, help="slices of a patient (default: 32)")
     return parser.parse_args(arguments)
 

@@ -125,7 +125,7 @@ class DistributedProcessGroup(ProcessGroup):
 
 
 def restarts() -> int:
-    """Return how often torchrun has started the processes anew, after one of them had died."""
+    """Return how often torchrun has restarted the processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

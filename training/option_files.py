@@ -34,7 +34,7 @@ class OptionFiles:
 
     @property
     def method(self) -> str | None:
-        """The training method that they say; None where they say none."""
+        """The training method in the files; None if there is none."""
         return self.config.get("model", self.run.get("model"))
 
     def values(self, method: type[BaseModel]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class OptionFiles:
 def read_option_files(
     config: Path | None, folder_of: Callable[[Mapping[str, Any]], Path | None], complete: bool
 ) -> OptionFiles:
-    """Return what a config file says, if there is one, and the run that resumes, if one does.
+    """Return the options of a config file, if there is one, and of the run that resumes, if one does.
 
     Args:
         config: the file.
@@ -85,7 +85,7 @@ def read_option_files(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the options of a config file: YAML, or JSON where it ends in .json.
+    """Return the options of a config file: YAML, or JSON if its name ends in .json.
 
     Raises:
         InputError: it cannot be read, says an option twice, or is no list of names with values.

@@ -139,7 +139,7 @@ class TrainingRun:
         return 0
 
     def _open_validator(self, cases: ValidationCases | None) -> Validator | None:
-        """Return what validates the model, with `--val` by the generator's `cases`; None where nothing does."""
+        """Return what validates the model, with `--val` by the generator's `cases`; None if nothing does."""
         settings, data = self.settings, self.settings.data
         if cases is None:
             return self.model.open_validator(data, self.dataset)
@@ -294,7 +294,7 @@ class TrainingRun:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
 
     def _continues(self) -> bool:
-        """Tell whether the run resumes from a state: as asked for, or where torchrun has restarted what it began."""
+        """Tell whether the run resumes from a state: as requested, or because torchrun has restarted it."""
         return self.settings.run.continue_train or (
             self.group.greatest(restarts())[0] > 0 and self.group.share(self._is_of_this_job)
         )
@@ -306,7 +306,7 @@ class TrainingRun:
         return run_folder.load_state(self.folder).get("job") == job()
 
     def _start_from_weights(self) -> None:
-        """Take over the weights of `--init_from`, before anything is written: a start that fails leaves nothing."""
+        """Load the weights of `--init_from` before anything is written: a failed start leaves nothing."""
         run = self.settings.run
         if not run.init_from or run.continue_train or run_folder.has_state(self.folder):
             return

@@ -31,7 +31,7 @@ class Selection:
             group: the processes that train the model.
             folder: the run's.
             model: what is validated.
-            open_validator: returns what validates it; None where nothing does.
+            open_validator: returns what validates it; None if nothing does.
 
         Raises:
             InputError: `open_validator` refuses; it ends all processes.
@@ -49,7 +49,7 @@ class Selection:
     def validate(
         self, epoch: int, show: Callable[[dict[str, float], list[Any]], None], received: Callable[[], int]
     ) -> bool:
-        """Measure the model on what does not train, and keep its weights where it is the best so far.
+        """Measure the model on validation data, and keep its weights if it is the best so far.
 
         Args:
             epoch: the last one that was trained in.
@@ -91,7 +91,7 @@ class Selection:
         self.best = {name: best[name] for name in _no_best()}
 
     def choose_anew(self, before: str | None, now: str) -> None:
-        """Forget the best weights if they were chosen by another criterion than `now`, and say so."""
+        """Forget the best weights, with a message, if they were chosen by another criterion than `now`."""
         if before == now or not self.best["epoch"]:
             return
         log.info(

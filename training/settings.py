@@ -197,7 +197,7 @@ class TrainingSettings:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs of the whole run; None where the clock ends it."""
+        """Epochs of the whole run; None if the clock ends it."""
         if self.schedule.seconds:
             return None
         return self.epochs_warm + self.schedule.n_epochs + self.schedule.n_epochs_decay

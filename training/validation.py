@@ -69,7 +69,7 @@ class ValidationVolume:
         mr: the contrasts of the MR, each in the units of its map.
         mr_maps: their maps to [-1, 1].
         body: its body mask, bool (z, y, x).
-        ct: the CT that should come out, HU (z, y, x); None where it is not known.
+        ct: the CT that should come out, HU (z, y, x); None if it is not known.
         scored: where the CT is compared, bool (z, y, x); None without one.
     """
 

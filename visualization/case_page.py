@@ -361,7 +361,7 @@ def joint_counts(
 
 
 def _mean_difference(ct: np.ndarray, reference: np.ndarray, body: np.ndarray) -> float:
-    """Return the mean of CT less true CT inside the body, slice by slice; NaN where no voxel is inside."""
+    """Return the mean of CT less true CT inside the body, slice by slice; NaN if no voxel is inside."""
     slices = zip(ct, reference, body, strict=True)
     total = sum(float((a[inside].astype(np.float64) - b[inside]).sum()) for a, b, inside in slices)
     return total / body.sum() if body.any() else float("nan")

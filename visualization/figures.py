@@ -243,7 +243,7 @@ def check_figure_name(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 300) -> Path:
-    """Write a figure as PNG, PDF or SVG, as the ending of `path` says.
+    """Write a figure as PNG, PDF or SVG, by the ending of `path`.
 
     Raises:
         InputError: another ending, or the file cannot be written.

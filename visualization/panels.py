@@ -94,7 +94,7 @@ class ValidationSlice:
         name: the volume's and the slice's number.
         mr: MR in [-1, 1]; simulated: of the CT that should come out.
         synthetic: synthetic CT in HU.
-        ct: the CT that should come out, in HU; None where it is not known.
+        ct: the CT that should come out, in HU; None if it is not known.
     """
 
     name: str
@@ -147,7 +147,7 @@ def _heading(text: str) -> list[tuple[str, Image.Image]]:
 
 
 def mr_title(contrast: str | None) -> str:
-    """Return what an MR is called in pictures: with its contrast's name, where it is one of several."""
+    """Return the title of an MR in pictures: with its contrast's name, if it is one of several."""
     return f"MR ({contrast})" if contrast else "MR"
 
 

@@ -22,7 +22,7 @@ MAX_POINTS = 2000
 class LossRecord:
     """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting.
 
-    `seconds_left`: an estimate of the time to the end of the run; None where there is none yet.
+    `seconds_left`: an estimate of the time to the end of the run; None if there is none yet.
     """
 
     epoch: int
@@ -87,12 +87,12 @@ def parse_record(line: str) -> LossRecord | None:
 
 
 def read_records(folder: Path) -> list[LossRecord]:
-    """Return a run's losses in the order of the file; an empty list where it has none yet."""
+    """Return a run's losses in the order of the file; an empty list if it has none yet."""
     return [record for record in map(parse_record, _lines(folder)) if record]
 
 
 def read_validations(folder: Path) -> list[ValidationRecord]:
-    """Return a run's validations in the order of the file; an empty list where it has none yet."""
+    """Return a run's validations in the order of the file; an empty list if it has none yet."""
     return [record for record in map(parse_validation, _lines(folder)) if record]
 
 
@@ -119,7 +119,7 @@ def drop_lines_after(path: Path, position: Place, place: Callable[[str], Place |
     Args:
         path: the file, one line a record.
         position: of the last record to keep.
-        place: returns the position of a line; None where it has none.
+        place: returns the position of a line; None if it has none.
     """
     if not path.exists():
         return

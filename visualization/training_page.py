@@ -34,7 +34,7 @@ class TrainingPage:
         self._validation_pictures = Gallery(self.folder, "validation", "validationPictures")
 
     def restore(self, history: History, start: Place) -> None:
-        """Write the whole page anew; pictures after `start` are dropped, because they are taken again."""
+        """Write the whole page again; pictures after `start` are dropped, because their steps are repeated."""
         self._pictures.restore(lambda place: place <= start)
         self._validation_pictures.restore(lambda place: (*place, 1) <= start)
         self._write_curves(history)

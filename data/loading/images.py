@@ -45,7 +45,7 @@ class GrayImage:
 def list_images(folder: Path) -> list[Path]:
     """Return the images of a folder and of its sub-folders, links to folders among them, sorted by path.
 
-    Hidden files and folders are passed over; other files are counted in a warning.
+    Hidden files and folders are skipped; other files are counted in a warning.
 
     Raises:
         InputError: there is no such folder, or no image in it.
@@ -86,7 +86,7 @@ def _may_be_dicom(path: Path) -> bool:
 
 
 def _files_below(folder: Path, above: set[str]) -> Iterator[Path]:
-    """Yield all that is no folder below `folder`; what is called like an image counts as one, folder or not.
+    """Yield all files below `folder`; anything with the name of an image counts as a file, even a folder.
 
     `above`: the real paths of the folders that this one lies in, to which a link would lead in circles.
     """
@@ -101,7 +101,7 @@ def _files_below(folder: Path, above: set[str]) -> Iterator[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Tell whether a file's ending says that it is an image."""
+    """Tell whether a file name ends like an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -184,7 +184,7 @@ def read_mask_image(path: Path) -> np.ndarray:
 
 
 def _opened(path: Path) -> Image.Image:
-    """Return an image whose header is read and checked."""
+    """Return an open image with its header read and checked."""
     try:
         if not path.exists() or path.is_dir():
             what = "a folder" if path.exists() else "no such file"

@@ -54,7 +54,7 @@ def open_paired_set(
 ) -> PairedSet:
     """Open the training volumes below `dataroot` of patients that have an MR and a CT on the MR's grid.
 
-    MR without such a CT, and CT without such an MR, are passed over, and that is said. `leave_out`: patients that do
+    MR without such a CT, and CT without such an MR, are skipped, and that is said. `leave_out`: patients that do
     not train.
 
     Raises:

@@ -111,7 +111,7 @@ class DataSettings(CtMapSettings):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Settle what is done to slices where that is not said; refuse sizes without use, and what cannot be.
+        """Fill in what depends on other options; refuse sizes without effect and impossible values.
 
         Raises:
             InputError: it names the option and what it needs.

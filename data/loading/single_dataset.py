@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 
 class Slices(Protocol):
-    """Slices of a volume in [-1, 1], float32, of any of which one may ask: an array, or made as they are asked for."""
+    """Slices of a volume in [-1, 1], float32, in any order: an array, or made on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ class SlabMean:
 
 
 class SlabSpread:
-    """How far apart lie the outputs that say what a slice is: of all slabs that hold it, and of all mirrorings.
+    """How much the outputs for one slice differ: of all slabs that hold it, and of all mirrorings.
 
     Weights as in `SlabMean`. D. H. D. West's update of a weighted variance (Commun ACM 22 (1979) 532-535), which loses
     no digits.

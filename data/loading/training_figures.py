@@ -9,7 +9,7 @@ from data.prepared.training_statistics import TrainingStatistics, section_figure
 
 
 def describe_training_set(root: Path, manifest: Manifest) -> TrainingStatistics | None:
-    """Return the statistics of the prepared data set in `root`; None where its manifest does not record what is needed.
+    """Return the statistics of the prepared data set in `root`; None if its manifest does not record what is needed.
 
     Cross-sections that it does not record are measured in its files.
 

@@ -144,7 +144,7 @@ def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
 
 
 def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
-    """Read a mask file: what is not zero is body.
+    """Read a mask file: non-zero is body.
 
     Args:
         path: a volume on the grid of `grid`.
@@ -221,7 +221,7 @@ def _block_means(array: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
 
 
 def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
-    """Return the intensity that parts background from tissue."""
+    """Return the intensity that separates background from tissue."""
     lowest = min(0.0, float(np.percentile(coarse.array, 1)))  # negative after resampling or standardisation
     values = coarse.array[coarse.array > max(lowest, coarse.array.min())] - lowest
     values = values[:: max(1, values.size // 2_000_000)]
@@ -242,7 +242,7 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
 
 
 def _warn_of_shift(mr: Volume, coarse: _Coarse, bright: float) -> None:
-    """Warn of an MR whose darkest is taken for tissue and may be air: it was shifted, or shows nothing but tissue."""
+    """Warn of an MR whose darkest values count as tissue but may be air: it was shifted, or shows only tissue."""
     step = max(1, mr.array.size // 2_000_000)
     floor = float(np.percentile(mr.array.ravel()[::step], 0.5))  # noise alone reaches down to 0
     share = np.mean(coarse.array < floor + MR_FLOOR_WIDTH * (bright - floor))
@@ -254,7 +254,7 @@ def _warn_of_shift(mr: Volume, coarse: _Coarse, bright: float) -> None:
 
 
 def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, couch: bool) -> np.ndarray | None:
-    """Return the body-sized parts of a coarse mask with what is thin beside them; None where there is none.
+    """Return the body-sized parts of a coarse mask with the thin parts beside them; None if there are none.
 
     Args:
         tissue: booleans (S, P, L).
@@ -273,7 +273,7 @@ def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, co
 
 
 def _thick_parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float) -> np.ndarray | None:
-    """Return the body-sized parts of a coarse mask without what is thin; None where there is none."""
+    """Return the body-sized parts of a coarse mask without its thin parts; None if there are none."""
     labels, _ = ndimage.label(_axial(sitk.BinaryMorphologicalOpening, tissue, opening_mm, spacing))
     volumes_ml = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
     thick = np.unique(labels[_axial(sitk.BinaryErode, labels > 0, PART_RADIUS_MM, spacing)])
@@ -295,7 +295,7 @@ def _fill(body: np.ndarray, spacing: tuple[float, ...], seen: np.ndarray, lung: 
         body: booleans (S, P, L).
         spacing: mm along (S, P, L).
         seen: where the field of view is, booleans (S, P, L).
-        lung: what is denser than air, booleans (S, P, L); None where that is unknown.
+        lung: what is denser than air, booleans (S, P, L); None if that is unknown.
     """
     closed = _ball(sitk.BinaryMorphologicalClosing, body, CLOSING_MM, spacing)
     cavities = _enclosed(closed)

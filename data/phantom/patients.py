@@ -211,7 +211,7 @@ def write_dataset(
     workers: int = 1,
     dixon: bool = False,
 ) -> Path:
-    """Write a data set of phantom patients; what is there already from the same call is kept.
+    """Write a data set of phantom patients; existing files of the same call are kept.
 
     Layout: `train/mr/ID_mr.nii.gz`, `train/ct/ID_ct.nii.gz` (other patients), `test/ID/{mr,ct,labels}.nii.gz`,
     `truth/ID_labels.nii.gz` for the training patients, and `phantom.json`. With `dixon` there is a file for each

@@ -60,7 +60,7 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
 
 
 def _said_of[T](source: Source, look: Callable[[Volume], T], volume: Volume) -> T:
-    """Return what a look at a volume gives; its error is said of the source."""
+    """Return the result of examining a volume; an error names the source."""
     try:
         return look(volume)
     except InputError as error:

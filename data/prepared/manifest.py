@@ -46,13 +46,13 @@ class Case:
         domain: 'A' (MR) or 'B' (CT).
         source, source_sha256: the file or DICOM folder it was made from, and the hash of its bytes.
         series_uid: the DICOM series of a folder that holds several.
-        mask_source_sha256: hash of the supplied or corrected mask file; None where the body mask was computed.
+        mask_source_sha256: hash of the supplied or corrected mask file; None if the body mask was computed.
         body_sha256: hash of the body mask as it was written; a file with another hash was corrected by hand.
         extent_mm: `SliceFrame.body_extent_mm`: in-plane width of the smallest centred square that holds the body.
         in_plane_mm: the source's finer in-plane spacing.
         percentiles: MR only: `data.values.intensity.MR_PERCENTILES` inside the body, in the source's units.
         mr_median: MR only: median inside the body, in the source's units.
-        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None where there is none, and in data
+        fat_level: MR only: `data.values.mr_scale.fat_level` inside the body; None if there is none, and in data
             sets of earlier versions.
         fat_problem: MR only: why there is no fat level.
         bias_corrected: whether the slices, and all that is recorded of the MR, were corrected by
@@ -64,7 +64,7 @@ class Case:
         slices: number of slices; body_slices: first and one past the last slice with a body to train on.
         lost_voxels: body voxels of the source outside the frame.
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
-        contrast: MR only: what its contrast, or the first of several, is called; None where it has no name.
+        contrast: MR only: what its contrast, or the first of several, is called; None if it has no name.
         further: MR only: its other contrasts, in the order of an image's channels.
         method: `data.prepared.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
         view: as whose slices it is prepared, of `data.volumes.slice_frame.VIEWS`; extent_mm and in_plane_mm are theirs.

@@ -135,7 +135,7 @@ def prepare_dataset(
 
 
 def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
-    """Refuse files of others where those of a case go: a case whose record is there is an earlier preparation's."""
+    """Refuse files that preparation did not make in the place of those of a case."""
     own = [job for job in jobs if job.known or _is_begun(_record_path(job))]
     if not own and not _is_manifest(root / MANIFEST_NAME):
         check_free([root / MANIFEST_NAME], "--out")
@@ -271,7 +271,7 @@ def _write_body(job: Job, body: Volume) -> str:
 
 
 def _supplied_mask(job: Job) -> Path | None:
-    """Return the mask that the user supplied, or the body mask under `bodies/` where it was corrected by hand."""
+    """Return the mask that the user supplied, or the body mask under `bodies/` if it was corrected by hand."""
     body_path = _body_path(job)
     written = job.known.body_sha256 if job.known else None
     corrected = written is not None and body_path.exists() and hash_source(body_path) != written

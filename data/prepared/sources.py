@@ -38,7 +38,7 @@ def find_volumes(pattern: str) -> list[Path]:
     """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
 
     A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
-    its series, and volume files beside the slices (a mask, a converted copy) are passed over with a warning, unless
+    its series, and volume files beside the slices (a mask, a converted copy) are skipped with a warning, unless
     `pattern` names them and not the folder. Of other folders a wildcard takes only those that hold DICOM files
     directly. What cannot be looked at counts as a volume: whoever reads it says why it cannot be read.
 
@@ -157,7 +157,7 @@ def is_regular_file(path: Path) -> bool:
 
 
 def is_volume(path: Path) -> bool:
-    """Tell whether a file's ending says that it is a volume of its own; DICOM files make one together."""
+    """Tell whether a file name ends like a volume; DICOM files make one only together."""
     return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
 
 
@@ -266,7 +266,7 @@ def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
 
 
 def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path | None]:
-    """Return the mask of each volume, None for those that have none; that is said."""
+    """Return the mask of each volume, None for those without one, which is logged."""
     candidates = find_volumes(pattern)
     found = _masks_by_folder(paths, candidates) or _masks_by_name(names, paths, candidates, pattern, case_regex)
     lacking = [(name, path) for name, path, mask in zip(names, paths, found, strict=True) if mask is None]
@@ -286,7 +286,7 @@ def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: 
 
 
 def _masks_by_folder(paths: list[Path], candidates: list[Path]) -> list[Path | None]:
-    """Return the only mask in each volume's own folder; nothing where volumes or masks share folders, or none match."""
+    """Return the only mask in each volume's own folder; nothing if volumes or masks share folders, or none match."""
     by_folder = {path.parent: path for path in candidates}
     own_folders = len({path.parent for path in paths}) == len(paths) and len(by_folder) == len(candidates)
     found = [by_folder.get(path.parent) for path in paths]

@@ -101,7 +101,7 @@ class ValidationCases:
         return dict(zip(VALIDATION_FACTS, (", ".join(sorted(patients)), ", ".join(volumes)), strict=True))
 
     def true_ct(self, mr: Case) -> Case | None:
-        """Return the CT of an MR's patient on the very grid of that MR, the first by name; None where there is none."""
+        """Return the CT of an MR's patient on the very grid of that MR, the first by name; None if there is none."""
         of_patient = [case for case in self.ct if case.patient == mr.patient]
         on_grid = [case for case in of_patient if same_frame(mr, case)]
         if of_patient and not on_grid:

@@ -79,7 +79,7 @@ class TrainingStatistics:
 
 
 def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
-    """Return the statistics of a prepared training set, or None where its manifest does not record what is needed.
+    """Return the statistics of a prepared training set, or None if its manifest does not record what is needed.
 
     Raises:
         InputError: what it records cannot be.
@@ -117,7 +117,7 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
 
 
 def _sections(ct: Sequence[Case]) -> tuple[Range | None, float | None]:
-    """Return the cross-sections' areas and gas of all CT; None where one does not record them."""
+    """Return the cross-sections' areas and gas of all CT; None if one does not record them."""
     areas = [case.section_cm2 for case in ct if case.section_cm2 is not None]
     found = [area for area in areas if area[1] > 0]  # a CT whose slices all show too little body has none
     if len(areas) < len(ct) or not found:
@@ -133,7 +133,7 @@ def hu_histogram(hu: np.ndarray) -> np.ndarray:
 
 
 def hu_distance(counts: Counts, reference: Counts, window: Range | None = None) -> float:
-    """Return the Wasserstein distance (HU) of two histograms in the bins of `HU_EDGES`; NaN where one is empty.
+    """Return the Wasserstein distance (HU) of two histograms in the bins of `HU_EDGES`; NaN if one is empty.
 
     With a `window` (HU) both are clipped to it first, in whole bins: a model cannot leave its window.
     """

@@ -50,7 +50,7 @@ class Need:
     or_option: str | None = None
 
     def unmet(self, settings: Any) -> str | None:
-        """Return in words what is wrong with a settings object, after 'does nothing'; None where nothing is."""
+        """Return in words what is wrong with a settings object, after 'does nothing'; None if nothing is."""
         value = getattr(settings, self.option)
         if self.off:
             return f"with --{self.option}" if value else None
@@ -220,7 +220,7 @@ def plain_values(settings: Any) -> dict[str, Any]:
 
 
 def read_value(field: dataclasses.Field, value: Any) -> Any:
-    """Return an option's value from what a file holds: what `plain_values` made, or what a command line would say.
+    """Return an option's value from a file's: as `plain_values` writes it, or as on a command line.
 
     Raises:
         InputError: the option does not take it; the message says what was found and what it takes.
@@ -247,7 +247,7 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
 
 
 def _words(value: Any, several: bool) -> list[str]:
-    """Return the words of a command line that would say a value from a file; a text is `several` words, or one."""
+    """Return the words of a command line for a value from a file; a text is `several` words, or one."""
     if isinstance(value, dict):
         rules = {name: ":".join(map(str, rule)) if isinstance(rule, list) else rule for name, rule in value.items()}
         return [f"{name}={rule}" for name, rule in rules.items()]

@@ -67,7 +67,7 @@ class Line:
         return next((values for name, values, _ in reversed(self.options) if name in names), [])
 
     def value(self, *names: str) -> str | None:
-        """Return the first value of the last of the options `names`; None where there is none."""
+        """Return the first value of the last of the options `names`; None if there is none."""
         return next(iter(self.values(*names)), None)
 
     def given(self, *names: str) -> bool:
@@ -102,7 +102,7 @@ class Published:
     Attributes:
         name: with its dashes.
         default: that of the published code; None for a flag, which is off there.
-        train: what it does in trainings; None where it is none of theirs.
+        train: what it does in trainings; None if it is none of theirs.
         use: what it does where a model is used; likewise.
     """
 
@@ -113,7 +113,7 @@ class Published:
 
 
 class Translated(NamedTuple):
-    """The words of a command line for this project's parsers, and what it says of a model that is used (see `Line`)."""
+    """A command line for this project's parsers, and what it claims of a model in use (see `Line`)."""
 
     words: list[str]
     recorded: Mapping[str, Recorded]

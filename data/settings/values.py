@@ -97,7 +97,7 @@ def regular_expression(text: str) -> re.Pattern:
 
 
 def torch_device(text: str) -> torch.device:
-    """Return the device that `--device` names; 'auto' is the GPU where there is one.
+    """Return the device that `--device` names; 'auto' is the GPU if there is one.
 
     Raises:
         argparse.ArgumentTypeError: unknown, or not on this machine.
@@ -139,7 +139,7 @@ def add_gpu_ids(parser: argparse.ArgumentParser) -> None:
 
 
 def settle_gpu_ids(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Let `--gpu_ids`, where it was given, say the device."""
+    """Set the device by `--gpu_ids`, if given."""
     if options.gpu_ids is not None:
         options.device = _gpu_of_ids(parser, options.gpu_ids)
 

@@ -46,7 +46,7 @@ def parse_contrasts(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def contrasts_to_simulate(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return what is simulated for a model of the contrasts `names`, None where that cannot be.
+    """Return the contrasts to simulate for a model of the contrasts `names`, None if that is impossible.
 
     A single contrast with a name of its own is taken for a T1-weighted image.
     """

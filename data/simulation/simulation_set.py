@@ -47,7 +47,7 @@ class SimulationSet:
 
 
 class Job(NamedTuple):
-    """A CT whose maps are wanted."""
+    """A CT whose maps are needed."""
 
     dataroot: Path
     case: Case
@@ -62,7 +62,7 @@ class Unkept(NamedTuple):
     why: str
 
 
-# What comes of a job: nothing where the maps are kept in their file.
+# What comes of a job: nothing if the maps are kept in their file.
 Computed = Unkept | None
 
 

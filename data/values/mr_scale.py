@@ -100,7 +100,7 @@ def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
 
 
 def _upper_mode(logs: np.ndarray) -> float | None:
-    """Return the brightest mode of log intensities (N,) that has muscle's below it; None where there is none."""
+    """Return the brightest mode of log intensities (N,) that has muscle's below it; None if there is none."""
     density = _density(logs)
     share = np.convolve(density, np.ones(2 * round(MODE_REACH / BIN_WIDTH) + 1), mode="same") * BIN_WIDTH
     # scipy loads a part by its name at first use: this one takes a second, and most commands need none of it.

@@ -39,7 +39,7 @@ def selector(name: str) -> str | None:
 
 
 def shown_name(names: Sequence[str]) -> str | None:
-    """Return what pictures of an MR call it, which show its first contrast: nothing where it is the only one."""
+    """Return what pictures of an MR call it, which show its first contrast: nothing if it is the only one."""
     return names[0] if len(names) > 1 else None
 
 
@@ -58,7 +58,7 @@ def in_order[T](option: str, given: Sequence[tuple[str | None, T]], names: Seque
 
     Args:
         option: that gave it, for messages.
-        given: name and value; a name may be None where there is one contrast.
+        given: name and value; a name may be None if there is one contrast.
         names: all that there must be.
 
     Raises:

@@ -41,7 +41,7 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The slices of one series (file and header) in one folder; `uid` is '' where they do not say it.
+    """The slices of one series (file and header) in one folder; `uid` is '' if they have none.
 
     Frames of a multi-frame image are slices, each with a header of its own.
     """
@@ -120,7 +120,7 @@ def _read_header(file: Path) -> pydicom.Dataset | None:
 
 
 def _is_damaged(file: Path) -> bool:
-    """Tell whether a file that is in no series was meant to be a slice, by its ending or by what it says it stores."""
+    """Tell whether a file that is in no series was meant to be a slice, by its ending or by its header."""
     if file.name.startswith("."):
         return False
     try:
@@ -237,7 +237,9 @@ def _undecoded(files: list[tuple[Path, pydicom.Dataset]]) -> str:
     if found:
         file, reason = found
         syntax = transfer_syntax(dict(files)[file])
-        way = f"transfer syntax {syntax.name if syntax else 'not said'}" + (f"; {reason}" if "died" in reason else "")
+        way = f"transfer syntax {syntax.name if syntax else 'not given'}" + (
+            f"; {reason}" if "crashed" in reason else ""
+        )
         return (
             f"{file}: its pixels cannot be decoded ({way}): truncated, without pixel data, damaged, or in an "
             "unsupported compression; export the series uncompressed"

@@ -61,7 +61,7 @@ def check_header(file: Path, header: pydicom.Dataset) -> None:
 
 
 def _check_size(file: Path, header: pydicom.Dataset) -> None:
-    """Refuse a slice whose header claims more pixels than its file can hold, most often none at all."""
+    """Refuse a slice whose header claims more pixels than its file can hold; most often it holds none."""
     rows, columns, bits = (whole_number(file, header, tag, default=0) for tag in ("Rows", "Columns", "BitsAllocated"))
     if min(rows, columns, bits) < 1:
         raise InputError(
@@ -99,7 +99,7 @@ def check_length(file: Path, header: pydicom.Dataset) -> None:
 
 
 def whole_number(file: Path, header: pydicom.Dataset, tag: str, default: int = 1) -> int:
-    """Return a tag's whole number, `default` where it is missing or empty."""
+    """Return a tag's whole number, `default` if it is missing or empty."""
     values = numbers(file, header, tag)
     if len(values) > 1 or values.sum() % 1:
         raise InputError(f"{file}: DICOM tag {tag} is {values[:3].tolist()}; expected a whole number")
@@ -107,7 +107,7 @@ def whole_number(file: Path, header: pydicom.Dataset, tag: str, default: int = 1
 
 
 def numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
-    """Return a tag's numbers, none where it is missing or empty."""
+    """Return a tag's numbers, none if it is missing or empty."""
     try:
         value = header.get(tag)
         values = np.atleast_1d(np.asarray([] if value is None or value == "" else value, float))
@@ -119,5 +119,5 @@ def numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
 
 
 def transfer_syntax(header: pydicom.Dataset) -> UID | None:
-    """Return how a slice's pixels are encoded; None where its file does not say it."""
+    """Return how a slice's pixels are encoded; None if its file does not say it."""
     return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None

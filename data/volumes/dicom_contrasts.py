@@ -83,7 +83,7 @@ def pick_contrast(folder: Path, series: Sequence[Files], name: str | None, chose
 
 
 def check_one_volume(folder: Path, files: Files) -> None:
-    """Refuse a series in which images lie at one place that are told apart by what they show.
+    """Refuse a series with several images at one place that differ in what they show.
 
     Raises:
         InputError: lists what can be chosen.
@@ -94,7 +94,7 @@ def check_one_volume(folder: Path, files: Files) -> None:
 
 
 def describe_choices(files: Files) -> str:
-    """Return in words what the volumes of a series are called, nothing where there is one."""
+    """Return in words what the volumes of a series are called, nothing if there is one."""
     counts = Counter(_called(label) for label in _labels(files))
     if len(counts) < 2:
         return ""
@@ -108,7 +108,7 @@ def _called(label: Label) -> str:
 
 
 def _labels(files: Files) -> list[Label]:
-    """Return what each file of a series shows, nothing where it cannot be told, or all are of one volume.
+    """Return what each file of a series shows; nothing if that is unknown, or all are of one volume.
 
     Dixon words, stacks, and echoes where there are no words always count; anything else where it tells apart images at
     one place that what counts before it does not.
@@ -140,7 +140,7 @@ def _tells_apart(places: Sequence[object], labels: Sequence[Label], names: Seque
 
 
 def _place(header: pydicom.Dataset) -> object:
-    """Return where an image lies, to 0.01 mm; of one that does not say it, a place of its own."""
+    """Return the position of an image, to 0.01 mm; one without a position gets a place of its own."""
     try:
         position = np.asarray(header.ImagePositionPatient, float)
         return tuple(np.round(position, 2)), _orientation(header)
@@ -188,7 +188,7 @@ def _by_echo(headers: Sequence[pydicom.Dataset]) -> list[Names]:
 
 
 def _by_component(header: pydicom.Dataset) -> Names:
-    """Name the component of a complex image: Siemens and Philips say it by a letter in ImageType."""
+    """Name the component of a complex image: Siemens and Philips mark it by a letter in ImageType."""
     words = [str(header.get("ComplexImageComponent") or ""), *_image_type(header)]
     found = {_COMPONENTS[word] for word in words if word in _COMPONENTS}
     return tuple(found) if len(found) == 1 else ()

@@ -49,7 +49,7 @@ _NATIVE = (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, None)
 
 
 def frames_of(header: Dataset) -> list[Dataset]:
-    """Return a header for each frame of a multi-frame image, which says which one it is in ReferencedFrameNumber.
+    """Return a header for each frame of a multi-frame image, with its number in ReferencedFrameNumber.
 
     The header alone is returned of a single-frame image, and where frames are not described one by one.
     """
@@ -82,7 +82,7 @@ def _flattened(header: Dataset, number: int, groups: list[Dataset]) -> Dataset:
 
 
 def _offsets(image: Dataset) -> tuple[bytes, bytes] | None:
-    """Return where compressed frames lie, for an image that says it beside its pixels."""
+    """Return the offsets of compressed frames, for an image that stores them beside its pixels."""
     found = image.get("ExtendedOffsetTable"), image.get("ExtendedOffsetTableLengths")
     return found if all(found) else None
 

@@ -45,7 +45,7 @@ class DicomOrigin:
     images: tuple[SourceImage | None, ...]
 
     def read_header(self) -> pydicom.Dataset:
-        """Return what the first slice says of patient, study and place.
+        """Return the first slice's header: patient, study and place.
 
         Raises:
             InputError: it cannot be read any more.

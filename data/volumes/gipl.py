@@ -19,7 +19,7 @@ _TYPES = {7: "i1", 8: "u1", 15: "i2", 16: "u2", 31: "u4", 32: "i4", 64: "f4", 65
 
 
 def read_gipl(path: Path) -> StoredVolume:
-    """Return what a GIPL volume's header says; the format keeps no direction.
+    """Read the header of a GIPL volume; the format stores no direction.
 
     Raises:
         InputError: it is damaged, or of no 3-D scalar volume.

@@ -64,7 +64,7 @@ def unreadable(path: Path, problem: str) -> InputError:
 
 
 def read_start(path: Path) -> bytes:
-    """Return the first 64 kB of a file. Raises `InputError` where it is none, such as a named pipe."""
+    """Return the first 64 kB of a file. Raises `InputError` if it is not a file, such as a named pipe."""
     check_regular(path)
     with path.open("rb") as file:
         return file.read(HEADER_BYTES)
@@ -110,7 +110,7 @@ def split_axes(vectors: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], t
 
 
 def whole_number(text: str, least: int = 0, most: int = 10**_MAX_DIGITS) -> int | None:
-    """Return the whole number that a text is, None if it is none from `least` to `most`."""
+    """Return the whole number in a text, None if it is not one from `least` to `most`."""
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
         return None
@@ -119,7 +119,7 @@ def whole_number(text: str, least: int = 0, most: int = 10**_MAX_DIGITS) -> int 
 
 
 def finite_number(text: str) -> float | None:
-    """Return the number that a text is, None if it is none, or none that a geometry can have."""
+    """Return the number in a text, None if it is not one, or not one that a geometry can have."""
     try:
         number = float(text)
     except ValueError:
@@ -128,14 +128,14 @@ def finite_number(text: str) -> float | None:
 
 
 def whole_numbers(words: Iterable[str], least: int = 0) -> list[int] | None:
-    """Return the whole numbers that words are, as `whole_number` does; None if one of them is none."""
+    """Return the whole numbers in words, as `whole_number` does; None if one of them is not one."""
     numbers = [whole_number(word, least) for word in words]
     found = [number for number in numbers if number is not None]
     return found if len(found) == len(numbers) else None
 
 
 def finite_numbers(words: Iterable[str]) -> list[float] | None:
-    """Return the numbers that words are, as `finite_number` does; None if one of them is none."""
+    """Return the numbers in words, as `finite_number` does; None if one of them is not one."""
     numbers = [finite_number(word) for word in words]
     found = [number for number in numbers if number is not None]
     return found if len(found) == len(numbers) else None
@@ -157,7 +157,7 @@ class TextHeader:
         return unreadable(self.path, f"{self.format} {key} {text}; expected {expected}: damaged, or not {self.format}")
 
     def whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        """Return a value that is a whole number from `least` to `most`, `default` where it is missing."""
+        """Return a value that is a whole number from `least` to `most`, `default` if it is missing."""
         number = whole_number(self.values[key], least, most) if key in self.values else default
         if number is None:
             raise self.damaged(key, self.values.get(key), f"{least} to {most}")

@@ -42,7 +42,7 @@ _EXPECTED = {
 
 
 def read_metaimage(path: Path) -> StoredVolume:
-    """Return what a MetaImage's header says.
+    """Read the header of a MetaImage.
 
     Raises:
         InputError: it is damaged, says nothing of the spacing, or is of no 3-D scalar volume.

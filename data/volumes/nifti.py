@@ -47,7 +47,7 @@ class NiftiForms:
 
     Attributes:
         used: the volume's own: that of its geometry, straightened.
-        qform, sform: None where the header has none.
+        qform, sform: None if the header has none.
         qform_code, sform_code: as the header has them.
     """
 
@@ -99,7 +99,7 @@ def read_nifti(path: Path, stored_bytes: int) -> NiftiImage:
 
 
 def _verified(path: Path, image: nibabel.Nifti1Pair) -> nibabel.Nifti1Pair:
-    """Return an image whose bytes lie in memory, all of them: nibabel stops at the last voxel, before the checksum."""
+    """Return an image with all its bytes in memory: nibabel stops at the last voxel, before the checksum."""
     stored, name = image.dataobj, image.file_map["image"].filename
     assert isinstance(stored, ArrayProxy) and name is not None, "it was read from a file"
     file = Path(name)
@@ -204,7 +204,7 @@ def _straightened(
 def _disagreement(
     path: Path, sform: np.ndarray, qform: np.ndarray | None, spacing: np.ndarray, pixdim: np.ndarray, size: tuple
 ) -> list[str]:
-    """Return what must be said of a header beside its sform; refuse what no movement explains."""
+    """Return how a header's other values differ from its sform; refuse what no movement explains."""
     same_size = np.allclose(pixdim, spacing, rtol=_SIZE_TOLERANCE, atol=0)
     found = f"its sform has voxels of {_numbers(spacing)} mm, pixdim of {_numbers(pixdim)} mm"
     placeholder = np.allclose(spacing, 1, rtol=1e-6) and np.all(pixdim > 0)

@@ -61,7 +61,7 @@ _DOMAIN_KINDS = ("domain", "space", "time", "none", "???")
 
 
 def read_nrrd(path: Path) -> StoredVolume:
-    """Return what an NRRD header says, in mm and LPS.
+    """Read an NRRD header, in mm and LPS.
 
     Raises:
         InputError: it is damaged, says nothing of the spacing, or is of no 3-D scalar volume.

@@ -57,7 +57,7 @@ def read_slices(files: Sequence[Path], pixel_type: int | None, apart: bool) -> s
 
 
 def find_unreadable(files: Sequence[Path]) -> tuple[Path, str] | None:
-    """Return the first file that cannot be read by itself, and what ended the attempt; None where all can."""
+    """Return the first file that cannot be read by itself, and what ended the attempt; None if all can."""
     done = _start({"files": [str(file.absolute()) for file in files], "out": None})
     return (files[len(done.stdout.split()) - 1], _ending(done)) if done.returncode and done.stdout else None
 

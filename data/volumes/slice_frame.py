@@ -129,7 +129,7 @@ class SliceFrame:
         return slices
 
     def slices_of(self, volume: Volume, fill: float) -> "FrameSlices":
-        """Return what `prepare` does, each slice made when it is asked for."""
+        """Return the slices of `prepare`, each made on demand."""
         return FrameSlices(self._canonical(volume), self._plane_map([axis.forward() for axis in self._axes], fill))
 
     def prepare_labels(self, labels: Volume) -> np.ndarray:
@@ -141,7 +141,7 @@ class SliceFrame:
         return slices
 
     def labels_of(self, labels: Volume) -> "LabelSlices":
-        """Return what `prepare_labels` does, each slice made when it is asked for."""
+        """Return the slices of `prepare_labels`, each made on demand."""
         return LabelSlices(self._canonical(labels), [axis.nearest() for axis in self._axes])
 
     def restore(self, slices: np.ndarray, fill: float) -> Volume:
@@ -222,7 +222,7 @@ class SliceFrame:
 
 
 class FrameSlices:
-    """The slices of a volume, each made when it is asked for. Asked for in order, no plane is resampled twice."""
+    """The slices of a volume, each made on demand. In order, no plane is resampled twice."""
 
     def __init__(self, planes: np.ndarray, plane_map: "_PlaneMap") -> None:
         """Take the volume's planes along the frame's first axis, and the map from them to slices."""
@@ -243,7 +243,7 @@ class FrameSlices:
 
 
 class LabelSlices:
-    """The slices of a label map by nearest neighbour, each made when it is asked for."""
+    """The slices of a label map by nearest neighbour, each made on demand."""
 
     def __init__(self, planes: np.ndarray, nearest: list[tuple[np.ndarray, np.ndarray]]) -> None:
         """Take planes along the frame's first axis; for each axis the nearest voxels, and which lie in the volume."""

@@ -123,7 +123,7 @@ def axial_order(direction: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[bo
 
 
 def flipped(array: np.ndarray, flips: Sequence[bool]) -> np.ndarray:
-    """Return a view of an array that runs the other way along the axes for which `flips` says so."""
+    """Return a view of an array that is reversed along the axes in `flips`."""
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
@@ -339,7 +339,7 @@ def _check_geometry(volume: Volume, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the sentence of an ITK error that says what happened, without file and line of ITK's sources."""
+    """Return the sentence of an ITK error that describes it, without file and line of ITK's sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception thrown", "sitk::ERROR: Unable", "/"))]
     return (telling or lines or [repr(error)])[-1].removeprefix("sitk::ERROR:").strip()
