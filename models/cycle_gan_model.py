@@ -26,14 +26,14 @@ from data.loading.settings import DataSettings
 from data.loading.slices import SliceSource
 from data.loading.unaligned_dataset import Draw, UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
-from data.settings.declaration import Nature, Need, option, redeclare
-from data.settings.values import bin_count, nonnegative_float, nonnegative_int
+from data.settings.declaration import Nature, option, redeclare
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
 from models.losses import (
-    GAN_MODES,
+    DISCRIMINATED,
+    CycleGANLosses,
     correlation_loss,
     gan_loss,
     local_correlation_loss,
@@ -50,70 +50,6 @@ log = logging.getLogger(__name__)
 
 # Random slices of each domain from which that of the pictures is taken.
 _CANDIDATES = 8
-# Without discriminators options of theirs do nothing.
-DISCRIMINATED = Need("lambda_gan", or_option="lambda_shape_gan")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CycleGANLosses:
-    """losses."""
-
-    gan_mode: str = option(
-        "lsgan", nature=Nature.RESULT, choices=tuple(GAN_MODES), help="adversarial loss", needs=DISCRIMINATED
-    )
-    lambda_gan: float = option(
-        1.0, nature=Nature.SWITCH, parse=nonnegative_float,
-        help="weight of the image discriminators' losses; 0: no image discriminators",
-    )  # fmt: skip
-    pool_size: int = option(
-        50,
-        nature=Nature.FIXED,
-        parse=nonnegative_int,
-        help="number of past synthetic images that are shown to the discriminators again",
-        needs=DISCRIMINATED,
-    )
-    lambda_A: float = option(
-        10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss A -> B -> A"
-    )
-    lambda_B: float = option(
-        10.0, nature=Nature.RESULT, parse=nonnegative_float, help="weight of the cycle loss B -> A -> B"
-    )
-    lambda_identity: float = option(
-        0.5,
-        nature=Nature.RESULT,
-        parse=nonnegative_float,
-        help="weight of the identity losses, relative to lambda_A and lambda_B",
-    )
-    lambda_correlation_A: float = option(
-        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_A",),
-        help="weight of the correlation-coefficient loss 1 - r(fake_B, real_A)^2; 0: none",
-    )  # fmt: skip
-    lambda_correlation_B: float = option(
-        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_B",),
-        help="weight of the correlation-coefficient loss 1 - r(fake_A, real_B)^2; 0: none",
-    )  # fmt: skip
-    lcc_window: int = option(
-        0, nature=Nature.RESULT, parse=nonnegative_int,
-        help="compute r in square windows of this side in pixels; 0: over the whole slice, as published",
-        needs=Need("lambda_correlation_A", or_option="lambda_correlation_B"),
-    )  # fmt: skip
-    lambda_mi_A: float = option(
-        0.0, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of the mutual-information loss 1 - I(fake_B, real_A) / log(bins); 0: none",
-    )  # fmt: skip
-    lambda_mi_B: float = option(
-        0.0, nature=Nature.RESULT, parse=nonnegative_float,
-        help="weight of the mutual-information loss 1 - I(fake_A, real_B) / log(bins); 0: none",
-    )  # fmt: skip
-    mi_window: int = option(
-        0, nature=Nature.RESULT, parse=nonnegative_int,
-        help="compute I in square tiles of this side in pixels; 0: over the whole slice",
-        needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
-    )  # fmt: skip
-    mi_bins: int = option(
-        32, nature=Nature.RESULT, parse=bin_count, help="gray-value bins of each image in the histogram for I",
-        needs=Need("lambda_mi_A", or_option="lambda_mi_B"),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
