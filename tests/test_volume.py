@@ -380,7 +380,7 @@ def colour(k, header):
         (without("ImagePositionPatient"), r"dcm: DICOM tag ImagePositionPatient is missing"),
         (without("PixelSpacing"), r"dcm: DICOM tag PixelSpacing is missing"),
         (with_value("ImageOrientationPatient", None), r"dcm: DICOM tag ImageOrientationPatient is missing or empty"),
-        (with_value("ImagePositionPatient", [1, 2]), r"dcm: DICOM tag ImagePositionPatient .* has not 3 numbers"),
+        (with_value("ImagePositionPatient", [1, 2]), r"dcm: DICOM tag ImagePositionPatient .* does not hold 3 numbers"),
         (with_value("RescaleSlope", None), r"dcm: DICOM tag RescaleSlope is missing or empty"),
         (unscaled_ct, r"dcm: DICOM tag RescaleSlope is missing or empty"),
         (with_value("PixelSpacing", [0.0, 0.7]), r"PixelSpacing .*expected positive"),
