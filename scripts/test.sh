@@ -31,6 +31,8 @@ if [ -n "${CI:-}" ]; then
         untested+=("visdom's dashboard: its scripts could not be fetched")
     fi
 fi
+# Compiled once, not in each of the many processes that tests start.
+unset PYTHONDONTWRITEBYTECODE
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -293,6 +293,7 @@ def test_the_command_reports_the_simulation(tmp_path, capsys, monkeypatch):
     assert found["pairs_per_second"].keys() == {"1", "5"}
 
 
+@pytest.mark.slow
 def test_a_training_that_cannot_start_is_reported(tmp_path):
     settings = BenchmarkSettings(work=tmp_path, volumes=(1,), size=16, case_slices=2, device=CPU)
     with pytest.raises(InputError, match=r"domain B .* no slice"):  # one volume is an MR

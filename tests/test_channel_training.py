@@ -73,7 +73,9 @@ def end_steps_by_a_kill(patch, after: int) -> None:
     patch.setattr(CycleGANModel, "_average", killed)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm", [pytest.param(arm, marks=pytest.mark.slow if arm == "both after a warm start" else []) for arm in ARMS]
+)
 def test_a_training_runs_resumes_bit_for_bit_and_converts(root, tmp_path, monkeypatch, arm):
     whole = run(root, arm, name="whole", checkpoints=tmp_path)
     with monkeypatch.context() as patch:

@@ -150,7 +150,10 @@ def test_options_that_change_a_result_are_named_when_a_run_resumes_and_no_others
 
 def test_batch_norm_is_synchronised_on_gpus_only(capsys):
     required = ["--dataroot", "d", "--name", "n", "--device", "cpu", "--sync_batch_norm"]
-    for arguments, message in (([], "does nothing without --norm batch"), (["--norm", "batch"], "cpu does not support it")):
+    for arguments, message in (
+        ([], "does nothing without --norm batch"),
+        (["--norm", "batch"], "cpu does not support it"),
+    ):
         with pytest.raises(SystemExit):
             train_options.parse([*required, *arguments])
         assert message in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_text_that_is_not_there_once_is_refused(project):
         replace(mutation, file="volume.py").apply(root)
 
 
+@pytest.mark.slow
 def test_killed_survived_and_neither(project):
     root, mutation = project
     before = (root / "area.py").read_bytes()
@@ -94,6 +95,7 @@ def test_numbers_beyond_the_table_are_refused(capsys):
     assert f"expected 1 to {len(MUTATIONS)}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_real_mutation_is_killed(tmp_path):
     number = next(k for k, m in enumerate(MUTATIONS, start=1) if m.file == "data/values/intensity.py")
     assert mutation_check.main(["--only", str(number), "--json", str(tmp_path / "found.json")]) == 0

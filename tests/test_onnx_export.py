@@ -55,8 +55,8 @@ def session(folder: Path):
     return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
 
-# Tracing takes seconds; two kinds show slabs, contrasts, mirroring, both norms and ways to upsample.
-QUICK = ("resnet of slabs", "unet")
+# Tracing takes seconds.
+QUICK = ("unet",)
 
 
 @needs_onnx

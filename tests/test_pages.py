@@ -519,6 +519,7 @@ def bytes_written() -> int:
     return int(re.search(r"^wchar: (\d+)", Path("/proc/self/io").read_text(), re.M)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process writes")
 def test_an_update_costs_the_same_in_any_epoch(tmp_path, monkeypatch):
     """The records and the picture of epoch 200 write what those of epoch 5 did, and curves are seldom written anew."""

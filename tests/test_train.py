@@ -23,6 +23,8 @@ from tests.test_datasets import dataroot  # noqa: F401
 
 TINY = "--netG resnet_6blocks --netD pixel --ngf 2 --ndf 2 --num_threads 0 --device cpu --pool_size 2".split()
 TINY += ["--lambda_shape", "0", "--lambda_shape_gan", "0"]
+# Before the first state, in the middle of an epoch, and in the last one.
+KILLED = {(3, "linear"), (8, "plateau"), (15, "linear")}
 SHORT = "--n_epochs 2 --n_epochs_decay 1 --print_freq 1 --save_epoch_freq 2 --save_latest_freq 4".split()
 
 
@@ -85,8 +87,14 @@ def test_what_is_shown_changes_no_result(dataroot, tmp_path):  # noqa: F811
     run(dataroot, tmp_path, *other, "--continue_train", name="plain")  # and a run may resume with other pictures
 
 
-@pytest.mark.parametrize("policy", ["linear", "plateau"])
-@pytest.mark.parametrize("stop_at", [3, 6, 8, 15])
+@pytest.mark.parametrize(
+    "stop_at, policy",
+    [
+        pytest.param(stop_at, policy, marks=[] if (stop_at, policy) in KILLED else pytest.mark.slow)
+        for stop_at in (3, 6, 8, 15)
+        for policy in ("linear", "plateau")
+    ],
+)
 def test_a_killed_run_resumes_bit_for_bit(dataroot, tmp_path, monkeypatch, stop_at, policy):  # noqa: F811
     """Six steps an epoch, states after 4 and 6 of them; the run dies in step `stop_at` of 18."""
     options = ["--use_dropout", "--preprocess", "crop", "--crop_size", "12", "--flip", "--lr_policy", policy]

@@ -71,6 +71,7 @@ def misbehaving(monkeypatch, tmp_path):
         yield reader
 
 
+@pytest.mark.slow
 def test_what_a_reader_does_is_told(misbehaving):
     tried = [b"", b"e", b"r", b"m", b"", b"d", b""]  # after it died, there is another process
     told = [misbehaving.try_bytes(data)[0] for data in tried]
