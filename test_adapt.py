@@ -211,7 +211,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     checks: list[Check] = []
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
-        checks.append(Check(plan, synthesiser.settings.training))
+        checks.append(Check(plan, synthesiser.settings.training, synthesiser.settings.steps))
         return checks[-1]
 
     arguments = (patient.body, opt.batch_size, patient.further)

@@ -56,6 +56,8 @@ NO_SECTIONS = (
     "values; add them with python -m scripts.export_model --dataroot"
 )
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
+# A network that was trained for fewer steps has hardly learnt what a CT looks like.
+FEW_STEPS = 1000
 OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbitrary and cannot be checked"
 
 
@@ -75,10 +77,12 @@ class Check:
     and costs no volume.
     """
 
-    def __init__(self, plan: VolumePlan, training: TrainingStatistics | None) -> None:
+    def __init__(self, plan: VolumePlan, training: TrainingStatistics | None, steps: int | None = None) -> None:
         """Begin; `plan`: how the MR goes through the network; `training`: None leaves out what needs it."""
         self.plan, self.training, self.body = plan, training, plan.body
         self.findings = Findings()
+        if steps is not None and steps < FEW_STEPS:
+            self.findings.warnings.append(f"the model was trained for {steps} steps only: expect a poor CT")
         self._distances: list[float] = []
         self._sections: list[tuple[float, float]] = []
         self._at_ends, self._counted = [0, 0], 0

@@ -91,7 +91,7 @@ class Models:
         """Return the volume of each model, and the findings of its comparison with the training set."""
         volumes, findings = [], {}
         for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
-            check = Check(output.plan, model.settings.training)
+            check = Check(output.plan, model.settings.training, model.settings.steps)
             volumes.append(restore_volume(output.translated, output.plan, check))
             findings[name] = check.findings
         return volumes, join_findings(findings)

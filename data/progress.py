@@ -41,9 +41,9 @@ def _in_lines[T](items: Iterable[T], total: int, title: str, unit: str) -> Itera
     log.info("%s: %d %s", title, total, units)
     began = said = time.monotonic()
     for done, item in enumerate(items, start=1):
+        yield item  # the work may be the caller's
         now = time.monotonic()
         if done < total and now - said >= _EVERY_S:
             left = (now - began) / done * (total - done)
             log.info("%s: %d of %d %s, about %s left", title, done, total, units, describe_seconds(left))
             said = now
-        yield item

@@ -136,10 +136,9 @@ class SimulatedPairsModel(SlabModel):
         """Build the model for the CT of `dataset`."""
         model = cls(settings, data, dataset, place)
         slices = sum(len(volume["hu"]) for volume in dataset.volumes.values())
-        log.info(
-            "%d CT volumes (%d of limbs), %d slices of %g mm; no MR is read", len(dataset.volumes),
-            len(_limbs(settings, dataset)), slices, dataset.slice_mm,
-        )  # fmt: skip
+        limbs = f" ({len(_limbs(settings, dataset))} of limbs)" if settings.limbs else ""
+        volumes = f"{len(dataset.volumes)} CT volumes{limbs}"
+        log.info("%s, %d slices of %g mm with body; no MR is read", volumes, slices, dataset.slice_mm)
         return model
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 METHOD_VERSION = 3
 # By which factor the spacing between slices may leave the model's before that is said.
 SPACING_FACTOR = 1.5
-# A network that was trained for fewer steps has hardly learnt what a CT looks like.
-_FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -232,12 +230,10 @@ def load_synthesiser(
         InputError: as `find_generator`, or the weights do not fit.
     """
     settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
-    if settings.steps is not None and settings.steps < _FEW_STEPS:
-        made = "CT" if settings.direction == "AtoB" else "MR"
-        log.warning("warning: %s was trained for %d steps only; expect no usable %s", folder, settings.steps, made)
     settings = replace(
         settings, mirrored=settings.mirrored and "mirrored" not in off,
         solid_body=settings.solid_body and "solid_body" not in off,
+        steps=settings.steps if epoch == "latest" else None,  # they are the latest weights'
     )  # fmt: skip
     return Synthesiser(settings, TestModel(settings, weights, device, precision))
 

@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
     mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
-    exported = replace(settings, mirrored=mirrored, solid_body=solid_body, training=training)
+    steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
+    exported = replace(settings, mirrored=mirrored, solid_body=solid_body, training=training, steps=steps)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)

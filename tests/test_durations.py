@@ -98,6 +98,16 @@ def test_a_log_file_says_at_once_what_begins_and_every_ten_seconds_how_far_it_is
     ]
 
 
+def test_what_counts_is_what_the_caller_has_done(clock, caplog):
+    """Four images of 12 s each, worked on where they are asked for."""
+    caplog.set_level(logging.INFO)
+    for _ in shown_progress(range(4), 4, "filling holes", "image"):
+        clock[0] += 12
+    assert caplog.messages[1:] == [
+        f"filling holes: {done} of 4 images, about {12 * (4 - done)} s left" for done in (1, 2, 3)
+    ]
+
+
 def test_of_nothing_and_of_one_it_is_said_as_it_is(caplog):
     caplog.set_level(logging.INFO)
     assert list(shown_progress([], 0, "finding bodies", "volume")) == []

@@ -553,7 +553,7 @@ def adapt(folder, monkeypatch, write=None):
     body[4:6, 8:10, 10:20] = 1
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
-    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",), training=None)
+    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",), training=None, steps=None)
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
 

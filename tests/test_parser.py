@@ -15,6 +15,9 @@ COMMANDS = [
 ]
 
 
+VALUE = ". If it is a value, write --option=VALUE."
+
+
 def said(capsys, parse, *words: str) -> str:
     """Return what a command says to a line that it refuses, without its end of line."""
     with pytest.raises(SystemExit) as stop:
@@ -31,7 +34,8 @@ def said(capsys, parse, *words: str) -> str:
         (train_options.parse, "--ngff", "; did you mean --ngf? All options: python train.py --help"),
         (train_options.parse, "--n-epochs", "; did you mean --n_epochs? All options: python train.py --help"),
         (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help"),
-        (train_options.parse, "--quux", ". All options: python train.py --help"),
+        (train_options.parse, "--quux", f"{VALUE} All options: python train.py --help"),
+        (train_options.parse, "\u2014ngf", "; did you mean --ngf? All options: python train.py --help"),
         (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help"),
         (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help"),
         (
@@ -53,7 +57,8 @@ def test_every_command_answers_in_one_line(capsys, name):
     parse = next(
         getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
     )
-    expected = rf"error: --outt: no such option(; did you mean --out\w*\?|\.) All options: python -m {name} --help"
+    near = rf"(; did you mean --out\w*\?|{re.escape(VALUE)})"
+    expected = rf"error: --outt: no such option{near} All options: python -m {name} --help"
     assert re.fullmatch(expected, said(capsys, parse, "--outt", "x"))
 
 
@@ -63,6 +68,8 @@ def test_a_word_that_belongs_to_no_option(capsys, tmp_path):
     parse = parser.parse_args
     lost = "expected an option before it. All options: python -m scripts.x --help"
     assert said(capsys, parse, "--ct", "a", "b") == f"error: b: {lost}"
+    assert said(capsys, parse, "--ct", "a", "b", "c") == f"error: b and 1 more word: {lost}"
+    assert said(capsys, parse, "--ct", "a", "b" * 300) == f"error: {'b' * 300}: {lost}"
     assert said(capsys, parse, "--ct", "a", "b", "c", "d") == f"error: b and 2 more words: {lost}"
     files = [tmp_path / name for name in ("a.nii", "b.nii")]
     for file in files:
@@ -77,6 +84,9 @@ def test_numbers_and_texts_are_values(capsys):
     assert vars(parser.parse_args(["--level", "-.5", "--text", "-a b"])) == {"level": -0.5, "text": "-a b"}
     assert parser.parse_args(["--level=-1e3"]).level == -1000
     assert said(capsys, parser.parse_args, "--level", "low") == "error: argument --level: invalid float value: 'low'"
+    assert said(capsys, parser.parse_args, "--txet=my text", "--level", "1") == (
+        "error: --txet: no such option; did you mean --text? All options: python x.py --help"
+    )
     assert said(capsys, parser.parse_args, "--lev", "1") == (
         "error: --lev: no such option; did you mean --level? All options: python x.py --help"
     )

@@ -1,11 +1,13 @@
 """For how many steps a model was trained: recorded while it trains, kept on export, said in use where they are few."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
+from cohort.checks import Check
 from models.inference_settings import model_sha256, read_inference_settings
 from models.run_folder import weights_path
 from models.state_dicts import load_checkpoint, save_atomically
@@ -17,30 +19,49 @@ from tests.test_train import run
 CPU = torch.device("cpu")
 
 
-def few_steps(caplog, folder) -> list[str]:
-    caplog.clear()
-    load_synthesiser(folder, "latest", CPU)
-    return [message for message in caplog.messages if "steps only" in message]
+def few_steps(folder, epoch: str = "latest") -> list[str]:
+    """Return what is said of a CT by this model because of its steps."""
+    steps = load_synthesiser(folder, epoch, CPU).settings.steps
+    return Check(SimpleNamespace(body=None, to_ct=False), None, steps).findings.warnings
 
 
-def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_path, caplog):  # noqa: F811
+def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path, "--batch_size", "2")  # 6 samples an epoch, 3 epochs
     assert read_inference_settings(folder).steps == 3 * 3
     train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"])
     settings = read_inference_settings(folder)
     assert settings.steps == 4 * 3
-    said = "was trained for 12 steps only; expect no usable CT"
-    assert few_steps(caplog, folder) == [f"warning: {folder} {said}"]
+    said = ["the model was trained for 12 steps only: expect a poor CT"]
+    assert few_steps(folder) == said
     small = tmp_path / "small"
     export_model.main(["--name", "run", "--checkpoints_dir", str(tmp_path), "--out", str(small)])
     assert read_inference_settings(small).steps == 12
-    assert few_steps(caplog, small) == [f"warning: {small} {said}"]
+    assert few_steps(small) == said
     for steps, warned in ((0, True), (999, True), (1000, False), (None, False)):
         replace(settings, steps=steps).write(folder)
-        assert bool(few_steps(caplog, folder)) == warned
+        assert bool(few_steps(folder)) == warned
     weights = weights_path(folder, "latest", "G_A")
     hashes = {model_sha256(replace(settings, steps=steps), weights) for steps in (None, 12)}
     assert len(hashes) == 1  # no result depends on it
+
+
+def test_steps_are_counted_also_where_the_batches_change(dataroot, tmp_path):  # noqa: F811
+    folder = run(dataroot, tmp_path, "--batch_size", "2")
+    more = ["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"]
+    train.main([*more, "--batch_size", "6"])
+    settings = read_inference_settings(folder)
+    assert settings.steps == 3 * 3 + 1
+    replace(settings, steps=9).write(folder)  # as if it had been killed between its state and this
+    train.main([*more, "--batch_size", "6"])
+    assert read_inference_settings(folder).steps == 10
+
+
+def test_steps_are_those_of_the_latest_weights_alone(dataroot, tmp_path):  # noqa: F811
+    folder = run(dataroot, tmp_path)
+    assert few_steps(folder) and not few_steps(folder, "2")
+    words = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--epoch", "2", "--out", str(tmp_path / "small")]
+    export_model.main(words)
+    assert read_inference_settings(tmp_path / "small").steps is None
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -56,6 +56,8 @@ def test_a_patient_is_scored_in_the_body_where_the_mr_has_signal(monkeypatch, tm
     assert out.stat().st_size > 0
     with pytest.raises(InputError, match="--figure"):
         uncertainty_study.main(["--data", str(tmp_path / "data"), *patterns, "--figure", str(out)])
+    with pytest.raises(InputError, match="P1 is in an earlier folder, too"):
+        uncertainty_study.main(["--data", *[str(tmp_path / "data")] * 2, *patterns])
     (folder / "ct.nii.gz").rename(tmp_path / "data" / "ct.nii.gz")
     with pytest.raises(InputError, match="no patient has both"):
         uncertainty_study.main(["--data", str(tmp_path / "data"), *patterns[:2], "--ct_pattern", "{case}.nii.gz"])

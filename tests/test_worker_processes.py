@@ -52,20 +52,50 @@ def wait_until(true, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_command_that_is_ended_ends_its_processes_in_one_line(number, tmp_path):
-    """Ctrl-C goes to all of them, as from a terminal."""
+    """It goes to all of them, as from a terminal or from Slurm."""
     program = Program("-c", COMMAND, tmp_path)
     wait_until(lambda: len(list(tmp_path.glob(".writing-*/*.txt"))) == 2 and (tmp_path / "0.txt").exists())
     workers = psutil.Process(program.pid).children(recursive=True)
-    if number == signal.SIGINT:
-        os.killpg(program.pid, number)
-    else:
+    if number == signal.SIGTERM:  # which ends the processes by itself
         os.kill(program.pid, number)
+    else:
+        os.killpg(program.pid, number)
     assert program.wait(60) == 128 + number
     name = signal.Signals(number).name
     assert program.stderr == ("interrupted\n" if number == signal.SIGINT else f"{name}: stopping\n")
     assert program.stdout == "wrote 0.txt\n"
     wait_until(lambda: not any(worker.is_running() for worker in workers), 30)
     assert [path.name for path in tmp_path.iterdir()] == ["0.txt"]  # what was made stays, what was not is gone
+
+
+def test_processes_end_with_a_command_that_is_killed(tmp_path):
+    program = Program("-c", COMMAND, tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob(".writing-*/*.txt"))) == 2 and (tmp_path / "0.txt").exists())
+    workers = psutil.Process(program.pid).children(recursive=True)
+    assert len(workers) >= 2
+    program.kill()
+    assert program.wait(60) == -signal.SIGKILL
+    wait_until(lambda: not any(worker.is_running() for worker in workers), 30)
+
+
+def test_a_second_signal_does_not_keep_processes_from_being_ended(tmp_path, monkeypatch):
+    """One comes while they are waited for; it is not heard before all have ended."""
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), WorkerProcesses(1) as pool:
+        pool.submit(write_slowly, tmp_path / "a.txt")
+        wait_until(lambda: list(tmp_path.glob(".writing-*/a.txt")))
+        (process,) = pool._processes.values()
+        terminate = process.terminate
+
+        def ended_and_signalled():
+            monkeypatch.undo()  # the pool will end it, too
+            os.kill(os.getpid(), signal.SIGINT)
+            terminate()
+
+        monkeypatch.setattr(process, "terminate", ended_and_signalled)
+        raise KeyboardInterrupt
+    assert not process.is_alive() and time.monotonic() - began < 50
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_failure_does_not_wait_for_the_others(tmp_path):

@@ -23,8 +23,9 @@ def patients(options: argparse.Namespace) -> Iterator[tuple[str, Volume, Volume]
     """Yield name, MR and true CT (HU) of every patient that has both, one folder after the other, by name.
 
     Raises:
-        InputError: a folder holds none.
+        InputError: a folder holds none, or one of an earlier folder's names.
     """
+    seen: set[str] = set()
     for folder in options.data:
         mr, ct = (
             case_volumes(CaseVolumes("--data", folder, pattern)) or {}
@@ -32,6 +33,9 @@ def patients(options: argparse.Namespace) -> Iterator[tuple[str, Volume, Volume]
         )
         if not mr.keys() & ct.keys():
             raise InputError(f"--data {folder}: no patient has both an MR and a CT")
+        if twice := seen & mr.keys() & ct.keys():
+            raise InputError(f"--data {folder}: {min(twice)} is in an earlier folder, too; name patients differently")
+        seen |= mr.keys() & ct.keys()
         for case in sorted(mr.keys() & ct.keys()):
             volume = read_volume(mr[case])
             yield case, volume, read_reference(ct[case], volume)

@@ -50,7 +50,8 @@ def found_share(uncertainty: np.ndarray, error: np.ndarray) -> float:
     Voxels of one uncertainty stand in the order in which they come.
     """
     order = np.argsort(uncertainty, kind="stable")
-    return float(error[order[-(len(order) // TENTHS) :]].sum(dtype=np.float64) / error.sum(dtype=np.float64))
+    tenth = order[len(order) - len(order) // TENTHS :]
+    return float(error[tenth].sum(dtype=np.float64) / error.sum(dtype=np.float64))
 
 
 def figures(uncertainty: np.ndarray, error: np.ndarray) -> list[float]:

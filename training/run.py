@@ -82,7 +82,7 @@ class TrainingRun:
         self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
         self._in_use: InferenceSettings | None = None  # what the run's folder says of the use of its generator
-        self._from_scratch = False  # whether all steps since random weights are counted
+        self._steps: int | None = None  # made since random weights; None where that is not known
         self.selection = Selection(group, self.folder, self.model, lambda: self._open_validator(cases))
 
     @cached_property
@@ -124,6 +124,8 @@ class TrainingRun:
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()
             received = 0
+            if self._is_complete(at):
+                log.info("nothing is left to train; for more, give a larger --n_epochs or --seconds")
             while not self._is_complete(at) and not received:
                 advance = self._validate_last if self._is_done(at) else self._train_epoch
                 at = advance(at, training_log, interruption)
@@ -213,6 +215,7 @@ class TrainingRun:
             data_seconds = time.perf_counter() - waiting_since
             self.rate.start_step(self._progress(epoch, iteration))
             losses = self.model.step(batch)
+            self._steps = None if self._steps is None else self._steps + 1
             epoch_loss = epoch_loss + losses["G"].to(sum_type) / batches.steps
             training_log.step(data_seconds)
             last = iteration == batches.steps
@@ -283,12 +286,16 @@ class TrainingRun:
         if self.group.rank == 0:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
-            steps = (at.epoch - 1) * self.batches.steps + self._steps_done(at) if self._from_scratch else None
-            run_folder.save_state(self.folder, {**parts, "processes": processes, **origin, "steps": steps})
-            if self._in_use:
-                replace(self._in_use, steps=steps).write(self.folder)
+            run_folder.save_state(self.folder, {**parts, "processes": processes, **origin, "steps": self._steps})
+            self._describe_steps()
         self._save_weights("latest")
         self._saved_at = time.monotonic()
+
+    def _describe_steps(self) -> None:
+        """Say in the run's folder for how many steps its latest generator was trained."""
+        if self._in_use and self._in_use.steps != self._steps:
+            self._in_use = replace(self._in_use, steps=self._steps)
+            self._in_use.write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
         return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
@@ -320,9 +327,9 @@ class TrainingRun:
         def prepare() -> None:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
-            self._from_scratch = not self.settings.run.init_from
+            self._steps = None if self.settings.run.init_from else 0
             if self.described:
-                self._in_use = replace(self.described, steps=0 if self._from_scratch else None)
+                self._in_use = replace(self.described, steps=self._steps)
                 self._in_use.write(self.folder)
             run_folder.save_options(self.folder, self.settings.values())
 
@@ -341,16 +348,17 @@ class TrainingRun:
         def load() -> dict[str, Any]:
             run_folder.clear_scratch(self.folder)
             state = run_folder.load_state(self.folder, take_over)
-            self._from_scratch = type(state.get("steps")) is int  # an earlier version did not count
+            self._steps = state.get("steps")  # an earlier version did not count
             if here := self.described:
                 try:
                     self._in_use = read_inference_settings(self.folder)
                 except InputError as error:
                     log.warning("warning: %s; it is written again", error)
-                    self._in_use = replace(here, steps=state["steps"] if self._from_scratch else None)
+                    self._in_use = replace(here, steps=self._steps)
                     self._in_use.write(self.folder)
                 else:
                     check_continued(self.folder, self._in_use, here)
+                    self._describe_steps()  # the run may have been killed after its state was saved
             return state
 
         state = self.group.share(load)

@@ -23,9 +23,10 @@ class CommandParser(argparse.ArgumentParser):
         self._check_options(words)  # before argparse, which would miss the option that was meant
         found, left = self.parse_known_args(words, namespace)
         if left:
-            glob = "; put a glob in quotes" if Path(left[-1]).exists() else ""
-            more = f" and {len(left) - 1} more words" if len(left) > 1 else ""
-            self.error(f"{left[0]}{more}: expected an option before it{glob}. {self._help()}")
+            # No name of a file is longer.
+            glob = "; put a glob in quotes" if len(left[-1]) < 256 and Path(left[-1]).exists() else ""
+            more = {1: "", 2: " and 1 more word"}.get(len(left), f" and {len(left) - 1} more words")
+            self.error(f"{left[0].strip()}{more}: expected an option before it{glob}. {self._help()}")
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -38,9 +39,11 @@ class CommandParser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            # As argparse has it: a number is a value, and so is a word with a space in it.
-            if re.match(r"-\.?[^\d\s.]", word) and " " not in word and name not in options:
-                self.error(f"{name}: no such option{did_you_mean(name, options) or '.'} {self._help()}")
+            # As argparse has it: a number is a value, and so is a word with a space before any =.
+            # A dash of another kind comes from a page or a word processor.
+            if re.match(r"-\.?[^\d\s.]|[\u2010-\u2015]", word) and " " not in name and name not in options:
+                near = did_you_mean(name, options) or ". If it is a value, write --option=VALUE."
+                self.error(f"{name}: no such option{near} {self._help()}")
 
     def _help(self) -> str:
         start = "" if self.prog.startswith("python ") else "python "
