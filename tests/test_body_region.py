@@ -222,6 +222,7 @@ def test_the_model_of_limbs_notices_a_whole_body_and_those_of_whole_bodies_know_
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 @pytest.mark.parametrize("volume", ["CHAOS_IMG-0004", "CHAOS_IMG-0010"])
 def test_a_real_trunk_is_noticed_by_the_model_of_limbs_alone(volume):
     path = SHARED / f"trunk/MR_test_only/{volume}_inphase.nii.gz"

@@ -305,6 +305,7 @@ def test_a_data_set_that_may_only_be_read_is_prepared_in_memory(dataroot, tmp_pa
     kept = open_simulation_set(dataroot)
     root = read_only_copy(dataroot, tmp_path / "set", monkeypatch)
     caplog.set_level(logging.INFO)
+    caplog.clear()
     here = open_simulation_set(root)
     begins, unkept = caplog.messages
     assert begins == "preparing CT for the simulation of MR, once: 2 volumes"
