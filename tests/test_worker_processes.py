@@ -94,6 +94,7 @@ def test_a_second_signal_does_not_keep_processes_from_being_ended(tmp_path, monk
 
         monkeypatch.setattr(process, "terminate", ended_and_signalled)
         raise KeyboardInterrupt
+    process.join(30)
     assert not process.is_alive() and time.monotonic() - began < 50
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
