@@ -78,7 +78,13 @@ class Check:
     """
 
     def __init__(self, plan: VolumePlan, training: TrainingStatistics | None, steps: int | None = None) -> None:
-        """Begin; `plan`: how the MR goes through the network; `training`: None leaves out what needs it."""
+        """Begin.
+
+        Args:
+            plan: how the MR goes through the network.
+            training: what the training set is like; None leaves out what needs it.
+            steps: for how many the model was trained, if that is known.
+        """
         self.plan, self.training, self.body = plan, training, plan.body
         self.findings = Findings()
         if steps is not None and steps < FEW_STEPS:

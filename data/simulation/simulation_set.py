@@ -5,7 +5,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +79,7 @@ def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
     slice_mm = common_slice_spacing(dataroot, manifest, cases)
     jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
-    with WorkerProcesses(workers) if workers > 1 else nullcontext() as pool:
-        maps = _maps(jobs, pool.map if pool else map)
-    return SimulationSet(maps, slice_mm, manifest.spacing_mm, manifest.size)
+    return SimulationSet(_maps(jobs, workers), slice_mm, manifest.spacing_mm, manifest.size)
 
 
 def simulation_maps(
@@ -95,25 +93,26 @@ def simulation_maps(
         InputError: a damaged file, or a file of others in the way.
     """
     jobs = [Job(dataroot, case, pixel_mm, mm) for case, mm in zip(cases, slice_mm, strict=True)]
-    return _maps(jobs, map)
+    return _maps(jobs, workers=1)
 
 
-def _maps(jobs: Sequence[Job], map_all: Callable[..., Iterable[Computed]]) -> dict[str, Maps]:
-    """Return the maps of all jobs by the names of their cases; what is missing is computed by `map_all`, a `map`."""
+def _maps(jobs: Sequence[Job], workers: int) -> dict[str, Maps]:
+    """Return the maps of all jobs by the names of their cases; what is missing is computed by so many processes."""
     missing = [job for job in jobs if not _is_current(job.dataroot, job.case)]
     paths = [_path(job.dataroot, job.case) for job in missing]
     check_free(paths, "--dataroot", made=[path for path in paths if _is_own(path)], overwrite=None)
     unkept: dict[str, Maps] = {}
-    all_computed = map_all(_compute, missing) if missing else ()
-    shown = shown_progress(all_computed, len(missing), "preparing CT for the simulation of MR, once", "volume")
-    for job, computed in zip(missing, shown, strict=True):
-        if isinstance(computed, Unkept):
-            if not unkept:
-                log.info(
-                    "the simulation's maps of the CT cannot be stored, so every start computes them again: %s",
-                    computed.why,
-                )
-            unkept[job.case.name] = computed.maps
+    with WorkerProcesses(workers) if missing and workers > 1 else nullcontext() as pool:
+        all_computed = (pool.map if pool else map)(_compute, missing)
+        shown = shown_progress(all_computed, len(missing), "preparing CT for the simulation of MR, once", "volume")
+        for job, computed in zip(missing, shown, strict=True):
+            if isinstance(computed, Unkept):
+                if not unkept:
+                    log.info(
+                        "the simulation's maps of the CT cannot be stored, so every start computes them again: %s",
+                        computed.why,
+                    )
+                unkept[job.case.name] = computed.maps
     return {job.case.name: unkept.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
 
 
