@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from skimage.restoration import denoise_tv_chambolle
+from skimage import restoration
 
 from data.values.intensity import AIR_HU
 
@@ -55,7 +55,9 @@ def denoised(ct: np.ndarray) -> np.ndarray:
     if not both.any():
         return ct.astype(np.float32)
     sigma = np.median(np.abs(np.diff(ct.astype(np.float32), axis=1)[both])) / (0.6745 * np.sqrt(2))
-    smooth = denoise_tv_chambolle(ct.clip(AIR_HU, 300).astype(np.float32), 1.5 * max(float(sigma), 1), max_num_iter=40)
+    smooth = restoration.denoise_tv_chambolle(
+        ct.clip(AIR_HU, 300).astype(np.float32), 1.5 * max(float(sigma), 1), max_num_iter=40
+    )
     return np.where(smooth > 230, ct, smooth).astype(np.float32)
 
 
