@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, and no process left behind."""
+"""What holds for every test: one thread, no waiting for the disk, and no process left behind."""
 
 import os
 from collections.abc import Iterator
@@ -15,3 +15,11 @@ from tests import processes
 def no_program_is_left() -> Iterator[None]:
     yield
     processes.kill_all()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """Thousands of small files are written; that they reach the disk before they get their names is tested apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which raises as os.fsync does where a file is not open
+        yield
