@@ -34,6 +34,8 @@ from models.state_dicts import load_network_weights, save_atomically
 log = logging.getLogger(__name__)
 
 _WIDTH_TOLERANCE = 0.1
+# What an exported model does in use that its training need not have known.
+_WAYS = ("mirrored", "solid_body", "bias_correction")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,6 +58,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="in use, replace air inside the MR's body mask by tissue: for limbs, not for body parts that hold air",
     )  # fmt: skip
     add(
+        "--bias_correction", action="store_true",
+        help="in use, correct the MR's bias field (N4); set already where the training set was prepared with it",
+    )  # fmt: skip
+    add(
         "--dataroot", type=Path, metavar="DIR",
         help="data set that the model was trained on: record again the values that results are checked against "
              "(models of earlier versions lack some)",
@@ -75,8 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
     source = find_weights(folder, opt.epoch, "G_A")
-    if opt.solid_body and settings.direction == "BtoA":
-        raise InputError(f"{folder}: --solid_body is for models that make CT; this one makes MR")
+    for name in ("solid_body", "bias_correction"):
+        if getattr(opt, name) and settings.direction == "BtoA":
+            raise InputError(f"{folder}: --{name} is for models that make CT; this one makes MR")
     net = build_generator(settings.generator)
     load_network_weights(net, source)  # refuses what is not of this network
     weights = net.state_dict()
@@ -88,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
-    mirrored, solid_body = opt.mirrored or settings.mirrored, opt.solid_body or settings.solid_body
     steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
-    exported = replace(settings, mirrored=mirrored, solid_body=solid_body, training=training, steps=steps)
+    ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
+    exported = replace(settings, training=training, steps=steps, **ways)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)

@@ -55,7 +55,7 @@ is_newer() { # file, others: whether it is there and newer than all of them
 if ! is_newer "$models/recommended/latest_net_G_A.pth" "$models/recommended_native/latest_net_G_A.pth"; then
     rm -rf "$models/recommended" "$models/.recommended"
     "$python" -m scripts.export_model --name recommended_native --checkpoints_dir "$models" --out "$models/.recommended" \
-        --solid_body
+        --solid_body --bias_correction
     mv "$models/.recommended" "$models/recommended"
 fi
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The recommended recipe (docs/results.md): a U-Net of slabs, trained on MR simulated from the CT alone; no MR is read.
 # Start it again after a stop to resume. A finished run ends at once.
-#   bash scripts/train_recommended.sh datasets/NAME [--solid_body] [options of train.py --model simulated_pairs]
+#   bash scripts/train_recommended.sh datasets/NAME [--solid_body] [--bias_correction] [options of train.py --model simulated_pairs]
 # The run is checkpoints/recommended_NAME. At its end the model for use is written to checkpoints/recommended_NAME_small, in
-# half precision. --solid_body: that model replaces air inside the body by tissue, as the shipped `recommended` does; for limbs
-# only. For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, if some of the CT are limbs,
+# half precision. --solid_body: that model replaces air inside the body by tissue; for limbs only. --bias_correction: it
+# corrects the bias field of each MR. The shipped `recommended` does both. For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, if some of the CT are limbs,
 # --limbs TEXT with a part that their names share.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
@@ -24,7 +24,10 @@ for option in "$@"; do
     if [ "$previous" = --checkpoints_dir ]; then checkpoints=$option; fi
     if [[ $option == --checkpoints_dir=* ]]; then checkpoints=${option#*=}; fi
     previous=$option
-    if [ "$option" = --solid_body ]; then exported+=("$option"); else options+=("$option"); fi
+    case "$option" in
+        --solid_body | --bias_correction) exported+=("$option") ;;
+        *) options+=("$option") ;;
+    esac
 done
 if [ -e "$checkpoints/$name/latest_state.pth" ] || [ -e "$checkpoints/$name/previous_state.pth" ]; then
     options+=(--continue_train)

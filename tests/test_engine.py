@@ -273,13 +273,14 @@ def test_the_recipe_passes_options_on_and_resumes_what_has_a_state(recipe, tmp_p
     assert recipe(*more, DIES="143")[0].returncode == 143
 
 
-@pytest.mark.parametrize("solid", [[], ["--solid_body"]])
-def test_the_recipe_ends_with_a_small_model_for_use(recipe, tmp_path, solid):
+@pytest.mark.parametrize("ways", [[], ["--solid_body"], ["--solid_body", "--bias_correction"]])
+def test_the_recipe_ends_with_a_small_model_for_use(recipe, tmp_path, ways):
     models = tmp_path / "m"
-    process, (run,) = recipe("--checkpoints_dir", str(models), *solid, "--seed", "3")
+    process, (run,) = recipe("--checkpoints_dir", str(models), *ways, "--seed", "3")
     (small,) = process.exported
     assert (small.name, small.checkpoints_dir, small.out) == (run.run.name, models, models / "recommended_limbs_small")
-    assert (small.solid_body, run.model.seed) == (bool(solid), 3)
+    assert (small.solid_body, small.bias_correction) == ("--solid_body" in ways, "--bias_correction" in ways)
+    assert run.model.seed == 3
     (small.out).mkdir(parents=True)
     (small.out / "latest_state.pth").touch()  # of a training of its own
     process, runs = recipe("--checkpoints_dir", str(models))

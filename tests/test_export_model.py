@@ -45,6 +45,9 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     export_model.main([*options, "--out", str(tmp_path / "out/solid"), "--solid_body"])
     solid = replace(read_inference_settings(out), solid_body=True)
     assert read_inference_settings(tmp_path / "out/solid") == solid
+    export_model.main([*options, "--out", str(tmp_path / "out/corrected"), "--bias_correction"])
+    corrected = replace(read_inference_settings(out), bias_correction=True)
+    assert read_inference_settings(tmp_path / "out/corrected") == corrected != read_inference_settings(out)
     again = ["--checkpoints_dir", str(tmp_path / "out"), "--name", "solid", "--float32"]
     export_model.main([*again, "--out", str(tmp_path / "out/again")])  # without the flag: as it was
     assert read_inference_settings(tmp_path / "out/again") == solid
@@ -74,12 +77,13 @@ def test_weights_of_an_epoch_that_is_not_there_name_those_that_are(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_makes_mr_has_no_solid_body(tmp_path):
+@pytest.mark.parametrize("way", ["--solid_body", "--bias_correction"])
+def test_a_model_that_makes_mr_has_no_solid_body_and_corrects_no_mr(tmp_path, way):
     write_model(tmp_path)
     folder = tmp_path / "checkpoints" / NAME
     replace(read_inference_settings(folder), direction="BtoA").write(folder)
-    options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--out", str(tmp_path / "out"), "--solid_body"]
-    with pytest.raises(InputError, match="this one makes MR"):
+    options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--out", str(tmp_path / "out"), way]
+    with pytest.raises(InputError, match=f"{way} is for models that make CT; this one makes MR"):
         export_model.main(options)
     assert not (tmp_path / "out").exists()
 
