@@ -63,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_patients(parser)
     parser.add_argument("--name", default="recommended", help="the model (default: recommended)")
     parser.add_argument(
-        "--bias_correction", action="store_true", help="correct bias fields, whether or not the model does"
+        "--bias_correction", choices=("yes", "no"), help="whether bias fields are corrected (default: as the model does)"
     )
     opt = parser.parse_args(arguments)
     device = torch_device("auto")
     synthesiser = load_synthesiser(opt.checkpoints_dir / opt.name, "latest", device)
     if opt.bias_correction:
-        synthesiser = replace(synthesiser, settings=replace(synthesiser.settings, bias_correction=True))
+        corrects = opt.bias_correction == "yes"
+        synthesiser = replace(synthesiser, settings=replace(synthesiser.settings, bias_correction=corrects))
     found = {}
     for case, mr, ct in patients(opt):
         found[case] = measure(mr, ct, synthesiser)
