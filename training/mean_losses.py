@@ -16,7 +16,9 @@ class MeanLosses:
         """Begin without any step. Sums are in float64, but for MPS, which has none."""
         self.device = device
         self._type = torch.float32 if device.type == "mps" else torch.float64
-        self._start_anew()
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._steps = 0
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Count a step: scalars by name, the same names in every step between two records."""
@@ -51,6 +53,4 @@ class MeanLosses:
         self._sums = torch.tensor(sums, dtype=self._type, device=self.device) if sums else None
 
     def _start_anew(self) -> None:
-        self._names: list[str] = []
-        self._sums: Tensor | None = None
-        self._steps = 0
+        self._names, self._sums, self._steps = [], None, 0
