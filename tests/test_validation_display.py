@@ -180,4 +180,4 @@ def test_visdom_has_the_curves_and_the_picture(server, tmp_path):  # noqa: F811
     assert curves(server.port, "validation-1", "validating") == {
         "MAE [HU]": ([1, 2], [100, 50]), "opening of the cycle": ([1, 2], [0.25, 0.25]),
     }  # fmt: skip
-    assert curves(server.port, "losses-1", "validating") == {"G": ([1, 2], [1, 1])}
+    assert curves(server.port, "losses-1", "validating") == {"Total": ([1, 2], [1, 1])}
