@@ -18,6 +18,7 @@ from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, 
 from data.loading.whole_slices import centred
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
+from data.prepared.trainable import check_has_mr
 from data.simulation.contrasts import contrasts_to_simulate
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
@@ -172,7 +173,9 @@ def open_unaligned(
     a: SliceSource
     b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(dataroot).without(leave_out)
+        manifest = read_manifest(dataroot)
+        check_has_mr(dataroot, manifest, "--model cycle_gan")
+        manifest = manifest.without(leave_out)
         spacing_mm, contrasts, view = manifest.spacing_mm, manifest.contrasts, manifest.view
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
