@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.settings.parser import CommandParser
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
@@ -57,7 +57,8 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     words = protected_numbers(arguments)
     files = files_of(words)
     if files.method not in (None, *METHODS):
-        raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}")
+        near = did_you_mean(str(files.method), METHODS)
+        raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}{near}")
     first = CommandParser(add_help=False)
     _add_model(first, files.method or "cycle_gan")
     said = any(word.partition("=")[0] == "--model" for word in words)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from data.errors import InputError
 from data.settings.parser import CommandParser
 from options import pipeline_options, test_options, train_options
 from tests.documented import ROOT
@@ -90,3 +91,26 @@ def test_numbers_and_texts_are_values(capsys):
     assert said(capsys, parser.parse_args, "--lev", "1") == (
         "error: --lev: no such option; did you mean --level? All options: python x.py --help"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model cyclegan", "argument --model: invalid choice: 'cyclegan'; did you mean cycle_gan? Choose from cycle_"),
+        ("--model simulated-pairs", "; did you mean simulated_pairs? Choose from "),
+        ("--netG resnet9", "invalid choice: 'resnet9'; did you mean resnet_9blocks? Choose from resnet_9blocks, "),
+        ("--gan_mode x", "argument --gan_mode: invalid choice: 'x'. Choose from lsgan, vanilla"),
+    ],
+)  # fmt: skip
+def test_the_nearest_choice_is_named(words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_options.parse(["--dataroot", "d", "--name", "n", *words.split()])
+    assert said in capsys.readouterr().err
+
+
+def test_a_config_file_s_nearest_choice_is_named(tmp_path):
+    for text, said in (("model: pair", "; did you mean paired?"), ("netG: resnet6", "; did you mean resnet_6blocks?")):
+        (tmp_path / "run.yaml").write_text(f"dataroot: d\nname: n\n{text}\n")
+        with pytest.raises(InputError) as error:
+            train_options.parse(["--config", str(tmp_path / "run.yaml")])
+        assert str(error.value).endswith(said)

@@ -188,6 +188,7 @@ def test_ct_alone_is_enough_to_simulate_mr_and_mr_can_be_added(raw, caplog):
 
 
 def test_of_ct_alone_the_mr_simulated_from_it_validates(raw):
+    write_volume(ct_volume(radius_mm=40.0), raw / "ct/q1.mha")
     _, manifest = prepare(raw, mr=None)
     cases = validation_cases(manifest, None, 0)
     assert cases.mr == () and len(cases.ct) == 1 and cases.left_out == {cases.ct[0].patient}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data.errors import InputError
+from data.loading.data_set_folders import check_data_root
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import VALIDATION_FACTS, ValidationCases, validation_cases
 from data.settings.declaration import Nature
@@ -60,6 +61,7 @@ class TrainingRun:
         if settings.run.continue_train:
             log.info("%s: resuming from its last saved state, %s", settings.run.name, self.folder / STATE_NAME)
         group.share(lambda: _check_clock(settings, group.size))
+        group.share(lambda: check_data_root(settings.data.dataroot))
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from enum import StrEnum
 from typing import Any, get_type_hints
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 
 
 class Nature(StrEnum):
@@ -242,7 +242,9 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     except (InputError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{field.name}: {error}") from error
     if described.choices and read not in described.choices:
-        raise InputError(f"{field.name}: {read!r}: expected one of {', '.join(map(str, described.choices))}")
+        choices = [str(choice) for choice in described.choices]
+        near = did_you_mean(str(read), choices)
+        raise InputError(f"{field.name}: {read!r}: expected one of {', '.join(choices)}{near}")
     return read
 
 

@@ -33,6 +33,14 @@ class CommandParser(argparse.ArgumentParser):
         """End the command with exit code 2 and one line."""
         self.exit(2, f"error: {message}\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of an option's choices, and name the nearest of them."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = did_you_mean(str(value), choices) or "."
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near} Choose from {', '.join(choices)}")
+
     def _check_options(self, words: Sequence[str]) -> None:
         options = self._option_string_actions
         for word in words:
