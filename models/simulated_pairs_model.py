@@ -52,7 +52,7 @@ class SimulationOptions:
 
     limbs: str = option(
         "", nature=Nature.RESULT, metavar="TEXT",
-        help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
+        first=True, help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
     limbs_share: float = option(
         0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs only",

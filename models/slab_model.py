@@ -69,7 +69,7 @@ class PairLosses:
     )
     bone_weight: float = option(
         1.0, nature=Nature.RESULT, parse=positive_float,
-        help="weight of pixels above 150 HU in both errors; 3 to 4 finds bone in short trainings",
+        first=True, help="weight of pixels above 150 HU in both errors; 3 to 4 finds bone in short trainings",
     )  # fmt: skip
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, did_you_mean
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, show_first
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import protected_numbers
@@ -42,10 +42,11 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:
-    parser.add_argument(
+    model = parser.add_argument(
         "--model", choices=tuple(METHODS), default=default,
-        help="training method; --help after it lists the options of that method",
+        help="training method; --help or --help_all after it lists the options of that method",
     )  # fmt: skip
+    show_first(model)
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:

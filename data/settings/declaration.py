@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any, get_type_hints
 
 from data.errors import InputError, did_you_mean
+from data.settings.parser import show_first
 
 
 class Nature(StrEnum):
@@ -74,6 +75,7 @@ class Option:
         aliases: further names, such as the published ones.
         nargs, metavar, const: as in argparse.
         repeated: whether it is given once for each value of a list.
+        first: whether the short help of a command with many options shows it.
         needs: without which it does nothing, so that giving it is an error (`check_needs`).
     """
 
@@ -87,6 +89,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     const: Any = None
     repeated: bool = False
+    first: bool = False
     needs: Need | None = None
 
 
@@ -154,8 +157,7 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
     else:
         more["default"] = default
     if field.type in (bool, "bool"):
-        section.add_argument(*names, action="store_true", **more)
-        return
+        more["action"] = "store_true"
     for key in ("choices", "nargs", "metavar", "const"):
         if (value := getattr(described, key)) is not None:
             more[key] = value
@@ -165,7 +167,9 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
         more["type"] = described.parse
     if described.convert:
         more["action"] = _converted(described.convert)
-    section.add_argument(*names, **more)
+    action = section.add_argument(*names, **more)
+    if described.first:
+        show_first(action)
 
 
 def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
