@@ -156,20 +156,23 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
         more["required"] = True
     else:
         more["default"] = default
-    if field.type in (bool, "bool"):
-        more["action"] = "store_true"
-    for key in ("choices", "nargs", "metavar", "const"):
-        if (value := getattr(described, key)) is not None:
-            more[key] = value
+    more |= {"action": "store_true"} if field.type in (bool, "bool") else _values(described)
+    action = section.add_argument(*names, **more)
+    if described.first:
+        show_first(action)
+
+
+def _values(described: Option) -> dict[str, Any]:
+    """Return what argparse must know of an option that takes values."""
+    keys = ("choices", "nargs", "metavar", "const")
+    more = {key: value for key in keys if (value := getattr(described, key)) is not None}
     if described.repeated:
         more["action"] = "append"
     if described.parse:
         more["type"] = described.parse
     if described.convert:
         more["action"] = _converted(described.convert)
-    action = section.add_argument(*names, **more)
-    if described.first:
-        show_first(action)
+    return more
 
 
 def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
