@@ -15,7 +15,7 @@ _CHARTS = {
     "simulated": "Simulated pairs",
     "D": "Discriminators",
     "pairs": "L1 error in the network's units",
-    "hu": "L1 error, HU / 1000, weighted",
+    "hu": "L1 error in 1000 HU, weighted",
     "reverse": "Way back, from CT to MR",
     "keep": "Refined against simulated MR",
     "segmentation": "Segmentation",
