@@ -57,7 +57,9 @@ VALIDATION_NAME = "validation.json"
 class ExtractorOptions:
     """shape extractor."""
 
-    width: int = option(64, nature=Nature.FIXED, parse=positive_int, help="features at full resolution of the U-Net")
+    width: int = option(
+        64, nature=Nature.FIXED, parse=positive_int, first=True, help="features at full resolution of the U-Net"
+    )
     val_share: float = option(
         0.2,
         nature=Nature.FIXED,

@@ -33,7 +33,9 @@ _STREAMS, _NEXT_RANK = 3, 7919
 class OptimiserSettings:
     """optimiser."""
 
-    lr: float = option(2e-4, nature=Nature.RESULT, parse=positive_float, help="initial learning rate of Adam")
+    lr: float = option(
+        2e-4, nature=Nature.RESULT, parse=positive_float, first=True, help="initial learning rate of Adam"
+    )
     beta1: float = option(0.5, nature=Nature.FIXED, parse=share, help="first momentum term of Adam")
     ema: float = option(
         0.0, nature=Nature.FIXED, parse=share,
@@ -55,6 +57,7 @@ class ComputingSettings:
         "fp32",
         nature=Nature.RESULT,
         choices=PRECISIONS,
+        first=True,
         help="number format that the networks compute in; losses are always fp32",
     )
     compile: bool = option(

@@ -24,7 +24,7 @@ from data.loading.batches import LoadedBatches, collate
 from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.slices import SliceSource
-from data.loading.unaligned_dataset import Draw, UnalignedDataset, UnalignedSampler, open_unaligned
+from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, option, redeclare
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
@@ -200,7 +200,8 @@ class CycleGANModel(BaseModel):
         if extractor:
             n_classes = extractor.settings.n_classes
             log.info("shape: %d of %d classes, those that all masks distinguish", model.shape_classes, n_classes)
-        model._open_sample = partial(_fixed_sample, dataset, settings.seed)
+        multiple = Architecture.of(settings, *model.channels.values()).multiple
+        model._open_sample = partial(_fixed_sample, dataset, settings.seed, multiple)
         return model
 
     @classmethod
@@ -231,7 +232,7 @@ class CycleGANModel(BaseModel):
         self._warm = epoch <= self.settings.warm_epochs
 
     def fixed_visuals(self) -> dict[str, Tensor]:
-        """Return one slice of each domain, drawn once, and what the generators make of them and back."""
+        """Return a whole slice of each domain, drawn once, and what the generators make of them and back."""
         if self._fixed_sample is None:
             return {}
         real_A, real_B = self._source_and_target(self._fixed_sample)
@@ -402,12 +403,16 @@ class CycleGANModel(BaseModel):
         return (gan_loss(score_real, True, mode) + gan_loss(score_fake, False, mode)) / 2
 
 
-def _fixed_sample(dataset: UnalignedDataset, seed: int) -> dict:
-    """Return a batch of one sample, of epoch 0, which no other is of. Of a few slices it has those that show most."""
+def _fixed_sample(dataset: UnalignedDataset, seed: int, multiple: int) -> dict:
+    """Return a batch of one sample of whole slices; of a few slices it has those that show most.
+
+    `multiple`: of which the sides of the generators' images have to be multiples.
+    """
     rng = np.random.default_rng([seed, 0])
 
-    def fullest(source: SliceSource) -> int:
+    def fullest(source: SliceSource) -> Tensor:
         indices = map(int, rng.integers(len(source), size=_CANDIDATES))
-        return max(indices, key=lambda index: float(source.read(index, with_mask=False).image.mean()))
+        index = max(indices, key=lambda index: float(source.read(index, with_mask=False).image.mean()))
+        return dataset.whole(source, index, multiple)
 
-    return collate([dataset[Draw(0, 0, fullest(dataset.a), fullest(dataset.b))]])
+    return collate([{"A": fullest(dataset.a), "B": fullest(dataset.b)}])

@@ -14,7 +14,10 @@ class ModelChoice:
     """run."""
 
     name: str = option(
-        nature=Nature.FREE, parse=run_name, help="name of the run and its model, a folder in --checkpoints_dir"
+        nature=Nature.FREE,
+        parse=run_name,
+        first=True,
+        help="name of the run and its model, a folder in --checkpoints_dir",
     )
     checkpoints_dir: Path = option(
         Path("checkpoints"), nature=Nature.FREE, parse=Path, help="folder that holds all models"
@@ -30,5 +33,5 @@ class ModelSettings(ModelChoice):
     """run."""
 
     device: torch.device = option(
-        "auto", nature=Nature.FREE, parse=torch_device, help="auto, cpu, cuda, cuda:1, ... or mps"
+        "auto", nature=Nature.FREE, parse=torch_device, first=True, help="auto, cpu, cuda, cuda:1, ... or mps"
     )

@@ -301,10 +301,10 @@ class GeneratorSettings:
 
     netG: str = option(
         "resnet_9blocks", nature=Nature.FIXED, choices=tuple(GENERATORS), aliases=("--which_model_netG",),
-        help="architecture of the generators",
+        first=True, help="architecture of the generators",
     )  # fmt: skip
     ngf: int = option(
-        64, nature=Nature.FIXED, parse=positive_int, help="features after the first layer of the generators"
+        64, nature=Nature.FIXED, parse=positive_int, first=True, help="features after the first layer of the generators"
     )
     norm: str = option(
         "instance", nature=Nature.FIXED, choices=tuple(NORMS),

@@ -18,6 +18,7 @@ from torch import Tensor
 from data.loading.channels import with_channels
 from data.loading.paired import PairedSet, open_paired_set
 from data.loading.settings import DataSettings
+from data.simulation.draws import Draws
 from data.simulation.simulated_mr import field_of_view
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
@@ -41,6 +42,7 @@ class PairedModel(SlabModel):
     """True pairs: MR and CT of the same patients on one grid."""
 
     settings_type = PairedSettings
+    pair = "paired"
     settings: PairedSettings
     takes_contrasts = True
     fixed_facts = ("contrasts",)
@@ -81,6 +83,11 @@ class PairedModel(SlabModel):
         mr = 2 * mr.clamp(0, 1) - 1
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
         return torch.where(seen, mr, -1.0), torch.where(seen, slab["hu"], AIR_HU), (slab["counted"] > 0.5).float()
+
+    def draw_whole(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return a pair of whole slices, as they are; see `SlabModel.draw_whole`."""
+        slab = self._slab_with_bone(self.stock)
+        return torch.cat([slab[name].float() for name in self.mr_maps], dim=1), slab["hu"].float()
 
     def describe(self, data: DataSettings, dataset: PairedSet) -> InferenceSettings:
         """Return what the use of `G_A` must know."""

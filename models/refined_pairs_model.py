@@ -26,6 +26,7 @@ from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.loading.slices import prepared_windows, read_case
 from data.prepared.manifest import read_manifest
+from data.prepared.trainable import check_has_mr
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.contrasts import shown_alike
@@ -216,7 +217,9 @@ def _real_mr(
         InputError: there are none, a damaged file, several contrasts, or another one than is simulated.
     """
     dataroot = data.dataroot
-    manifest = read_manifest(dataroot).without(leave_out)
+    manifest = read_manifest(dataroot)
+    check_has_mr(dataroot, manifest, "--model refined_pairs")
+    manifest = manifest.without(leave_out)
     if len(manifest.contrasts) > 1:
         raise InputError(
             f"{dataroot}: MR of one contrast are simulated; the data set has {', '.join(manifest.contrasts)}: prepare "
@@ -229,9 +232,7 @@ def _real_mr(
         )
     cases = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
-        raise InputError(
-            f"{dataroot}: no MR to refine with; prepare the data set with --mr, or use --model simulated_pairs"
-        )
+        raise InputError(f"{dataroot}: no MR to refine with: none shows enough body, or all validate; look at bodies/")
     volumes = {}
     for case, (window,) in zip(cases, prepared_windows(cases, data.mr_window, data.ct_map), strict=True):
         mr, body = (array[slice(*case.body_slices)] for array in read_case(dataroot, case))

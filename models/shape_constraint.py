@@ -15,7 +15,7 @@ class ShapeConstraint:
 
     lambda_shape: float = option(
         10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),
-        help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
+        first=True, help="weight of the shape loss: the body in the synthetic CT against the mask of its MR",
     )  # fmt: skip
     shape_loss: str = option(
         "l1", nature=Nature.RESULT, choices=tuple(SHAPE_LOSSES), help="form of the shape loss; l1 as published",

@@ -23,6 +23,7 @@ from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.contrasts import parse_contrasts
+from data.simulation.draws import Draws
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
@@ -32,6 +33,7 @@ from data.values.mr_rules import rules_in_order
 from data.volumes.contrasts import ONLY_CONTRAST
 from data.volumes.dicom_contrasts import DIXON_NAMES
 from models.base_model import Place
+from models.fixed_slices import real_mr_slab
 from models.inference_settings import InferenceSettings
 from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
@@ -50,7 +52,7 @@ class SimulationOptions:
 
     limbs: str = option(
         "", nature=Nature.RESULT, metavar="TEXT",
-        help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
+        first=True, help="paste CT whose names contain TEXT (limbs) beside the other CT (trunks) as arms",
     )  # fmt: skip
     limbs_share: float = option(
         0.4, nature=Nature.RESULT, parse=share, help="with --limbs: fraction of each batch that shows limbs only",
@@ -85,6 +87,7 @@ class SimulatedPairsModel(SlabModel):
     """Simulated pairs: MR made from CT; no MR is read."""
 
     settings_type = SimulatedPairsSettings
+    pair = "simulated"
     takes_contrasts = True
     settings: SimulatedPairsSettings
 
@@ -103,6 +106,7 @@ class SimulatedPairsModel(SlabModel):
         )  # fmt: skip
         of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
+        self._real_mr = lambda: real_mr_slab(data.dataroot, SimulatedPairsModel.describe(self, data, ct))
 
     @classmethod
     def check(cls, settings: Any, data: DataSettings) -> None:
@@ -166,6 +170,17 @@ class SimulatedPairsModel(SlabModel):
         mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)
         return torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
+
+    def draw_whole(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return a simulated pair of whole slices; see `SlabModel.draw_whole`. The field of view is not cut."""
+        slab = self._slab_with_bone(self.stocks[0], _MARGIN)
+        hu, depth = slab["hu"].float(), slab["depth"].float()
+        kept = slice(_MARGIN, _MARGIN + self.crop.slices)
+        return simulate_mr(hu, depth / 4, self.spacing, draws, self.simulation, _MARGIN), hu[:, kept]
+
+    def open_real_mr(self) -> Tensor | None:
+        """Return real MR of the data set, which the training does not read; see `SlabModel.open_real_mr`."""
+        return self._real_mr()
 
     def describe(self, data: DataSettings, dataset: SimulationSet) -> InferenceSettings:
         """Return what the use of `G_A` must know."""

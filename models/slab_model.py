@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.loading.batches import DrawnBatches
-from data.loading.channels import with_channels
+from data.loading.channels import middle_channel, with_channels
 from data.loading.settings import DataSettings
 from data.loading.training_figures import describe_training_set
+from data.loading.whole_slices import centred
 from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.draws import Draws
 from data.simulation.simulated_mr import SimulationSettings
-from data.simulation.slab_stock import Crop
+from data.simulation.slab_stock import BODY_HU, Crop, SlabStock
 from data.values.curve import curve, inverse
+from data.values.intensity import AIR_HU
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
 from models.inference_settings import InferenceSettings, package_versions
 from models.initialisation import InitialisationSettings, initialise
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Where `bone_weight` counts: bone is few pixels, and the last that is learnt; absolute errors are least for a median.
 _BONE_HU = 150.0
+# Random slices from which that of the pictures is taken.
+_CANDIDATES = 8
 # Adam's second moment, its weight decay (Loshchilov and Hutter, ICLR 2019), and the norm that gradients are cut to.
 _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
 
@@ -65,7 +69,7 @@ class PairLosses:
     )
     bone_weight: float = option(
         1.0, nature=Nature.RESULT, parse=positive_float,
-        help="weight of pixels above 150 HU in both errors; 3 to 4 finds bone in short trainings",
+        first=True, help="weight of pixels above 150 HU in both errors; 3 to 4 finds bone in short trainings",
     )  # fmt: skip
     lambda_reverse: float = option(
         0.0, nature=Nature.FIXED, parse=nonnegative_float,
@@ -99,9 +103,11 @@ class SlabModel(BaseModel):
 
     Class attributes:
         takes_contrasts: whether its MR may have several contrasts.
+        pair: what the pairs are called in `visuals`: 'simulated' or 'paired'.
     """
 
     settings: SlabModelSettings
+    pair: ClassVar[str]
     takes_contrasts: ClassVar[bool] = False
     memory_options = "--crop_size, --slab or --ngf"
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -193,6 +199,10 @@ class SlabModel(BaseModel):
         MR is (N, C S, H, W) of C contrasts, 1 but for methods that take several; the others are (N, S, H, W).
         """
 
+    @abstractmethod
+    def draw_whole(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return MR in [-1, 1] and CT in HU of a pair of whole slices, for pictures; shapes as those of `draw`."""
+
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Update the generators on the next batch, which is drawn here; see `BaseModel.step`."""
         with torch.no_grad():
@@ -212,11 +222,11 @@ class SlabModel(BaseModel):
             "pairs": ((output - target).abs() * weight).mean(),
             "hu": s.lambda_hu * ((in_hu - hu.clamp(*self.ct_map.range)).abs() * weight).mean() / 1000,
         }
-        images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": output}
+        images = {f"{self.pair}_A": mr, f"{self.pair}_B": target, f"from_{self.pair}_A": output}
         if s.lambda_reverse > 0:
             back = self._run(self.networks["G_B"], target.contiguous(memory_format=self.layout))
             losses["reverse"] = s.lambda_reverse * ((back - mr).abs() * with_channels(counted, mr.shape[1])).mean()
-            images["from_simulated_B"] = back
+            images[f"from_{self.pair}_B"] = back
         total = self._update("G", losses, {}, clip=_CLIP)
         self.scaler.update()
         self._average()
@@ -224,27 +234,42 @@ class SlabModel(BaseModel):
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
 
     def fixed_visuals(self) -> dict[str, Tensor]:
-        """Return one pair, of a batch that is drawn once that with most bone, and what the generators make of it."""
-        mr, target = self._fixed_pair
-        images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": self._run_in_use("G_A", mr)}
-        if "G_B" in self.networks:
-            images["from_simulated_B"] = self._run_in_use("G_B", target)
+        """Return whole slices of a pair, what the generators make of them, and real MR with its CT, if there is any."""
+        images = dict(self._fixed_slices)
+        for source, made, network in (
+            (f"{self.pair}_A", f"from_{self.pair}_A", "G_A"),
+            (f"{self.pair}_B", f"from_{self.pair}_B", "G_B"),
+            ("real_A", "fake_B", "G_A"),
+        ):
+            if source in images and network in self.networks:
+                images[made] = self._run_in_use(network, images[source])
         return images
 
     @cached_property
-    def _fixed_pair(self) -> tuple[Tensor, Tensor]:
-        training = self.generators
-        self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
-        for generator in self.generators.values():
-            generator.manual_seed(process_seed(self.settings.seed, rank=0, stream=2))
-        try:
-            with torch.no_grad():
-                mr, hu, _ = self.draw()
-                bone = (hu > _BONE_HU).flatten(1).sum(dim=1)
-                shown = bone.argmax()[None]
-                return mr[shown], curve(hu[shown], self.ct_map.knots)
-        finally:
-            self.generators = training
+    def _fixed_slices(self) -> dict[str, Tensor]:
+        seeds = (process_seed(self.settings.seed, rank=0, stream=2) + k for k in (0, 1))
+        devices = (self.device, torch.device("cpu"))
+        draws = Draws(1, *(torch.Generator(on).manual_seed(seed) for on, seed in zip(devices, seeds, strict=True)))
+        mr, hu = self.draw_whole(draws)
+        body = hu[0, middle_channel(hu.shape[1])] > BODY_HU
+        multiple = self.architecture.multiple
+        images = {
+            f"{self.pair}_A": centred(mr, body, multiple, outside=-1.0),
+            f"{self.pair}_B": curve(centred(hu, body, multiple, outside=AIR_HU), self.ct_map.knots),
+        }
+        real = self.open_real_mr()
+        return images if real is None else {"real_A": real.to(self.device)} | images
+
+    def open_real_mr(self) -> Tensor | None:
+        """Return real MR for the pictures, (1, C S, H, W) in [-1, 1]; None if there is none, or pairs are real."""
+        return None
+
+    def _slab_with_bone(self, stock: SlabStock, margin: int = 0) -> dict[str, Tensor]:
+        """Return of each map the slab, (1, S + 2 margin, H, W), with most bone of a few that the seed chooses."""
+        chooser = torch.Generator().manual_seed(process_seed(self.settings.seed, rank=0, stream=2))
+        candidates = stock.used[torch.randint(len(stock.used), (_CANDIDATES,), generator=chooser).to(self.device)]
+        bone = (stock.maps["hu"][candidates] > _BONE_HU).sum(dim=(1, 2))
+        return stock.slabs(candidates[bone.argmax()][None], self.crop.slices + 2 * margin)
 
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings:
         """Return what the use of `G_A` must know; `dataset` has `size`, `pixel_mm` and `slice_mm`."""

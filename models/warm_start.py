@@ -20,6 +20,7 @@ class WarmStart:
         "none",
         nature=Nature.RESULT,
         choices=WARM_STARTS,
+        first=True,
         help="simulated_mr: train first on T1-like MR simulated from the CT slices",
     )
     n_epochs_warm: int | None = option(

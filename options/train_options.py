@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
-from data.errors import InputError
-from data.settings.parser import CommandParser
+from data.errors import InputError, did_you_mean
+from data.settings.parser import CommandParser, show_first
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import protected_numbers
@@ -42,10 +42,11 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:
-    parser.add_argument(
+    model = parser.add_argument(
         "--model", choices=tuple(METHODS), default=default,
-        help="training method; --help after it lists the options of that method",
+        help="training method; --help or --help_all after it lists the options of that method",
     )  # fmt: skip
+    show_first(model)
 
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
@@ -57,7 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     words = protected_numbers(arguments)
     files = files_of(words)
     if files.method not in (None, *METHODS):
-        raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}")
+        near = did_you_mean(str(files.method), METHODS)
+        raise InputError(f"{files.method}: no such --model; expected one of {', '.join(METHODS)}{near}")
     first = CommandParser(add_help=False)
     _add_model(first, files.method or "cycle_gan")
     said = any(word.partition("=")[0] == "--model" for word in words)

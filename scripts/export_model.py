@@ -130,7 +130,10 @@ def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingSta
             f"{settings.view} ones of {trained:.0f} mm: name the data set that it was trained on"
         )
     if (found := describe_training_set(dataroot, manifest)) is None:
-        raise InputError(f"--dataroot {dataroot}: an earlier version prepared it and kept no figures; prepare it again")
+        raise InputError(
+            f"--dataroot {dataroot}: no figures of MR and CT; it was prepared without MR, or by an earlier version: "
+            "prepare it again"
+        )
     return found
 
 

@@ -1,5 +1,5 @@
 # For the scripts beside it, which source it first: `--help` or `-h` prints the comment at the head of the script, and
-# nothing is started. Options of train.py: python train.py --help
+# nothing is started. Options of train.py: python train.py --help_all
 for word in "$@"; do
     case $word in
         -h | --help)

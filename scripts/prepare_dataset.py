@@ -1,7 +1,8 @@
 """Prepare volumes for training: `python -m scripts.prepare_dataset --mr GLOB --ct GLOB --out DIR`.
 
 Resamples all slices to one pixel spacing, computes body masks, removes the couch from CT, and writes slices with a
-manifest. MR and CT may be of different patients. Another run prepares only what is new or changed.
+manifest. MR and CT may be of different patients; --model simulated_pairs needs CT alone. Another run prepares only
+what is new or changed.
 """
 
 import argparse
@@ -28,10 +29,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(prog="python -m scripts.prepare_dataset", description=__doc__)
     parser.add_argument(
         "--mr",
-        required=True,
         action="append",
         metavar="[NAME=]GLOB",
-        help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each",
+        help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each; not needed for "
+        "--model simulated_pairs, which simulates MR from the CT",
     )
     parser.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on")
     parser.add_argument(
@@ -90,6 +91,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.size < 4 or options.size % 4:
         parser.error(f"--size {options.size}: expected a positive multiple of 4, which the networks need")
+    for option, needs in (("mr_mask", ("mr",)), ("bias_correction", ("mr", "test_mr"))):
+        if getattr(options, option) and not any(getattr(options, name) for name in needs):
+            parser.error(f"--{option} does nothing without --mr")
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: expected 1 or more")
     return options
@@ -114,10 +118,11 @@ def _millimetres(text: str) -> float:
 def find_groups(options: argparse.Namespace) -> dict[tuple[str, str], list[Source]]:
     """Return the volumes that the options name, by (split, domain)."""
     how = (options.patient_regex, options.series_uid, options.case_regex)
-    mr = find_contrasts("--mr", options.mr, options.mr_mask, *how)
-    groups = {("train", "A"): mr, ("train", "B"): find_sources(options.ct, options.ct_mask, *how)}
+    mr = find_contrasts("--mr", options.mr, options.mr_mask, *how) if options.mr else []
+    groups = {("train", "A"): mr} if mr else {}
+    groups["train", "B"] = find_sources(options.ct, options.ct_mask, *how)
     if options.test_mr:
-        names = [source.contrast for source in (mr[0], *mr[0].further) if source.contrast]
+        names = [source.contrast for first in mr[:1] for source in (first, *first.further) if source.contrast]
         groups["test", "A"] = find_contrasts("--test_mr", options.test_mr, None, *how, names)
     if options.test_ct:
         groups["test", "B"] = find_sources(options.test_ct, None, *how)
@@ -129,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     log.info("searching for volumes")
     groups = find_groups(options)
-    warn_of_same_patients(groups["train", "A"], groups["train", "B"])
+    warn_of_same_patients(groups.get(("train", "A"), ()), groups["train", "B"])
     unknown = set(options.series_uid) - {
         one.series_uid for found in groups.values() for source in found for one in (source, *source.further)
     }
@@ -157,7 +162,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     root = shlex.quote(str(options.out))
     log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT)", root)
-    log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
+    if options.mr:
+        log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
+    else:
+        lacking = "other methods" if options.test_mr else "other methods, and validation on real MR,"
+        log.info(
+            "prepared without MR, which --model simulated_pairs does not read; %s need it: add --mr GLOB and "
+            "--spacing_mm %g to this command", lacking, manifest.spacing_mm,
+        )  # fmt: skip
     return 0
 
 

@@ -225,8 +225,8 @@ def test_pictures_of_a_training_show_the_middle_slice_of_the_first_contrast():
     style = VisualsStyle(SETTINGS.ct, slab=3, contrast="in_phase")
     images = torch.arange(6.0)[None, :, None, None].expand(2, 6, 4, 4)
     assert style.plane("real_A", images)[0, 0] == 1
-    assert style.plane("fake_B", images[:, :3])[0, 0] == 1
+    np.testing.assert_allclose(style.plane("fake_B", images[:, :3]), SETTINGS.ct.to_physical(np.ones((4, 4))))
     assert style.plane("mask", images)[0, 0] == 2  # two classes a slice: the middle one's first
-    assert style.caption("real_A") == "real_A: MR (in_phase)"
-    assert style.caption("fake_B") == "fake_B: synthetic CT"
-    assert VisualsStyle(SETTINGS.ct).caption("real_A") == "real_A: MR"
+    assert style.title("real_A") == "real MR (in_phase)"
+    assert style.title("fake_B") == "CT made from it"
+    assert VisualsStyle(SETTINGS.ct).title("real_A") == "real MR"

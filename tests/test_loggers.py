@@ -57,10 +57,13 @@ def test_tensorboard_has_every_loss_and_picture_at_its_step(tmp_path):
         training_log.write_validation(2, 10, {"mae": 80.0}, [])
         board.show_picture(lambda: Picture(2, 3, sheet(77)))
     scalars, images = read_back(tmp_path)
-    assert scalars["loss/G"] == [(5, 1.5), (13, 1.25)] and scalars["loss/D_A"] == [(5, 0.25), (13, 0.5)]
-    assert scalars["rate/learning rate"] == [(5, pytest.approx(2e-4)), (13, pytest.approx(1e-4))]
-    assert scalars["validation/mae"] == [(20, 80.0)]
-    assert np.array_equal(images["pictures/training", 13], np.full((6, 9), 77))
+    assert scalars["Total"] == [(5, 1.5), (13, 1.25)] and scalars["Discriminators/real or synthetic CT"] == [
+        (5, 0.25),
+        (13, 0.5),
+    ]
+    assert scalars["Learning rate"] == [(5, pytest.approx(2e-4)), (13, pytest.approx(1e-4))]
+    assert scalars["Validation/MAE [HU]"] == [(20, 80.0)]
+    assert np.array_equal(images["Pictures/training", 13], np.full((6, 9), 77))
 
 
 def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path):
@@ -70,7 +73,7 @@ def test_a_resumed_run_drops_the_steps_that_it_takes_again(tmp_path):
             training_log.write_losses(1, iteration, losses(G=value), 1e-4)
     with log_of(tmp_path, TensorBoard(run_info(tmp_path, STEPS)), start=(1, 5)) as training_log:
         training_log.write_losses(1, 10, losses(G=3.0), 1e-4)
-    assert read_back(tmp_path)[0]["loss/G"] == [(5, 1.0), (10, 3.0)]
+    assert read_back(tmp_path)[0]["Total"] == [(5, 1.0), (10, 3.0)]
 
 
 def test_a_board_that_comes_later_has_the_whole_history(tmp_path):
@@ -81,7 +84,7 @@ def test_a_board_that_comes_later_has_the_whole_history(tmp_path):
     board = TensorBoard(run_info(tmp_path, STEPS))
     board.restore(history, (1, 4))
     board.close()
-    assert read_back(tmp_path)[0]["loss/G"] == [(2, 2.0), (4, 4.0)]
+    assert read_back(tmp_path)[0]["Total"] == [(2, 2.0), (4, 4.0)]
 
 
 def test_what_a_failure_kept_back_is_sent_once(tmp_path, monkeypatch, caplog):
@@ -99,7 +102,7 @@ def test_what_a_failure_kept_back_is_sent_once(tmp_path, monkeypatch, caplog):
         training_log.write_losses(1, 3, losses(G=3.0), 1e-4)
         monkeypatch.setattr(TensorBoard, "_scalars", scalars)
         training_log.write_losses(1, 4, losses(G=4.0), 1e-4)
-    assert read_back(tmp_path)[0]["loss/G"] == [(k, float(k)) for k in (1, 2, 3, 4)]
+    assert read_back(tmp_path)[0]["Total"] == [(k, float(k)) for k in (1, 2, 3, 4)]
     assert len([text for text in caplog.messages if "training continues without it" in text]) == 1
 
 
@@ -129,8 +132,8 @@ def test_wandb_gets_the_same_and_resumes_under_its_id(tmp_path, monkeypatch):
         training_log.write_validation(2, 10, {"mae": 80.0}, [])
         display.show_picture(lambda: Picture(2, 3, sheet(77)))
     assert fake.logged == [
-        {"loss/G": 1.25, "rate/learning rate": 1e-4, "step": 13}, {"validation/mae": 80.0, "step": 20},
-        {"pictures/training": ("image", 77), "step": 13},
+        {"Total": 1.25, "Learning rate": 1e-4, "step": 13}, {"Validation/MAE [HU]": 80.0, "step": 20},
+        {"Pictures/training": ("image", 77), "step": 13},
     ]  # fmt: skip
     with log_of(tmp_path, Wandb(run_info(tmp_path, STEPS)), start=(2, 5)):
         pass

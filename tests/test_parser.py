@@ -5,9 +5,13 @@ import re
 
 import pytest
 
+from data.errors import InputError
+from data.settings.declaration import options_of
 from data.settings.parser import CommandParser
 from options import pipeline_options, test_options, train_options
+from options.train_options import METHODS
 from tests.documented import ROOT
+from training.settings import SHARED_GROUPS
 
 COMMANDS = [
     *(f"scripts.{path.stem}" for path in sorted((ROOT / "scripts").glob("[a-z]*.py"))),
@@ -31,11 +35,11 @@ def said(capsys, parse, *words: str) -> str:
 @pytest.mark.parametrize(
     ("parse", "word", "meant"),
     [
-        (train_options.parse, "--ngff", "; did you mean --ngf? All options: python train.py --help"),
-        (train_options.parse, "--n-epochs", "; did you mean --n_epochs? All options: python train.py --help"),
-        (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help"),
-        (train_options.parse, "--quux", f"{VALUE} All options: python train.py --help"),
-        (train_options.parse, "\u2014ngf", "; did you mean --ngf? All options: python train.py --help"),
+        (train_options.parse, "--ngff", "; did you mean --ngf? All options: python train.py --help_all"),
+        (train_options.parse, "--n-epochs", "; did you mean --n_epochs? All options: python train.py --help_all"),
+        (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help_all"),
+        (train_options.parse, "--quux", f"{VALUE} All options: python train.py --help_all"),
+        (train_options.parse, "\u2014ngf", "; did you mean --ngf? All options: python train.py --help_all"),
         (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help"),
         (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help"),
         (
@@ -58,7 +62,7 @@ def test_every_command_answers_in_one_line(capsys, name):
         getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
     )
     near = rf"(; did you mean --out\w*\?|{re.escape(VALUE)})"
-    expected = rf"error: --outt: no such option{near} All options: python -m {name} --help"
+    expected = rf"error: --outt: no such option{near} All options: python -m {name} --help(_all)?"
     assert re.fullmatch(expected, said(capsys, parse, "--outt", "x"))
 
 
@@ -90,3 +94,50 @@ def test_numbers_and_texts_are_values(capsys):
     assert said(capsys, parser.parse_args, "--lev", "1") == (
         "error: --lev: no such option; did you mean --level? All options: python x.py --help"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--model cyclegan", "argument --model: invalid choice: 'cyclegan'; did you mean cycle_gan? Choose from "),
+        ("--model simulated-pairs", "; did you mean simulated_pairs? Choose from "),
+        ("--netG resnet9", "invalid choice: 'resnet9'; did you mean resnet_9blocks? Choose from resnet_9blocks, "),
+        ("--gan_mode x", "argument --gan_mode: invalid choice: 'x'. Choose from lsgan, vanilla"),
+    ],
+)  # fmt: skip
+def test_the_nearest_choice_is_named(words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_options.parse(["--dataroot", "d", "--name", "n", *words.split()])
+    assert said in capsys.readouterr().err
+
+
+def test_a_config_file_s_nearest_choice_is_named(tmp_path):
+    for text, said in (("model: pair", "; did you mean paired?"), ("netG: resnet6", "; did you mean resnet_6blocks?")):
+        (tmp_path / "run.yaml").write_text(f"dataroot: d\nname: n\n{text}\n")
+        with pytest.raises(InputError) as error:
+            train_options.parse(["--config", str(tmp_path / "run.yaml")])
+        assert str(error.value).endswith(said)
+
+
+def test_the_help_of_a_training_is_short_and_says_where_the_rest_is(capsys):
+    texts = {}
+    for word in ("--help", "-h", "--help_all"):
+        with pytest.raises(SystemExit, match="0"):
+            train_options.parse([word])
+        texts[word] = capsys.readouterr().out
+    assert texts["--help"] == texts["-h"] and texts["--help"].count("\n") < texts["--help_all"].count("\n") / 3
+    options = re.findall(r"^  (--\w+)", texts["--help"], re.MULTILINE)
+    everything = set(re.findall(r"^  (--\w+)", texts["--help_all"], re.MULTILINE))
+    assert {"--dataroot", "--name", "--model", "--n_epochs", "--continue_train"} <= set(options) < everything
+    assert everything >= {f"--{field.name}" for group in SHARED_GROUPS for field, _ in options_of(group)}
+    left = len(everything) - len(options)
+    assert texts["--help"].rstrip().endswith(f"{left} more options: python train.py --help_all, or docs/options.md")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_shows_what_is_its_own(method, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train_options.parse(["--model", method, "-h"])
+    shown = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
+    own = [f"--{field.name}" for field, described in options_of(METHODS[method].settings_type) if described.first]
+    assert own and set(own) <= set(shown)

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -11,8 +13,14 @@ import pytest
 import SimpleITK as sitk
 
 from data.errors import InputError
+from data.loading.augmentation import Augmentation
+from data.loading.paired import open_paired_set
+from data.loading.unaligned_dataset import open_unaligned
 from data.prepared import preparation
 from data.prepared.manifest import Manifest, read_manifest
+from data.prepared.splits import validation_cases
+from data.simulation.simulation_set import open_simulation_set
+from data.values.intensity import IntensityMap
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, from_sitk, read_volume, write_volume
 from scripts import prepare_dataset
@@ -65,7 +73,7 @@ def test_a_log_file_says_what_is_done_before_it_is(raw, caplog, monkeypatch, wor
 
     def watched(work, jobs, *rest):
         done, failures = run_jobs(work, jobs, *rest)
-        said.append(caplog.messages[-1])
+        said.append([text for text in caplog.messages if "left" not in text][-1])  # a busy machine says how far it is
         return done, failures
 
     monkeypatch.setattr(preparation, "run_jobs", watched)
@@ -74,9 +82,9 @@ def test_a_log_file_says_what_is_done_before_it_is(raw, caplog, monkeypatch, wor
     assert said == ["finding bodies: 4 volumes", "writing slices: 4 volumes"]
 
 
-def prepare(raw: Path, *arguments, out="set") -> tuple[int, Manifest]:
-    command = ["--ct", f"{raw}/ct/*", "--out", str(raw / out), "--workers", "1", "--size", "64"]
-    command += [] if "--mr" in arguments else ["--mr", f"{raw}/mr/*"]
+def prepare(raw: Path, *arguments, out="set", mr="mr/*", ct="ct/*") -> tuple[int, Manifest]:
+    command = ["--ct", f"{raw}/{ct}", "--out", str(raw / out), "--workers", "1", "--size", "64"]
+    command += [] if "--mr" in arguments or not mr else ["--mr", f"{raw}/{mr}"]
     code = prepare_dataset.main([*command, *arguments])
     return code, read_manifest(raw / out)
 
@@ -120,10 +128,14 @@ def test_hu_are_rounded_and_clipped_to_what_int16_holds(raw):
     assert np.load(raw / "set/trainB/q0.npy")[3, 32, 31:35].tolist() == [32767, 50, -50, -1024]
 
 
-def test_a_second_run_touches_nothing_and_a_changed_source_is_done_again(raw):
+def test_a_second_run_touches_nothing_and_a_changed_source_is_done_again(raw, caplog):
     prepare(raw)
     files = {file: file.stat().st_mtime_ns for file in (raw / "set").rglob("*.np*")}
+    caplog.set_level(logging.INFO)
     prepare(raw)
+    said = ["searching for volumes", "checking what is prepared: 4 volumes",
+            "nothing to do: 4 volumes are prepared already"]  # fmt: skip
+    assert caplog.messages[:3] == said and "writing slices" not in caplog.text
     assert {file: file.stat().st_mtime_ns for file in files} == files
     write_volume(mr_volume(radius_mm=30.0), raw / "mr/p1.nii.gz")
     prepare(raw)
@@ -147,6 +159,61 @@ def test_nothing_left_to_train_on_is_an_error(raw):
         file.write_bytes(b"")
     with pytest.raises(InputError, match="no volume left to train on"):
         prepare(raw)
+
+
+def test_ct_alone_is_enough_to_simulate_mr_and_mr_can_be_added(raw, caplog):
+    caplog.set_level(logging.INFO)
+    _, manifest = prepare(raw, mr=None)
+    assert [(case.domain, case.name) for case in manifest.cases] == [("B", "q0"), ("B", "q1")]
+    assert "prepared without MR" in caplog.messages[-1] and "add --mr GLOB and --spacing_mm 2" in caplog.messages[-1]
+    root = raw / "set"
+    assert sorted(open_simulation_set(root).volumes) == ["q0", "q1"]
+    ct_map = IntensityMap.window(-1000, 1400)
+    opened = {
+        "--model cycle_gan": lambda: open_unaligned(root, "tissue", ct_map, Augmentation(), masks=False, seed=0),
+        "--model paired": lambda: open_paired_set(root, "tissue", ct_map),
+    }
+    for method, open_data in opened.items():
+        with pytest.raises(InputError, match=f"prepared without MR, which {method} needs") as error:
+            open_data()
+        assert "\n" not in str(error.value)
+    words = shlex.split(str(error.value).partition("python -m scripts.prepare_dataset ")[2])
+    globs = iter([f"{raw}/mr/*", f"{raw}/ct/*"])
+    files = {file: file.stat().st_mtime_ns for file in root.rglob("*.np*")}
+    command = [next(globs) if word == "GLOB" else word for word in words]
+    assert prepare_dataset.main([*command, "--workers", "1"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    assert [case.name for case in read_manifest(root).select("train", "A")] == ["p0", "p1"]
+    assert len(opened["--model cycle_gan"]().a) == 12
+
+
+def test_of_ct_alone_the_mr_simulated_from_it_validates(raw):
+    write_volume(ct_volume(radius_mm=40.0), raw / "ct/q1.mha")
+    _, manifest = prepare(raw, mr=None)
+    cases = validation_cases(manifest, None, 0)
+    assert cases.mr == () and len(cases.ct) == 1 and cases.left_out == {cases.ct[0].patient}
+    _, tested = prepare(raw, "--test_mr", f"{raw}/mr/*", mr=None)
+    assert [case.name for case in validation_cases(tested, None, 0).mr] == ["p0", "p1"]
+
+
+@pytest.mark.parametrize("option", [["--mr_mask", "masks/*"], ["--bias_correction"]])
+def test_options_of_the_mr_need_mr(raw, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare(raw, *option, mr=None)
+    assert capsys.readouterr().err == f"error: {option[0]} does nothing without --mr\n"
+
+
+def test_test_volumes_that_are_swapped_are_said_in_one_line(raw):
+    with pytest.raises(InputError, match=r"look swapped: 2 volumes of --test_mr .*, 2 of --test_ct have none; give "):
+        for modality in ("mr", "ct"):
+            shutil.copytree(raw / modality, raw / f"test_{modality}")
+        for path in (raw / "test_mr").iterdir():
+            write_volume(mr_volume(radius_mm=35.0), path.with_name(f"t{path.name}"))
+            path.unlink()
+        for path in (raw / "test_ct").iterdir():
+            write_volume(ct_volume(radius_mm=35.0), path.with_name(f"t{path.name}"))
+            path.unlink()
+        prepare(raw, "--test_mr", f"{raw}/test_ct/*", "--test_ct", f"{raw}/test_mr/*")
 
 
 def test_auto_spacing_holds_every_body(raw, caplog):

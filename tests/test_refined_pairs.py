@@ -133,5 +133,5 @@ def test_what_cannot_be_refined_is_refused(dataroot, tmp_path):  # noqa: F811
     with pytest.raises(SystemExit):
         train_options.parse("--model refined_pairs --dataroot d --name x --netD basic --n_layers_D 2".split())
     leave_out = {"mr"}
-    with pytest.raises(InputError, match="no MR to refine with; prepare the data set with --mr"):
+    with pytest.raises(InputError, match="no MR to refine with: none shows enough body, or all validate"):
         RefinedPairsModel.open_data(RefinedPairsSettings(), replace(DATA, dataroot=dataroot), leave_out)

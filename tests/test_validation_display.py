@@ -12,6 +12,7 @@ from tests.browser import open_browser, visit, wait_until
 from tests.test_visdom import curves, impatient, server  # noqa: F401
 from tests.test_visualization import Spy, losses, run_info
 from visualization.console import Console
+from visualization.loss_titles import VALIDATION_TITLES
 from visualization.panels import CAPTION_PX, GAP_PX, ValidationSlice, VisualsStyle, validation_sheet
 from visualization.records import RECORDS_NAME, ValidationRecord, parse_validation, read_records, read_validations
 from visualization.training_log import TrainingLog
@@ -44,15 +45,16 @@ def epochs_of(training_log, *epochs, **values):
 
 def test_a_sheet_of_slices_has_a_row_each_with_ct_in_its_window():
     pixels = np.array(validation_sheet([shown(mr=-1.0), shown(mr=1.0, hu=HIGH, true_hu=None)], STYLE))
-    assert pixels.shape == (2 * (TILE + CAPTION_PX), 3 * TILE + 2 * GAP_PX)
+    row_px = CAPTION_PX + TILE + GAP_PX + 8 + CAPTION_PX  # title, slice, bar with its numbers
+    assert pixels.shape == (2 * row_px, 4 * TILE + 3 * GAP_PX)
 
     def tile(row, column):
-        top, left = row * (TILE + CAPTION_PX) + CAPTION_PX, column * (TILE + GAP_PX)
+        top, left = row * row_px + CAPTION_PX, column * (TILE + GAP_PX)
         return set(pixels[top : top + TILE, left : left + TILE].ravel().tolist())
 
-    assert [[tile(row, column) for column in range(3)] for row in range(2)] == [
-        [{0}, {0}, {255}], [{255}, {255}, {0}],
-    ]  # fmt: skip
+    assert [[tile(row, column) for column in range(4)] for row in range(2)] == [
+        [{0}, {0}, {255}, {0}], [{255}, {255}, {0}, {0}],
+    ]  # fmt: skip  # the difference is beyond -400 HU
 
 
 def test_a_validation_is_a_line_of_its_own_in_both_files(tmp_path):
@@ -102,7 +104,7 @@ def test_a_resumed_run_drops_the_validations_after_its_state(tmp_path):
         epochs_of(training_log, 3, ssim=0.5)
     calls = (tmp_path / "web/data/validation.js").read_text().splitlines()
     assert calls == [
-        "beginValidation();",
+        f"beginValidation({json.dumps(VALIDATION_TITLES, separators=(',', ':'))});",
         'validation(1.0,{"mae":100.0,"cycle":0.25});',
         'validation(2.0,{"mae":50.0,"cycle":0.25});',
         'validation(3.0,{"mae":33.333,"cycle":0.25,"ssim":0.5});',
@@ -176,6 +178,6 @@ def test_visdom_has_the_curves_and_the_picture(server, tmp_path):  # noqa: F811
     with log_with(tmp_path, display) as training_log:
         epochs_of(training_log, 1, 2)
     assert curves(server.port, "validation-1", "validating") == {
-        "mae": ([1, 2], [100, 50]), "cycle": ([1, 2], [0.25, 0.25]),
+        "MAE [HU]": ([1, 2], [100, 50]), "opening of the cycle": ([1, 2], [0.25, 0.25]),
     }  # fmt: skip
-    assert curves(server.port, "losses-1", "validating") == {"G": ([1, 2], [1, 1])}
+    assert curves(server.port, "losses-1", "validating") == {"Total": ([1, 2], [1, 1])}

@@ -98,8 +98,8 @@ def test_curves_and_pictures_arrive_with_the_right_values(server, tmp_path, capl
         show(training_log, (1, 10), (2, 5))
         training_log.write_pictures(2, 5, VISUALS)
     assert curves(server.port, "losses-1") == {
-        "G": ([0.5, 1.0, 1.5], [15, 20, 25]),
-        "D_A": ([0.5, 1.0, 1.5], [0.5, 0.5, 0.5]),
+        "Total": ([0.5, 1.0, 1.5], [15, 20, 25]),
+        "Discriminators: real or synthetic CT": ([0.5, 1.0, 1.5], [0.5, 0.5, 0.5]),
     }
     assert curves(server.port, "rate-1") == {"learning rate": ([0.5, 1.0, 1.5], [1e-3, 1e-3, 5e-4])}
     window = json.loads(_connect("http://127.0.0.1", server.port, "env").get_window_data("images-1", "env"))
@@ -121,9 +121,9 @@ def test_a_resumed_run_continues_its_curves(server, tmp_path):
     with resumable((1, 0)) as first:
         show(first, (1, 5), (1, 10), (2, 5), (2, 10))
     with resumable((2, 5)) as second:  # (2, 10) was after the last saved state
-        wait_for(lambda: curves(server.port, "losses-1", "resumed").get("G", ([], []))[0] == [0.5, 1.0, 1.5])
+        wait_for(lambda: curves(server.port, "losses-1", "resumed").get("Total", ([], []))[0] == [0.5, 1.0, 1.5])
         show(second, (2, 9), (3, 5))
-    assert curves(server.port, "losses-1", "resumed")["G"] == ([0.5, 1.0, 1.5, 1.9, 2.5], [15, 20, 25, 29, 35])
+    assert curves(server.port, "losses-1", "resumed")["Total"] == ([0.5, 1.0, 1.5, 1.9, 2.5], [15, 20, 25, 29, 35])
 
 
 def test_windows_that_vanish_are_drawn_anew(server, tmp_path):
@@ -132,10 +132,10 @@ def test_windows_that_vanish_are_drawn_anew(server, tmp_path):
         training_log.start_epoch(1, 0)
         show(training_log, (1, 5), (1, 6))
         # All that was given is there: a window closed in the middle of an append is another matter.
-        wait_for(lambda: curves(server.port, "losses-1", "closed").get("G", ([], []))[0] == [0.5, 0.6])
+        wait_for(lambda: curves(server.port, "losses-1", "closed").get("Total", ([], []))[0] == [0.5, 0.6])
         client.close("losses-1", "closed")
         show(training_log, (1, 7))
-    assert curves(server.port, "losses-1", "closed")["G"][0] == [0.5, 0.6, 0.7]
+    assert curves(server.port, "losses-1", "closed")["Total"][0] == [0.5, 0.6, 0.7]
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
         training_log.start_epoch(1, 0)
         show(training_log, (1, 1), (1, 2))
         training_log.write_pictures(1, 2, VISUALS)
-        wait_for(lambda: "G" in curves(server.port, "losses-1"))
+        wait_for(lambda: "Total" in curves(server.port, "losses-1"))
         server._process.kill()
         server._process.wait()
         started = time.perf_counter()
@@ -157,9 +157,9 @@ def test_a_server_that_dies_and_comes_back(tmp_path, caplog):
         assert time.perf_counter() - started < 2, "the training waited for a dead server"
         wait_for(lambda: "no visdom server answers" in caplog.text or "training continues" in caplog.text)
         server.start()
-        wait_for(lambda: len(curves(server.port, "losses-1").get("G", ([], []))[0]) == 7)
+        wait_for(lambda: len(curves(server.port, "losses-1").get("Total", ([], []))[0]) == 7)
         show(training_log, (1, 8))
-    assert curves(server.port, "losses-1")["G"] == ([k / 10 for k in range(1, 9)], [10.0 + k for k in range(1, 9)])
+    assert curves(server.port, "losses-1")["Total"] == ([k / 10 for k in range(1, 9)], [10.0 + k for k in range(1, 9)])
     window = json.loads(_connect("http://127.0.0.1", server.port, "env").get_window_data("images-1", "env"))
     assert window["content"]["caption"] == "epoch 1, iteration 7"
     server.stop()
@@ -203,7 +203,7 @@ def test_training_itself_with_an_absent_and_with_its_own_server(dataroot, tmp_pa
     windows = json.loads(saved.read_text())["jsons"]
     assert set(windows) == {"losses-3", "rate-3", "images-3"}
     records = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-    (total,) = [trace for trace in windows["losses-3"]["content"]["data"] if trace["name"] == "G"]
+    (total,) = [trace for trace in windows["losses-3"]["content"]["data"] if trace["name"] == "Total"]
     assert total["y"] == [entry["losses"]["G"] for entry in records]
 
 

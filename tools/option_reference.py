@@ -51,7 +51,7 @@ def _section(title: str, text: str, parser: argparse.ArgumentParser, known: dict
             _row(action)
             for action in group._group_actions
             if action.option_strings
-            and action.dest != "help"
+            and action.dest not in ("help", "help_all")
             and (known is None or known.get(action.dest, known) != action.default)
         ]
         if rows:

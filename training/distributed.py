@@ -49,7 +49,7 @@ class ProcessGroup:
         return [value]
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means over all processes of scalars by name, the same names in each, in the type they have."""
+        """Return the means over all processes of tensors by name, of one shape and the same in each, in their type."""
         return values
 
     def greatest(self, *numbers: int) -> list[int]:
@@ -106,7 +106,7 @@ class DistributedProcessGroup(ProcessGroup):
         return values
 
     def average(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the means over all processes of scalars by name, the same names in each, in the type they have."""
+        """Return the means over all processes of tensors by name, of one shape and the same in each, in their type."""
         means = torch.stack([value.detach() for value in values.values()])
         dist.all_reduce(means)
         return dict(zip(values, means / self.size, strict=True))

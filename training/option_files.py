@@ -131,7 +131,7 @@ def _check_names(values: Mapping[str, Any], path: Path | None, known: Mapping[st
     names = [*known, "model"]
     for name in values:
         if name not in names:
-            meant = did_you_mean(name, names) or "; train.py --help lists them"
+            meant = did_you_mean(name, names) or "; train.py --help_all lists them"
             raise InputError(f"{path}: {name}: no such option{meant}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data.errors import InputError
+from data.loading.data_set_folders import check_data_root
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.splits import VALIDATION_FACTS, ValidationCases, validation_cases
 from data.settings.declaration import Nature
@@ -28,6 +29,7 @@ from models.run_folder import STATE_NAME, Position
 from models.schedules import LearningRate
 from training.distributed import ProcessGroup, job, open_process_group, restarts
 from training.interruption import Interruption
+from training.mean_losses import MeanLosses
 from training.selection import Selection
 from training.settings import TrainingSettings, with_precision
 from training.validation import GeneratorValidator, Validation
@@ -59,6 +61,7 @@ class TrainingRun:
         if settings.run.continue_train:
             log.info("%s: resuming from its last saved state, %s", settings.run.name, self.folder / STATE_NAME)
         group.share(lambda: _check_clock(settings, group.size))
+        group.share(lambda: check_data_root(settings.data.dataroot))
         self.device = group.device(settings.run.device)
         settings = with_precision(settings, choose_precision(settings.model.precision, self.device))
         self.settings, model, data = settings, settings.model, settings.data
@@ -79,6 +82,7 @@ class TrainingRun:
         together = self.model.facts(data, self.dataset) | {"processes": str(group.size)}
         if self.device.type == "cpu":  # the order of sums is that of threads
             together["threads"] = str(torch.get_num_threads())
+        self.losses = MeanLosses(self.device)
         self.record = settings.record() | together | (cases.facts() if cases else {})
         self._spent, self._since = 0.0, time.monotonic()
         self._in_use: InferenceSettings | None = None  # what the run's folder says of the use of its generator
@@ -217,10 +221,11 @@ class TrainingRun:
             losses = self.model.step(batch)
             self._steps = None if self._steps is None else self._steps + 1
             epoch_loss = epoch_loss + losses["G"].to(sum_type) / batches.steps
+            self.losses.add(losses)
             training_log.step(data_seconds)
             last = iteration == batches.steps
             if iteration % display.print_freq == 0 or last:
-                training_log.write_losses(epoch, iteration, self.group.average(losses), self.rate.current)
+                training_log.write_losses(epoch, iteration, self.losses.take(self.group), self.rate.current)
             if iteration % display.display_freq == 0 or last:
                 training_log.write_pictures(epoch, iteration, self.model.visuals, self.model.fixed_visuals)
             received, due, over = self.group.greatest(
@@ -298,7 +303,8 @@ class TrainingRun:
             self._in_use.write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
-        return {"model": self.model.process_state(), "random": run_folder.random_state(self.device)}
+        random = run_folder.random_state(self.device)
+        return {"model": self.model.process_state(), "random": random, "losses": self.losses.state_dict()}
 
     def _continues(self) -> bool:
         """Tell whether the run resumes from a state: as requested, or because torchrun has restarted it."""
@@ -380,6 +386,8 @@ class TrainingRun:
             own = state["processes"][self.group.rank]
             self.model.load_process_state(own["model"])
             run_folder.restore_random_state(own["random"], self.device)
+            if "losses" in own:  # an earlier version recorded those of single steps
+                self.losses.load_state_dict(own["losses"])
         return run_folder.saved_position(state)
 
 

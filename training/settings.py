@@ -26,7 +26,7 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, show_first
 from data.settings.values import (
     add_gpu_ids,
     nonnegative_int,
@@ -78,12 +78,15 @@ class RunSettings(ModelSettings):
     epoch: str = redeclare(
         ModelSettings, "epoch", help="weights of --init_from: latest, best, or a saved epoch", needs=Need("init_from")
     )
-    continue_train: bool = option(False, nature=Nature.FREE, help="continue the run --name from its last saved state")
+    continue_train: bool = option(
+        False, nature=Nature.FREE, first=True, help="continue the run --name from its last saved state"
+    )
     init_from: str | None = option(
         None,
         nature=Nature.FREE,
         parse=run_name,
         metavar="NAME",
+        first=True,
         help="start a new run from the weights of this model",
     )
 
@@ -115,10 +118,11 @@ class ScheduleSettings:
 
     n_epochs: int = option(
         100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",),
-        help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
+        first=True, help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(
         100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter_decay",),
+        first=True,
         help="number of epochs over which the learning rate then falls to zero", needs=Need("seconds", off=True),
     )  # fmt: skip
     lr_policy: str = option("linear", nature=Nature.FIXED, choices=POLICIES, help="learning-rate schedule")
@@ -128,11 +132,11 @@ class ScheduleSettings:
     )  # fmt: skip
     seconds: int | None = option(
         None, nature=Nature.RESULT, parse=positive_int,
-        help="train for this many seconds instead of a number of epochs; needs --lr_policy warmup_cosine",
+        first=True, help="train for this many seconds instead of a number of epochs; needs --lr_policy warmup_cosine",
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(
         SaveRhythm(5000, None), nature=Nature.FREE, parse=save_rhythm, metavar="N",
-        help="save the training state every N steps, or every N minutes (10min)",
+        first=True, help="save the training state every N steps, or every N minutes (10min)",
     )  # fmt: skip
     save_epoch_freq: int = option(
         5, nature=Nature.FREE, parse=positive_int, help="keep a copy of the weights every N epochs"
@@ -154,6 +158,7 @@ class ValidationSettings:
 
     val: bool = option(
         False, nature=Nature.FIXED,
+        first=True,
         help="validate on the prepared test patients, or else on a share of the training patients, which are then "
              "not trained on; keep the best weights as 'best'",
     )  # fmt: skip
@@ -169,7 +174,7 @@ class ValidationSettings:
     )
     val_criterion: str = option(
         DEFAULT_CRITERION, nature=Nature.RESULT, choices=tuple(CRITERIA), needs=Need("val"),
-        help="value that chooses the best weights",
+        first=True, help="value that chooses the best weights",
     )  # fmt: skip
 
 
@@ -232,13 +237,14 @@ def training_parser(
     method: type[BaseModel], prog: str, description: str, values: Mapping[str, Any] | None = None
 ) -> argparse.ArgumentParser:
     """Return the parser of a method's training; its defaults are the method's own, or `values` from files."""
-    parser = CommandParser(prog=prog, description=description, formatter_class=HelpFormatter)
+    parser = CommandParser(short_help=True, prog=prog, description=description, formatter_class=HelpFormatter)
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):
         add_options(parser, group, {**method.defaults, **(values or {})})
-    parser.add_argument(
+    config = parser.add_argument(
         "--config", type=Path, metavar="FILE",
         help="file of options by name, in YAML or JSON, such as a run's opt.json; the command line wins over it",
     )  # fmt: skip
+    show_first(config)
     add_gpu_ids(parser)
     return parser
 

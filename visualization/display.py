@@ -28,6 +28,11 @@ class RunInfo:
     steps_per_epoch: int
     seconds: int | None = None
 
+    @property
+    def direction(self) -> str:
+        """'AtoB' where A is MR, as it is for methods that have no other direction."""
+        return str(self.options.get("direction", "AtoB"))
+
 
 @dataclass(frozen=True)
 class Picture:

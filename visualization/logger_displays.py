@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.errors import InputError
 from visualization.display import Display, Picture, RunInfo
+from visualization.loss_titles import VALIDATION_TITLES, loss_titles
 from visualization.records import History, LossRecord, Place, ValidationRecord
 
 LOGGERS = ("none", "tensorboard", "wandb")
@@ -64,7 +65,7 @@ class StepLogger(ABC):
 
     def show_picture(self, picture: Callable[[], Picture]) -> None:
         """Send a picture."""
-        self._picture("pictures/training", picture())
+        self._picture("Pictures/training", picture())
 
     def show_validation(
         self, record: ValidationRecord, history: History, picture: Callable[[], Picture] | None
@@ -72,14 +73,17 @@ class StepLogger(ABC):
         """Send the values of a validation, and its picture."""
         self._validation(record.validation, self._step(record.epoch, record.iteration))
         if picture:
-            self._picture("pictures/validation", picture())
+            self._picture("Pictures/validation", picture())
 
     def _losses(self, losses: dict[str, float], lr: float, step: int) -> None:
-        self._scalars({f"loss/{name}": value for name, value in losses.items()} | {"rate/learning rate": lr}, step)
+        tags = [title.together("/") for title in loss_titles(list(losses), self.run.direction)]
+        self._scalars(dict(zip(tags, losses.values(), strict=True)) | {"Learning rate": lr}, step)
         self._sent = step
 
     def _validation(self, values: dict[str, float], step: int) -> None:
-        self._scalars({f"validation/{name}": value for name, value in values.items()}, step)
+        self._scalars(
+            {f"Validation/{VALIDATION_TITLES.get(name, name)}": value for name, value in values.items()}, step
+        )
         self._validations_sent = step
 
     def _picture(self, tag: str, picture: Picture) -> None:

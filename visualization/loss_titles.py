@@ -1,4 +1,4 @@
-"""Losses in words: which chart a loss belongs to, and what its curve is called there."""
+"""Losses in words: which chart a loss belongs to, and what its curve is called there; validations in words, too."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _CHARTS = {
     "simulated": "Simulated pairs",
     "D": "Discriminators",
     "pairs": "L1 error in the network's units",
-    "hu": "L1 error, HU / 1000, weighted",
+    "hu": "L1 error in 1000 HU, weighted",
     "reverse": "Way back, from CT to MR",
     "keep": "Refined against simulated MR",
     "segmentation": "Segmentation",
@@ -42,6 +42,17 @@ _CURVES = {
     "D_R_real": "real MR",
     "D_R_refined": "refined MR",
 }
+VALIDATION_TITLES = {
+    "mae": "MAE [HU]",
+    "dice_bone": "Dice of bone",
+    "ssim": "SSIM",
+    "body_dice": "Dice of bodies",
+    "histogram": "distance of HU histograms [HU]",
+    "cycle": "opening of the cycle",
+    "simulated_mae": "MAE on simulated MR [HU]",
+    "simulated_dice_bone": "Dice of bone on simulated MR",
+}
+"""Values of a validation; others are called by their names."""
 
 
 class LossTitle(NamedTuple):
@@ -49,6 +60,10 @@ class LossTitle(NamedTuple):
 
     chart: str
     curve: str
+
+    def together(self, separator: str) -> str:
+        """Return both as one title."""
+        return separator.join(part for part in self if part)
 
 
 def loss_titles(names: Sequence[str], direction: str) -> list[LossTitle]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,27 +22,56 @@ GAP_PX = 4
 _CAPTION_FONT_PX = 12
 _TILE_PX = 192
 _SCALE_PX = 8
-# Name of a visual: caption, and whether it belongs to the source domain (A), the target domain (B), or is a mask in
-# [0, 1]. Images that a run does not have are left out.
-_VISUALS = {
-    "real_A": ("", "A"),
-    "fake_B": ("synthetic", "B"),
-    "rec_A": ("reconstructed", "A"),
-    "idt_B": ("identity,", "A"),
-    "real_B": ("", "B"),
-    "fake_A": ("synthetic", "A"),
-    "rec_B": ("reconstructed", "B"),
-    "idt_A": ("identity,", "B"),
-    "simulated_A": ("simulated pair,", "A"),
-    "from_simulated_A": ("synthetic", "B"),
-    "simulated_B": ("simulated pair,", "B"),
-    "from_simulated_B": ("synthetic", "A"),
-    "image_B": ("", "B"),
-    "mask_B": ("body", "mask"),
-    "found_B": ("body as it is found", "mask"),
-    "mask": ("body of the MR", "mask"),
-    "shape": ("body of the synthetic CT", "mask"),
-}
+# A title and its picture.
+Tile = tuple[str, Image.Image]
+
+
+class _Visual(NamedTuple):
+    """An image of a training: of the source domain (A), the target domain (B), or a mask in [0, 1]; its titles."""
+
+    kind: str
+    if_mr: str
+    if_ct: str
+
+
+def _titled(kind: str, title: str) -> _Visual:
+    return _Visual(kind, title.format("MR"), title.format("CT"))
+
+
+def _pair_row(name: str, mr: str) -> dict[str, _Visual]:
+    return {
+        f"{name}_A": _Visual("A", mr, "true CT"),
+        f"from_{name}_A": _titled("B", "{} made from it"),
+        f"{name}_B": _Visual("B", mr, "true CT"),
+        f"from_{name}_B": _Visual("A", "MR made from the true CT", "CT made from the MR"),
+    }
+
+
+# By name, in rows of images that belong together; those that a run does not have are left out.
+_PAIRS = ("simulated", "paired")
+_ROWS = (
+    {
+        "real_A": _titled("A", "real {}"),
+        "fake_B": _titled("B", "{} made from it"),
+        "rec_A": _titled("A", "and back to {}"),
+        "idt_B": _titled("A", "identity: {0} from {0}"),
+    },
+    {
+        "real_B": _titled("B", "real {}"),
+        "fake_A": _titled("A", "{} made from it"),
+        "rec_B": _titled("B", "and back to {}"),
+        "idt_A": _titled("B", "identity: {0} from {0}"),
+    },
+    _pair_row("simulated", "MR simulated from CT"),
+    _pair_row("paired", "real MR"),
+    {
+        "image_B": _titled("B", "{}"),
+        "mask_B": _titled("mask", "its body mask"),
+        "found_B": _titled("mask", "the mask as it is found"),
+    },
+    {"mask": _titled("mask", "body mask of the MR"), "shape": _titled("mask", "body of the CT made from it")},
+)
+_VISUALS = {name: visual for row in _ROWS for name, visual in row.items()}
 
 
 @dataclass(frozen=True)
@@ -58,32 +88,37 @@ class VisualsStyle:
     slab: int = 1
     contrast: str | None = None
 
-    def caption(self, name: str) -> str:
-        """Return e.g. 'fake_B: synthetic CT', of an MR with its contrast where it is one of several."""
-        what, kind = _VISUALS[name]
-        shown = "mask_A" if name == "mask" else name
-        modality = self._modality(kind)
-        modality = mr_title(self.contrast) if modality == "MR" else modality
-        return f"{shown}: {what} {modality}".replace("  ", " ").strip()
+    def title(self, name: str) -> str:
+        """Return e.g. 'CT made from it' for 'fake_B', of an MR with its contrast where it is one of several."""
+        visual = _VISUALS[name]
+        if self.modality(name) == "MR":
+            return visual.if_mr.replace("MR", mr_title(self.contrast), 1)
+        return visual.if_ct
+
+    def modality(self, name: str) -> str:
+        """Return 'MR', 'CT' or 'mask'."""
+        kind = _VISUALS[name].kind
+        if kind == "mask":
+            return kind
+        return "MR" if (kind == "A") == (self.direction == "AtoB") else "CT"
 
     def plane(self, name: str, images: Tensor) -> np.ndarray:
-        """Return what is shown of images (N, C, H, W): of the first one the slab's middle slice, first contrast."""
+        """Return what is shown of images (N, C, H, W): of the first one the slab's middle slice, first contrast.
+
+        CT is in HU.
+        """
         channel = middle_channel(self.slab)
-        if _VISUALS[name][1] == "mask":  # the classes of a slice stand together
+        if self.modality(name) == "mask":  # the classes of a slice stand together
             channel *= images.shape[1] // self.slab
-        return images[0, channel].cpu().float().numpy()
+        image = images[0, channel].cpu().float().numpy()
+        return self.ct.to_physical(image) if self.modality(name) == "CT" else image
 
-    def gray(self, name: str, image: np.ndarray) -> np.ndarray:
-        """Return the uint8 picture of one image (H, W) as the networks see it."""
-        modality = self._modality(_VISUALS[name][1])
+    def tile(self, name: str, plane: np.ndarray) -> Tile:
+        """Return a `plane` (H, W) with its title."""
+        modality = self.modality(name)
         if modality == "CT":
-            return gray(self.ct.to_physical(image), *self.window.range)
-        return gray(image, 0 if modality == "" else -1, 1)
-
-    def _modality(self, kind: str) -> str:
-        if kind == "mask":
-            return ""
-        return "MR" if (kind == "A") == (self.direction == "AtoB") else "CT"
+            return ct_tile(self.title(name), plane, self.window.range)
+        return self.title(name), _enlarged(gray(plane, 0 if modality == "mask" else -1, 1))
 
 
 @dataclass(frozen=True)
@@ -105,20 +140,34 @@ class ValidationSlice:
 
 
 def validation_sheet(slices: Sequence[ValidationSlice], style: VisualsStyle) -> Image.Image:
-    """Return slices on one captioned sheet, a row each: MR, synthetic CT, and the CT that should come out."""
+    """Return slices on one sheet with titles, a row each: MR, synthetic CT, and the CT that should come out."""
     rows = []
     for shown in slices:
-        kind = "simulated MR" if shown.simulated else "MR"
-        row = [(f"{shown.name}: {kind}", gray(shown.mr, -1, 1))]
-        row += [("synthetic CT", gray(shown.synthetic, *style.window.range))]
+        kind = "MR simulated from CT" if shown.simulated else "MR"
+        row = [(f"{shown.name}: {kind}", _enlarged(gray(shown.mr, -1, 1)))]
+        row += [ct_tile("CT made from it", shown.synthetic, style.window.range)]
         if shown.ct is not None:
-            row += [("true CT", gray(shown.ct, *style.window.range))]
-        rows.append([(caption, _enlarged(picture)) for caption, picture in row])
+            row += [ct_tile("true CT", shown.ct, style.window.range), _difference_tile(shown.synthetic, shown.ct)]
+        rows.append(row)
     return arrange(rows)
 
 
+def ct_tile(title: str, hu: np.ndarray, limits: tuple[float, float]) -> Tile:
+    """Return a slice in HU (H, W), or a difference of two, with its title, above a bar from black to white."""
+    picture = _enlarged(gray(hu, *limits))
+    bar = hu_scale(*limits, picture.width - 2 * GAP_PX)  # numbers of neighbours stay apart
+    tile = Image.new("L", (picture.width, picture.height + GAP_PX + bar.height))
+    tile.paste(picture)
+    tile.paste(bar, (GAP_PX, picture.height + GAP_PX))
+    return title, tile
+
+
+def _difference_tile(made: np.ndarray, true: np.ndarray) -> Tile:
+    return ct_tile("difference [HU]", made - true.astype(np.float32), (-DIFFERENCE_HU, DIFFERENCE_HU))
+
+
 def _enlarged(picture: np.ndarray) -> Image.Image:
-    """Return a picture; small slices need no magnifying glass, nor cut captions."""
+    """Return a picture; small slices need no magnifying glass, nor cut titles."""
     larger = max(1, -(-_TILE_PX // picture.shape[1]))
     return Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8)))
 
@@ -126,23 +175,39 @@ def _enlarged(picture: np.ndarray) -> Image.Image:
 def training_sheet(
     visuals: dict[str, Tensor], style: VisualsStyle, fixed: dict[str, Tensor] | None = None
 ) -> Image.Image:
-    """Return a slice of each tensor's first image (N, C, H, W) on one captioned sheet, `style.columns` in a row.
+    """Return a slice of each tensor's first image (N, C, H, W) on one sheet with titles, `style.columns` in a row.
 
     `fixed`: images of slices that are the same on every sheet of the run; they come first, under a heading.
     """
     rows = _rows(visuals, style)
     if fixed:
-        rows = [_heading("always the same slices"), *_rows(fixed, style), _heading("slices of this step"), *rows]
+        rows = [_heading("the same slices all through the run"), *_rows(fixed, style),
+                _heading("what the last step was trained on"), *rows]  # fmt: skip
     return arrange(rows)
 
 
-def _rows(visuals: dict[str, Tensor], style: VisualsStyle) -> list[list[tuple[str, Image.Image]]]:
-    names = [name for name in _VISUALS if name in visuals]
-    tiles = [(style.caption(name), _enlarged(style.gray(name, style.plane(name, visuals[name])))) for name in names]
-    return [tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)]
+def _rows(visuals: dict[str, Tensor], style: VisualsStyle) -> list[list[Tile]]:
+    rows = []
+    for row in _ROWS:
+        planes = {name: style.plane(name, visuals[name]) for name in row if name in visuals}
+        tiles = [style.tile(name, plane) for name, plane in planes.items()]
+        if compared := _made_and_true(planes, style):
+            tiles.insert(3, _difference_tile(*compared))  # beside the true CT of most runs
+        rows += [tiles[k : k + style.columns] for k in range(0, len(tiles), style.columns)]
+    return rows
 
 
-def _heading(text: str) -> list[tuple[str, Image.Image]]:
+def _made_and_true(planes: dict[str, np.ndarray], style: VisualsStyle) -> list[np.ndarray] | None:
+    """Return the CT made from the MR of a pair, and the true one, both in HU; None if they are not both there."""
+    source, target = ("A", "B") if style.direction == "AtoB" else ("B", "A")
+    for pair in _PAIRS:
+        names = (f"from_{pair}_{source}", f"{pair}_{target}")
+        if all(name in planes for name in names):
+            return [planes[name] for name in names]
+    return None
+
+
+def _heading(text: str) -> list[Tile]:
     return [(text, Image.new("L", (1, 1)))]
 
 
@@ -185,7 +250,7 @@ def preview(
         for row in rows
     ]  # fmt: skip
     rows.append([
-        ("HU", hu_scale(*limits, larger * widest)) if array is not mr.array else ("", Image.new("L", (1, 1)))
+        ("", hu_scale(*limits, larger * widest)) if array is not mr.array else ("", Image.new("L", (1, 1)))
         for _, (array, *_), limits in columns
     ])  # fmt: skip
     return arrange(rows)
@@ -197,8 +262,9 @@ def hu_scale(low: float, high: float, width: int) -> Image.Image:
     ramp = np.linspace(low, high, width)[None].repeat(_SCALE_PX, axis=0)
     scale.paste(Image.fromarray(gray(ramp, low, high)))
     draw, font = ImageDraw.Draw(scale), ImageFont.load_default(_CAPTION_FONT_PX)
-    for value, x, anchor in ((low, 0, "la"), ((low + high) / 2, width // 2, "ma"), (high, width - 1, "ra")):
-        draw.text((x, _SCALE_PX + 2), f"{value:g}", fill=255, font=font, anchor=anchor)
+    texts = ((f"{low:g}", 0, "la"), (f"{(low + high) / 2:g} HU", width // 2, "ma"), (f"{high:g}", width - 1, "ra"))
+    for text, x, anchor in texts:
+        draw.text((x, _SCALE_PX + 2), text, fill=255, font=font, anchor=anchor)
     return scale
 
 
@@ -210,7 +276,7 @@ def save_preview(
         preview(mr, ct, reference, synthetic, contrast).save(scratch)
 
 
-def arrange(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+def arrange(rows: list[list[Tile]]) -> Image.Image:
     """Return captioned gray images in rows on black; columns are as wide as their widest image."""
     columns = max(map(len, rows))
     widths = [max(row[c][1].width for row in rows if c < len(row)) for c in range(columns)]

@@ -20,9 +20,10 @@ MAX_POINTS = 2000
 
 @dataclass(frozen=True)
 class LossRecord:
-    """What was measured at one step: `losses` by name, `seconds_per_step`, `seconds_of_data` of them spent waiting.
+    """Means over the steps since the record before, or the epoch's beginning; the last of them is step `iteration`.
 
-    `seconds_left`: an estimate of the time to the end of the run; None if there is none yet.
+    They are `losses` by name, `seconds_per_step`, and `seconds_of_data` of these that were spent waiting. `lr` is that
+    of the last step. `seconds_left`: an estimate of the time to the end of the run; None if there is none yet.
     """
 
     epoch: int

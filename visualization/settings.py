@@ -18,7 +18,7 @@ class DisplaySettings:
     """display: nothing here changes a result or can stop a training."""
 
     print_freq: int = option(100, nature=Nature.FREE, parse=positive_int, help="steps between printed losses")
-    display_freq: int = option(400, nature=Nature.FREE, parse=positive_int, help="steps between pictures")
+    display_freq: int = option(400, nature=Nature.FREE, parse=positive_int, first=True, help="steps between pictures")
     display_ncols: int = option(4, nature=Nature.FREE, parse=positive_int, help="images per row of a picture")
     display_window: DisplayWindow = option(
         CT_WINDOWS["default"], nature=Nature.FREE, nargs="+", metavar="W", convert=parse_display_window,
@@ -29,11 +29,11 @@ class DisplaySettings:
     )
     logger: str = option(
         "none", nature=Nature.FREE, choices=LOGGERS,
-        help="also show losses and pictures in TensorBoard or Weights & Biases, which must be installed",
+        first=True, help="also show losses and pictures in TensorBoard or Weights & Biases, which must be installed",
     )  # fmt: skip
     display_id: int = option(
         0, nature=Nature.FREE, parse=nonnegative_int,
-        help="above 0: show losses and pictures in visdom, in windows of this number; 0: no visdom",
+        first=True, help="above 0: show losses and pictures in visdom, in windows of this number; 0: no visdom",
     )  # fmt: skip
     display_server: str = option(
         "http://localhost", nature=Nature.FREE, help="address of the visdom server", needs=_VISDOM

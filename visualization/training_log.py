@@ -80,7 +80,7 @@ class TrainingLog:
         self._bar.update()
 
     def write_losses(self, epoch: int, iteration: int, losses: dict[str, Tensor], lr: float) -> None:
-        """Write one record of losses, scalars by name, to every display."""
+        """Write one record to every display: of `losses`, scalars by name, the means since the record before."""
         if not self.displays:
             return
         values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()  # one wait for the device

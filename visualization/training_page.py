@@ -14,7 +14,7 @@ from dominate import tags
 
 from data.files import whole_file
 from visualization.display import Picture, RunInfo
-from visualization.loss_titles import loss_titles
+from visualization.loss_titles import VALIDATION_TITLES, loss_titles
 from visualization.pages import add_script, call, new_document, pairs, write_document
 from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 
@@ -69,14 +69,14 @@ class TrainingPage:
             file.write(call("ended"))
 
     def _write_curves(self, history: History) -> None:
-        titles = loss_titles(history.names, str(self.run.options.get("direction", "AtoB")))
+        titles = loss_titles(history.names, self.run.direction)
         lines = [call("begin", history.names, titles)]
         lines += [_point_call(point, history.names) for point in history.points]
         with whole_file(self.folder / "data/curves.js") as scratch:
             scratch.write_text("".join([*lines, _updated_call()]), encoding="utf-8")
 
     def _write_validations(self, history: History) -> None:
-        lines = [call("beginValidation"), *map(_validation_call, history.validations)]
+        lines = [call("beginValidation", VALIDATION_TITLES), *map(_validation_call, history.validations)]
         with whole_file(self.folder / "data/validation.js") as scratch:
             scratch.write_text("".join(lines), encoding="utf-8")
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 
 from visualization.display import Picture, RunInfo
+from visualization.loss_titles import VALIDATION_TITLES, loss_titles
 from visualization.records import History, LossRecord, Place, Point, ValidationPoint, ValidationRecord
 from visualization.visdom_server import LocalServer
 
@@ -150,9 +151,10 @@ class VisdomDisplay:
         losses = np.array([[point.losses.get(name, np.nan) for name in names] for point in points])
         rates = np.array([[point.lr] for point in points])
         logarithmic = {"yaxis": {"type": "log", "exponentformat": "power"}}  # losses differ by orders of magnitude
+        titles = [title.together(": ") for title in loss_titles(names, self.run.direction)]
         from_zero = {"yaxis": {"rangemode": "tozero", "exponentformat": "e"}}
         for kind, title, y, legend, width, layout in (
-            ("losses", f"{self.run.name}: losses, weighted", losses, names, 640, logarithmic),
+            ("losses", f"{self.run.name}: losses, weighted", losses, titles, 640, logarithmic),
             ("rate", f"{self.run.name}: learning rate", rates, ["learning rate"], 420, from_zero),
         ):
             options = {"title": title, "xlabel": "epoch", "legend": legend, "width": width, "height": 400,
@@ -164,8 +166,9 @@ class VisdomDisplay:
         x = np.array([point.x for point in validations])
         names = list(dict.fromkeys(name for point in validations for name in point.values))
         y = np.array([[point.values.get(name, np.nan) for name in names] for point in validations])
+        titles = [VALIDATION_TITLES.get(name, name) for name in names]
         # HU beside shares of 1: orders of magnitude apart.
-        options = {"title": f"{self.run.name}: validation", "xlabel": "epoch", "legend": names, "width": 640,
+        options = {"title": f"{self.run.name}: validation", "xlabel": "epoch", "legend": titles, "width": 640,
                    "height": 400, "markers": True,
                    "layoutopts": {"plotly": {"yaxis": {"type": "log", "exponentformat": "power"}}}}  # fmt: skip
         self._draw_lines("validation", x, y, options, update=None)

@@ -1,6 +1,6 @@
 """Random transforms of training slices; all channels of an image and its masks go through the same one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,17 +51,22 @@ class Augmentation:
         if self.preprocess == "resize_and_crop" and self.crop_size > self.load_size:
             raise InputError(f"--crop_size {self.crop_size} is larger than --load_size {self.load_size}")
 
+    def at_load_size(self, item: Slice) -> Slice:
+        """Return a slice at `load_size`, if all are resized to that, else as it is."""
+        if self.preprocess != "resize_and_crop":
+            return item
+        size = (self.load_size, self.load_size)
+        mask = None if item.mask is None else resized(item.mask, size, labels=True)
+        return replace(item, image=resized(item.image, size), mask=mask)
+
     def __call__(self, item: Slice, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return image float32 (C, h, w) in [-1, 1] and mask uint8 (S, h, w) or None, after one random transform."""
         # Here, since torchvision takes as long to import as torch, and commands that train nothing need none of it.
         from torchvision.transforms.v2 import functional as F
 
+        item = self.at_load_size(item)
         image = torch.from_numpy(np.ascontiguousarray(item.image))
         mask = None if item.mask is None else torch.from_numpy(np.ascontiguousarray(item.mask))
-        if self.preprocess == "resize_and_crop":
-            size = [self.load_size, self.load_size]
-            image = F.resize(image, size, antialias=True)
-            mask = None if mask is None else F.resize(mask, size, F.InterpolationMode.NEAREST_EXACT)
         if self.rotate_deg or self.zoom:
             angle = rng.uniform(-self.rotate_deg, self.rotate_deg)
             scale = (1 + self.zoom) ** rng.uniform(-1, 1)

@@ -12,6 +12,7 @@ from data.loading.slices import prepared_windows, read_case, read_contrasts
 from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
+from data.prepared.trainable import check_has_mr
 from data.values.intensity import IntensityMap
 from data.values.mr_rules import Rule
 from data.volumes.volume import resampling
@@ -60,7 +61,9 @@ def open_paired_set(
     Raises:
         InputError: no such patient, a damaged file, or volumes of different slice spacings.
     """
-    manifest = read_manifest(dataroot).without(leave_out)
+    manifest = read_manifest(dataroot)
+    check_has_mr(dataroot, manifest, "--model paired")
+    manifest = manifest.without(leave_out)
     of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
     pairs: list[tuple[Case, Case]] = []
     for mr in of_mr:

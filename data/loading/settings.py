@@ -52,13 +52,14 @@ class DataSettings(CtMapSettings):
     """data."""
 
     dataroot: Path = option(
-        nature=Nature.FREE, parse=Path, help="prepared data set, or folder of trainA/ and trainB/ images"
+        nature=Nature.FREE, parse=Path, first=True, help="prepared data set, or folder of trainA/ and trainB/ images"
     )
     batch_size: int = option(
         1,
         nature=Nature.RESULT,
         parse=positive_int,
         aliases=("--batchSize",),
+        first=True,
         help="slices (or slabs) per step, of each domain",
     )
     num_threads: int = option(
@@ -81,6 +82,7 @@ class DataSettings(CtMapSettings):
         None,
         nature=Nature.FIXED,
         choices=PREPROCESS,
+        first=True,
         help="none: slices as prepared; crop: a random square; body_crop: a square around the body; resize_and_crop: "
         "resize, then a random square (default: none; for a folder of images, resize to "
         f"{Augmentation.crop_size} x {Augmentation.crop_size} as published)",
@@ -91,7 +93,7 @@ class DataSettings(CtMapSettings):
     )  # fmt: skip
     crop_size: int | None = option(
         None, nature=Nature.FIXED, parse=positive_int, aliases=("--fineSize",),
-        help=f"side of the random crop in pixels (default: {Augmentation.crop_size})",
+        first=True, help=f"side of the random crop in pixels (default: {Augmentation.crop_size})",
     )  # fmt: skip
     flip: str = option(
         "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES",
@@ -106,6 +108,7 @@ class DataSettings(CtMapSettings):
     )
     mr_window: Rule | Mapping[str, Rule] = option(
         "percentile", nature=Nature.FIXED, nargs="+", metavar="W", convert=parse_mr_rules,
+        first=True,
         help="how MR intensities are scaled: percentile or tissue (0 to just above fat), each from the volume itself, "
         "or the fixed limits LO HI; for several contrasts NAME=percentile, NAME=tissue or NAME=LO:HI each",
     )  # fmt: skip

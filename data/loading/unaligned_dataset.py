@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
 from data.loading.batches import EpochSampler
+from data.loading.channels import middle_channel
 from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
+from data.loading.whole_slices import centred
 from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
+from data.prepared.trainable import check_has_mr
 from data.simulation.contrasts import contrasts_to_simulate
 from data.simulation.simulated_mr import SimulatedPairs
 from data.values.intensity import IntensityMap
@@ -22,6 +27,9 @@ from data.volumes.contrasts import ONLY_CONTRAST
 from data.volumes.dicom_contrasts import DIXON_NAMES
 
 log = logging.getLogger(__name__)
+
+# Of images without masks, what is darker than this in [-1, 1] is not body.
+_EMPTY = -0.9
 
 
 class Draw(NamedTuple):
@@ -83,6 +91,17 @@ class UnalignedDataset(Dataset):
         if self.pairs:
             sample["simulated_A"], sample["simulated_B"] = self.pairs(image_b, rng)
         return sample
+
+    def whole(self, source: SliceSource, index: int, multiple: int) -> Tensor:
+        """Return slice `index` of one of the domains, `a` or `b`, as it is before random transforms, (C, h, w).
+
+        The body is in the middle; sides are multiples of `multiple`. Images without masks are not empty above -0.9.
+        """
+        item = source.read(index, with_mask=self.spacing_mm is not None)
+        item = self.augmentation.at_load_size(item)
+        image = torch.from_numpy(np.ascontiguousarray(item.image))
+        body = image[middle_channel(self.slab)] > _EMPTY if item.mask is None else item.mask[self.slab // 2] > 0
+        return centred(image, torch.as_tensor(body), multiple, outside=-1.0)
 
 
 class UnalignedSampler(EpochSampler[Draw]):
@@ -154,7 +173,9 @@ def open_unaligned(
     a: SliceSource
     b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(dataroot).without(leave_out)
+        manifest = read_manifest(dataroot)
+        check_has_mr(dataroot, manifest, "--model cycle_gan")
+        manifest = manifest.without(leave_out)
         spacing_mm, contrasts, view = manifest.spacing_mm, manifest.contrasts, manifest.view
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)

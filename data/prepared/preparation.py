@@ -35,6 +35,7 @@ from data.prepared.manifest import (
 )
 from data.prepared.pixel_spacing import choose_spacing
 from data.prepared.sources import Source
+from data.prepared.trainable import check_trainable
 from data.prepared.training_statistics import MIN_BODY_SHARE, section_figures, slice_spread
 from data.prepared.volume_jobs import Failure, run_jobs
 from data.values.intensity import AIR_HU
@@ -88,7 +89,7 @@ def prepare_dataset(
 
     Args:
         root: the data set's folder.
-        groups: sources by (split, domain), e.g. ('train', 'A').
+        groups: sources by (split, domain), e.g. ('train', 'A'); a data set to simulate MR from needs no MR.
         size: pixels of a slice's side, even.
         spacing_mm: pixel spacing; None picks the finest with which every body fits (`choose_spacing`).
         slice_mm: resample through the planes to this spacing; None keeps the acquired slices.
@@ -98,8 +99,8 @@ def prepare_dataset(
         view: how slices lie, of `data.volumes.slice_frame.VIEWS`.
 
     Raises:
-        InputError: names that collide, a patient in train and test, files of others in the way, or no volume left in a
-            domain to train on.
+        InputError: names that collide, a patient in train and test, files of others in the way, no volume left in a
+            domain to train on, or MR and CT that look swapped.
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
@@ -110,9 +111,10 @@ def prepare_dataset(
     if not overwrite:
         _refuse_to_replace(root, jobs)
         _refuse_another_frame(jobs, size, spacing_mm, slice_mm)
-    analysed, failures = run_jobs(analyse, jobs, workers, "finding bodies")
+    title = "checking what is prepared" if all(job.known for job in jobs) else "finding bodies"
+    analysed, failures = run_jobs(analyse, jobs, workers, title)
     check_splits(analysed)
-    _check_trainable(root, analysed, failures)
+    check_trainable(root, groups, analysed, failures)
     spacing_mm = spacing_mm or choose_spacing(analysed, size)
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
     jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
@@ -120,11 +122,14 @@ def prepare_dataset(
         if job.known and job.known.mask_source_sha256 and not job.source.mask:
             log.info("%s: corrected by hand, kept and used", _body_path(job))
     writer = _SliceWriter(size, spacing_mm, slice_mm, view)
-    if not all(writer.is_done(job) for job in jobs):
+    cases = [_analysed(job) for job in jobs if writer.is_done(job)]
+    if len(cases) == len(jobs):
+        log.info("nothing to do: %d volumes are prepared already", len(cases))
+    else:
         _remove(root / MANIFEST_NAME)
-    cases, failed = run_jobs(writer, jobs, workers, "writing slices")
-    failures += failed
-    _check_trainable(root, cases, failures)
+    written, failed = run_jobs(writer, [job for job in jobs if not writer.is_done(job)], workers, "writing slices")
+    cases, failures = [*cases, *written], [*failures, *failed]
+    check_trainable(root, groups, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
     manifest = Manifest(size, spacing_mm, slice_mm, tuple(cases), software_versions(), view)
     manifest.write(root)
@@ -176,13 +181,6 @@ def _is_manifest(path: Path) -> bool:
     except InputError:
         return False
     return {"format_version", "cases", "spacing_mm"} <= found.keys()
-
-
-def _check_trainable(root: Path, cases: list[Case], failures: list[Failure]) -> None:
-    """Refuse a data set without a volume to train on in each domain."""
-    if {case.domain for case in cases if case.split == "train"} != {"A", "B"}:
-        reasons = "".join(f"\n  {failure.reason}" for failure in failures)
-        raise InputError(f"{root}: no volume left to train on in one of the domains; failed:{reasons or ' none'}")
 
 
 def software_versions() -> dict[str, str]:
@@ -314,8 +312,6 @@ class _SliceWriter:
     def __call__(self, job: Job) -> Case:
         """Write one analysed volume's slices and masks."""
         case = _analysed(job)
-        if self.is_done(job):
-            return case
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
         volumes = read_contrasts(job.source, again=True)

@@ -131,7 +131,8 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
             "are used for validation; leave it out, or prepare the data set without --test_mr and --test_ct"
         )
     held_back: set[str] = set()
-    for domain in (domain for domain in "AB" if not tested[domain]):
+    domains = [domain for domain in "AB" if manifest.select("train", domain)]  # of CT alone MR is simulated
+    for domain in (domain for domain in domains if not tested[domain]):
         validation = split_by_patient(manifest.select("train", domain), val_share or VAL_SHARE, seed)[1]
         held_back.update(case.patient for case in validation)
 
@@ -141,7 +142,7 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
 
     rest = manifest.without(held_back)
     for domain, modality in (("A", "MR"), ("B", "CT")):
-        if not rest.select("train", domain):
+        if domain in domains and not rest.select("train", domain):
             raise InputError(
                 f"validation would hold back every patient with {modality} ({', '.join(sorted(held_back))}); expected "
                 "some to train on: prepare more patients, or separate ones for validation, with --test_mr and "

@@ -21,7 +21,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from enum import StrEnum
 from typing import Any, get_type_hints
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
+from data.settings.parser import show_first
 
 
 class Nature(StrEnum):
@@ -74,6 +75,7 @@ class Option:
         aliases: further names, such as the published ones.
         nargs, metavar, const: as in argparse.
         repeated: whether it is given once for each value of a list.
+        first: whether the short help of a command with many options shows it.
         needs: without which it does nothing, so that giving it is an error (`check_needs`).
     """
 
@@ -87,6 +89,7 @@ class Option:
     metavar: str | tuple[str, ...] | None = None
     const: Any = None
     repeated: bool = False
+    first: bool = False
     needs: Need | None = None
 
 
@@ -153,19 +156,23 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
         more["required"] = True
     else:
         more["default"] = default
-    if field.type in (bool, "bool"):
-        section.add_argument(*names, action="store_true", **more)
-        return
-    for key in ("choices", "nargs", "metavar", "const"):
-        if (value := getattr(described, key)) is not None:
-            more[key] = value
+    more |= {"action": "store_true"} if field.type in (bool, "bool") else _values(described)
+    action = section.add_argument(*names, **more)
+    if described.first:
+        show_first(action)
+
+
+def _values(described: Option) -> dict[str, Any]:
+    """Return what argparse must know of an option that takes values."""
+    keys = ("choices", "nargs", "metavar", "const")
+    more = {key: value for key in keys if (value := getattr(described, key)) is not None}
     if described.repeated:
         more["action"] = "append"
     if described.parse:
         more["type"] = described.parse
     if described.convert:
         more["action"] = _converted(described.convert)
-    section.add_argument(*names, **more)
+    return more
 
 
 def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
@@ -242,7 +249,9 @@ def read_value(field: dataclasses.Field, value: Any) -> Any:
     except (InputError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{field.name}: {error}") from error
     if described.choices and read not in described.choices:
-        raise InputError(f"{field.name}: {read!r}: expected one of {', '.join(map(str, described.choices))}")
+        choices = [str(choice) for choice in described.choices]
+        near = did_you_mean(str(read), choices)
+        raise InputError(f"{field.name}: {read!r}: expected one of {', '.join(choices)}{near}")
     return read
 
 

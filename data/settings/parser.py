@@ -13,9 +13,38 @@ from data.errors import did_you_mean
 class CommandParser(argparse.ArgumentParser):
     """Says what is wrong with a command line, the nearest option where one is unknown, and how to get help."""
 
-    def __init__(self, **description: Any) -> None:
-        """Take what argparse takes; options are not abbreviated."""
+    def __init__(self, short_help: bool = False, **description: Any) -> None:
+        """Take what argparse takes; options are not abbreviated.
+
+        `short_help`: whether `--help` shows those options alone that `show_first` marked, and `--help_all` all of them.
+        """
         super().__init__(allow_abbrev=False, **description)
+        self._short_help = short_help
+        if short_help:
+            show_first(self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all options and exit"))
+
+    def format_help(self) -> str:
+        """Return the help, with the first options alone where there are many."""
+        return self._first_help() if self._short_help else self.format_all()
+
+    def format_all(self) -> str:
+        """Return the help with all options."""
+        return super().format_help()
+
+    def _first_help(self) -> str:
+        formatter = self._get_formatter()
+        needed = " ".join(f"{action.option_strings[0]} {action.dest.upper()}" for action in self._actions
+                          if action.required)  # fmt: skip
+        formatter.add_usage(f"%(prog)s {needed} [options]", self._actions, [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            if shown := [action for action in group._group_actions if _is_first(action)]:
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(shown)
+                formatter.end_section()
+        left = sum(not _is_first(action) for action in self._actions)
+        return f"{formatter.format_help()}\n{left} more options: {self._start()} --help_all, or docs/options.md\n"
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Return the options; a line that has others ends the command with exit code 2."""
@@ -33,6 +62,14 @@ class CommandParser(argparse.ArgumentParser):
         """End the command with exit code 2 and one line."""
         self.exit(2, f"error: {message}\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of an option's choices, and name the nearest of them."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = did_you_mean(str(value), choices) or "."
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}{near} Choose from {', '.join(choices)}")
+
     def _check_options(self, words: Sequence[str]) -> None:
         options = self._option_string_actions
         for word in words:
@@ -45,6 +82,24 @@ class CommandParser(argparse.ArgumentParser):
                 near = did_you_mean(name, options) or ". If it is a value, write --option=VALUE."
                 self.error(f"{name}: no such option{near} {self._help()}")
 
+    def _start(self) -> str:
+        return self.prog if self.prog.startswith("python ") else f"python {self.prog}"
+
     def _help(self) -> str:
-        start = "" if self.prog.startswith("python ") else "python "
-        return f"All options: {start}{self.prog} --help"
+        return f"All options: {self._start()} {'--help_all' if self._short_help else '--help'}"
+
+
+def show_first(action: argparse.Action) -> None:
+    """Have an option shown by the short help."""
+    action.first = True  # type: ignore[attr-defined]
+
+
+def _is_first(action: argparse.Action) -> bool:
+    return getattr(action, "first", False) or action.dest == "help"
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
+        assert isinstance(parser, CommandParser)
+        print(parser.format_all(), end="")
+        parser.exit()

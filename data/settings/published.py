@@ -53,7 +53,7 @@ class Line:
         """Take a command line apart; words before the first option are an option without a name."""
         line = cls(command, "", [("", [], [])])
         for word in words:
-            if word.startswith("--") and len(word) > 2:
+            if (word.startswith("--") and len(word) > 2) or word == "-h":
                 name, equals, value = word.partition("=")
                 line.options.append((name, [value] if equals else [], [word]))
             else:

@@ -9,6 +9,8 @@ from data.errors import InputError
 from data.values.intensity import CT_WINDOW_HU
 from data.volumes.volume import Volume, axial_order
 
+# What a message says of values of the other modality.
+SWAPPED = "check that MR and CT are not swapped"
 # The lowest HU that scanners store; what lies below marks voxels outside their field of view.
 LOWEST_HU = -1024
 # Above the HU of any fat: what has nothing below it is no CT in HU, however it is cropped.
@@ -56,7 +58,7 @@ def check_mr(mr: Volume) -> None:
     seen = sample[sample >= LOWEST_HU - 100]
     if seen.size and np.percentile(seen, 100 * _FEW) <= _LOW_MR:
         why = "values as low as this look like CT in HU"
-        raise _refused("not an MR", mr, why, "check that MR and CT are not swapped")
+        raise _refused("not an MR", mr, why, SWAPPED)
     share = 100 * (1 - seen.size / sample.size)
     why = f"{share:.2g} % of the voxels lie below {LOWEST_HU - 100}, far below intensities: padding"
     raise _refused("not an MR", mr, why, "expected 0 or the background's value outside the field of view: replace it")
@@ -107,9 +109,7 @@ def check_ct(ct: Volume, synthetic: bool = False) -> None:
     seen = sample[sample >= LOWEST_HU]
     if not seen.size or sample.min() > CT_FAT_HU:
         why = f"no air or fat below {CT_FAT_HU:g} HU: this looks like MR, or CT before the rescale to HU"
-        raise _refused(
-            "not a CT in HU", ct, why, "check that MR and CT are not swapped, and that the rescale is applied"
-        )
+        raise _refused("not a CT in HU", ct, why, f"{SWAPPED}, and that the rescale is applied")
     if synthetic:
         return
     fault = _beyond_storage(sample) or _not_rescaled(sample) or _clipped(sample) or _padded(ct)

@@ -66,7 +66,7 @@ def drop_array(root):
 
 
 FAULTS = {
-    "missing": (rename_folder, "set/trainA: no such folder; expected a prepared data set"),
+    "missing": (rename_folder, "set: no such folder. Data sets: "),
     "empty domain": (edit(remove_domain), "domain B (CT) has no slice to train on"),
     "another version": (edit(lambda data: data.update(format_version=7)), "format version 7, expected 1"),
     "nested without end": (lambda root: (root / "manifest.json").write_text("[" * 100_000), "cannot be read as JSON"),

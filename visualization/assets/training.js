@@ -1,13 +1,13 @@
 "use strict";
 // The page of a running training: the functions up to `validationPictures` are called by the files in data/, which grow.
-const run = { names: [], titles: [], points: [], pictures: [], validations: [], validationPictures: [], updated: 0, ended: false };
+const run = { names: [], titles: [], points: [], pictures: [], validations: [], validationTitles: {}, validationPictures: [], updated: 0, ended: false };
 const view = { from: null, to: null, cursor: null, pictures: null, validationPictures: null, smooth: 0, log: false };
 function begin(names, titles) { run.names = names; run.titles = titles; run.points = []; run.ended = false; }
 function updated(time) { run.updated = time; } // in seconds since 1970
 function ended() { run.ended = true; }
 function point(...row) { run.points.push(row); }
 function pictures(list) { run.pictures = list; }
-function beginValidation() { run.validations = []; }
+function beginValidation(titles) { run.validations = []; run.validationTitles = titles; }
 function validation(x, values) { run.validations.push({ x, values }); }
 function validationPictures(list) { run.validationPictures = list; }
 
@@ -37,10 +37,6 @@ const format = (value) => {
 
 // ---------------------------------------------------------------- curves
 
-const VALIDATION_TITLES = {
-  mae: "MAE [HU]", dice_bone: "Dice of bone", ssim: "SSIM", body_dice: "Dice of bodies", histogram: "distance of HU histograms [HU]",
-  cycle: "opening of the cycle", simulated_mae: "MAE on simulated MR [HU]", simulated_dice_bone: "Dice of bone on simulated MR",
-};
 const validationNames = () => [...new Set(run.validations.flatMap((v) => Object.keys(v.values)))];
 
 // One chart for every kind of loss. A series has a title, and a key: its name in the record.
@@ -54,7 +50,7 @@ function groups() {
   const list = [...found].map(([title, series]) => ({ title, series, zero: true }));
   for (const name of validationNames()) {
     const rows = run.validations.map((v) => [v.x, v.values[name] ?? null]);
-    list.push({ title: `Validation: ${VALIDATION_TITLES[name] || name}`, series: [{ name, column: 1 }], rows, raw: true, dots: true });
+    list.push({ title: `Validation: ${run.validationTitles[name] || name}`, series: [{ name, column: 1 }], rows, raw: true, dots: true });
   }
   list.push({ title: "Learning rate", series: [{ name: "learning rate", column: 1 }], zero: true, raw: true });
   list.push({ title: "Seconds a step", series: [{ name: "seconds", column: 2 }], zero: true });
