@@ -17,6 +17,7 @@ from cohort.making import Made
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
+from data.prepared.case_names import case_name
 from data.prepared.manifest import read_json
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
@@ -342,14 +343,11 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
-    """Name a patient by the file, or by the folder of the DICOM series.
-
-    Of several contrasts it is the first's, without the contrast's name; where nothing else is left, the folder's.
-    """
+    """Name a patient, of several contrasts by the first, without the contrast's name."""
     contrast, path = next(iter(paths.items()))
-    name = volume_stem(path.absolute())
+    name = case_name(path)
     if len(paths) > 1:
-        name = without_name(name, contrast) or path.absolute().parent.name
+        name = without_name(name, contrast) or case_name(path.absolute().parent)
     return name
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from cohort.checks import describe_findings, finite, hu_statistics
 from cohort.extras import Extras
-from cohort.inputs import CohortCase, exists, short_hash
+from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
+from data.prepared.case_names import short_hash
 from data.prepared.manifest import hash_files, hash_source
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, shown_name

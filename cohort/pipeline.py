@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
-from cohort.inputs import Cohort, CohortCase, read_list, short_hash
+from cohort.inputs import Cohort, CohortCase, read_list, renamed
 from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
@@ -19,6 +19,7 @@ from cohort.results import CaseRecord, Results, now
 from cohort.summary import write_summary
 from data.durations import describe_seconds
 from data.errors import InputError
+from data.prepared.case_names import short_hash
 from models.ensemble import called, check_ensemble, ensemble_sha256
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
@@ -132,10 +133,12 @@ def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) ->
 
 
 def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
-    """Return a DICOM series under the name that it was converted as when it was its folder's only one."""
-    record = results.read(case.lone_name) if case.lone_name else None
-    if case.lone_name and record and record.key.get("series_uid") == case.series_uid:
-        return replace(case, name=case.lone_name)
+    """Return a case under the name that it was converted as, alone or beside others than now."""
+    for name in (case.name, *case.other_names):
+        record = results.read(name)
+        made_of = record and (record.input, record.key.get("series_uid"))
+        if made_of == (str(case.path.absolute()), case.series_uid):
+            return renamed(case, name)
     return case
 
 

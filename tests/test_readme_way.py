@@ -157,8 +157,8 @@ def test_the_run_is_what_was_asked_for(way):
     [
         ("recommended/MR.nii.gz", "MR.nii.gz"),
         ("recommended_mine_small/mr.nii.gz", "mr.nii.gz"),
-        ("recommended_mine_small/test000__mr.nii.gz", "cohort/test000/mr.nii.gz"),
-        ("recommended_mine_small/test001__mr.nii.gz", "cohort/test001/mr.nii.gz"),
+        ("recommended_mine_small/test000.nii.gz", "cohort/test000/mr.nii.gz"),
+        ("recommended_mine_small/test001.nii.gz", "cohort/test001/mr.nii.gz"),
     ],
 )
 def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
@@ -171,9 +171,7 @@ def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
 
 def test_one_patient_and_the_cohort_give_the_same_ct(way):
     root = way[0]
-    one, many = (
-        read_volume(root / "results/recommended_mine_small" / f"{name}.nii.gz") for name in ("mr", "test001__mr")
-    )
+    one, many = (read_volume(root / "results/recommended_mine_small" / f"{name}.nii.gz") for name in ("mr", "test001"))
     assert np.array_equal(one.array, many.array)
 
 
@@ -193,7 +191,7 @@ def test_the_scores_are_those_of_the_volumes_and_of_one_patient(way):
     for case in cases:
         folder = root / "cohort" / case["case"]
         mr, ct = (read_volume(folder / name) for name in ("mr.nii.gz", "ct.nii.gz"))
-        synthetic = read_volume(root / f"results/recommended_mine_small/{case['case']}__mr.nii.gz")
+        synthetic = read_volume(root / f"results/recommended_mine_small/{case['case']}.nii.gz")
         assert {name: value for name, value in case.items() if name != "case"} == score_case(synthetic, ct, mr=mr)
         scored = ct_body_mask(ct) & (mr.array > 0)
         difference = np.abs(synthetic.array.astype(float) - ct.array)[scored].mean()
