@@ -4,7 +4,6 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 """
 
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 
 from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings
 from cohort.making import Made
+from cohort.scoring import single_command
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
@@ -159,8 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths))
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
-        words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
-        log.info("next, if you have a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("%s", single_command(results.main, next(iter(paths.values()))))
     return 0 if all(written) else 1
 
 

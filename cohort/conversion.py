@@ -61,7 +61,9 @@ class Outcome:
     record: CaseRecord | None = None
 
 
-def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = ()) -> dict:
+def result_key(
+    case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = (), resample_reference: bool = False
+) -> dict:
     """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
 
     `chosen`: names of the images in a DICOM series of several volumes.
@@ -78,6 +80,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequ
         "precision": precision,
         "method": METHOD_VERSION,
         **({"chosen": list(chosen)} if chosen else {}),
+        **({"resample_reference": True} if resample_reference and case.reference else {}),
     }
 
 
@@ -95,6 +98,7 @@ class Conversion:
         chosen: Sequence[str] = (),
         pages: bool = True,
         overwrite: bool = False,
+        resample_reference: bool = False,
     ) -> None:
         """Set up.
 
@@ -107,8 +111,10 @@ class Conversion:
             chosen: names of the images in DICOM series of several volumes.
             pages: whether each case gets a results page, or only a picture.
             overwrite: whether files that no pipeline made may be replaced.
+            resample_reference: whether a reference on another grid is resampled.
         """
         self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
+        self.resample_reference = resample_reference
         self.models, self.model_sha256, self.precision = models, model_sha256, precision
         self.results, self.known = results, known
         model = models.first.model
@@ -131,7 +137,7 @@ class Conversion:
             if case.problem:
                 raise InputError(case.problem)
             with _timed(work, "read"):
-                work.key = result_key(case, self.model_sha256, self.precision, self.chosen)
+                work.key = result_key(case, self.model_sha256, self.precision, self.chosen, self.resample_reference)
                 self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
@@ -226,7 +232,7 @@ class Conversion:
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, source)
+            reference = read_reference(work.case.reference, source, self.resample_reference)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)

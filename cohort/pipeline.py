@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
+from cohort.scoring import cohort_command
 from cohort.summary import write_summary
 from data.durations import describe_seconds
 from data.errors import InputError
@@ -92,7 +92,7 @@ def make_survey(
         if record is None or opt.overwrite or case.problem:
             return case, False
         try:
-            key = result_key(case, model, opt.precision, opt.chosen)
+            key = result_key(case, model, opt.precision, opt.chosen, opt.resample_reference)
         except InputError:
             return case, False  # it is reported when it is its turn
         return _refuse_other_patient(case, record, key), results.is_current(record, key, extras.asked(case))
@@ -159,7 +159,7 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size)
     conversion = Conversion(
         models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
-        overwrite=opt.overwrite,
+        overwrite=opt.overwrite, resample_reference=opt.resample_reference,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:
@@ -241,9 +241,13 @@ def _account(
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    if not failed and direction == "AtoB":
-        words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
-        log.info("next, if you have true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+    unscored = {
+        case.name: case.path
+        for case in survey.cohort.cases
+        if case.name not in failed and not by_name[case.name].scores
+    }
+    if unscored and direction == "AtoB":
+        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
 

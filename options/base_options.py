@@ -98,6 +98,15 @@ class DicomChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceChoice:
+    """true CT."""
+
+    resample_reference: bool = option(
+        False, help="resample a true CT on another grid to the MR's grid, to score the result against it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MuMapSettings:
     """PET."""
 

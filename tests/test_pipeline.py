@@ -454,10 +454,10 @@ def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
 OPTIONS_OF_BOTH = (
     "name checkpoints_dir epoch device precision results_dir batch_size direction spacing_mm "
     "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite "
-    "uncertainty fusion"
+    "uncertainty fusion resample_reference"
 ).split()
 OPTIONS = {
-    test_options: "input series_uid mask reference resample_reference output no_mirrored "
+    test_options: "input series_uid mask reference output no_mirrored "
     "volume_only no_solid_body patient_name patient_id".split(),
     pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
 }

@@ -92,6 +92,12 @@ def words(name: str) -> list[str]:
     return [word for word in re.split(r"[_\W]+", name.lower()) if word]
 
 
+def patient_part(name: str) -> str:
+    """Return a name without the words at its ends that only say what the image is: `P07_MR_T1` is `P07`."""
+    kinds = "|".join(_KINDS)
+    return re.sub(rf"^(({kinds})[_.+-]+)+|([_.+-]+({kinds}))+$", "", name, flags=re.IGNORECASE)
+
+
 def _parts(path: Path, root: Path) -> list[str]:
     return [*below(root, path).parts[:-1], volume_stem(path)]
 
