@@ -11,7 +11,7 @@ from typing import NamedTuple
 import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
-from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings
+from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings, shown_figures
 from cohort.making import Made
 from cohort.scoring import single_command
 from data.errors import InputError, run_command
@@ -39,7 +39,7 @@ from models.synthesis import (
 from options import test_options
 from options.test_options import PatientSettings, is_file
 from visualization.case_page import write_case_page
-from visualization.panels import save_preview
+from visualization.preview import save_preview
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     log.info("volume: %s", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
     if not results.alone:
-        parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths))
+        parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths), opt.purpose)
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
         log.info("%s", single_command(results.main, next(iter(paths.values()))))
@@ -294,9 +294,18 @@ def volume_parts(
 
 
 def shown_parts(
-    results: Results, patient: Patient, made: Made, settings: InferenceSettings, row: dict, taken: str
+    results: Results,
+    patient: Patient,
+    made: Made,
+    settings: InferenceSettings,
+    row: dict,
+    taken: str,
+    purpose: str | None,
 ) -> dict[Path, Callable[[], None]]:
-    """Return functions that make picture, page and report `row`, by target; `taken`: the input in words."""
+    """Return functions that make picture, page and report `row`, by target.
+
+    `taken`: the input in words; `purpose`: what the model is for.
+    """
     source, synthetic, reference = patient.source, made.synthetic, patient.reference
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
@@ -317,10 +326,11 @@ def shown_parts(
         details = {
             "input": taken,
             **{name.replace("_", " "): value for name, value in details.items()},
-            "mean uncertainty [HU]": row.get("uncertainty_mean_hu"),
+            "model for": purpose,
             **describe_findings(made.findings),
         }
-        scores = {name: row[name] for name in COLUMNS if name in row}
+        checks = {**row["checks"], "uncertainty_mean_hu": row.get("uncertainty_mean_hu")}
+        scores = {name: row[name] for name in COLUMNS if name in row} | shown_figures(row["hu"], checks)
         write_case_page(
             results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=made.body, details=details,
             contrast=contrast, uncertainty=made.deviation,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cohort.checks import describe_findings, finite, hu_statistics
+from cohort.checks import describe_findings, finite, hu_statistics, shown_figures
 from cohort.extras import Extras
 from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
@@ -31,7 +31,7 @@ from models.ensemble import mean_uncertainty
 from models.inference_settings import package_versions
 from models.synthesis import METHOD_VERSION
 from visualization.case_page import write_case_page
-from visualization.panels import save_preview
+from visualization.preview import save_preview
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Conversion:
         pages: bool = True,
         overwrite: bool = False,
         resample_reference: bool = False,
+        purpose: str | None = None,
     ) -> None:
         """Set up.
 
@@ -112,9 +113,10 @@ class Conversion:
             pages: whether each case gets a results page, or only a picture.
             overwrite: whether files that no pipeline made may be replaced.
             resample_reference: whether a reference on another grid is resampled.
+            purpose: what the models are for, for the pages.
         """
         self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
-        self.resample_reference = resample_reference
+        self.resample_reference, self.purpose = resample_reference, purpose
         self.models, self.model_sha256, self.precision = models, model_sha256, precision
         self.results, self.known = results, known
         model = models.first.model
@@ -189,7 +191,7 @@ class Conversion:
             with _timed(work, "score"):
                 scores, reference = self._score(work, source, made)
             with _timed(work, "show"):
-                self._show(work, source, made, reference, scores)
+                self._show(work, source, made, reference, scores | shown_figures(hu, findings.figures))
             work.seconds["total"] = time.perf_counter() - work.started
             record = replace(
                 self._record(work, "done"),
@@ -240,7 +242,7 @@ class Conversion:
             return {}, None
 
     def _show(
-        self, work: Work, source: Volume, made: Made, reference: Volume | None, scores: Mapping[str, float]
+        self, work: Work, source: Volume, made: Made, reference: Volume | None, figures: Mapping[str, float]
     ) -> None:
         """Make picture or page of the written volume: the only place that does.
 
@@ -260,12 +262,14 @@ class Conversion:
                 mr,
                 ct,
                 reference,
-                scores,
+                figures,
                 synthetic=kind,
                 body=made.body,
                 details={
                     "input": describe_paths(work.case.paths),
-                    "mean uncertainty [HU]": findings.figures.get("uncertainty_mean_hu"),
+                    "model": self.extras.model,
+                    "epoch": self.extras.epoch,
+                    "model for": self.purpose,
                     **describe_findings(findings),
                 },
                 cohort_page=self.results.folder / "index.html",

@@ -159,7 +159,7 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size)
     conversion = Conversion(
         models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
-        overwrite=opt.overwrite, resample_reference=opt.resample_reference,
+        overwrite=opt.overwrite, resample_reference=opt.resample_reference, purpose=opt.purpose,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:
@@ -219,6 +219,7 @@ def _account(
         "name": extras.model,
         "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
         "epoch": opt.epoch,
+        "for": opt.purpose,
         "direction": direction,
         **({"fusion": opt.fusion} if opt.fusion else {}),
         "sha256": survey.model_sha256,

@@ -38,8 +38,15 @@ COLUMNS = {
     "mae_bone": ("MAE bone [HU]", 1),
 }
 
-# What tables of cases show: an uncertainty is no score, and stands beside them.
-FIGURES = COLUMNS | {"uncertainty_mean_hu": ("uncertainty [HU]", 1)}
+# What tables of cases show: beside scores what is known without a true CT.
+FIGURES = COLUMNS | {
+    "uncertainty_mean_hu": ("uncertainty [HU]", 1),
+    "body_l": ("body [l]", 2),
+    "soft_hu": ("soft tissue [HU]", 0),
+    "bone_percent": ("bone [%]", 1),
+    "body_dice": ("MR and CT body, Dice", 3),
+    "unseen_percent": ("unusual slices [%]", 0),
+}
 
 
 def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:

@@ -136,7 +136,8 @@ def test_each_command_names_the_next(way):
         "next: python test_adapt.py --name recommended_mine_small --input MR.nii.gz",
         "next: python train.py --dataroot datasets/mine --name NAME",
         "next: python test_adapt.py --name mine --input MR.nii.gz",
-        "next: python -m scripts.evaluate --pred results/recommended_mine_small/mr.nii.gz --ref ct.nii.gz --mr mr.nii.gz",
+        "next: python -m scripts.evaluate --pred results/recommended_mine_small/mr.nii.gz --ref ct.nii.gz "
+        "--mr mr.nii.gz --resample_reference",
         "next: python -m scripts.evaluate --pred results/recommended_mine_small --ref patients "
         "--ref_pattern '{case}/ct.nii.gz' "
         "--mr patients --mr_pattern '{case}/mr.nii.gz' --resample_reference",
