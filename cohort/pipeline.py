@@ -235,7 +235,7 @@ def _account(
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
     if last_run and any(figures["done"] for figures in processes):
         log.info(
-            "%s, the device busy for %.0f %% of it",
+            "converted in %s; the device was busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
         )  # fmt: skip
     for name in failed:
@@ -247,6 +247,8 @@ def _account(
         for case in survey.cohort.cases
         if case.name not in failed and not by_name[case.name].scores
     }
+    if (results.folder / "index.html").exists():
+        log.info("page: %s", results.folder / "index.html")
     if unscored and direction == "AtoB":
         log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
     # A failure that could not be put on record is one all the same.

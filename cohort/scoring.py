@@ -40,20 +40,19 @@ def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None =
     if len(paths) == 1 and true_ct_beside(mr := next(iter(paths.values()))):
         return single_command(results / f"{next(iter(paths))}.nii.gz", mr)
     root = root or Path(os.path.commonpath([path.parent for path in paths.values()]))
-    places = list(_places(paths, root))
-    found = ((place, pattern) for place in places if (pattern := _reference_pattern(root, place, paths)))
-    place, ref_pattern = next(found, (places[0] if places else None, None))
-    if place is None:  # no pattern says where the MR lie
+    found = [(place, _reference_pattern(root, place, paths)) for place in _places(paths, root)]
+    if not found:  # no pattern says where the MR lie
         command = _command("--pred", results, "--ref", _NO_CT, "--resample_reference")
-        return f"{_when(False, f'{_NO_CT}/CASE.nii.gz')}: {command}"
-    words_of = ["--pred", results]
-    words_of += [] if place.pred_pattern == f"{_CASE}.nii.gz" else ["--pred_pattern", place.pred_pattern]
-    words_of += ["--ref", root, "--ref_pattern", ref_pattern] if ref_pattern else ["--ref", _NO_CT]
-    words_of += ["--mr", root, "--mr_pattern", place.mr_pattern, "--resample_reference"]
-    if ref_pattern:
-        scored = {f"{name}.nii.gz" for name, key in place.keys.items() if _has(root, ref_pattern, key)}
-        words_of += ["--skip_missing"] if {path.name for path in results.glob("*.nii.gz")} - scored else []
-    return f"{_when(ref_pattern is not None, f'{_NO_CT}/CASE.nii.gz')}: {_command(*words_of)}"
+        return f"{_when(False, _examples(list(paths)))}: {command}"
+    place, ref_pattern = max(found, key=lambda one: (one[1] is not None, len(one[0].keys)))
+    arguments = ["--pred", results]
+    arguments += [] if place.pred_pattern == f"{_CASE}.nii.gz" else ["--pred_pattern", place.pred_pattern]
+    arguments += ["--ref", root, "--ref_pattern", ref_pattern] if ref_pattern else ["--ref", _NO_CT]
+    arguments += ["--mr", root, "--mr_pattern", place.mr_pattern, "--resample_reference"]
+    if _without_reference(results, place, root, ref_pattern):
+        arguments.append("--skip_missing")
+    which = "" if len(place.keys) == len(paths) else f", for {len(place.keys)} of {len(paths)} cases"
+    return f"{_when(ref_pattern is not None, _examples(list(place.keys.values())))}{which}: {_command(*arguments)}"
 
 
 def true_ct_beside(mr: Path) -> Path | None:
@@ -75,22 +74,30 @@ def _command(*arguments: object) -> str:
     return shlex.join(["python", "-m", "scripts.evaluate", *map(str, arguments)])
 
 
+def _examples(cases: list[str]) -> str:
+    return f"{_NO_CT}/{cases[0]}.nii.gz" + (" and so on" if len(cases) > 1 else "")
+
+
 def _when(known: bool, needed: str) -> str:
     return "next" if known else f"next, with the true CT as {needed}"
 
 
 def _places(paths: Mapping[str, Path], root: Path) -> Iterator[_Place]:
-    """Yield the patterns that hold for all cases: {case} is the name, the patient's part of it, or a folder's name."""
+    """Yield patterns, each for as many cases as it holds for.
+
+    {case} is the name, the patient's part of it, or a folder's name.
+    """
     relative = {name: below(root, path) for name, path in paths.items()}
-    depth = max(len(path.parts) for path in relative.values())
-    for k in range(depth + 1):
-        keys = {name: _key(name, path, k) for name, path in relative.items()}
-        if any(not key or key not in name for name, key in keys.items()) or len(set(keys.values())) < len(keys):
-            continue
-        pred = {f"{name}.nii.gz".replace(key, _CASE) for name, key in keys.items()}
-        mr = {relative[name].as_posix().replace(key, _CASE) for name, key in keys.items()}
-        if len(pred) == len(mr) == 1 and _CASE in min(mr):
-            yield _Place(keys, pred.pop(), mr.pop())
+    for choice in range(1 + max(len(path.parts) for path in relative.values())):
+        groups: dict[tuple[str, str], dict[str, str]] = {}
+        for name, path in relative.items():
+            key = _key(name, path, choice)
+            if key and key in name and key in path.as_posix():
+                patterns = (f"{name}.nii.gz".replace(key, _CASE), path.as_posix().replace(key, _CASE))
+                groups.setdefault(patterns, {})[name] = key
+        if groups:
+            (pred, mr), keys = max(groups.items(), key=lambda group: len(group[1]))
+            yield _Place(keys, pred, mr)
 
 
 def _key(name: str, path: Path, choice: int) -> str:
@@ -109,6 +116,13 @@ def _reference_pattern(root: Path, place: _Place, paths: Mapping[str, Path]) -> 
         one: sum(_has(root, one, key) for key in place.keys.values()) for one in sorted(candidates) if _CASE in one
     }
     return max(counts, key=lambda one: counts[one], default=None)
+
+
+def _without_reference(results: Path, place: _Place, root: Path, ref_pattern: str | None) -> bool:
+    """Tell whether results that the pattern names have no CT; of CT that nobody has shown yet it is not known."""
+    named = results.glob(place.pred_pattern.replace(_CASE, "*"))
+    scored = {f"{name}.nii.gz" for name, key in place.keys.items() if ref_pattern and _has(root, ref_pattern, key)}
+    return bool(scored) and not {path.name for path in named} <= scored
 
 
 def _has(root: Path, pattern: str, key: str) -> bool:

@@ -44,7 +44,7 @@ FIGURES = COLUMNS | {
     "body_l": ("body [l]", 2),
     "soft_hu": ("soft tissue [HU]", 0),
     "bone_percent": ("bone [%]", 1),
-    "body_dice": ("MR and CT body, Dice", 3),
+    "body_dice": ("body Dice MR, CT", 3),
     "unseen_percent": ("unusual slices [%]", 0),
 }
 

@@ -66,7 +66,7 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
         command += ["--pattern", pattern] if pattern else []
     assert test_pipeline.main(command) == (layout == "everything is taken")  # a CT given as MR fails
     (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
-    assert ("with the true CT as CT/CASE.nii.gz" in line) == (layout == "one folder")
+    assert ("with the true CT as CT/p0.nii.gz and so on: " in line) == (layout == "one folder")
     words = shlex.split(line[line.index("python -m") :])
     capsys.readouterr()
     evaluate.main([*words[3:], "--json", "scores.json"])
@@ -107,5 +107,8 @@ def test_results_without_a_true_ct_are_left_out_of_the_command_s_scores(tmp_path
     assert command.startswith("next: ") and command.endswith("--skip_missing")
     touch(tmp_path, "in/p0/ct.nii")
     assert "--skip_missing" not in cohort_command(tmp_path / "out", paths, tmp_path / "in")
-    nested = {"a__p0": tmp_path / "in/a/p0.nii", "p1": tmp_path / "in/p1.nii"}
-    assert "--mr" not in cohort_command(tmp_path / "out", nested, tmp_path / "in")  # one pattern cannot say both
+    touch(tmp_path, "in/p2/other.nii", "in/p2/other_ct.nii")
+    mixed = cohort_command(tmp_path / "out", {**paths, "p2__other": tmp_path / "in/p2/other.nii"}, tmp_path / "in")
+    assert mixed.startswith("next, for 2 of 3 cases: ") and "--ref_pattern '{case}/ct.nii'" in mixed
+    alone = {"a__p0": tmp_path / "in/x/b.nii"}
+    assert "--mr" not in cohort_command(tmp_path / "out", alone, tmp_path / "in")  # no pattern can say it

@@ -284,7 +284,9 @@ def _add_scale(identity: str, title: str) -> None:
     with tags.span():
         tags.span(title)
         tags.span(id=f"{identity}-low")
-        tags.canvas(id=f"{identity}-scale", width="256", height="1", aria_hidden="true")
+        with tags.span(cls="bar", aria_hidden="true"):
+            tags.canvas(id=f"{identity}-scale", width="256", height="1")
+            tags.span(id=f"{identity}-ticks", cls="ticks")
         tags.span(id=f"{identity}-high")
 
 

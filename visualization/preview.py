@@ -1,4 +1,4 @@
-"""The picture beside a result: MR, CT and difference in three planes, drawn like figures for papers, but in a moment."""
+"""The picture beside a result: MR, CT and difference in three planes, drawn like figures for papers but fast."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -80,9 +80,11 @@ def save_preview(
 
 
 def thumbnail(mr: Volume, ct: Volume) -> Image.Image:
-    """Return the middle of MR and CT, axial and coronal, in one row without letters, for tables."""
+    """Return the middle of MR and CT, axial, and of the CT, coronal, in one row without letters, for tables."""
     shown = [_Column("", [mr.array], mr_display_range(mr.array)), _Column("", [ct.array], CT_WINDOWS["default"].range)]
-    tiles = [_image(column, plane, mr) for plane in PLANES[:2] for column in shown]
+    tiles = [
+        _image(column, plane, mr) for column, plane in zip([*shown, shown[1]], (*PLANES[:1], *PLANES[:2]), strict=True)
+    ]
     tiles = [tile.resize((max(1, tile.width * _THUMBNAIL_PX // tile.height), _THUMBNAIL_PX)) for tile in tiles]
     sheet = Image.new("RGB", (sum(tile.width for tile in tiles) + _GAP_PX * (len(tiles) - 1), _THUMBNAIL_PX), "white")
     x = 0
