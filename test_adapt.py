@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     row |= account_of(made, patient.source, settings.direction == "AtoB")
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
-    log.info("volume: %s", results.main)
+    log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
     if not results.alone:
         parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths), opt.purpose)
@@ -230,8 +230,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     """Return what the report says of checks and uncertainty, and log the warnings."""
     findings = made.findings
-    for text in findings.warnings:
-        log.warning("warning: %s", text)
+    warn(findings.warnings)
     findings.warnings += source.notes  # reading it has said them already
     for text in findings.unchecked:
         log.info("not checked: %s", text)
@@ -245,6 +244,12 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     return row
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Log warnings."""
+    for text in texts:
+        log.warning("warning: %s", text)
 
 
 def derivation_of(
@@ -277,9 +282,10 @@ def volume_parts(
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
-        write_series(
-            made.synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further]
-        )
+        further, notes = [one.dicom for one in patient.further], list[str]()
+        write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
+        warn(notes)
+        made.findings.warnings += notes
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"

@@ -219,7 +219,8 @@ class Conversion:
             of = (METHOD_VERSION, model.precision, work.source_sha256)
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
-            write_series(synthetic, folder, derivation, self.extras.identity(case), work.further)
+            identity, notes = self.extras.identity(case), made.findings.warnings
+            write_series(synthetic, folder, derivation, identity, work.further, notes)
         if self.extras.mu:
             write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))
         if made.deviation is not None:
