@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from cohort.summary import write_summary
 from data.durations import describe_seconds
 from data.errors import InputError
 from data.prepared.case_names import short_hash
+from data.signals import Stop, exit_code
 from models.ensemble import called, check_ensemble, ensemble_sha256
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
@@ -167,15 +168,15 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
     device_seconds = 0.0
     started = time.perf_counter()
-    with Progress(len(survey.todo), group) as progress:
-        for outcome in _outcomes(conversion, _dealt(survey.todo, group), workers):
+    with Progress(len(survey.todo), group) as progress, Stop("the volumes in progress") as stop:
+        for outcome in _outcomes(conversion, _dealt(survey.todo, group, stop), workers, stop):
             progress.report(outcome)
             counts[outcome.what] += 1
             if outcome.what != "elsewhere" and outcome.record is not None:
                 device_seconds += outcome.record.seconds.get("device", 0.0)
     seconds = time.perf_counter() - started
     figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
-    return {**counts, **figures, "workers": workers, **conversion.run}
+    return {**counts, **figures, "workers": workers, "signal": stop.received, **conversion.run}
 
 
 def own_cores() -> int:
@@ -184,13 +185,13 @@ def own_cores() -> int:
     return max(1, allotted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _dealt(todo: tuple[CohortCase, ...], group: ProcessGroup) -> Iterator[CohortCase]:
-    """Yield cases until the group has none left; each goes to the first process that has room for it."""
-    while (index := group.count("dealt")) < len(todo):
+def _dealt(todo: tuple[CohortCase, ...], group: ProcessGroup, stop: Stop) -> Iterator[CohortCase]:
+    """Yield cases until the group has none left or is to stop; each goes to the first process that has room for it."""
+    while not stop.received and (index := group.count("dealt")) < len(todo):
         yield todo[index]
 
 
-def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int) -> Iterator[Outcome]:
+def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int, stop: Stop) -> Iterator[Outcome]:
     """Convert cases; those that another process holds are looked at again until it has done, or left, them."""
     waiting = False
     while True:
@@ -207,6 +208,8 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int)
             log.info("waiting for %d cases that another process is converting", len(held))
             waiting = True
         time.sleep(RETRY_SECONDS)
+        if stop.received:
+            return
         cases = held
 
 
@@ -231,6 +234,9 @@ def _account(
         log.error("failed: the summary was not written: %s; run again to write it", error)
         records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
+    stopped = max((figures["signal"] for figures in processes), default=0)
+    left = _left(survey, by_name) if stopped else set()
+    names = [name for name in names if name not in left]
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
     if last_run and any(figures["done"] for figures in processes):
@@ -242,17 +248,28 @@ def _account(
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    unscored = {
-        case.name: case.path
-        for case in survey.cohort.cases
-        if case.name not in failed and not by_name[case.name].scores
-    }
-    if (results.folder / "index.html").exists():
-        log.info("page: %s", results.folder / "index.html")
-    if unscored and direction == "AtoB":
-        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
+    if stopped:
+        log.warning("stopped by a signal: %d cases are left; the same command converts them", len(left))
+        return exit_code(stopped)
+    if direction == "AtoB":
+        _say_next(opt, results, [case for case in survey.cohort.cases if case.name not in failed], by_name)
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
+
+
+def _say_next(
+    opt: CohortSettings, results: Results, done: Sequence[CohortCase], records: Mapping[str, CaseRecord]
+) -> None:
+    """Log where the page is, and the command that scores what has no scores yet."""
+    if (results.folder / "index.html").exists():
+        log.info("page: %s", results.folder / "index.html")
+    if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
+        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
+
+
+def _left(survey: Survey, records: Mapping[str, CaseRecord]) -> set[str]:
+    """Return the names of cases that a run which was stopped has not come to: their records are the earlier ones."""
+    return {case.name for case in survey.todo if records.get(case.name) == survey.known.get(case.name)}
 
 
 def _run_figures(processes: list[dict]) -> dict:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -515,12 +516,25 @@ def test_results_are_shown_case_by_case_and_as_a_cohort(site):
     assert f"{cases['a']['scores']['mae']:.1f}" in page
     assert f"{cases['a']['scores']['mae']:.1f}" in cohort
     assert 'href="../../index.html"' in page
+    assert re.search(rf"model.*{NAME}.*epoch.*latest", page, re.DOTALL)
+    assert "soft tissue [HU]" in cohort and "body [l]" in cohort and (out / "pages/b/thumbnail.png").exists()
     assert 'href="pages/a/index.html"' in cohort
     assert 'href="pages/b/index.html"' in cohort
     assert "pages/c" not in cohort
     assert "gone.nii" in cohort
     assert {file.name for file in (out / "pages/b/data").iterdir()} == {"mr.js", "ct.js"}
     assert not list(out.glob("*.png"))
+
+
+def test_a_value_that_a_series_cannot_have_is_a_warning_of_its_patient(site, caplog):
+    caplog.set_level("INFO")
+    write_dicom_patient(site / "in/p9", change=lambda k, header: setattr(header, "StudyID", "longer than sixteen"))
+    code, cases = run(site, "--dicom", "--no_html")
+    assert code == 0
+    told = "the MR's DICOM tag StudyID is not copied into the series: its value is invalid"
+    assert [name for name, case in cases.items() if told in case["warnings"]] == ["p9"]
+    warned = sum(bool(case["warnings"]) for case in cases.values())
+    assert f"4 done ({warned} with warnings), 0 failed" in caplog.text
 
 
 def test_pages_can_be_left_out(site):
