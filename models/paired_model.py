@@ -69,9 +69,9 @@ class PairedModel(SlabModel):
         log.info("%d pairs of MR and CT, %d slices of %g mm", len(dataset.volumes), slices, dataset.slice_mm)
         return model
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next batch; see `SlabModel.draw`. What the MR does not see of the body does not count."""
-        draws = self.draws(self.batch_size)
+        draws = self.draws(count or self.batch_size)
         slab = self.stock.draw(self.crop, draws)
         shape = slab["hu"].shape[1:]
         gain = torch.exp(_GAIN * draws.normal(len(self.mr_maps), 1, 1)).repeat_interleave(shape[0], dim=1)

@@ -101,8 +101,7 @@ class SimulatedPairsModel(SlabModel):
             field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm, contrasts=s.simulated_contrasts,
             other_sequences=s.other_sequences,
         )  # fmt: skip
-        of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
-        self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
+        self.batch_size = data.batch_size
 
     @classmethod
     def check(cls, settings: Any, data: DataSettings) -> None:
@@ -141,15 +140,21 @@ class SimulatedPairsModel(SlabModel):
         log.info("%s, %d slices of %g mm with body; no MR is read", volumes, slices, dataset.slice_mm)
         return model
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next batch; see `SlabModel.draw`. Everything counts."""
+        parts = self.shares_of(count or self.batch_size)
         rounds = 1
-        if self.device.type == "cpu":
-            voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
-            rounds = max(1, min(voxels // _CACHED_VOXELS, *self.parts))
-        shares = ([n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds))
+        if self.device.type == "cpu" and count is None:
+            voxels = sum(parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
+            rounds = max(1, min(voxels // _CACHED_VOXELS, *parts))
+        shares = ([n * (k + 1) // rounds - n * k // rounds for n in parts] for k in range(rounds))
         mr, hu = (torch.cat(images) for images in zip(*map(self._draw, shares), strict=True))
         return mr, hu, torch.ones_like(hu)
+
+    def shares_of(self, count: int) -> list[int]:
+        """Return how many of `count` slabs are of each group."""
+        of_limbs = round(count * self.settings.limbs_share) if len(self.stocks) == 2 else 0
+        return [count - of_limbs, of_limbs][: len(self.stocks)]
 
     def _draw(self, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Return MR in [-1, 1] and CT in HU of so many slabs of each group."""

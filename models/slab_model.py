@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Where `bone_weight` counts: bone is few pixels, and the last that is learnt; absolute errors are least for a median.
 _BONE_HU = 150.0
+# Slabs of which the picture of a training that always stays shows the one with most bone.
+_CANDIDATES = 8
 # Adam's second moment, its weight decay (Loshchilov and Hutter, ICLR 2019), and the norm that gradients are cut to.
 _BETA2, _WEIGHT_DECAY, _CLIP = 0.99, 1e-3, 1.0
 
@@ -187,8 +189,8 @@ class SlabModel(BaseModel):
             raise InputError(f"--crop_size {size}: expected a multiple of {multiple} for this --netG")
 
     @abstractmethod
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next batch: MR in [-1, 1], its CT in HU, and 1 where they count, else 0.
+    def draw(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the next batch, or `count` slabs: MR in [-1, 1], its CT in HU, and 1 where they count, else 0.
 
         MR is (N, C S, H, W) of C contrasts, 1 but for methods that take several; the others are (N, S, H, W).
         """
@@ -224,7 +226,10 @@ class SlabModel(BaseModel):
         return {name: loss.detach() for name, loss in ({"G": total} | losses).items()}
 
     def fixed_visuals(self) -> dict[str, Tensor]:
-        """Return one pair, of a batch that is drawn once that with most bone, and what the generators make of it."""
+        """Return one pair, of some that are drawn once that with most bone, and what the generators make of it.
+
+        They depend on the data and the seed alone, not on the batch size or the device.
+        """
         mr, target = self._fixed_pair
         images = {"simulated_A": mr, "simulated_B": target, "from_simulated_A": self._run_in_use("G_A", mr)}
         if "G_B" in self.networks:
@@ -234,12 +239,12 @@ class SlabModel(BaseModel):
     @cached_property
     def _fixed_pair(self) -> tuple[Tensor, Tensor]:
         training = self.generators
-        self.generators = {"device": torch.Generator(self.device), "host": torch.Generator()}
+        self.generators = {"device": torch.Generator(), "host": torch.Generator()}  # both on the host
         for generator in self.generators.values():
             generator.manual_seed(process_seed(self.settings.seed, rank=0, stream=2))
         try:
             with torch.no_grad():
-                mr, hu, _ = self.draw()
+                mr, hu, _ = self.draw(_CANDIDATES)
                 bone = (hu > _BONE_HU).flatten(1).sum(dim=1)
                 shown = bone.argmax()[None]
                 return mr[shown], curve(hu[shown], self.ct_map.knots)
@@ -259,7 +264,7 @@ class SlabModel(BaseModel):
 
     def draws(self, count: int) -> Draws:
         """Return the source of randomness of `count` slabs."""
-        return Draws(count, self.generators["device"], self.generators["host"])
+        return Draws(count, self.generators["device"], self.generators["host"], device=self.device)
 
     def process_state(self) -> dict[str, Any]:
         """Return the state of what is drawn from, and on which kind of device."""

@@ -107,12 +107,12 @@ def test_the_seed_chooses_slices_of_both_domains_that_show_much():
 def test_the_pair_is_that_with_most_bone_of_a_batch_of_the_seed(ct_dataroot, tmp_path, monkeypatch):  # noqa: F811
     drawn, draw, pairs = [], SimulatedPairsModel.draw, {}
 
-    def watched(self):
-        drawn.append(draw(self))
+    def watched(self, count=None):
+        drawn.append(draw(self, count))
         return drawn[-1]
 
     monkeypatch.setattr(SimulatedPairsModel, "draw", watched)
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for name, seed, batch_size in (("a", 1, 6), ("b", 1, 2), ("c", 2, 6)):
         words = [
             "--dataroot",
             str(ct_dataroot),
@@ -123,7 +123,7 @@ def test_the_pair_is_that_with_most_bone_of_a_batch_of_the_seed(ct_dataroot, tmp
             "--seed",
             str(seed),
         ]
-        settings = train_options.parse([*PAIRS, *words, "--batch_size", "6"])
+        settings = train_options.parse([*PAIRS, *words, "--batch_size", str(batch_size)])
         ct = SimulatedPairsModel.open_data(settings.model, settings.data)
         model = SimulatedPairsModel.from_data(settings.model, settings.data, ct, Place(torch.device("cpu")))
         pairs[name] = model._fixed_pair

@@ -201,7 +201,7 @@ def test_a_state_of_another_kind_of_device_gives_other_random_numbers_and_says_s
 
 def test_a_batch_holds_trunks_and_limbs_by_share():
     mixed = model("leg")
-    assert mixed.parts == [2, 2]
+    assert mixed.shares_of(4) == [2, 2]
     mr, hu, counted = mixed.draw()
     assert mr.shape == hu.shape == counted.shape == (4, 3, 16, 16)
     assert mr.min() >= -1
