@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,8 @@ class Stop:
 
     def __enter__(self) -> Self:
         """Begin to listen."""
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        # Only the main thread may listen.
+        if "TORCHELASTIC_RUN_ID" not in os.environ and threading.current_thread() is threading.main_thread():
             # What `nohup` has the process ignore stays ignored. Not so Ctrl-C, which shells have the background jobs of
             # a script ignore: whoever sends one that signal means it.
             kept = [one for one in SIGNALS if one != signal.SIGINT and signal.getsignal(one) == signal.SIG_IGN]

@@ -72,7 +72,7 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         found, expected = describe_grid(reference), describe_grid(like)
         raise InputError(
             f"{path}: not on the {whose}'s grid: {found}; the {whose} has {expected}; resample it: "
-            f"--resample_reference, or {resampling(path, whose)}"
+            f"--resample_reference, or {resampling(path, whose.upper())}"
         )
     try:
         check_ct(reference)

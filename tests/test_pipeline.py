@@ -500,7 +500,7 @@ def test_real_limbs_dicom_and_broken_inputs(tmp_path):
     assert redone(cases, again) == {name for name, case in cases.items() if case["status"] == "failed"}
     # The same patient from NIfTI and from DICOM.
     nifti, dicom = (
-        read_volume(tmp_path / "out" / NAME / f"{name}.nii.gz") for name in ("dev__STS_024_MR_T1", "dicom__STS_024")
+        read_volume(tmp_path / "out" / NAME / f"{name}.nii.gz") for name in ("dev__STS_024_MR_T1", "STS_024")
     )
     np.testing.assert_allclose(nifti.array, dicom.array, atol=1)  # spacings differ in the ninth digit
 
