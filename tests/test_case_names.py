@@ -29,6 +29,7 @@ from tests.test_volume import write_series
         ("raw/P07/1.2.840.113619.2.1/1.2.840.113619.2.2", "P07"),
         ("raw/sub-01/anat/sub-01_T1w.nii", "sub-01_T1w"),
         ("raw/mr.nii.gz", "mr"),
+        ("raw/P7/MR/DICOM", "P7"),
     ],
 )
 def test_every_command_gives_a_volume_the_same_name(tmp_path, path, name):
@@ -50,7 +51,9 @@ def test_every_command_gives_a_volume_the_same_name(tmp_path, path, name):
     [
         ("MR.nii.gz", "MR"),  # a folder that the user did not name is no patient's
         ("../mr.nii.gz", "mr"),
-        ("data/mr.nii.gz", "mr"),
+        ("downloads/mr.nii.gz", "mr"),
+        ("/home/anna/mr.nii.gz", "mr"),
+        ("/scans_of_the_second_half_of_2024/mr.nii.gz", "mr"),
         ("/mr.nii.gz", "mr"),
         ("P07/mr.nii.gz", "P07"),
         ("001.nii.gz", "001"),

@@ -2,10 +2,10 @@
 
 A case is called after its file, without the ending, or after the folder of its DICOM series. A name that only says what
 the image is (`mr`, `MR_T1`, `DICOM`, `SE000001`, a UID) is left out, and so the folder above it names the case:
-`STS_024/MR_T1` is `STS_024`, `P07/mr.nii.gz` is `P07`. A folder that names nobody either (`raw`, `data`), or that the
-user did not write down, does not: `mr.nii.gz` alone is `mr`. Of volumes that are searched for below a folder, the
-folders in between are part of the name, joined by two underscores: `siteA/P07/mr.nii.gz` is `siteA__P07`. A folder that
-the file's name repeats is not: `P07/P07_mr.nii.gz` is `P07_mr`.
+`STS_024/MR_T1` is `STS_024`, `P07/mr.nii.gz` is `P07`. It does so only if it is short and has a number, as patients'
+folders are, and only if the user wrote it down: `downloads/mr.nii.gz` is `mr`, and so is `mr.nii.gz` alone. Of volumes
+that are searched for below a folder, the folders in between are part of the name, joined by two underscores:
+`siteA/P07/mr.nii.gz` is `siteA__P07`. A folder that the file's name repeats is not: `P07/P07_mr.nii.gz` is `P07_mr`.
 
 A name depends on the path alone, so further patients rename no earlier ones. Only if two volumes would share a name
 are all parts of their paths used: `P07__mr` and `P07__t2`.
@@ -23,12 +23,9 @@ from data.volumes.volume import volume_stem
 _KINDS = frozenset(
     "mr mri ct t1 t1w t2 t2w image images img volume vol series study scan dicom dcm anat mask".split()
 )  # words that say what an image is, not whose
-_PLACES = frozenset(
-    "data raw in input inputs dataset datasets cohort patients subjects shared results train test val validation home "
-    "tmp temp downloads desktop documents".split()
-)  # folders of many patients
 # Folders as exports name them (ST000001, SE000001), and UIDs.
 _EXPORTED = re.compile(r"(st|se|ser)\d{5,}|\d+(\.\d+){4,}", re.IGNORECASE)
+_LIKE_A_PATIENT = re.compile(r"(?=.*\d).{1,20}")
 _NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
 # File systems take 255 bytes; endings and the folder that a file is written in need some.
 NAME_BYTES = 180
@@ -41,7 +38,7 @@ def case_name(path: Path, root: Path | None = None) -> str:
     telling = [part for part in parts if _names_somebody(part)]
     if not telling:
         above = next((part for part in reversed(root.parts) if _names_somebody(part) or part == ".."), "..")
-        telling = [above] if above.lower() not in {*_PLACES, ".."} else []
+        telling = [above] if _LIKE_A_PATIENT.fullmatch(above) else []
     telling = [part for part in telling[:-1] if not _repeats(telling[-1], part)] + telling[-1:]
     return _joined(telling or parts)
 
