@@ -140,7 +140,7 @@ def test_each_command_names_the_next(way):
         "--mr mr.nii.gz --resample_reference",
         "next: python -m scripts.evaluate --pred results/recommended_mine_small --ref patients "
         "--ref_pattern '{case}/ct.nii.gz' "
-        "--mr patients --mr_pattern '{case}/mr.nii.gz' --resample_reference",
+        "--mr patients --mr_pattern '{case}/mr.nii.gz' --resample_reference --skip_missing",
         "next: python test_adapt.py --name published --input MR.nii.gz",
     ):
         assert command in said
