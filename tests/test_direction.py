@@ -122,10 +122,10 @@ def test_one_patients_ct_becomes_mr(site, option):
     folder = site / "out" / f"{NAME}_BtoA"
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", CPU, direction="BtoA")
     expected = synthesize_volume(read_volume(site / "in/p0/ct.nii.gz"), synthesiser).array
-    np.testing.assert_allclose(read_volume(folder / "ct.nii.gz").array, expected, atol=1e-3)
-    report = json.loads((folder / "ct.json").read_text())
+    np.testing.assert_allclose(read_volume(folder / "p0.nii.gz").array, expected, atol=1e-3)
+    report = json.loads((folder / "p0.json").read_text())
     assert report["direction"] == "BtoA"
-    assert "synthetic MR" in (folder / "ct_page/index.html").read_text()
+    assert "synthetic MR" in (folder / "p0_page/index.html").read_text()
 
 
 def test_what_there_is_of_ct_alone_is_refused(site):
