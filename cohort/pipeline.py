@@ -218,15 +218,7 @@ def _account(
 ) -> int:
     """Write the summary, report what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
-    model = {
-        "name": extras.model,
-        "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
-        "epoch": opt.epoch,
-        "for": opt.purpose,
-        "direction": direction,
-        **({"fusion": opt.fusion} if opt.fusion else {}),
-        "sha256": survey.model_sha256,
-    }
+    model = _described_model(opt, survey, direction, extras)
     last_run = _run_figures(processes) if processes else None
     try:
         records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
@@ -248,13 +240,26 @@ def _account(
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    if stopped:
+    if left:
         log.warning("stopped by a signal: %d cases are left; the same command converts them", len(left))
         return exit_code(stopped)
     if direction == "AtoB":
         _say_next(opt, results, [case for case in survey.cohort.cases if case.name not in failed], by_name)
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
+
+
+def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras: Extras) -> dict:
+    """Return what the summary says of the models."""
+    return {
+        "name": extras.model,
+        "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
+        "epoch": opt.epoch,
+        "for": opt.purpose,
+        "direction": direction,
+        **({"fusion": opt.fusion} if opt.fusion else {}),
+        "sha256": survey.model_sha256,
+    }
 
 
 def _say_next(
