@@ -4,7 +4,6 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 """
 
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +11,13 @@ from typing import NamedTuple
 import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
-from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings
+from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings, shown_figures
 from cohort.making import Made
+from cohort.scoring import single_command
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, volume_targets
+from data.prepared.case_names import case_name
 from data.prepared.manifest import read_json
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
@@ -38,7 +39,7 @@ from models.synthesis import (
 from options import test_options
 from options.test_options import PatientSettings, is_file
 from visualization.case_page import write_case_page
-from visualization.panels import save_preview
+from visualization.preview import save_preview
 
 log = logging.getLogger(__name__)
 
@@ -152,14 +153,13 @@ def main(arguments: list[str] | None = None) -> int:
     row |= account_of(made, patient.source, settings.direction == "AtoB")
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
-    log.info("volume: %s", results.main)
+    log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
     parts = {path: makers[option] for option, path in results.extras.items()}
     if not results.alone:
-        parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths))
+        parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths), opt.purpose)
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
-        words = ["--pred", str(results.main), "--ref", "CT.nii.gz", "--mr", str(next(iter(paths.values())))]
-        log.info("next, if you have a true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+        log.info("%s", single_command(results.main, next(iter(paths.values()))))
     return 0 if all(written) else 1
 
 
@@ -230,8 +230,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     """Return what the report says of checks and uncertainty, and log the warnings."""
     findings = made.findings
-    for text in findings.warnings:
-        log.warning("warning: %s", text)
+    warn(findings.warnings)
     findings.warnings += source.notes  # reading it has said them already
     for text in findings.unchecked:
         log.info("not checked: %s", text)
@@ -245,6 +244,12 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     return row
+
+
+def warn(texts: Sequence[str]) -> None:
+    """Log warnings."""
+    for text in texts:
+        log.warning("warning: %s", text)
 
 
 def derivation_of(
@@ -277,9 +282,10 @@ def volume_parts(
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
-        write_series(
-            made.synthetic, results.folder, derivation, identity_of(opt), [one.dicom for one in patient.further]
-        )
+        further, notes = [one.dicom for one in patient.further], list[str]()
+        write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
+        warn(notes)
+        made.findings.warnings += notes
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"
@@ -294,9 +300,18 @@ def volume_parts(
 
 
 def shown_parts(
-    results: Results, patient: Patient, made: Made, settings: InferenceSettings, row: dict, taken: str
+    results: Results,
+    patient: Patient,
+    made: Made,
+    settings: InferenceSettings,
+    row: dict,
+    taken: str,
+    purpose: str | None,
 ) -> dict[Path, Callable[[], None]]:
-    """Return functions that make picture, page and report `row`, by target; `taken`: the input in words."""
+    """Return functions that make picture, page and report `row`, by target.
+
+    `taken`: the input in words; `purpose`: what the model is for.
+    """
     source, synthetic, reference = patient.source, made.synthetic, patient.reference
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
@@ -317,10 +332,11 @@ def shown_parts(
         details = {
             "input": taken,
             **{name.replace("_", " "): value for name, value in details.items()},
-            "mean uncertainty [HU]": row.get("uncertainty_mean_hu"),
+            "model for": purpose,
             **describe_findings(made.findings),
         }
-        scores = {name: row[name] for name in COLUMNS if name in row}
+        checks = {**row["checks"], "uncertainty_mean_hu": row.get("uncertainty_mean_hu")}
+        scores = {name: row[name] for name in COLUMNS if name in row} | shown_figures(row["hu"], checks)
         write_case_page(
             results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=made.body, details=details,
             contrast=contrast, uncertainty=made.deviation,
@@ -342,14 +358,11 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
-    """Name a patient by the file, or by the folder of the DICOM series.
-
-    Of several contrasts it is the first's, without the contrast's name; where nothing else is left, the folder's.
-    """
+    """Name a patient, of several contrasts by the first, without the contrast's name."""
     contrast, path = next(iter(paths.items()))
-    name = volume_stem(path.absolute())
+    name = case_name(path)
     if len(paths) > 1:
-        name = without_name(name, contrast) or path.absolute().parent.name
+        name = without_name(name, contrast) or case_name(path.absolute().parent)
     return name
 
 

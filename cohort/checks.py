@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # Dice of the bodies of MR and synthetic CT: that of two discs whose radii differ by a tenth.
 MIN_BODY_DICE = 0.9
+# HU of soft tissue, fat to muscle, lie within this of 0.
+SOFT_WITHIN_HU = 200
 # Share of body voxels at either end of the CT window: beyond it something was cut off, or the network is saturated.
 MAX_END_SHARE = 0.05
 # Slices beyond the training set's limit: in every training patient 5 % may be, by the limit's definition.
@@ -154,7 +156,11 @@ class Check:
 
 
 def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
-    """Return mean, standard deviation and percentiles of a CT (int16 HU) in the body, and the share that is bone."""
+    """Return figures of a CT (int16 HU) in the body.
+
+    Mean, standard deviation and percentiles; `soft`, the median of what lies from -200 to 200 HU, if anything does;
+    `bone_share`, above 250 HU; `body_l`, the body's volume in litres.
+    """
     hu = np.arange(-(2**15), 2**15)  # all that int16 holds
     counts = np.zeros(hu.size, np.int64)
     for plane, inside in zip(synthetic.array, body, strict=True):  # one by one: all would take much memory
@@ -166,8 +172,26 @@ def hu_statistics(synthetic: Volume, body: np.ndarray) -> dict[str, float]:
         at = percent / 100 * (voxels - 1)
         low, high = hu[np.searchsorted(upto, [np.floor(at), np.ceil(at)], side="right")]
         figures[name] = low + (high - low) * (at % 1)
+    soft = np.where(np.abs(hu) <= SOFT_WITHIN_HU, counts, 0).cumsum()
+    if soft[-1]:
+        figures["soft"] = hu[np.searchsorted(soft, soft[-1] / 2)]
     figures["bone_share"] = counts[hu > BONE_ABOVE_HU].sum() / voxels
+    figures["body_l"] = voxels * np.prod(synthetic.spacing) / 1e6
     return {name: round(float(value), 4) for name, value in figures.items()}
+
+
+def shown_figures(hu: Mapping[str, float | None], checks: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what pages show without a true CT, by the keys of `evaluation.report.FIGURES`."""
+    bone, unseen = hu.get("bone_share"), checks.get("unseen_slices_share")
+    found = {
+        "uncertainty_mean_hu": checks.get("uncertainty_mean_hu"),
+        "body_l": hu.get("body_l"),
+        "soft_hu": hu.get("soft"),
+        "bone_percent": None if bone is None else 100 * bone,
+        "body_dice": checks.get("body_dice"),
+        "unseen_percent": None if unseen is None else 100 * unseen,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cohort.inputs import Cohort, CohortCase, case_name, find_cohort, glob_below
+from cohort.inputs import Cohort, CohortCase, find_cohort, glob_below
 from data.errors import InputError
+from data.prepared.case_names import case_name, name_cases
 from data.prepared.sources import is_folder, is_volume
 from data.volumes.contrasts import in_order, selector, split_name, without_name
 from data.volumes.dicom import holds_dicom
@@ -36,11 +37,11 @@ def find_contrast_cohort(
     hidden = without.resolve() if without else None
     found: dict[str, dict[str, list[Path]]] = {}
     for name, pattern in zip(names, in_order("--pattern", given, names), strict=True):
-        for relative in sorted(glob_below(root, pattern)):
-            path = root / relative
-            if _is_image(path) and not (hidden and path.resolve().is_relative_to(hidden)):
-                case = without_name(case_name(path, root), name) or root.absolute().name
-                found.setdefault(case, {}).setdefault(name, []).append(path)
+        paths = [path for path in sorted(root / relative for relative in glob_below(root, pattern)) if _is_image(path)]
+        paths = [path for path in paths if not (hidden and path.resolve().is_relative_to(hidden))]
+        for path, called in zip(paths, name_cases(paths, root), strict=True):
+            case = without_name(called, name) or case_name(path.absolute().parent)
+            found.setdefault(case, {}).setdefault(name, []).append(path)
     if not found:
         raise InputError(
             f"--input_dir {root}: no volume file or DICOM folder that matches {' or '.join(patterns or ())}"

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cohort.checks import describe_findings, finite, hu_statistics
+from cohort.checks import describe_findings, finite, hu_statistics, shown_figures
 from cohort.extras import Extras
-from cohort.inputs import CohortCase, exists, short_hash
+from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import read_mask
 from data.outputs import check_free
+from data.prepared.case_names import short_hash
 from data.prepared.manifest import hash_files, hash_source
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, shown_name
@@ -30,7 +31,7 @@ from models.ensemble import mean_uncertainty
 from models.inference_settings import package_versions
 from models.synthesis import METHOD_VERSION
 from visualization.case_page import write_case_page
-from visualization.panels import save_preview
+from visualization.preview import save_preview
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Outcome:
     record: CaseRecord | None = None
 
 
-def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = ()) -> dict:
+def result_key(
+    case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = (), resample_reference: bool = False
+) -> dict:
     """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
 
     `chosen`: names of the images in a DICOM series of several volumes.
@@ -77,6 +80,7 @@ def result_key(case: CohortCase, model_sha256: str, precision: str, chosen: Sequ
         "precision": precision,
         "method": METHOD_VERSION,
         **({"chosen": list(chosen)} if chosen else {}),
+        **({"resample_reference": True} if resample_reference and case.reference else {}),
     }
 
 
@@ -94,6 +98,8 @@ class Conversion:
         chosen: Sequence[str] = (),
         pages: bool = True,
         overwrite: bool = False,
+        resample_reference: bool = False,
+        purpose: str | None = None,
     ) -> None:
         """Set up.
 
@@ -106,8 +112,11 @@ class Conversion:
             chosen: names of the images in DICOM series of several volumes.
             pages: whether each case gets a results page, or only a picture.
             overwrite: whether files that no pipeline made may be replaced.
+            resample_reference: whether a reference on another grid is resampled.
+            purpose: what the models are for, for the pages.
         """
         self.extras, self.chosen, self.pages, self.overwrite = extras, chosen, pages, overwrite
+        self.resample_reference, self.purpose = resample_reference, purpose
         self.models, self.model_sha256, self.precision = models, model_sha256, precision
         self.results, self.known = results, known
         model = models.first.model
@@ -130,7 +139,7 @@ class Conversion:
             if case.problem:
                 raise InputError(case.problem)
             with _timed(work, "read"):
-                work.key = result_key(case, self.model_sha256, self.precision, self.chosen)
+                work.key = result_key(case, self.model_sha256, self.precision, self.chosen, self.resample_reference)
                 self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
@@ -182,7 +191,7 @@ class Conversion:
             with _timed(work, "score"):
                 scores, reference = self._score(work, source, made)
             with _timed(work, "show"):
-                self._show(work, source, made, reference, scores)
+                self._show(work, source, made, reference, scores | shown_figures(hu, findings.figures))
             work.seconds["total"] = time.perf_counter() - work.started
             record = replace(
                 self._record(work, "done"),
@@ -210,7 +219,8 @@ class Conversion:
             of = (METHOD_VERSION, model.precision, work.source_sha256)
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
-            write_series(synthetic, folder, derivation, self.extras.identity(case), work.further)
+            identity, notes = self.extras.identity(case), made.findings.warnings
+            write_series(synthetic, folder, derivation, identity, work.further, notes)
         if self.extras.mu:
             write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))
         if made.deviation is not None:
@@ -225,7 +235,7 @@ class Conversion:
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, source)
+            reference = read_reference(work.case.reference, source, self.resample_reference)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
@@ -233,7 +243,7 @@ class Conversion:
             return {}, None
 
     def _show(
-        self, work: Work, source: Volume, made: Made, reference: Volume | None, scores: Mapping[str, float]
+        self, work: Work, source: Volume, made: Made, reference: Volume | None, figures: Mapping[str, float]
     ) -> None:
         """Make picture or page of the written volume: the only place that does.
 
@@ -253,12 +263,14 @@ class Conversion:
                 mr,
                 ct,
                 reference,
-                scores,
+                figures,
                 synthetic=kind,
                 body=made.body,
                 details={
                     "input": describe_paths(work.case.paths),
-                    "mean uncertainty [HU]": findings.figures.get("uncertainty_mean_hu"),
+                    "model": self.extras.model,
+                    "epoch": self.extras.epoch,
+                    "model for": self.purpose,
                     **describe_findings(findings),
                 },
                 cohort_page=self.results.folder / "index.html",

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
-from cohort.inputs import CohortCase, short_hash
+from cohort.inputs import CohortCase
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY
+from data.prepared.case_names import short_hash
 from data.values.attenuation import MuSettings
 from data.volumes.dicom_series import Identity
 

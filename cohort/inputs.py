@@ -1,14 +1,12 @@
-"""Find the volumes of a cohort and name their cases.
+"""Find the volumes of a cohort; their names are those of `data/prepared/case_names.py`.
 
-A case's name is its path below the searched folder, parts joined by two underscores and without the file's ending:
-`STS_002/mr.nii.gz` is `STS_002__mr`. It depends on that path alone, so further patients never rename earlier ones.
-Where two paths would share a name, both are reported rather than one chosen. A DICOM series is called like its folder;
-of several in one folder each adds the hash of its UID, but one that was converted as the only one keeps its name.
+Of several DICOM series in one folder each adds the hash of its UID. A volume that was converted under another name,
+when it was alone in its folder, keeps that. Where two paths cannot but share a name, both are reported rather than one
+chosen.
 """
 
 import csv
 import glob
-import hashlib
 import io
 import re
 from collections import Counter
@@ -21,19 +19,17 @@ import pydicom
 
 from data.errors import InputError
 from data.files import check_regular
+from data.prepared.case_names import below, case_name, full_name, is_clean, short_hash
 from data.prepared.manifest import hash_files, hash_source
 from data.prepared.sources import find_paths, is_folder, is_volume
 from data.volumes.contrasts import ONLY_CONTRAST, selector
 from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.volumes.dicom_series import check_text
-from data.volumes.volume import source_files, volume_suffix
+from data.volumes.volume import source_files
 
 # Beside the id, and the path or a column for each contrast.
 _PATIENT_COLUMNS = {"patient_name": "PN", "patient_id": "LO"}
 OPTIONAL_COLUMNS = ("reference", "mask", "series_uid", *_PATIENT_COLUMNS)
-_NOT_IN_A_NAME = re.compile(r"[^\w.+-]+")
-# File systems take 255 bytes; endings and the folder that a file is written in need some.
-_NAME_BYTES = 180
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,8 @@ class CohortCase:
         name: unique in the cohort, and a file name.
         path: volume file, or the folder of a DICOM series.
         series_uid, files: the DICOM series and its files; None and empty for a volume file.
-        lone_name: its name if it were the only series of its folder; None unless there are others.
+        other_names: what it is called among other volumes or alone: it may have been converted as that. The first
+            tells it from every other volume of the cohort.
         reference: true CT on the MR's grid, to score against.
         mask: body mask on the MR's grid, in place of the computed one.
         contrast: which contrast the volume is, to choose it in a folder that holds several; None: the only one.
@@ -57,7 +54,7 @@ class CohortCase:
     path: Path
     series_uid: str | None = None
     files: tuple[Path, ...] = ()
-    lone_name: str | None = None
+    other_names: tuple[str, ...] = ()
     reference: Path | None = None
     mask: Path | None = None
     problem: str | None = None
@@ -129,7 +126,7 @@ def find_cohort(
             continue
         if is_folder(path):
             wanted_series = _Wanted(modality, series_description)
-            found, left = _cases_of_folder(path, case_name(path, root), wanted_series, empty=relative != Path())
+            found, left = _cases_of_folder(path, root, wanted_series, empty=relative != Path())
             cases += found
             passed_over += left
             if found and _is_series(path):
@@ -139,7 +136,7 @@ def find_cohort(
                 f"{path}: beside DICOM slices; to convert it, name it with --pattern and leave out their folder"
             )
         elif is_volume(path):
-            cases.append(CohortCase(case_name(path, root), path))
+            cases.append(_case(path, root))
     if not cases:
         wanted = f"that matches {' or '.join(patterns)}" if patterns else "in it or in a folder below it"
         raise InputError(
@@ -160,58 +157,47 @@ def glob_below(root: Path, pattern: str) -> list[Path]:
     """Return what a glob names below `root`, relative to it, without `root` itself."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"--pattern {pattern}: expected a glob relative to --input_dir {root}")
-    found = (_below(root, path) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
+    found = (below(root, path) for path in find_paths(f"{glob.escape(str(root))}/{pattern}"))
     return [path for path in found if path != Path()]
 
 
-def case_name(path: Path, root: Path) -> str:
-    """Return the name of the case at `path`, which depends on its path below `root` alone."""
-    relative = _below(root, path)
-    last = path.absolute().name
-    parts = [*relative.parts[:-1], last if is_folder(path) else last[: len(last) - len(volume_suffix(last))]]
-    name = "__".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
-    if len(name.encode()) <= _NAME_BYTES:
-        return name
-    return f"{name.encode()[-_NAME_BYTES:].decode(errors='ignore')}__{short_hash(str(relative))}"
+def _case(path: Path, root: Path) -> CohortCase:
+    return CohortCase(case_name(path, root), path, other_names=(full_name(path, root),))
 
 
-def _below(root: Path, path: Path) -> Path:
-    """Return what `path.relative_to(root)` does, which in folders 1,500 deep takes minutes."""
-    return Path(*path.parts[len(root.parts) :])
-
-
-def short_hash(text: str) -> str:
-    """Return eight characters that stand for a text."""
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
-
-
-def _cases_of_folder(folder: Path, name: str, wanted: _Wanted, empty: bool) -> tuple[list[CohortCase], list[str]]:
+def _cases_of_folder(folder: Path, root: Path, wanted: _Wanted, empty: bool) -> tuple[list[CohortCase], list[str]]:
     """Return the cases of a folder and its skipped series; `empty`: whether an empty folder is a case."""
+    case = _case(folder, root)
     try:
         children = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if not children and empty:
-            return [CohortCase(name, folder, problem=f"{folder}: the folder is empty; expected DICOM images")], []
+            return [replace(case, problem=f"{folder}: the folder is empty; expected DICOM images")], []
         if not holds_dicom(folder):
             return [], []
         series = list_series(folder)
     except OSError as error:
-        return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
+        return [replace(case, problem=f"{folder}: cannot be read: {error}")], []
     if not series and not any(path.name.upper() == "DICOMDIR" for path in children):
-        return [CohortCase(name, folder, problem=f"{folder}: DICOM files, but no image that can be read")], []
+        return [replace(case, problem=f"{folder}: DICOM files, but no image that can be read")], []
     try:
         reasons = {one.uid: _why_not(one, wanted) for one in series}
     except Exception as error:  # pydicom raises errors of many types on damaged headers
-        return [CohortCase(name, folder, problem=f"{folder}: cannot be read: {error}")], []
+        return [replace(case, problem=f"{folder}: cannot be read: {error}")], []
     taken = [one for one in series if not reasons[one.uid]]
-    cases = [_series_case(name, folder, one) for one in taken]
+    cases = [_with_series(case, one) for one in taken]
     if len(taken) > 1:
-        called = [f"{name}__{short_hash(one.uid)}" for one in taken]
-        cases = [replace(case, name=own, lone_name=name) for case, own in zip(cases, called, strict=True)]
+        cases = [_with_name_of_series(one) for one in cases]
     return cases, [f"{folder}: {one.describe()}: {reasons[one.uid]}" for one in series if reasons[one.uid]]
 
 
-def _series_case(name: str, folder: Path, series: DicomSeries) -> CohortCase:
-    return CohortCase(name, folder, series.uid, tuple(dict.fromkeys(file for file, _ in series.files)))
+def _with_series(case: CohortCase, series: DicomSeries) -> CohortCase:
+    return replace(case, series_uid=series.uid, files=tuple(dict.fromkeys(file for file, _ in series.files)))
+
+
+def _with_name_of_series(case: CohortCase) -> CohortCase:
+    alone = (case.name, *case.other_names)
+    name, *others = (f"{one}__{short_hash(case.series_uid or '')}" for one in alone)
+    return replace(case, name=name, other_names=(*others, *alone))
 
 
 def _why_not(series: DicomSeries, wanted: _Wanted) -> str | None:
@@ -229,6 +215,9 @@ def _why_not(series: DicomSeries, wanted: _Wanted) -> str | None:
 
 
 def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
+    cases = list(cases)
+    shared = Counter(case.name for case in cases)
+    cases = [case if shared[case.name] == 1 else renamed(case, case.other_names[0]) for case in cases]
     cases = sorted(cases, key=lambda case: (case.name, str(case.path)))
     counts = Counter(case.name for case in cases)
     for case in cases:
@@ -240,6 +229,12 @@ def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
             f"{case.path}: its result would be called {case.name} like that of {others}; rename one, or use a --list"
         )
         yield replace(case, name=f"{case.name}__{short_hash(str(case.path))}", problem=problem)
+
+
+def renamed(case: CohortCase, name: str) -> CohortCase:
+    """Return a case under one of its other names."""
+    others = tuple(one for one in (case.name, *case.other_names) if one != name)
+    return replace(case, name=name, other_names=others)
 
 
 def read_list(path: Path, contrasts: Sequence[str] = (ONLY_CONTRAST,), modality: str = "MR") -> Cohort:
@@ -300,7 +295,7 @@ def _cohort_of_table(path: Path, text: str, contrasts: Sequence[str], modality: 
 def _listed_case(folder: Path, row: dict[str, str], where: str, images: dict[str, str], modality: str) -> CohortCase:
     """Return the case of a row; `images`: the column of each contrast."""
     name = row["id"]
-    if not name or _NOT_IN_A_NAME.search(name) or name.startswith(".") or len(name.encode()) > _NAME_BYTES:
+    if not is_clean(name):
         raise InputError(f"{where}: id {name!r}; expected letters, digits and _ . + -")
     paths = {contrast: folder / row[column] for contrast, column in images.items() if row.get(column)}
     if not paths:
@@ -351,6 +346,6 @@ def _listed_series(case: CohortCase, modality: str) -> CohortCase:
     wanted = [one for one in found if case.series_uid in (None, one.uid)]
     wanted = [one for one in wanted if one.files[0][1].get("Modality") == modality] if len(wanted) > 1 else wanted
     if len(wanted) == 1:
-        return replace(_series_case(case.name, case.path, wanted[0]), reference=case.reference, mask=case.mask)
+        return _with_series(case, wanted[0])
     held = "; ".join(one.describe() for one in found) or "no DICOM image"
     return replace(case, problem=f"{case.path}: expected one DICOM {modality} series, or its series_uid; holds {held}")

@@ -2,23 +2,25 @@
 
 import logging
 import os
-import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
-from cohort.inputs import Cohort, CohortCase, read_list, short_hash
+from cohort.inputs import Cohort, CohortCase, read_list, renamed
 from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
+from cohort.scoring import cohort_command
 from cohort.summary import write_summary
 from data.durations import describe_seconds
 from data.errors import InputError
+from data.prepared.case_names import short_hash
+from data.signals import Stop, exit_code
 from models.ensemble import called, check_ensemble, ensemble_sha256
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
@@ -91,7 +93,7 @@ def make_survey(
         if record is None or opt.overwrite or case.problem:
             return case, False
         try:
-            key = result_key(case, model, opt.precision, opt.chosen)
+            key = result_key(case, model, opt.precision, opt.chosen, opt.resample_reference)
         except InputError:
             return case, False  # it is reported when it is its turn
         return _refuse_other_patient(case, record, key), results.is_current(record, key, extras.asked(case))
@@ -132,10 +134,12 @@ def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) ->
 
 
 def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
-    """Return a DICOM series under the name that it was converted as when it was its folder's only one."""
-    record = results.read(case.lone_name) if case.lone_name else None
-    if case.lone_name and record and record.key.get("series_uid") == case.series_uid:
-        return replace(case, name=case.lone_name)
+    """Return a case under the name that it was converted as, alone or beside others than now."""
+    for name in (case.name, *case.other_names):
+        record = results.read(name)
+        made_of = record and (record.input, record.key.get("series_uid"))
+        if made_of == (str(case.path.absolute()), case.series_uid):
+            return renamed(case, name)
     return case
 
 
@@ -156,7 +160,7 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size)
     conversion = Conversion(
         models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
-        overwrite=opt.overwrite,
+        overwrite=opt.overwrite, resample_reference=opt.resample_reference, purpose=opt.purpose,
     )  # fmt: skip
     workers = opt.num_threads or (1 if device.type == "cpu" else min(_MOST_THREADS, own_cores()))
     if group.rank == 0:
@@ -164,15 +168,15 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
     device_seconds = 0.0
     started = time.perf_counter()
-    with Progress(len(survey.todo), group) as progress:
-        for outcome in _outcomes(conversion, _dealt(survey.todo, group), workers):
+    with Progress(len(survey.todo), group) as progress, Stop("the volumes in progress") as stop:
+        for outcome in _outcomes(conversion, _dealt(survey.todo, group, stop), workers, stop):
             progress.report(outcome)
             counts[outcome.what] += 1
             if outcome.what != "elsewhere" and outcome.record is not None:
                 device_seconds += outcome.record.seconds.get("device", 0.0)
     seconds = time.perf_counter() - started
     figures = {"seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3)}
-    return {**counts, **figures, "workers": workers, **conversion.run}
+    return {**counts, **figures, "workers": workers, "signal": stop.received, **conversion.run}
 
 
 def own_cores() -> int:
@@ -181,13 +185,13 @@ def own_cores() -> int:
     return max(1, allotted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _dealt(todo: tuple[CohortCase, ...], group: ProcessGroup) -> Iterator[CohortCase]:
-    """Yield cases until the group has none left; each goes to the first process that has room for it."""
-    while (index := group.count("dealt")) < len(todo):
+def _dealt(todo: tuple[CohortCase, ...], group: ProcessGroup, stop: Stop) -> Iterator[CohortCase]:
+    """Yield cases until the group has none left or is to stop; each goes to the first process that has room for it."""
+    while not stop.received and (index := group.count("dealt")) < len(todo):
         yield todo[index]
 
 
-def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int) -> Iterator[Outcome]:
+def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int, stop: Stop) -> Iterator[Outcome]:
     """Convert cases; those that another process holds are looked at again until it has done, or left, them."""
     waiting = False
     while True:
@@ -204,6 +208,8 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int)
             log.info("waiting for %d cases that another process is converting", len(held))
             waiting = True
         time.sleep(RETRY_SECONDS)
+        if stop.received:
+            return
         cases = held
 
 
@@ -212,14 +218,7 @@ def _account(
 ) -> int:
     """Write the summary, report what is not done, and return the exit code."""
     names = [case.name for case in survey.cohort.cases]
-    model = {
-        "name": extras.model,
-        "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
-        "epoch": opt.epoch,
-        "direction": direction,
-        **({"fusion": opt.fusion} if opt.fusion else {}),
-        "sha256": survey.model_sha256,
-    }
+    model = _described_model(opt, survey, direction, extras)
     last_run = _run_figures(processes) if processes else None
     try:
         records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
@@ -227,22 +226,55 @@ def _account(
         log.error("failed: the summary was not written: %s; run again to write it", error)
         records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
+    stopped = max((figures["signal"] for figures in processes), default=0)
+    left = _left(survey, by_name) if stopped else set()
+    names = [name for name in names if name not in left]
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
     if last_run and any(figures["done"] for figures in processes):
         log.info(
-            "%s, the device busy for %.0f %% of it",
+            "converted in %s; the device was busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
         )  # fmt: skip
     for name in failed:
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
-    if not failed and direction == "AtoB":
-        words = ["--pred", str(results.folder), "--ref", "FOLDER", "--ref_pattern", "{case}.nii.gz"]
-        log.info("next, if you have true CT: %s", shlex.join(["python", "-m", "scripts.evaluate", *words]))
+    if left:
+        log.warning("stopped by a signal: %d cases are left; the same command converts them", len(left))
+        return exit_code(stopped)
+    if direction == "AtoB":
+        _say_next(opt, results, [case for case in survey.cohort.cases if case.name not in failed], by_name)
     # A failure that could not be put on record is one all the same.
     return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
+
+
+def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras: Extras) -> dict:
+    """Return what the summary says of the models."""
+    return {
+        "name": extras.model,
+        "folder": " + ".join(str(folder.absolute()) for folder in opt.folders),
+        "epoch": opt.epoch,
+        "for": opt.purpose,
+        "direction": direction,
+        **({"fusion": opt.fusion} if opt.fusion else {}),
+        "sha256": survey.model_sha256,
+    }
+
+
+def _say_next(
+    opt: CohortSettings, results: Results, done: Sequence[CohortCase], records: Mapping[str, CaseRecord]
+) -> None:
+    """Log where the page is, and the command that scores what has no scores yet."""
+    if (results.folder / "index.html").exists():
+        log.info("page: %s", results.folder / "index.html")
+    if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
+        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
+
+
+def _left(survey: Survey, records: Mapping[str, CaseRecord]) -> set[str]:
+    """Return the names of cases that a run which was stopped has not come to: their records are the earlier ones."""
+    return {case.name for case in survey.todo if records.get(case.name) == survey.known.get(case.name)}
 
 
 def _run_figures(processes: list[dict]) -> dict:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from cohort.checks import shown_figures
 from cohort.inputs import exists
 from cohort.results import CaseRecord, Results, now
 from data.errors import InputError
@@ -16,7 +17,7 @@ from visualization.cohort_page import CohortRow, write_cohort_page
 log = logging.getLogger(__name__)
 
 STAGES = ("read", "prepare", "device", "restore", "check", "write", "score", "show", "total")
-HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "bone_share")
+HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "soft", "bone_share")
 CHECKS = (
     "body_dice", "slice_width_mm", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
     "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share", "in_plane_mm", "through_mm",
@@ -75,13 +76,14 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
     rows = []
     for record in records:
         page = results.page_path(record.case)
-        note = record.reason or "; ".join(record.warnings)
+        note = record.reason or "; ".join(record.warnings) or ("" if record.unchecked else "checks passed")
         shown = page if record.status == "done" and page.exists() else None
-        figures = {**record.scores, "uncertainty_mean_hu": record.checks.get("uncertainty_mean_hu")}
+        figures = {**record.scores, **shown_figures(record.hu, record.checks)}
         scores = {name: value for name, value in figures.items() if value is not None}
         rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
+    details = {"model": model["name"], "epoch": model["epoch"], "model for": model["for"], "folder": model["folder"]}
     try:
-        write_cohort_page(results.folder, rows, model["name"], {key: model[key] for key in ("folder", "epoch")})
+        write_cohort_page(results.folder, rows, model["name"], details)
     except Exception as error:
         log.warning("warning: no page of the cohort: %s", error)
 
@@ -110,6 +112,7 @@ def _row(record: CaseRecord) -> dict[str, object]:
         "spacing_mm": "x".join(f"{value:g}" for value in record.geometry.get("spacing", ())),
     }
     row |= {f"hu_{name}": record.hu.get(name) for name in HU}
+    row |= {"body_l": record.hu.get("body_l")}
     row |= {name: record.checks.get(name) for name in CHECKS}
     row |= {name: record.scores.get(name) for name in COLUMNS}
     row |= {f"seconds_{stage}": record.seconds.get(stage) for stage in STAGES}

@@ -42,6 +42,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             help=f"where a case lies below --{name}, e.g. '{{case}}/mask.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
+    parser.add_argument(
+        "--skip_missing", action="store_true", help="leave out cases without a reference, and name them"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
@@ -65,7 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     kind = "input" if extractor else "pred"
     predictions = CaseVolumes(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
     names = extractor.settings.class_names if extractor else CLASS_NAMES
-    cases = find_cases(predictions, CaseVolumes("--ref", opt.ref, opt.ref_pattern), names=opt.cases)
+    references = CaseVolumes("--ref", opt.ref, opt.ref_pattern)
+    cases = find_cases(predictions, references, names=opt.cases, skip_missing=opt.skip_missing)
     if opt.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref)]
         check_free([opt.json], "--json", inputs, overwrite=opt.overwrite)

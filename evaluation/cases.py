@@ -54,32 +54,34 @@ class CaseVolumes:
     pattern: str | None = None
 
 
-def read_reference(path: Path, mr: Volume, resampled: bool | None = None) -> Volume:
+def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str = "MR") -> Volume:
     """Read a true CT, its padding raised to -1024 HU.
 
     Args:
         path: the CT.
-        mr: on whose grid it is wanted.
-        resampled: whether a CT on another grid is resampled, linearly, with air outside it; else it is an error. None:
-            the command has no option for it.
+        like: on whose grid it is wanted.
+        resampled: whether a CT on another grid is resampled, linearly, with air outside it; else it is an error.
+        whose: what `like` is called in messages.
 
     Raises:
-        InputError: it cannot be read, is no CT in HU, or does not lie on the MR's grid, or, `resampled`, nowhere in it.
+        InputError: it cannot be read, is no CT in HU, or does not lie on that grid, or, `resampled`, nowhere in it.
     """
     reference = read_volume(path)
-    fits = same_grid(reference, mr)
+    fits = same_grid(reference, like)
     if not fits and not resampled:
-        found, expected = describe_grid(reference), describe_grid(mr)
-        way = ("" if resampled is None else "--resample_reference, or ") + resampling(path, "MR")
-        raise InputError(f"{path}: not on the MR's grid: {found}; the MR has {expected}; resample it first: {way}")
+        found, expected = describe_grid(reference), describe_grid(like)
+        raise InputError(
+            f"{path}: not on the {whose}'s grid: {found}; the {whose} has {expected}; resample it: "
+            f"--resample_reference, or {resampling(path, whose.upper())}"
+        )
     try:
         check_ct(reference)
         if fits:
             return in_hu(reference)
-        on_grid, outside = resample(in_hu(reference), mr, "linear", AIR_HU)
+        on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    log.info("%s: resampled to the MR's grid; %.1f %% of that lies outside it and is air", path, 100 * outside)
+    log.info("%s: resampled to the %s's grid; %.1f %% of that lies outside it and is air", path, whose, 100 * outside)
     return on_grid
 
 
@@ -117,8 +119,9 @@ def find_cases(
     mr: CaseVolumes | None = None,
     mask: CaseVolumes | None = None,
     names: list[str] | None = None,
+    skip_missing: bool = False,
 ) -> list[ScoredCase]:
-    """Match volumes by case name. `pred` and `ref` hold the same cases; `mr` and `mask` hold at least these.
+    """Match volumes by case name. The cases are those of `pred`; the others hold at least these.
 
     Args:
         pred: synthetic CT.
@@ -126,9 +129,11 @@ def find_cases(
         mr: the MR that `pred` was made from.
         mask: where to score.
         names: score these cases only; None for all.
+        skip_missing: leave cases out, with a warning, that `ref`, `mr` or `mask` lack.
 
     Raises:
-        InputError: a case is missing on a side (all missing ones are named), or files and folders are mixed.
+        InputError: a case is missing on a side (all missing ones are named), none is left, or files and folders are
+            mixed.
     """
     sources = {"pred": pred, "ref": ref, "mr": mr, "mask": mask}
     given = {key: source for key, source in sources.items() if source is not None}
@@ -145,8 +150,11 @@ def find_cases(
             f"{single[0].option} {single[0].path} is one volume, {folder.option} {folder.path} is "
             "a folder of cases; expected only volumes or only folders"
         )
-    wanted = sorted(set(names)) if names else sorted(folders["pred"].keys() | folders["ref"].keys())
-    _check_complete(given, folders, wanted)
+    wanted = sorted(set(names)) if names else sorted(folders["pred"])
+    wanted = _complete(given, folders, wanted, skip_missing)
+    unused = [] if names else sorted(folders["ref"].keys() - folders["pred"].keys())
+    if unused:
+        log.info("%d of %d references have no result: %s", len(unused), len(folders["ref"]), _listed(unused))
     return [ScoredCase(name, **{key: volumes[name] for key, volumes in folders.items()}) for name in wanted]
 
 
@@ -171,16 +179,35 @@ def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
     return matches
 
 
-def _check_complete(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], wanted: list[str]) -> None:
+def _complete(
+    given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], wanted: list[str], skip_missing: bool
+) -> list[str]:
+    """Return the wanted cases, or with `skip_missing` those that no side lacks."""
     problems = []
     for key, source in given.items():
         missing = [name for name in wanted if name not in found[key]]
         if missing:
-            more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            shown = ", ".join(missing[:_LISTED])
-            problems.append(f"{source.option} {source.path} lacks {len(missing)} of {len(wanted)} cases: {shown}{more}")
-    if problems:
+            problems.append(
+                f"{source.option} {source.path} lacks {len(missing)} of {len(wanted)} cases: {_listed(missing)}"
+            )
+    complete = [name for name in wanted if all(name in volumes for volumes in found.values())]
+    if not problems:
+        return wanted
+    if not complete:
+        held = f"{given['pred'].option} has {_listed(sorted(found['pred']))}; --ref has {_listed(sorted(found['ref']))}"
         raise InputError(
-            f"{'; '.join(problems)}. Names must agree: show where the case name stands (--ref_pattern "
-            "'{case}/ct.nii.gz'), or score some cases only (--cases)"
+            f"{'; '.join(problems)}. No case is complete: {held}. Names must agree: show where the case name stands, "
+            "e.g. --pred_pattern '{case}_mr.nii.gz' or --ref_pattern '{case}/ct.nii.gz'"
         )
+    if not skip_missing:
+        raise InputError(
+            f"{'; '.join(problems)}. Score the {len(complete)} complete cases with --skip_missing, or show where the "
+            "case name stands (--ref_pattern '{case}/ct.nii.gz')"
+        )
+    log.warning("warning: %s; not scored", "; ".join(problems))
+    return complete
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -14,7 +14,7 @@ from data.prepared.manifest import write_json
 from data.values.modality import check_ct, in_hu
 from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
 from evaluation import metrics
-from evaluation.cases import ScoredCase
+from evaluation.cases import ScoredCase, read_reference
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,15 @@ COLUMNS = {
     "mae_bone": ("MAE bone [HU]", 1),
 }
 
-# What tables of cases show: an uncertainty is no score, and stands beside them.
-FIGURES = COLUMNS | {"uncertainty_mean_hu": ("uncertainty [HU]", 1)}
+# What tables of cases show: beside scores what is known without a true CT.
+FIGURES = COLUMNS | {
+    "uncertainty_mean_hu": ("uncertainty [HU]", 1),
+    "body_l": ("body [l]", 2),
+    "soft_hu": ("soft tissue [HU]", 0),
+    "bone_percent": ("bone [%]", 1),
+    "body_dice": ("body Dice MR, CT", 3),
+    "unseen_percent": ("unusual slices [%]", 0),
+}
 
 
 def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:
@@ -53,9 +60,9 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
 
     Args:
         pred: synthetic CT in HU.
-        ref: true CT in HU; what lies below -1024 HU, a padding, counts as -1024 HU.
-        mask: where to score (non-zero), on the grid of `ref`.
-        mr: the MR that `pred` was made from, on the grid of `ref`.
+        ref: true CT in HU on the grid of `pred`; what lies below -1024 HU, a padding, counts as -1024 HU.
+        mask: where to score (non-zero), on that grid.
+        mr: the MR that `pred` was made from, on that grid.
 
     Returns:
         The keys of `COLUMNS`. A score that the case leaves undefined is NaN; PSNR of equal volumes is
@@ -65,12 +72,11 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
         InputError: grids differ, `ref` is no CT in HU, there is neither a `mask` nor a body in `ref`, or nothing
             is left to score.
     """
-    for name, volume in (("prediction", pred), ("mask", mask), ("MR", mr)):
-        if volume is not None and not same_grid(volume, ref):
+    for name, volume in (("reference", ref), ("mask", mask), ("MR", mr)):
+        if volume is not None and not same_grid(volume, pred):
             raise InputError(
-                f"the {name} is not on the reference's grid: {name} has {describe_grid(volume)}; "
-                f"reference has {describe_grid(ref)}; resample it to the reference first: "
-                f"{resampling(name.upper(), 'REFERENCE')}"
+                f"the {name} is not on the result's grid: the {name} has {describe_grid(volume)}; the result has "
+                f"{describe_grid(pred)}; resample it: {resampling(name.upper(), 'RESULT')}"
             )
     try:
         check_ct(ref)
@@ -109,8 +115,8 @@ def describe_mask(with_mask: bool, with_mr: bool) -> str:
     return f"{where}, where MR > 0" if with_mr else where
 
 
-def score_cohort(cases: Iterable[ScoredCase]) -> dict:
-    """Score cases one after the other.
+def score_cohort(cases: Iterable[ScoredCase], resample_reference: bool = False) -> dict:
+    """Score cases one after the other; a reference on another grid is resampled with `resample_reference`.
 
     Returns:
         ``cases``: one dict a case, ``case`` (its name) and the scores of `score_case`; ``mean``, ``std`` (of
@@ -123,7 +129,8 @@ def score_cohort(cases: Iterable[ScoredCase]) -> dict:
     for case in cases:
         log.info("scoring %s", case.name)
         try:
-            pred, ref = read_volume(case.pred), read_volume(case.ref)
+            pred = read_volume(case.pred)
+            ref = read_reference(case.ref, pred, resample_reference, "result")
             mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
             rows.append({"case": case.name, **score_case(pred, ref, mask, mr)})
         except InputError as error:

@@ -7,13 +7,14 @@ nothing of errors that all of them share.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread, Slices
+from data.progress import shown_progress
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, model_sha256
@@ -148,7 +149,10 @@ def synthesize_ensemble(
     air, and the deviation is 0. Arguments and errors as in `synthesize_volume`.
     """
     together = Fusion(source, fusion, uncertainty)
-    for synthesiser in synthesisers:
+    each: Iterable[Synthesiser] = synthesisers
+    if bar and len(synthesisers) > 1:  # one progress of all, not one each
+        each, bar = shown_progress(synthesisers, len(synthesisers), "converting", "model", leave=False), False
+    for synthesiser in each:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
         variance = None

@@ -247,9 +247,9 @@ class SlabModel(BaseModel):
 
     @cached_property
     def _fixed_slices(self) -> dict[str, Tensor]:
-        seeds = (process_seed(self.settings.seed, rank=0, stream=2) + k for k in (0, 1))
-        devices = (self.device, torch.device("cpu"))
-        draws = Draws(1, *(torch.Generator(on).manual_seed(seed) for on, seed in zip(devices, seeds, strict=True)))
+        seed = process_seed(self.settings.seed, rank=0, stream=2)
+        hosts = (torch.Generator().manual_seed(seed + k) for k in (0, 1))  # the same numbers on every device
+        draws = Draws(1, *hosts, device=self.device)
         mr, hu = self.draw_whole(draws)
         body = hu[0, middle_channel(hu.shape[1])] > BODY_HU
         multiple = self.architecture.multiple

@@ -64,6 +64,11 @@ class UseSettings(ModelSettings):
         """The models' folders."""
         return [self.checkpoints_dir / name for name in self.name]
 
+    @property
+    def purpose(self) -> str | None:
+        """What the models are for, as the titles of their cards say; None without cards."""
+        return "; ".join(dict.fromkeys(filter(None, map(card_title, self.folders)))) or None
+
     def __post_init__(self) -> None:
         """Refuse a use of no model, or of one twice.
 
@@ -95,6 +100,15 @@ class DicomChoice:
     def chosen(self) -> list[str]:
         """Names that the images must have."""
         return [name for name in (self.contrast, self.echo and f"echo{self.echo}") if name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceChoice:
+    """true CT."""
+
+    resample_reference: bool = option(
+        False, help="resample a true CT on another grid to the MR's grid, to score the result against it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +178,11 @@ def list_models(checkpoints_dir: Path) -> str:
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
-    lines = [f"  {folder.name:<20} {_title(folder)}".rstrip() for folder in models]
+    lines = [f"  {folder.name:<20} {card_title(folder)}".rstrip() for folder in models]
     return "\n".join([f"{checkpoints_dir} has:", *lines])
 
 
-def _title(folder: Path) -> str:
+def card_title(folder: Path) -> str:
     """Return the title of a model's card; nothing if it has no card."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()

@@ -9,11 +9,19 @@ from data.errors import InputError
 from data.settings.declaration import option, redeclare
 from data.settings.published import Command
 from data.settings.values import positive_int
-from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use, use_parser
+from options.base_options import (
+    DicomChoice,
+    DicomOutput,
+    MuMapSettings,
+    ReferenceChoice,
+    UseSettings,
+    parse_use,
+    use_parser,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
+class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuMapSettings):
     """cohort."""
 
     input_dir: Path | None = option(
@@ -67,6 +75,8 @@ class CohortSettings(UseSettings, DicomChoice, DicomOutput, MuMapSettings):
             raise InputError("--list: not allowed with --input_dir; expected one of them")
         if self.list and (self.pattern or self.series_description):
             raise InputError("--pattern and --series_description: they search --input_dir; leave them out with --list")
+        if self.resample_reference and not self.list:
+            raise InputError("--resample_reference does nothing without --list, whose column reference names true CT")
         if self.anonymous and not self.dicom:
             raise InputError("--anonymous: it concerns DICOM series; add --dicom")
         MuMapSettings.__post_init__(self)

@@ -12,7 +12,15 @@ from data.settings.published import Command
 from data.volumes.contrasts import split_name
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
-from options.base_options import DicomChoice, DicomOutput, MuMapSettings, UseSettings, parse_use, use_parser
+from options.base_options import (
+    DicomChoice,
+    DicomOutput,
+    MuMapSettings,
+    ReferenceChoice,
+    UseSettings,
+    parse_use,
+    use_parser,
+)
 
 
 def is_file(output: Path) -> bool:
@@ -65,7 +73,7 @@ class PatientSeries(DicomOutput):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
+class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, MuMapSettings):
     """patient."""
 
     no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
@@ -77,7 +85,6 @@ class PatientSettings(UseSettings, DicomChoice, PatientSeries, MuMapSettings):
     series_uid: str | None = option(None, help="which DICOM series of the folder")
     mask: Path | None = option(None, parse=Path, help="body mask on the MR's grid (default: computed)")
     reference: Path | None = option(None, parse=Path, help="true CT on the MR's grid: the result is scored against it")
-    resample_reference: bool = option(False, help="resample a --reference on another grid to the MR's grid")
     output: Path | None = option(
         None, parse=file_or_folder,
         help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "

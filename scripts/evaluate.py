@@ -1,7 +1,8 @@
 """Score synthetic CT against true CT: ``python -m scripts.evaluate --pred F --ref F``.
 
 Every path is one volume or a folder of cases; cases are matched by name. In a folder the name of a case is
-the file name less .nii.gz, .mha, ..., or what stands for {case} in the option's pattern:
+the file name less .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. References without a
+result are not scored:
 
     python -m scripts.evaluate --pred results --json results/scores.json \\
         --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\
@@ -21,7 +22,7 @@ from evaluation.report import describe_mask, format_report, score_cohort, write_
 
 _INPUTS = {
     "pred": "synthetic CT in HU",
-    "ref": "true CT in HU, on the same grid",
+    "ref": "true CT in HU, on the grid of --pred or with --resample_reference",
     "mr": "the MR: score only where it is above 0",
     "mask": "score only where it is non-zero (default: the body found in the reference)",
 }
@@ -44,6 +45,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             help=f"where a case lies below --{name}, e.g. '{{case}}/ct.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
+    parser.add_argument(
+        "--skip_missing", action="store_true", help="leave out results without a true CT (or MR or mask), and name them"
+    )
+    parser.add_argument(
+        "--resample_reference", action="store_true", help="resample a true CT on another grid to that of --pred"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
@@ -65,11 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in _INPUTS
         if getattr(options, name) is not None
     }
-    cases = find_cases(**sources, names=options.cases)
+    cases = find_cases(**sources, names=options.cases, skip_missing=options.skip_missing)
     if options.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
         check_free([options.json], "--json", inputs, overwrite=options.overwrite)
-    report = score_cohort(cases)
+    report = score_cohort(cases, options.resample_reference)
     where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
     report = {"mask": where, **report}
     sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")

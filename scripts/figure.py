@@ -2,6 +2,7 @@
 
 A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
 through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.
+--mask draws the outline of a mask on all of them.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, positive_float, positive_int
-from data.volumes.volume import read_volume
+from data.volumes.volume import read_volume, resampling, same_grid
 from options.base_options import checked
 from visualization.figures import (
     axial_slices,
@@ -35,8 +36,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--mr", type=Path, help="MR volume")
-    add("--ct", type=Path, nargs="+", required=True, help="CT volumes in HU")
+    add("--ct", type=Path, nargs="+", default=[], help="CT volumes in HU")
     add("--reference", type=Path, help="true CT in HU; each CT's difference from it is shown")
+    add("--mask", type=Path, help="mask whose outline is drawn, e.g. the body mask of a prepared data set")
     add("--labels", nargs="+", help="titles of MR, CTs and true CT, in this order")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--at", type=float, nargs=3, metavar=("L", "P", "S"), help="planes through this point (LPS, mm)")
@@ -55,6 +57,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=Path, required=True, help=".png, .pdf or .svg")
     add("--overwrite", action="store_true", help="replace the file of --out")
     options = parse_numbers(parser, arguments)
+    if not (options.mr or options.ct):
+        parser.error("--mr or --ct: one of them is required")
+    if options.reference and not options.ct:
+        parser.error("--reference: there is no --ct to compare it with")
     checked(parser, check_figure_name, options.out)  # before volumes are read
     return options
 
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         window = parse_display_window(options.window)
     except InputError as error:
         raise InputError(f"--window {error}") from error
-    inputs = [path for path in (options.mr, *options.ct, options.reference) if path]
+    inputs = [path for path in (options.mr, *options.ct, options.reference, options.mask) if path]
     check_free([options.out], "--out", inputs, overwrite=options.overwrite)
     mr, reference = (path and read_volume(path) for path in (options.mr, options.reference))
     cts = [read_volume(path) for path in options.ct]
@@ -80,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cuts = axial_slices(grid, options.slices if options.slices is not None else options.n_slices)
     else:
         cuts = planes_through(grid, options.at)
-    log.info("figure: %s", save_figure(draw_comparison(columns, cuts), options.out, options.dpi))
+    mask = options.mask and read_volume(options.mask)
+    if mask and not same_grid(mask, grid):
+        way = resampling(options.mask, options.mr or options.ct[0])
+        raise InputError(f"{options.mask}: the mask is not on the volumes' grid; resample it first: {way}")
+    log.info("figure: %s", save_figure(draw_comparison(columns, cuts, mask), options.out, options.dpi))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.masks.body_mask import mr_body_mask
 from data.outputs import check_free
+from data.prepared.case_names import case_name
 from data.settings.parser import CommandParser
-from data.volumes.volume import describe_grid, read_volume, resampling, same_grid, volume_stem, write_volume
+from data.volumes.volume import describe_grid, read_volume, resampling, same_grid, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.cases import CaseVolumes, case_volumes
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mrs = case_volumes(CaseVolumes("--mr", options.mr, options.mr_pattern))
     masks = None if options.mask is None else case_volumes(CaseVolumes("--mask", options.mask, options.mask_pattern))
     if mrs is None:
-        name = volume_stem(options.mr)
+        name = case_name(options.mr)
         mrs = {name: options.mr}
         if options.mask is not None and masks is None:
             masks = {name: options.mask}

@@ -173,6 +173,9 @@ def test_current_is_what_was_written_of_the_same_key(tmp_path):
     assert not results.is_current(good, {"input_sha256": "1"}, {})
 
 
+MODEL = {"name": "m", "epoch": "latest", "for": None, "folder": "checkpoints/m"}
+
+
 def test_the_summary_joins_pipelines_and_forgets_what_is_settled(tmp_path):
     results = Results(tmp_path / "out")
     here = tmp_path / "in.nii"
@@ -184,11 +187,11 @@ def test_the_summary_joins_pipelines_and_forgets_what_is_settled(tmp_path):
     results.write(record("failed elsewhere", status="failed", input=str(here)))
     results.write(record("forgotten", status="failed", input="/gone"))
     results.write(record("converted under another name", status="failed", input="/data/p1.nii"))
-    write_summary(results, {"failed here"}, {"name": "m"}, [], {"seconds": 1})
+    write_summary(results, {"failed here"}, MODEL, [], {"seconds": 1})
     summary = json.loads((results.folder / "summary.json").read_text())
     assert [case["case"] for case in summary["cases"]] == ["done", "failed elsewhere", "failed here"]
     assert summary["counts"] == {"done": 1, "failed": 2, "with_warnings": 0}
-    write_summary(results, {"failed here"}, {"name": "m"}, [], None)
+    write_summary(results, {"failed here"}, MODEL, [], None)
     assert json.loads((results.folder / "summary.json").read_text())["last_run"] == {"seconds": 1}
 
 

@@ -122,10 +122,10 @@ def test_one_patients_ct_becomes_mr(site, option):
     folder = site / "out" / f"{NAME}_BtoA"
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", CPU, direction="BtoA")
     expected = synthesize_volume(read_volume(site / "in/p0/ct.nii.gz"), synthesiser).array
-    np.testing.assert_allclose(read_volume(folder / "ct.nii.gz").array, expected, atol=1e-3)
-    report = json.loads((folder / "ct.json").read_text())
+    np.testing.assert_allclose(read_volume(folder / "p0.nii.gz").array, expected, atol=1e-3)
+    report = json.loads((folder / "p0.json").read_text())
     assert report["direction"] == "BtoA"
-    assert "synthetic MR" in (folder / "ct_page/index.html").read_text()
+    assert "synthetic MR" in (folder / "p0_page/index.html").read_text()
 
 
 def test_what_there_is_of_ct_alone_is_refused(site):
@@ -168,16 +168,16 @@ def test_a_cohort_of_ct_becomes_mr(site):
     summary = json.loads((folder / "summary.json").read_text())
     cases = {case["case"]: case for case in summary["cases"]}
     assert {name: case["status"] for name, case in cases.items()} == {
-        "p0__ct": "done", "dicom__CT": "done", "p1__mr": "failed",
+        "p0": "done", "dicom__CT": "done", "p1": "failed",
     }  # fmt: skip
-    assert "not a CT in HU" in cases["p1__mr"]["reason"]
+    assert "not a CT in HU" in cases["p1"]["reason"]
     assert any("not CT" in passed for passed in summary["passed_over"])
     assert (summary["model"]["direction"], summary["model"]["name"]) == ("BtoA", f"{NAME}_BtoA")
     synthesiser = load_synthesiser(site / "checkpoints" / NAME, "latest", CPU, direction="BtoA")
     expected = synthesize_volume(read_volume(site / "in/p0/ct.nii.gz"), synthesiser).array
-    np.testing.assert_allclose(read_volume(folder / "p0__ct.nii.gz").array, expected, atol=1e-3)
-    assert not cases["p0__ct"]["hu"] and "synthetic MR" in cases["p0__ct"]["unchecked"][0]
-    assert "synthetic MR" in (folder / "pages/p0__ct/index.html").read_text()
+    np.testing.assert_allclose(read_volume(folder / "p0.nii.gz").array, expected, atol=1e-3)
+    assert not cases["p0"]["hu"] and "synthetic MR" in cases["p0"]["unchecked"][0]
+    assert "synthetic MR" in (folder / "pages/p0/index.html").read_text()
     attempts = {name: case["attempt"] for name, case in cases.items() if case["status"] == "done"}
     assert test_pipeline.main(back) == 1
     again = {case["case"]: case for case in json.loads((folder / "summary.json").read_text())["cases"]}

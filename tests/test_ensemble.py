@@ -255,3 +255,12 @@ def test_a_check_that_fails_does_not_cost_the_volume(tmp_path, monkeypatch):
     assert test_adapt.main(adapt(tmp_path, write_volume(patient_mr(), tmp_path / "p7.nii.gz"))) == 0
     report = json.loads((tmp_path / "out" / NAME / "p7.json").read_text())
     assert report["warnings"] == ["not checked: MemoryError"] and (tmp_path / "out" / NAME / "p7.nii.gz").exists()
+
+
+def test_an_ensemble_has_one_progress(tmp_path, caplog):
+    caplog.set_level("INFO")
+    two_models(tmp_path)
+    mr = write_volume(patient_mr(), tmp_path / "p7.nii.gz")
+    where = ["--checkpoints_dir", f"{tmp_path}/checkpoints", "--device", "cpu", "--precision", "fp32", "--volume_only"]
+    assert test_adapt.main(["--name", "a", "b", *where, "--input", str(mr), "--output", f"{tmp_path}/one.nii.gz"]) == 0
+    assert [text for text in caplog.messages if text.startswith("converting")] == ["converting: 2 models"]

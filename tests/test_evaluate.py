@@ -135,18 +135,18 @@ def test_volumes_without_a_body(hu, caplog):
 @pytest.mark.parametrize(
     ("role", "change"),
     [
-        ("prediction", {"origin": (-30, 5, 101)}),
-        ("prediction", {"spacing": (2, 2, 2.9)}),
+        ("reference", {"origin": (-30, 5, 101)}),
+        ("reference", {"spacing": (2, 2, 2.9)}),
         ("mask", {"direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}),
         ("MR", {"array": np.ones((11, 40, 36))}),
     ],
 )
 def test_other_grids_are_refused_and_shown(role, change):
     ref = phantom()
-    volumes = {"prediction": phantom(), "mask": box(ref), "MR": ref}
+    volumes = {"reference": phantom(), "mask": box(ref), "MR": ref}
     volumes[role] = replace(volumes[role], **change)
-    with pytest.raises(InputError, match=f"the {role} is not on the reference's grid") as error:
-        report.score_case(volumes["prediction"], ref, volumes["mask"], volumes["MR"])
+    with pytest.raises(InputError, match=f"the {role} is not on the result's grid") as error:
+        report.score_case(ref, volumes["reference"], volumes["mask"], volumes["MR"])
     assert str(error.value).count("spacing") == 2
     assert "[2, 2, 3]" in str(error.value)
 
@@ -282,22 +282,41 @@ def test_cases_missing_on_either_side_are_listed(cohort):
     mask = CaseVolumes("--mask", cohort / "D", "{case}/{case}_mask.mha")
     with pytest.raises(InputError) as error:
         find_cases(pred, ref, mask=mask)
-    for part in ("P lacks 1 of 3 cases: b;", "D lacks 1 of 3 cases: c.2;", "D lacks 1 of 3 cases: a_1."):
+    for part in ("--ref", "D lacks 1 of 2 cases: c.2;", "--mask", "D lacks 1 of 2 cases: a_1. No case is complete"):
         assert part in str(error.value)
     assert "--mr" not in str(error.value)
+    with pytest.raises(InputError, match=r"lacks 1 of 2 cases: c\.2\. Score the 1 complete cases with --skip_missing"):
+        find_cases(pred, ref)
     assert [case.name for case in find_cases(pred, ref, names=["a_1"])] == ["a_1"]
     with pytest.raises(InputError, match=r"lacks 1 of 1 cases: z;"):
         find_cases(pred, ref, names=["z"])
 
 
-def test_references_without_prediction_count_as_missing_and_spare_mrs_do_not(cohort):
+def test_results_without_reference_are_named_and_left_out_where_that_is_asked_for(cohort, caplog):
+    (cohort / "D" / "c.2" / "c.2_CT.mha").unlink()
+    pred = CaseVolumes("--pred", cohort / "P")
+    ref = CaseVolumes("--ref", cohort / "D", "{case}/{case}_CT.mha")
+    assert [case.name for case in find_cases(pred, ref, skip_missing=True)] == ["a_1", "b"]
+    assert "D lacks 1 of 3 cases: c.2; not scored" in caplog.text
+
+
+def test_names_that_never_agree_are_shown(cohort):
+    pred = CaseVolumes("--pred", cohort / "P")
+    ref = CaseVolumes("--ref", cohort / "D", "{case}_1/a_1_CT.mha")
+    with pytest.raises(
+        InputError, match=r"No case is complete: --pred has a_1, b, c\.2; --ref has a\. Names must agree"
+    ):
+        find_cases(pred, ref, skip_missing=True)
+
+
+def test_references_without_a_result_are_counted_in_one_line(cohort, caplog):
+    caplog.set_level("INFO")
     (cohort / "P" / "b.nii.gz").unlink()
     pred = CaseVolumes("--pred", cohort / "P")
     ref = CaseVolumes("--ref", cohort / "D", "{case}/{case}_CT.mha")
     mr = CaseVolumes("--mr", cohort / "D", "{case}/{case}_MR.mha")
-    with pytest.raises(InputError, match="P lacks 1 of 3 cases: b"):
-        find_cases(pred, ref)
-    (cohort / "D" / "b" / "b_CT.mha").unlink()
+    assert [case.name for case in find_cases(pred, ref)] == ["a_1", "c.2"]
+    assert "1 of 3 references have no result: b" in caplog.text
     assert [case.name for case in find_cases(pred, ref, mr)] == ["a_1", "c.2"]
     assert find_cases(pred, ref, mr)[0].mr == cohort / "D" / "a_1" / "a_1_MR.mha"
 
@@ -352,7 +371,8 @@ def test_command_reports_bad_input_in_one_line(cohort, capsys):
     output = capsys.readouterr()
     assert stop.value.code == 2
     assert output.out == ""
-    assert output.err.startswith("error: case b: the prediction is not on the reference's grid")
+    assert output.err.startswith(f"error: case b: {cohort}/D/b/b_CT.mha: not on the result's grid")
+    assert "--resample_reference, or python -m scripts.resample" in output.err
     assert output.err.count("\n") == 1
     assert not (cohort / "scores.json").exists()
 

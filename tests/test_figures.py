@@ -72,6 +72,42 @@ def test_a_figure_shows_each_cut_in_patient_orientation_and_proportion(volumes):
     assert bars == {"difference [HU]": (-300, 300), "CT [HU]": (-160, 240)}
 
 
+def test_a_mask_is_outlined_along_the_edges_of_its_pixels(volumes):
+    mr = volumes["mr"]
+    mask = np.zeros(mr.array.shape, np.uint8)
+    mask[2, 3:6, 0:4] = 1  # up to the image's left border
+    columns = columns_of(mr, [], None, None, WINDOW, 300)
+    drawn = draw_comparison(columns, axial_slices(mr, [3]), mr.with_array(mask))  # stored upside down: 5 - 2
+    (panel,) = [axes for axes in drawn.axes if axes.images]
+    outlines = [line for line in panel.collections if line.get_paths() and len(line.get_paths()[0].vertices)]
+    assert len(outlines) == 2  # black below yellow
+    points = outlines[1].get_paths()[0].vertices
+    np.testing.assert_allclose([points.min(axis=0), points.max(axis=0)], [[-0.5, 2.5], [3.5, 5.5]], atol=0.07)
+    assert panel.get_xlim() == (-0.5, 7.5) and panel.get_ylim() == (9.5, -0.5)
+    assert [text.get_path_effects() != [] for text in panel.texts] == [True, True]
+
+
+def test_the_command_outlines_a_mask_and_says_what_it_lacks(volumes, tmp_path, capsys):
+    mr = volumes["mr"]
+    write_volume(mr, tmp_path / "mr.nii.gz")
+    write_volume(mr.with_array((mr.array > 300).astype(np.uint8)), tmp_path / "mask.nii.gz")
+    write_volume(Volume(np.ones((2, 3, 4), np.uint8)), tmp_path / "other.nii.gz")
+    arguments = ["--mr", str(tmp_path / "mr.nii.gz"), "--dpi", "60"]
+    pictures = []
+    for name, more in (("without", []), ("with", ["--mask", str(tmp_path / "mask.nii.gz")])):
+        figure.main([*arguments, *more, "--out", str(tmp_path / f"{name}.png")])
+        with Image.open(tmp_path / f"{name}.png") as image:
+            pictures.append(np.array(image.convert("RGB")).astype(int))
+    yellow = [int(((p[..., 0] - p[..., 2]) > 60).sum()) for p in pictures]
+    assert yellow[1] > 3 * yellow[0] > 0  # the letters are yellow, too
+    with pytest.raises(InputError, match=r"other\.nii\.gz: the mask is not on the volumes' grid; resample it first"):
+        figure.main([*arguments, "--mask", str(tmp_path / "other.nii.gz"), "--out", str(tmp_path / "f.png")])
+    for words, told in (([], "--mr or --ct"), (["--mr", "m.nii", "--reference", "r.nii"], "--reference: there is no")):
+        with pytest.raises(SystemExit):
+            figure.main([*words, "--out", str(tmp_path / "f.png")])
+        assert told in capsys.readouterr().err
+
+
 def test_cuts_are_where_they_are_asked_for(volumes):
     grid = volumes["mr"]  # S from 80 (stored last) to 100, every 4 mm
     cuts = {plane.name: index for plane, index in planes_through(grid, (-10 + 2 * 7, -20 + 2 * 3, 80 + 4 * 1))}

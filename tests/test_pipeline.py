@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -80,7 +81,7 @@ def test_good_ones_are_done_broken_ones_reported_and_a_second_run_does_nothing(s
     (site / "in/notes.txt").write_text("not an input")
     code, cases = run(site)
     assert code == 1
-    done = {"p0__mr", "p1__mr", "p2__mr", "dicom__T1"}
+    done = {"p0", "p1", "p2", "dicom__T1"}
     reasons = {name.partition(".")[0]: reason for name, reason in BROKEN.items()}
     assert {name: case["status"] for name, case in cases.items()} == dict.fromkeys(done, "done") | dict.fromkeys(
         reasons, "failed"
@@ -91,7 +92,7 @@ def test_good_ones_are_done_broken_ones_reported_and_a_second_run_does_nothing(s
     assert volumes.keys() == {f"{name}.nii.gz" for name in done}
     for k in range(3):
         path = site / f"in/p{k}/mr.nii.gz"
-        result, expected = read_volume(site / "out" / NAME / f"p{k}__mr.nii.gz"), expected_ct(site, path)
+        result, expected = read_volume(site / "out" / NAME / f"p{k}.nii.gz"), expected_ct(site, path)
         assert same_grid(result, read_volume(path), tolerance=1e-6) and result.array.dtype == np.int16
         np.testing.assert_array_equal(result.array, expected.array)
     assert not list((site / "out").rglob(".writing-*"))
@@ -110,11 +111,11 @@ def test_the_summary_is_a_table_with_figures_in_their_units(site):
     assert code == 0
     with (site / "out" / NAME / "summary.csv").open(newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
-    assert rows.keys() == cases.keys() == {"p0__mr", "p1__mr", "p2__mr"}
-    row, mr = rows["p1__mr"], read_volume(site / "in/p1/mr.nii.gz")
+    assert rows.keys() == cases.keys() == {"p0", "p1", "p2"}
+    row, mr = rows["p1"], read_volume(site / "in/p1/mr.nii.gz")
     ct = read_volume(site / "out" / NAME / row["output"])
     assert (row["status"], row["size"], row["spacing_mm"]) == ("done", "60x60x6", "2x2x4")
-    assert cases["p1__mr"]["geometry"]["origin"] == list(mr.origin)
+    assert cases["p1"]["geometry"]["origin"] == list(mr.origin)
     assert float(row["in_plane_mm"]) == 2.0 and float(row["through_mm"]) == 4.0
     assert float(row["seconds_total"]) >= float(row["seconds_device"]) > 0
     y, x = np.indices((60, 60)) - 29.5
@@ -142,27 +143,27 @@ def test_only_what_is_missing_or_changed_is_done_again(site):
     folder = site / "out" / NAME
     write_volume(patient_mr(48.0), site / "in/p0/mr.nii.gz")
     _, changed = run(site)
-    assert redone(first, changed) == {"p0__mr"}
+    assert redone(first, changed) == {"p0"}
     np.testing.assert_array_equal(
-        read_volume(folder / "p0__mr.nii.gz").array, expected_ct(site, site / "in/p0/mr.nii.gz").array
+        read_volume(folder / "p0.nii.gz").array, expected_ct(site, site / "in/p0/mr.nii.gz").array
     )
-    (folder / "p1__mr.nii.gz").unlink()
-    whole = (folder / "p2__mr.nii.gz").read_bytes()
-    (folder / "p2__mr.nii.gz").write_bytes(whole[:-1])
+    (folder / "p1.nii.gz").unlink()
+    whole = (folder / "p2.nii.gz").read_bytes()
+    (folder / "p2.nii.gz").write_bytes(whole[:-1])
     _, mended = run(site)
-    assert redone(changed, mended) == {"p1__mr", "p2__mr"}
-    assert (folder / "p2__mr.nii.gz").read_bytes() == whole
+    assert redone(changed, mended) == {"p1", "p2"}
+    assert (folder / "p2.nii.gz").read_bytes() == whole
     _, more = run(site, "--overwrite", "--num_test", "2")
-    assert redone(mended, more) == {"p0__mr", "p1__mr"}
+    assert redone(mended, more) == {"p0", "p1"}
     write_model(site, seed=1)
     _, other = run(site)
-    assert redone(more, other) == {"p0__mr", "p1__mr", "p2__mr"}
+    assert redone(more, other) == {"p0", "p1", "p2"}
     _, still = run(site)
     assert redone(other, still) == set()
     (site / "in/p9").mkdir()
     write_volume(patient_mr(), site / "in/p9/mr.nii.gz")
     _, added = run(site, "--how_many", "99")
-    assert redone(still, added) == {"p9__mr"} and added.keys() == {*still, "p9__mr"}
+    assert redone(still, added) == {"p9"} and added.keys() == {*still, "p9"}
 
 
 def test_training_statistics_and_versions_do_not_make_results_outdated(site):
@@ -183,7 +184,7 @@ def test_a_failure_is_tried_again_and_forgotten_when_its_input_is_gone(site):
         (site / "in" / name).unlink()
     (site / "in/empty").rmdir()
     code, cases = run(site)
-    assert code == 0 and cases.keys() == {"p0__mr", "p1__mr", "p2__mr", "nan"}
+    assert code == 0 and cases.keys() == {"p0", "p1", "p2", "nan"}
     assert cases["nan"]["status"] == "done"
 
 
@@ -191,8 +192,8 @@ def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
     run(site)
     (site / "in/p1/mr.nii.gz").write_bytes(b"broken")
     code, cases = run(site)
-    assert code == 1 and cases["p1__mr"]["status"] == "failed"
-    assert "p1__mr.nii.gz was made from an earlier input or by an earlier model" in cases["p1__mr"]["reason"]
+    assert code == 1 and cases["p1"]["status"] == "failed"
+    assert "p1.nii.gz was made from an earlier input or by an earlier model" in cases["p1"]["reason"]
 
 
 def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
@@ -207,9 +208,9 @@ def test_an_unexpected_error_ends_its_case_alone(site, monkeypatch):
     write_volume(patient_mr(56.0), site / "in/p1/mr.nii.gz")
     code, cases = run(site)
     assert code == 1
-    assert {name for name, case in cases.items() if case["status"] == "done"} == {"p0__mr", "p2__mr"}
-    assert cases["p1__mr"]["reason"] == "unexpected ZeroDivisionError: our own bug"
-    assert "Traceback" in cases["p1__mr"]["details"]
+    assert {name for name, case in cases.items() if case["status"] == "done"} == {"p0", "p2"}
+    assert cases["p1"]["reason"] == "unexpected ZeroDivisionError: our own bug"
+    assert "Traceback" in cases["p1"]["details"]
 
 
 @pytest.mark.parametrize("stage", ["prepare_volume", "write_case_page"])
@@ -275,12 +276,12 @@ def test_a_killed_run_resumes(site):
     before = {name: record for name, record in records.items() if record["status"] == "done"}
     assert len(before) == 1 and len(records) == 2 and not (folder / "summary.csv").exists()
     code, after = run(site)
-    assert code == 0 and after.keys() == {"p0__mr", "p1__mr", "p2__mr"}
+    assert code == 0 and after.keys() == {"p0", "p1", "p2"}
     assert redone(before, after) == after.keys() - before.keys()
     assert not list(folder.rglob(".writing-*"))
     for k in range(3):
         path = site / f"in/p{k}/mr.nii.gz"
-        np.testing.assert_array_equal(read_volume(folder / f"p{k}__mr.nii.gz").array, expected_ct(site, path).array)
+        np.testing.assert_array_equal(read_volume(folder / f"p{k}.nii.gz").array, expected_ct(site, path).array)
 
 
 def test_two_pipelines_at_once_convert_every_patient_once(site, monkeypatch):
@@ -301,18 +302,18 @@ def test_two_pipelines_at_once_convert_every_patient_once(site, monkeypatch):
     for thread in threads:
         thread.join()
     assert codes == [0, 0]
-    assert sorted(written) == [f"p{k}__mr.nii.gz" for k in range(5)]
+    assert sorted(written) == [f"p{k}.nii.gz" for k in range(5)]
 
 
 def test_a_case_that_another_process_leaves_undone_is_taken_over(site, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
-    claim = Results(site / "out" / NAME).claim("p1__mr")
+    claim = Results(site / "out" / NAME).claim("p1")
     timer = threading.Timer(1.0, claim.release)
     timer.start()
     code, cases = run(site)
     timer.join()
-    assert code == 0 and cases.keys() == {"p0__mr", "p1__mr", "p2__mr"}
+    assert code == 0 and cases.keys() == {"p0", "p1", "p2"}
     assert "waiting for 1 cases that another process is converting" in caplog.text
 
 
@@ -322,12 +323,12 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
     code, cases = run(site, source=("--input_dir", "elsewhere"))
     (refused,) = (case for case in cases.values() if case["status"] == "failed")
     assert code == 1 and "is the result of" in refused["reason"] and str(site / "in/p1") in refused["reason"]
-    assert cases["p1__mr"]["attempt"] == first["p1__mr"]["attempt"]
+    assert cases["p1"]["attempt"] == first["p1"]["attempt"]
     (site / "in").rename(site / "moved")  # the same patients in another place are the same patients
     code, moved = run(site, source=("--input_dir", "moved"))
     assert code == 0 and {name: moved[name]["attempt"] for name in first} == attempts(first)
     code, replaced = run(site, "--overwrite", source=("--input_dir", "elsewhere"))
-    assert code == 0 and "elsewhere" in replaced["p1__mr"]["input"]
+    assert code == 0 and "elsewhere" in replaced["p1"]["input"]
 
 
 def test_references_are_scored_and_bad_ones_are_warnings(site):
@@ -419,15 +420,15 @@ def test_a_claim_that_fails_costs_its_case_alone(site, monkeypatch, caplog):
     claim = Results.claim
 
     def full(self, case):
-        if case == "p1__mr":
-            raise InputError("p1__mr: cannot be locked: no space left")
+        if case == "p1":
+            raise InputError("p1: cannot be locked: no space left")
         return claim(self, case)
 
     monkeypatch.setattr(Results, "claim", full)
     code, cases = run(site)
-    assert code == 1 and cases.keys() == {"p0__mr", "p2__mr"}
-    assert "p1__mr: cannot be locked: no space left" in caplog.text
-    assert "failed: p1__mr: not recorded" in caplog.text
+    assert code == 1 and cases.keys() == {"p0", "p2"}
+    assert "p1: cannot be locked: no space left" in caplog.text
+    assert "failed: p1: not recorded" in caplog.text
 
 
 def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
@@ -445,19 +446,19 @@ def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
     monkeypatch.setattr(Results, "write", full_once)
     code, cases = run(site)
     assert code == 1 and refused[0].status == "done"
-    assert "disk full (p1__mr.nii.gz was written, without a record" in cases["p1__mr"]["reason"]
+    assert "disk full (p1.nii.gz was written, without a record" in cases["p1"]["reason"]
     code, cases = run(site)
-    assert code == 0 and cases["p1__mr"]["status"] == "done"
-    assert redone(first, cases) == {"p1__mr"}
+    assert code == 0 and cases["p1"]["status"] == "done"
+    assert redone(first, cases) == {"p1"}
 
 
 OPTIONS_OF_BOTH = (
     "name checkpoints_dir epoch device precision results_dir batch_size direction spacing_mm "
     "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite "
-    "uncertainty fusion"
+    "uncertainty fusion resample_reference"
 ).split()
 OPTIONS = {
-    test_options: "input series_uid mask reference resample_reference output no_mirrored "
+    test_options: "input series_uid mask reference output no_mirrored "
     "volume_only no_solid_body patient_name patient_id".split(),
     pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
 }
@@ -499,8 +500,7 @@ def test_real_limbs_dicom_and_broken_inputs(tmp_path):
     assert redone(cases, again) == {name for name, case in cases.items() if case["status"] == "failed"}
     # The same patient from NIfTI and from DICOM.
     nifti, dicom = (
-        read_volume(tmp_path / "out" / NAME / f"{name}.nii.gz")
-        for name in ("dev__STS_024__STS_024_MR_T1", "dicom__STS_024__MR_T1")
+        read_volume(tmp_path / "out" / NAME / f"{name}.nii.gz") for name in ("dev__STS_024_MR_T1", "STS_024")
     )
     np.testing.assert_allclose(nifti.array, dicom.array, atol=1)  # spacings differ in the ninth digit
 
@@ -516,12 +516,25 @@ def test_results_are_shown_case_by_case_and_as_a_cohort(site):
     assert f"{cases['a']['scores']['mae']:.1f}" in page
     assert f"{cases['a']['scores']['mae']:.1f}" in cohort
     assert 'href="../../index.html"' in page
+    assert re.search(rf"model.*{NAME}.*epoch.*latest", page, re.DOTALL)
+    assert "soft tissue [HU]" in cohort and "body [l]" in cohort and (out / "pages/b/thumbnail.png").exists()
     assert 'href="pages/a/index.html"' in cohort
     assert 'href="pages/b/index.html"' in cohort
     assert "pages/c" not in cohort
     assert "gone.nii" in cohort
     assert {file.name for file in (out / "pages/b/data").iterdir()} == {"mr.js", "ct.js"}
     assert not list(out.glob("*.png"))
+
+
+def test_a_value_that_a_series_cannot_have_is_a_warning_of_its_patient(site, caplog):
+    caplog.set_level("INFO")
+    write_dicom_patient(site / "in/p9", change=lambda k, header: setattr(header, "StudyID", "longer than sixteen"))
+    code, cases = run(site, "--dicom", "--no_html")
+    assert code == 0
+    told = "the MR's DICOM tag StudyID is not copied into the series: its value is invalid"
+    assert [name for name, case in cases.items() if told in case["warnings"]] == ["p9"]
+    warned = sum(bool(case["warnings"]) for case in cases.values())
+    assert f"4 done ({warned} with warnings), 0 failed" in caplog.text
 
 
 def test_pages_can_be_left_out(site):
@@ -594,12 +607,12 @@ def test_another_patient_of_the_same_name_is_not_overwritten_while_both_run(site
     monkeypatch.setattr(pipeline, "make_survey", early)
     code, cases = run(site, source=("--input_dir", "elsewhere"))
     assert code == 1
-    assert cases["p1__mr"]["status"] == "done"
-    assert cases["p1__mr"]["input"] == str(site / "in/p1/mr.nii.gz")
-    (refused,) = [case for name, case in cases.items() if name.startswith("p1__mr__")]
+    assert cases["p1"]["status"] == "done"
+    assert cases["p1"]["input"] == str(site / "in/p1/mr.nii.gz")
+    (refused,) = [case for name, case in cases.items() if name.startswith("p1__")]
     assert "which another process converted meanwhile" in refused["reason"]
     np.testing.assert_array_equal(
-        read_volume(site / "out" / NAME / "p1__mr.nii.gz").array, expected_ct(site, site / "in/p1/mr.nii.gz").array
+        read_volume(site / "out" / NAME / "p1.nii.gz").array, expected_ct(site, site / "in/p1/mr.nii.gz").array
     )
 
 
@@ -611,7 +624,7 @@ def test_what_was_decided_on_reading_stands_in_the_record_and_codes_are_kept(tmp
     nibabel.save(nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
     code, cases = run(tmp_path, "--no_html")
     assert code == 0
-    assert any("the header has no orientation" in warning for warning in cases["p0__mr"]["warnings"])
-    written = nibabel.load(tmp_path / "out" / NAME / "p0__mr.nii.gz").header
+    assert any("the header has no orientation" in warning for warning in cases["p0"]["warnings"])
+    written = nibabel.load(tmp_path / "out" / NAME / "p0.nii.gz").header
     assert (int(written["qform_code"]), int(written["sform_code"])) == (0, 0)
     np.testing.assert_allclose(written.get_zooms(), image.header.get_zooms())

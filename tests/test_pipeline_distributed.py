@@ -53,11 +53,11 @@ def test_two_processes_do_every_patient_once_with_the_same_voxels(tmp_path):
     two, one = (launch(tmp_path, threads=3 - count, processes=count, results=f"by{count}") for count in (2, 1))
     assert two.returncode == one.returncode == 1  # of the broken ones
     lines = re.findall(r"rank (\d)  \[ ?\d+/10\] (\S+): (done|failed)", two.stderr)
-    assert sorted(case for _, case, what in lines if what == "done") == [f"p{k}__mr" for k in range(6)]
+    assert sorted(case for _, case, what in lines if what == "done") == [f"p{k}" for k in range(6)]
     assert sum(what == "failed" for *_, what in lines) == 4
     assert two.stderr.count("6 done (") == 1 and two.stderr.count("searching") == 1
     for k in range(6):
-        files = [tmp_path / f"by{count}" / NAME / f"p{k}__mr.nii.gz" for count in (2, 1)]
+        files = [tmp_path / f"by{count}" / NAME / f"p{k}.nii.gz" for count in (2, 1)]
         assert files[0].read_bytes() == files[1].read_bytes()
         assert read_volume(files[0]).size == (60, 60, 6)
     last_run = json.loads((tmp_path / "by2" / NAME / "summary.json").read_text())["last_run"]
@@ -74,7 +74,7 @@ def finished(records: Path) -> dict[str, bytes]:
 def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_rest(tmp_path):
     write_model(tmp_path)
     write_patients(tmp_path / "in", 6)
-    claim = Results(tmp_path / "out" / NAME).claim("p5__mr")  # the job waits for it, and cannot end before the kill
+    claim = Results(tmp_path / "out" / NAME).claim("p5")  # the job waits for it, and cannot end before the kill
     job = Program(*TORCHRUN, *command(tmp_path, "--no_html"))
     records = tmp_path / "out" / NAME / "records"
     deadline = time.monotonic() + 300
@@ -90,7 +90,7 @@ def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_r
     again = launch(tmp_path, "--no_html")
     assert again.returncode == 0, again.stderr
     after = finished(records)
-    assert after.keys() == {f"p{k}__mr" for k in range(6)}
+    assert after.keys() == {f"p{k}" for k in range(6)}
     assert before.items() <= after.items()
 
 

@@ -102,7 +102,7 @@ def test_synthrad_folders(section, suffix, patients, tmp_path, monkeypatch, caps
     assert {case.mask_source_sha256 is None for case in manifest.cases} == {False}  # the masks were taken
     opt = pipeline_options.parse(arguments(section, "python test_pipeline.py"))
     cohort = find_cohort(opt.input_dir, opt.pattern)
-    assert [case.name for case in cohort.cases] == ["1XY000__mr", "1XY009__mr"]
+    assert [case.name for case in cohort.cases] == ["1XY000", "1XY009"]
     convert(cohort.cases, opt.results_dir / "+".join(opt.name))
     check_scores(section, capsys)
 

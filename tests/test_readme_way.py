@@ -73,7 +73,7 @@ def lay_out(root: Path) -> None:
     for domain in ("mr", "ct"):
         shutil.copytree(made / "train" / domain, root / "raw" / domain)
     for case in sorted((made / "test").iterdir()):
-        shutil.copytree(case, root / "cohort" / case.name)
+        shutil.copytree(case, root / "patients" / case.name)
     for name in ("mr.nii.gz", "ct.nii.gz"):
         shutil.copy(case / name, root / name)
     write_volume(thigh(), root / "MR.nii.gz")
@@ -136,8 +136,11 @@ def test_each_command_names_the_next(way):
         "next: python test_adapt.py --name recommended_mine_small --input MR.nii.gz",
         "next: python train.py --dataroot datasets/mine --name NAME",
         "next: python test_adapt.py --name mine --input MR.nii.gz",
-        "python -m scripts.evaluate --pred results/recommended_mine_small/mr.nii.gz --ref CT.nii.gz --mr mr.nii.gz",
-        "python -m scripts.evaluate --pred results/recommended_mine_small --ref FOLDER --ref_pattern '{case}.nii.gz'",
+        "next: python -m scripts.evaluate --pred results/recommended_mine_small/mr.nii.gz --ref ct.nii.gz "
+        "--mr mr.nii.gz --resample_reference",
+        "next: python -m scripts.evaluate --pred results/recommended_mine_small --ref patients "
+        "--ref_pattern '{case}/ct.nii.gz' "
+        "--mr patients --mr_pattern '{case}/mr.nii.gz' --resample_reference --skip_missing",
         "next: python test_adapt.py --name published --input MR.nii.gz",
     ):
         assert command in said
@@ -157,8 +160,8 @@ def test_the_run_is_what_was_asked_for(way):
     [
         ("recommended/MR.nii.gz", "MR.nii.gz"),
         ("recommended_mine_small/mr.nii.gz", "mr.nii.gz"),
-        ("recommended_mine_small/test000__mr.nii.gz", "cohort/test000/mr.nii.gz"),
-        ("recommended_mine_small/test001__mr.nii.gz", "cohort/test001/mr.nii.gz"),
+        ("recommended_mine_small/test000.nii.gz", "patients/test000/mr.nii.gz"),
+        ("recommended_mine_small/test001.nii.gz", "patients/test001/mr.nii.gz"),
     ],
 )
 def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
@@ -171,9 +174,7 @@ def test_each_synthetic_ct_is_int16_hu_on_the_mr_s_grid(result, source, way):
 
 def test_one_patient_and_the_cohort_give_the_same_ct(way):
     root = way[0]
-    one, many = (
-        read_volume(root / "results/recommended_mine_small" / f"{name}.nii.gz") for name in ("mr", "test001__mr")
-    )
+    one, many = (read_volume(root / "results/recommended_mine_small" / f"{name}.nii.gz") for name in ("mr", "test001"))
     assert np.array_equal(one.array, many.array)
 
 
@@ -191,9 +192,9 @@ def test_the_scores_are_those_of_the_volumes_and_of_one_patient(way):
     cases = json.loads((root / "scores.json").read_text())["cases"]
     assert [case["case"] for case in cases] == ["test000", "test001"]
     for case in cases:
-        folder = root / "cohort" / case["case"]
+        folder = root / "patients" / case["case"]
         mr, ct = (read_volume(folder / name) for name in ("mr.nii.gz", "ct.nii.gz"))
-        synthetic = read_volume(root / f"results/recommended_mine_small/{case['case']}__mr.nii.gz")
+        synthetic = read_volume(root / f"results/recommended_mine_small/{case['case']}.nii.gz")
         assert {name: value for name, value in case.items() if name != "case"} == score_case(synthetic, ct, mr=mr)
         scored = ct_body_mask(ct) & (mr.array > 0)
         difference = np.abs(synthetic.array.astype(float) - ct.array)[scored].mean()

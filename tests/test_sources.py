@@ -11,7 +11,7 @@ import pytest
 
 from data.errors import InputError
 from data.prepared.manifest import read_manifest
-from data.prepared.sources import Source, find_sources, find_volumes, name_cases
+from data.prepared.sources import Source, find_sources, find_volumes
 from data.prepared.volume_jobs import run_jobs
 from data.volumes.volume import write_volume
 from scripts import prepare_dataset
@@ -26,24 +26,6 @@ def touch(root: Path, *names: str) -> list[Path]:
     return [root / name for name in names]
 
 
-@pytest.mark.parametrize(
-    ("files", "names"),
-    [
-        (["1BA001/mr.nii.gz", "1BA005/mr.nii.gz"], ["1BA001", "1BA005"]),  # SynthRAD
-        (["STS_001_MR_T1.nii.gz", "STS_002_MR_T1.nii.gz"], ["STS_001_MR_T1", "STS_002_MR_T1"]),
-        (["p1/p1_mr.nii.gz", "p2/p2_mr.nii.gz"], ["p1_mr", "p2_mr"]),
-        (["a/x.mha", "a/y.mha", "b/x.nrrd"], ["a_x", "a_y", "b_x"]),
-        (["s/scan1.nii", "s/scan2.nii", "scan/scan1.nii"], ["s_scan1", "s_scan2", "scan_scan1"]),
-        (["AB1/mr.mha"], ["AB1"]),
-        (["patient 7.nii"], ["patient_7"]),
-        (["deep/er/a.nii", "b.nii"], ["deep_er_a", "b"]),
-    ],
-)
-def test_names_are_what_tells_cases_apart(tmp_path, files, names):
-    found = name_cases(touch(tmp_path, *files))
-    assert [name.removeprefix(f"{tmp_path.name}_") for name in found] == names
-
-
 def test_a_glob_a_folder_and_a_file_name_volumes(tmp_path):
     a, b, _ = touch(tmp_path, "in/a.nii.gz", "in/b.mha", "in/notes.txt")
     assert find_volumes(str(tmp_path / "in/*")) == [a, b]
@@ -51,7 +33,8 @@ def test_a_glob_a_folder_and_a_file_name_volumes(tmp_path):
     assert find_volumes(str(a)) == [a]
     touch(tmp_path, "dicom/P1/MR/1.dcm", "dicom/P2/MR/1.dcm")
     series = find_volumes(str(tmp_path / "dicom/*/MR"))
-    assert name_cases(series) == ["P1", "P2"]
+    assert [source.name for source in find_sources(str(tmp_path / "dicom/*/MR"), None, None)] == ["P1", "P2"]
+    assert series == [tmp_path / "dicom/P1/MR", tmp_path / "dicom/P2/MR"]
     with pytest.raises(InputError, match=r"c\*: no volume file or DICOM folder matches"):
         find_volumes(str(tmp_path / "c*"))
 

@@ -14,15 +14,14 @@ from PIL import Image
 
 from data.errors import InputError
 from data.values.intensity import IntensityMap
-from data.volumes.volume import Volume
 from visualization import console, training_page, windows
 from visualization.console import Console
 from visualization.display import Picture, RunInfo
-from visualization.panels import CAPTION_PX, GAP_PX, VisualsStyle, preview, training_sheet
+from visualization.panels import CAPTION_PX, GAP_PX, VisualsStyle, training_sheet
 from visualization.records import History, LossRecord, parse_record, read_records
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage, thin
-from visualization.windows import CT_WINDOWS, DisplayWindow, gray, mr_display_range, parse_display_window
+from visualization.windows import DisplayWindow, gray, mr_display_range, parse_display_window
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 TILE = 192
@@ -188,41 +187,6 @@ def test_slices_that_stay_come_first_under_a_heading():
     np.testing.assert_array_equal(
         np.array(training_sheet(visuals, style, {})), np.array(training_sheet(visuals, style))
     )
-
-
-def test_a_preview_shows_hu_in_a_fixed_window_and_true_proportions():
-    spacing = (1.0, 2.0, 4.0)
-    shape = (5, 20, 30)  # 20 mm high, 40 mm deep, 30 mm wide
-    low, high = CT_WINDOWS["default"].range
-    constant = {name: Volume(np.full(shape, hu, np.int16), spacing) for name, hu in (("low", low), ("high", high))}
-    mr = Volume(np.tile(np.arange(30, dtype=np.float32), (5, 20, 1)), spacing)
-    pixels = np.array(preview(mr, constant["low"], constant["high"]))
-    larger = 5  # 40 pixels, the widest of the planes, to 192 or more
-    axial, coronal, sagittal = (200, 150), (100, 150), (100, 200)
-    width, scale = 200 + GAP_PX, 8 + CAPTION_PX
-    assert pixels.shape == (axial[0] + coronal[0] + sagittal[0] + 4 * CAPTION_PX + scale, 4 * 200 + 3 * GAP_PX)
-    first = pixels[CAPTION_PX : CAPTION_PX + axial[0]]
-    assert first[100, 0] == 0 and first[100, 149] == 255
-    assert np.all(first[:, width : width + 150] == 0)  # the synthetic CT at the window's lower end
-    assert np.all(first[:, 2 * width : 2 * width + 150] == 255)  # the true CT at its upper end
-    assert np.all(first[:, 3 * width : 3 * width + 150] == 0)  # -800 HU of difference is below -400
-    assert np.all(first[: 5 * larger : larger] == first[larger - 1 : 5 * larger : larger])  # whole pixels
-    bars = pixels[-scale:-CAPTION_PX]
-    assert np.all(bars[:, :200] == 0)  # an MR has no units
-    for k in (1, 2, 3):
-        bar = bars[:, k * width : k * width + 200]
-        assert bar[0, 0] == 0 and bar[0, -1] == 255 and np.all(np.diff(bar[0].astype(int)) >= 0)
-
-
-@pytest.mark.parametrize("flipped", [False, True])
-def test_coronal_and_sagittal_planes_stand_upright(flipped):
-    array = np.zeros((6, 8, 8), np.int16)
-    array[0 if flipped else 5] = 400  # the head end
-    volume = Volume(array, direction=(1, 0, 0, 0, 1, 0, 0, 0, -1 if flipped else 1))
-    pixels = np.array(preview(volume, volume, None))
-    top = 24 * 8 + 2 * CAPTION_PX  # the coronal row of images; 8 pixels are enlarged to 192
-    column = 24 * 8 + GAP_PX + 4
-    assert pixels[top + 12, column] > pixels[top + 24 * 5 + 12, column]
 
 
 # ------------------------------------------------------------------ records and history

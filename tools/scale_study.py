@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_patients(parser)
     parser.add_argument("--name", default="recommended", help="the model (default: recommended)")
     parser.add_argument(
-        "--bias_correction", choices=("yes", "no"), help="whether bias fields are corrected (default: as the model does)"
+        "--bias_correction",
+        choices=("yes", "no"),
+        help="whether bias fields are corrected (default: as the model does)",
     )
     opt = parser.parse_args(arguments)
     device = torch_device("auto")

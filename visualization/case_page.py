@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from dominate import tags
 from dominate.util import raw
@@ -13,18 +12,25 @@ from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
-from evaluation.report import FIGURES
+from evaluation.report import COLUMNS, FIGURES
 from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
-from visualization.figures import DIFFERENCE_COLOURS
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
-from visualization.panels import DIFFERENCE_HU, mr_title, preview
 from visualization.planes import PLANES, Plane
+from visualization.preview import mr_title, save_preview, thumbnail
 from visualization.svg_charts import histogram_chart, joint_histogram_chart
-from visualization.windows import CT_WINDOWS, mr_display_range
+from visualization.windows import (
+    CT_WINDOWS,
+    DIFFERENCE_COLOURS,
+    DIFFERENCE_HU,
+    UNCERTAINTY_COLOURS,
+    colour_table,
+    mr_display_range,
+)
 
 # Volumes that a page may show; each has its file below data/.
 VOLUME_IDS = ("mr", "ct", "reference", "uncertainty")
 PREVIEW_NAME = "preview.png"
+THUMBNAIL_NAME = "thumbnail.png"
 # A page opens in the first, that of the picture.
 _WINDOW_BUTTONS = {
     "Soft tissue and bone": CT_WINDOWS["default"],
@@ -33,7 +39,6 @@ _WINDOW_BUTTONS = {
     "Lung": CT_WINDOWS["lung"],
     "Everything": CT_WINDOWS["wide"],
 }
-_UNCERTAINTY_COLOURS = "inferno"  # from black on, perceptually uniform
 _SPREADS_HU = (100, 200, 400, 1000)
 _HU_EDGES = np.arange(-1024.0, 1577.0, 25.0)  # of the histograms; the outermost bins also hold what lies beyond
 _OBLIQUE_DEG = 1.0
@@ -54,7 +59,7 @@ def write_case_page(
     contrast: str | None = None,
     uncertainty: Volume | None = None,
 ) -> Path:
-    """Write the results page of a case into `folder`: `index.html`, `preview.png` and the volumes in `data`.
+    """Write the results page of a case into `folder`: `index.html`, two pictures and the volumes in `data`.
 
     Args:
         folder: of its own; an earlier page there goes, its volumes too, also those that the new one does not have.
@@ -108,8 +113,9 @@ def write_case_page(
     page = folder / "index.html"
     _remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
-    with whole_file(folder / PREVIEW_NAME) as scratch:
-        preview(mr, ct, reference, synthetic, contrast).save(scratch)
+    save_preview(mr, ct, reference, folder / PREVIEW_NAME, synthetic, contrast)
+    with whole_file(folder / THUMBNAIL_NAME) as scratch:
+        thumbnail(mr, ct).save(scratch)
     return write_document(document, page)
 
 
@@ -151,17 +157,13 @@ def _page_data(shown: list[ShownVolume], region: Region) -> dict:
     difference = uncertainty = None
     if title := _difference_title(shown):
         difference = {"of": "ct", "minus": "reference", "title": title, "spread": DIFFERENCE_HU,
-                      "colours": _colours(DIFFERENCE_COLOURS)}  # fmt: skip
+                      "colours": colour_table(DIFFERENCE_COLOURS).tolist()}  # fmt: skip
     if deviation := _shown_as(shown, "uncertainty"):
-        uncertainty = {"reach": deviation.high, "colours": _colours(_UNCERTAINTY_COLOURS)}
+        uncertainty = {"reach": deviation.high, "colours": colour_table(UNCERTAINTY_COLOURS).tolist()}
     return {
         "shape": region.shape, "affine": region.affine.tolist(), "volumes": volumes, "planes": planes, "hu": HU_STEP,
         "difference": difference, "uncertainty": uncertainty,
     }  # fmt: skip
-
-
-def _colours(name: str) -> list[list[int]]:
-    return matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3].tolist()
 
 
 def _shown_as(shown: list[ShownVolume], identity: str) -> ShownVolume | None:
@@ -282,15 +284,17 @@ def _add_scale(identity: str, title: str) -> None:
     with tags.span():
         tags.span(title)
         tags.span(id=f"{identity}-low")
-        tags.canvas(id=f"{identity}-scale", width="256", height="1", aria_hidden="true")
+        with tags.span(cls="bar", aria_hidden="true"):
+            tags.canvas(id=f"{identity}-scale", width="256", height="1")
+            tags.span(id=f"{identity}-ticks", cls="ticks")
         tags.span(id=f"{identity}-high")
 
 
 def _add_scores(scores: Mapping[str, float]) -> None:
     if not scores:
         return
-    with tags.section(aria_label="Scores"):
-        tags.h2("Scores")
+    with tags.section(aria_label="Scores and figures"):
+        tags.h2("Scores and figures" if COLUMNS.keys() & scores.keys() else "Figures")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
             tags.thead(tags.tr(*(tags.th(FIGURES.get(name, (name,))[0], cls="number") for name, _ in cells)))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dominate import tags
 
-from evaluation.report import FIGURES, summarise
-from visualization.case_page import PREVIEW_NAME, score_text
+from evaluation.report import COLUMNS, FIGURES, summarise
+from visualization.case_page import THUMBNAIL_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
 from visualization.svg_charts import box_chart
 
@@ -59,7 +59,8 @@ def write_cohort_page(
             tags.p(f"{len(rows)} cases" + (f", {failed} failed" if failed else ""))
             tags.p("Not for clinical use")
         if names:
-            _add_boxes(rows, names, folder)
+            scored = [name for name in names if name in COLUMNS]
+            _add_boxes(rows, scored or names, folder)
         _add_table(rows, names, folder)
         with tags.section(aria_label="Details"):
             tags.h2("Details")
@@ -75,8 +76,8 @@ def _is_defined(row: CohortRow, name: str) -> bool:
 
 
 def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
-    with tags.section(aria_label="Distribution of scores"):
-        tags.h2("Scores")
+    with tags.section(aria_label="Distributions"):
+        tags.h2("Distributions")
         with tags.div(cls="boxes"):
             for name in names:
                 usable = [row for row in rows if _is_defined(row, name)]
@@ -126,8 +127,8 @@ def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, w
         if with_pages:
             cell = tags.td()
             if row.page:
-                picture = link_to(row.page.with_name(PREVIEW_NAME), folder)
-                cell.add(tags.img(src=picture, alt="", loading="lazy"))
+                picture = tags.img(src=link_to(row.page.with_name(THUMBNAIL_NAME), folder), alt="", loading="lazy")
+                cell.add(tags.a(picture, href=link_to(row.page, folder), aria_label=row.case))
         name = tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case
         tags.td(name, data_value=row.case)
         for score in names:

@@ -11,17 +11,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 
 from data.errors import InputError
 from data.files import whole_file
 from data.volumes.volume import Volume, resampling, same_grid
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
 from visualization.records import LossRecord
-from visualization.windows import DisplayWindow, mr_display_range
+from visualization.windows import DIFFERENCE_COLOURS, GRAYS, MARK_COLOUR, DisplayWindow, mr_display_range, round_ticks
 
 log = logging.getLogger(__name__)
 
-DIFFERENCE_COLOURS = "berlin"  # diverging, dark in the middle, perceptually uniform (Crameri)
 # Colours that colour-blind readers can tell apart (Okabe and Ito), with a dash each for print without colour.
 _RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _RUN_DASHES = ("-", "--", "-.", ":")
@@ -79,8 +79,11 @@ def columns_of(
     return columns
 
 
-def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]) -> Figure:
-    """Return a figure with a row for each cut (plane and slice in patient order) and a column for each volume."""
+def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]], mask: Volume | None = None) -> Figure:
+    """Return a figure with a row for each cut (plane and slice in patient order) and a column for each volume.
+
+    `mask`, on the same grid, is outlined in every image.
+    """
     lie = patient_order(columns[0].volume)
     shares = [_height_over_width(columns[0].volume, lie, plane) for plane, _ in cuts]
     scales = {column.scale: column for column in columns if column.scale}
@@ -91,12 +94,15 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
     for row, (plane, index) in enumerate(cuts):
         for axes, column in zip(panels[row], columns, strict=True):
             _draw_cut(axes, column, lie, plane, index)
+            if mask is not None:
+                _draw_outline(axes, plane.cut(lie.array(mask.array), index) != 0)
         panels[row, 0].set_ylabel(plane.name, fontsize=8, labelpad=2)
     for axes, column in zip(panels[0], columns, strict=True):
         axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)  # a label with $ is no formula
     for label, scale in scales.items():
-        colours = ScalarMappable(Normalize(scale.low, scale.high), DIFFERENCE_COLOURS if scale.difference else "gray")
-        bar = figure.colorbar(colours, ax=panels, extend="both", shrink=0.5, aspect=26, pad=0.01)
+        colours = ScalarMappable(Normalize(scale.low, scale.high), DIFFERENCE_COLOURS if scale.difference else GRAYS)
+        ticks = round_ticks(scale.low, scale.high)
+        bar = figure.colorbar(colours, ax=panels, extend="both", shrink=0.5, aspect=26, pad=0.01, ticks=ticks)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
@@ -112,14 +118,25 @@ def _draw_cut(axes: Axes, column: Column, lie: PatientOrder, plane: Plane, index
     rows, columns = (lie.spacing_mm[axis] for axis in plane.rows_and_columns)
     axes.imshow(
         plane.cut(lie.array(column.volume.array), index), vmin=column.low, vmax=column.high, aspect=rows / columns,
-        cmap=DIFFERENCE_COLOURS if column.difference else "gray", interpolation="bilinear",
+        cmap=DIFFERENCE_COLOURS if column.difference else GRAYS, interpolation="bilinear",
     )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_facecolor("black")
     left, right, *_ = plane.letters
     for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
-        axes.text(x, 0.5, letter, transform=axes.transAxes, color="#ffd75e", fontsize=6, ha=side, va="center")
+        text = axes.text(x, 0.5, letter, transform=axes.transAxes, color=MARK_COLOUR, fontsize=7, ha=side, va="center")
+        text.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
+
+
+def _draw_outline(axes: Axes, inside: np.ndarray) -> None:
+    """Outline a mask along the edges of its pixels, also at the image's border."""
+    edges = np.repeat(np.repeat(np.pad(inside, 1), 8, axis=0), 8, axis=1)
+    rows, columns = ((np.arange(n) + 0.5) / 8 - 1.5 for n in edges.shape)
+    for width, colour in ((1.6, "black"), (0.8, MARK_COLOUR)):
+        axes.contour(columns, rows, edges, levels=[0.5], colors=colour, linewidths=width)
+    axes.set_xlim(-0.5, inside.shape[1] - 0.5)
+    axes.set_ylim(inside.shape[0] - 0.5, -0.5)
 
 
 def planes_through(grid: Volume, point_mm: tuple[float, float, float] | None) -> list[tuple[Plane, int]]:

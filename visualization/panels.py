@@ -2,21 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.files import whole_file
 from data.loading.channels import middle_channel
 from data.values.intensity import IntensityMap
-from data.volumes.volume import Volume
-from visualization.planes import PLANES, PatientOrder, Plane, patient_order
-from visualization.windows import CT_WINDOWS, DisplayWindow, gray, mr_display_range
+from visualization.preview import mr_title
+from visualization.windows import CT_WINDOWS, DIFFERENCE_HU, DisplayWindow, gray
 
-DIFFERENCE_HU = 400.0
 CAPTION_PX = 18
 GAP_PX = 4
 _CAPTION_FONT_PX = 12
@@ -211,51 +207,6 @@ def _heading(text: str) -> list[Tile]:
     return [(text, Image.new("L", (1, 1)))]
 
 
-def mr_title(contrast: str | None) -> str:
-    """Return the title of an MR in pictures: with its contrast's name, if it is one of several."""
-    return f"MR ({contrast})" if contrast else "MR"
-
-
-def preview(
-    mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT", contrast: str | None = None
-) -> Image.Image:
-    """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
-
-    `synthetic` says which of the two, CT or MR, was made from the other, and `contrast` which one of several the MR is.
-    All volumes are on one grid. CT is shown from -360 to 440 HU, the difference from -400 (black) to 400 HU (white); a
-    scale below each says so. Small volumes are enlarged by a whole number, so that they can be made out.
-    """
-    titles = {"MR": mr_title(contrast), "CT": "CT"}
-    titles[synthetic] = f"synthetic {titles[synthetic]}"
-    ct_range = CT_WINDOWS["default"].range
-    # Each of one array, or of the difference of two.
-    columns = [(titles["MR"], [mr.array], mr_display_range(mr.array)), (titles["CT"], [ct.array], ct_range)]
-    if reference is not None:
-        columns += [("true CT", [reference.array], ct_range)]
-        columns += [("difference", [ct.array, reference.array], (-DIFFERENCE_HU, DIFFERENCE_HU))]
-    lie = patient_order(mr)
-    rows = []
-    for plane in PLANES:
-        middle = lie.array(mr.array).shape[plane.axis] // 2
-        row = []
-        for title, arrays, limits in columns:
-            cut, *less = (plane.cut(lie.array(array), middle).astype(np.float32) for array in arrays)
-            row.append((title, gray(cut - less[0] if less else cut, *limits)))
-        rows.append([(f"{title}, {plane.name}", in_proportion(picture, plane, lie)) for title, picture in row])
-    widest = max(image.width for row in rows for _, image in row)
-    larger = max(1, -(-_TILE_PX // widest))
-    rows = [
-        [(title, image.resize((larger * image.width, larger * image.height), Image.Resampling.NEAREST))
-         for title, image in row]
-        for row in rows
-    ]  # fmt: skip
-    rows.append([
-        ("", hu_scale(*limits, larger * widest)) if array is not mr.array else ("", Image.new("L", (1, 1)))
-        for _, (array, *_), limits in columns
-    ])  # fmt: skip
-    return arrange(rows)
-
-
 def hu_scale(low: float, high: float, width: int) -> Image.Image:
     """Return a bar from black, `low` HU, to white, `high` HU, `width` pixels long, with its values below it."""
     scale = Image.new("L", (width, _SCALE_PX + CAPTION_PX))
@@ -266,14 +217,6 @@ def hu_scale(low: float, high: float, width: int) -> Image.Image:
     for text, x, anchor in texts:
         draw.text((x, _SCALE_PX + 2), text, fill=255, font=font, anchor=anchor)
     return scale
-
-
-def save_preview(
-    mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT", contrast: str | None = None
-) -> None:
-    """Write the `preview` to a PNG file."""
-    with whole_file(path) as scratch:
-        preview(mr, ct, reference, synthetic, contrast).save(scratch)
 
 
 def arrange(rows: list[list[Tile]]) -> Image.Image:
@@ -298,13 +241,3 @@ def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     while len(words) > 1 and font.getlength(" ".join(words)) > width:
         words.pop()
     return " ".join(words)
-
-
-def in_proportion(picture: np.ndarray, plane: Plane, lie: PatientOrder) -> Image.Image:
-    """Return an uint8 picture of a plane (gray, or colour in a last axis) with square pixels of the finest spacing."""
-    finest = min(lie.spacing_mm)
-    height, width = (
-        round(extent * lie.spacing_mm[axis] / finest)
-        for extent, axis in zip(picture.shape, plane.rows_and_columns, strict=False)
-    )
-    return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BILINEAR)

@@ -1,13 +1,20 @@
-"""Display windows: which values are black and which are white, for display only."""
+"""How values are shown: display windows, colours and round ticks, the same in every picture, page and figure."""
 
 import math
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from data.errors import InputError
 
 MR_WHITE_PERCENTILE = 99.5
+GRAYS = "gray"
+DIFFERENCE_HU = 400.0  # at the ends of the colours
+DIFFERENCE_COLOURS = "berlin"  # diverging, dark in the middle, perceptually uniform (Crameri)
+UNCERTAINTY_COLOURS = "inferno"  # from black on, perceptually uniform
+MARK_COLOUR = "#ffd75e"  # of letters and outlines on images, with a black edge: legible on any tissue
 # Of larger volumes every second voxel along each axis, every third, ... says what is white.
 _SAMPLE_VOXELS = 20_000_000
 
@@ -60,6 +67,22 @@ def gray(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return values as uint8: `low` and below black (0), `high` and above white (255)."""
     scaled = (np.asarray(values, dtype=np.float32) - low) * (255 / max(high - low, 1e-6))
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def coloured(values: np.ndarray, low: float, high: float, colours: str) -> np.ndarray:
+    """Return values (H, W) as uint8 (H, W, 3) in the colours of a map from `low` to `high`."""
+    return colour_table(colours)[gray(values, low, high)]
+
+
+def colour_table(colours: str) -> np.ndarray:
+    """Return the 256 colours of a map, uint8 (256, 3)."""
+    return matplotlib.colormaps[colours](np.arange(256), bytes=True)[:, :3]
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return up to six round values from `low` to `high`, for the bar of a scale."""
+    values = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low <= value <= high]
 
 
 def mr_display_range(mr: np.ndarray) -> tuple[float, float]:

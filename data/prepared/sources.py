@@ -1,19 +1,18 @@
-"""Find the volumes of a glob, and name their cases and patients."""
+"""Find the volumes of a glob, and their cases, patients and masks."""
 
 import errno
 import glob
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from data.errors import InputError
+from data.prepared.case_names import case_name, clean, name_cases, searched_folder
 from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
-from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 
 log = logging.getLogger(__name__)
 
@@ -161,36 +160,6 @@ def is_volume(path: Path) -> bool:
     return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
 
 
-def name_cases(paths: list[Path]) -> list[str]:
-    """Name each path by what tells it from the others: `1BA001/mr.nii.gz, 1BA005/mr.nii.gz` are `1BA001, 1BA005`.
-
-    The parts of the paths that all share are left out, the others joined by `_`; a lone volume takes its file's name,
-    or its folder's where the file is called `mr`, `ct`, `image` or `mask`.
-    """
-    if len(paths) == 1:
-        stem = volume_stem(paths[0])
-        return [_join([paths[0].absolute().parent.name if stem.lower() in ("mr", "ct", "image", "mask") else stem])]
-    shared = len(Path(os.path.commonpath([path.absolute().parent for path in paths])).parts)
-    parts = [[*path.absolute().parts[shared:-1], volume_stem(path)] for path in paths]
-    # Paths of different depth are aligned at their ends, where files and patients' folders stand.
-    longest = max(map(len, parts))
-    aligned = [[""] * (longest - len(part)) + part for part in parts]
-    telling = [k for k in range(longest) if len({part[k] for part in aligned}) > 1]
-    kept = [[part[k] for k in telling if part[k]] for part in aligned]
-    names = [_join(part) for part in kept]
-    return names if len(set(names)) == len(names) else [_clean("_".join(part)) for part in kept]
-
-
-def _join(parts: list[str]) -> str:
-    """Join parts by `_`, leaving out a folder that the name after it repeats (`p01/p01_mr` is `p01_mr`)."""
-    kept = [part for part, after in pairwise([*parts, ""]) if part not in after]
-    return _clean("_".join(kept))
-
-
-def _clean(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name)
-
-
 def find_sources(
     pattern: str,
     mask_pattern: str | None,
@@ -201,7 +170,7 @@ def find_sources(
 ) -> list[Source]:
     """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
 
-    A case is called by the part of its path that `case_regex` finds, or (None) as `name_cases` does. Where the volumes
+    A case is called by the part of its path that `case_regex` finds, or (None) as in `case_names`. Where the volumes
     are of one `contrast` among others, its name is left out, and where nothing else is left the folder's is taken.
     A volume's mask is the only mask in its folder (`p1/mr.nii.gz`, `p1/mask.nii.gz`), or that of its name but for words
     such as mr and mask (`mr_p1.nii`, `mrmask_p1.nii`). Volumes without a mask are named in the log.
@@ -213,10 +182,10 @@ def find_sources(
             a `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
     """
     paths = find_volumes(pattern)
-    names = _name(paths, case_regex)
+    names = _name(paths, pattern, case_regex)
     if contrast:
         named = zip(names, paths, strict=True)
-        names = [without_name(name, contrast) or _clean(path.absolute().parent.name) for name, path in named]
+        names = [without_name(name, contrast) or case_name(path.absolute().parent) for name, path in named]
     masks: list[Path | None] = [None] * len(paths)
     if mask_pattern:
         masks = _match_masks(names, paths, mask_pattern, case_regex)
@@ -226,12 +195,12 @@ def find_sources(
     ]
 
 
-def _name(paths: list[Path], case_regex: str | None) -> list[str]:
+def _name(paths: list[Path], pattern: str, case_regex: str | None) -> list[str]:
     if case_regex is None:
-        return name_cases(paths)
+        return name_cases(paths, searched_folder(pattern))
     named: dict[str, Path] = {}
     for path in paths:
-        name = _clean(_part("--case_regex", case_regex, "path", path.as_posix()))
+        name = clean(_part("--case_regex", case_regex, "path", path.as_posix()))
         if name in named:
             raise InputError(f"--case_regex {case_regex!r}: {named[name]} and {path} would both be called {name}")
         named[name] = path
@@ -296,7 +265,7 @@ def _masks_by_folder(paths: list[Path], candidates: list[Path]) -> list[Path | N
 def _masks_by_name(
     names: list[str], paths: list[Path], candidates: list[Path], pattern: str, case_regex: str | None
 ) -> list[Path | None]:
-    by_name = dict(zip(_name(candidates, case_regex), candidates, strict=True))
+    by_name = dict(zip(_name(candidates, pattern, case_regex), candidates, strict=True))
     found: list[Path | None] = []
     for name, path in zip(names, paths, strict=True):
         matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]

@@ -8,19 +8,32 @@ from torch.nn import functional as F
 
 
 class Draws:
-    """Random numbers of one batch: from a generator on the batch's device, and from one on the host for sizes."""
+    """Random numbers of one batch: from a generator, most often on its device, and from one on the host for sizes.
 
-    def __init__(self, batch: int, generator: torch.Generator, host: torch.Generator) -> None:
-        """Draw for a batch of `batch` slabs."""
-        self.batch, self.generator, self.host, self.device = batch, generator, host, generator.device
+    A generator on the host gives the same numbers whatever the batch's device.
+    """
+
+    def __init__(
+        self, batch: int, generator: torch.Generator, host: torch.Generator, *, device: torch.device | None = None
+    ) -> None:
+        """Draw for a batch of `batch` slabs on `device` (None: the generator's)."""
+        self.batch, self.generator, self.host = batch, generator, host
+        self.device = device or generator.device
+
+    def share(self, *shape: int) -> Tensor:
+        """Return numbers from 0 to below 1, (N, *shape)."""
+        drawn = torch.rand(self.batch, *shape, generator=self.generator, device=self.generator.device)
+        return drawn.to(self.device)
 
     def uniform(self, low: float, high: float) -> Tensor:
         """Return one number a slab, (N, 1, 1, 1)."""
-        return torch.empty(self.batch, 1, 1, 1, device=self.device).uniform_(low, high, generator=self.generator)
+        drawn = torch.empty(self.batch, 1, 1, 1, device=self.generator.device)
+        return drawn.uniform_(low, high, generator=self.generator).to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal numbers (N, *shape)."""
-        return torch.randn(self.batch, *shape, generator=self.generator, device=self.device)
+        drawn = torch.randn(self.batch, *shape, generator=self.generator, device=self.generator.device)
+        return drawn.to(self.device)
 
     def integer(self, low: int, high: int) -> int:
         """Return one number for the whole batch, from `low` to `high`."""
@@ -46,7 +59,7 @@ class Draws:
         nodes = self.normal(nodes_z, nodes_x, nodes_y).mul_(spread).add_(mean).flatten(2)
         # A random part of the distance between two nodes along z: where a slab is thin, one cell holds it.
         span = min(nodes_z - 1.0, (slices - 1) * spacing[0] / cell_mm)
-        start = torch.rand(self.batch, 1, generator=self.generator, device=self.device) * (nodes_z - 1.0 - span)
+        start = self.share(1) * (nodes_z - 1.0 - span)
         position = start + torch.linspace(0, span, slices, device=self.device)[None]
         distance = position[:, :, None] - torch.arange(nodes_z, device=self.device)
         planes = torch.bmm((1 - distance.abs_()).clamp_(min=0), nodes).view(-1, slices, nodes_x, nodes_y)

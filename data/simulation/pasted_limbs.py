@@ -29,7 +29,7 @@ def paste_limbs(trunk: dict[str, Tensor], limbs: SlabStock, crop: Crop, pixel_mm
     turned = Crop(crop.slices, crop.size, rotate=180.0, flip_x=True, flip_y=True)
     left, right, middle = _sides((trunk["hu"] > _BODY_HU).any(1))
     for side in (-1, 1):
-        pick = torch.rand(draws.batch, generator=draws.generator, device=draws.device)
+        pick = draws.share()
         centre = limbs.used[(pick * len(limbs.used)).long()]
         x0, x1, y0, y1 = limbs.boxes[centre].float().unbind(1)
         zoom = draws.uniform(*_SCALE)

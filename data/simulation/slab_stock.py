@@ -69,7 +69,7 @@ class SlabStock:
 
     def draw(self, crop: Crop, draws: Draws, margin: int = 0) -> dict[str, Tensor]:
         """Return random slabs around bodies, (N, S + 2 margin, size, size), for each map; `zoom` is (N, 1, 1, 1)."""
-        pick = torch.rand(draws.batch, generator=draws.generator, device=self.device)
+        pick = draws.share()
         centre = self.used[(pick * len(self.used)).long()]
         left, right, top, bottom = self.boxes[centre].float().unbind(1)
         at_x, at_y = (

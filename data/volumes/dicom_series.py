@@ -9,7 +9,6 @@ UIDs. No instance says when it was made, so that it has the same bytes, too.
 
 import hashlib
 import json
-import logging
 import tomllib
 import uuid
 from collections.abc import Iterable, Sequence
@@ -28,8 +27,6 @@ from data.errors import InputError
 from data.files import whole_folder
 from data.volumes.dicom_origin import OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin
 from data.volumes.volume import Volume, describe_grid, from_sitk, read_volume, same_grid
-
-log = logging.getLogger(__name__)
 
 PROJECT = "unpaired-mr-to-ct"
 # In the header of every file that is written here, and of none that others write.
@@ -146,7 +143,12 @@ def _is_ours(file: Path) -> bool:
 
 
 def write_series(
-    ct: Volume, folder: Path, made: Derivation, identity: Identity, further: Sequence[DicomOrigin | None] = ()
+    ct: Volume,
+    folder: Path,
+    made: Derivation,
+    identity: Identity,
+    further: Sequence[DicomOrigin | None] = (),
+    notes: list[str] | None = None,
 ) -> Path:
     """Write a CT as a DICOM series; the folder appears whole, read back and compared, or not at all.
 
@@ -159,6 +161,7 @@ def write_series(
         made: by what.
         identity: whose.
         further: origins of the MR's further contrasts.
+        notes: what is worth a warning is added to it: which invalid values of the MR were not copied.
 
     Raises:
         InputError: the folder holds something else or cannot be written, the CT has one slice, or what is read back is
@@ -168,7 +171,7 @@ def write_series(
     slices = ct if ct.dicom else from_sitk(sitk.DICOMOrient(ct.to_sitk(), "LPS"))
     if len(slices.array) < 2:
         raise InputError(f"{folder}: a DICOM series of one slice; expected two or more: write a volume file instead")
-    header = _header(ct.dicom, made, identity)
+    header = _header(ct.dicom, made, identity, [] if notes is None else notes)
     origins = [] if identity.anonymous else [origin for origin in (ct.dicom, *further) if origin]
     with whole_folder(folder) as scratch:
         for k in range(len(slices.array)):
@@ -189,14 +192,14 @@ def _compare(back: Volume, written: Volume, folder: Path) -> None:
         )
 
 
-def _header(origin: DicomOrigin | None, made: Derivation, identity: Identity) -> Dataset:
+def _header(origin: DicomOrigin | None, made: Derivation, identity: Identity, notes: list[str]) -> Dataset:
     """Return the attributes that all slices share; UIDs follow from the derivation and the identity."""
     header = Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     header.SpecificCharacterSet = "ISO_IR 192"
-    _put_identity(header, origin, made, identity)
+    _put_identity(header, origin, made, identity, notes)
     _put_derivation(header, made)
     key = json.dumps([asdict(made), asdict(identity), str(header.PatientName), header.PatientID, *_study(header)])
     header.SeriesInstanceUID = _uid("series", key)
@@ -214,11 +217,13 @@ def _study(header: Dataset) -> tuple[str, str]:
     return str(header.StudyInstanceUID), str(header.FrameOfReferenceUID)
 
 
-def _put_identity(header: Dataset, origin: DicomOrigin | None, made: Derivation, identity: Identity) -> None:
+def _put_identity(
+    header: Dataset, origin: DicomOrigin | None, made: Derivation, identity: Identity, notes: list[str]
+) -> None:
     source = origin.read_header() if origin else Dataset()
-    _carry(source, header, PLACE)
+    _carry(source, header, PLACE, notes)
     if not identity.anonymous:
-        _carry(source, header, (*PATIENT, *STUDY, *OPTIONAL))
+        _carry(source, header, (*PATIENT, *STUDY, *OPTIONAL), notes)
     elif origin:
         header.PatientIdentityRemoved = "YES"
         header.DeidentificationMethod = "Patient, study and source images left out, new UIDs"
@@ -281,8 +286,8 @@ def _reference(sop_class: str, instance: str, frame: int | None) -> Dataset:
     return reference
 
 
-def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
-    """Copy attributes that have a value; an invalid value would make the whole series invalid."""
+def _carry(source: Dataset, header: Dataset, names: Iterable[str], notes: list[str]) -> None:
+    """Copy attributes that have a value; an invalid value, which is noted, would make the whole series invalid."""
     for name in names:
         if name not in source:
             continue
@@ -293,7 +298,7 @@ def _carry(source: Dataset, header: Dataset, names: Iterable[str]) -> None:
                 validate_value(element.VR, value, RAISE)
         except Exception:  # pydicom decodes a value when it is asked for, and can fail in any way
             # What it holds may name the patient.
-            log.warning("warning: the MR's DICOM tag %s is not copied: its value is invalid", name)
+            notes.append(f"the MR's DICOM tag {name} is not copied into the series: its value is invalid")
             continue
         if not element.is_empty:
             header.add_new(element.tag, element.VR, value)

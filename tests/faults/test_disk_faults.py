@@ -62,13 +62,13 @@ def test_a_cohort_on_a_disk_that_fills_up(small_disk, tmp_path):
     write_patients(tmp_path / "in", 1)
     (tmp_path / "out").symlink_to(small_disk)
     assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--no_html")) == 0
-    kept = (small_disk / NAME / "p0__mr.nii.gz").read_bytes()
+    kept = (small_disk / NAME / "p0.nii.gz").read_bytes()
     write_patients(tmp_path / "in", 3)
     filler = fill(small_disk, but_for=4096)
     result = run("test_pipeline.py", *pipeline(tmp_path, tmp_path / "in", "--no_html"))
     assert result.returncode in (1, 2) and "Traceback" not in result.stderr
     assert "No space left on device" in result.stderr
-    assert (small_disk / NAME / "p0__mr.nii.gz").read_bytes() == kept
+    assert (small_disk / NAME / "p0.nii.gz").read_bytes() == kept
     filler.unlink()
     assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--no_html")) == 0
     summary = json.loads((small_disk / NAME / "summary.json").read_text())
@@ -79,7 +79,7 @@ def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_
     write_model(tmp_path)
     write_patients(tmp_path / "in", 1)
     arguments = pipeline(tmp_path, tmp_path / "in")
-    page = tmp_path / "out" / NAME / "pages/p0__mr/index.html"
+    page = tmp_path / "out" / NAME / "pages/p0/index.html"
 
     def full(*_, **__):
         raise InputError("cannot be written: No space left on device")
@@ -89,7 +89,7 @@ def test_a_page_and_a_summary_that_the_disk_had_no_room_for_are_made_when_there_
         patched.setattr("cohort.summary.write_json", full)
         assert test_pipeline.main(arguments) == 1  # not 2: a volume was written
     assert "failed: the summary was not written: cannot be written: No space left on device" in caplog.text
-    assert (tmp_path / "out" / NAME / "p0__mr.nii.gz").exists() and not page.exists()
+    assert (tmp_path / "out" / NAME / "p0.nii.gz").exists() and not page.exists()
     assert test_pipeline.main(arguments) == 0
     assert page.exists() and (tmp_path / "out" / NAME / "summary.json").exists()
     made = page.stat().st_mtime_ns

@@ -137,7 +137,7 @@ def test_a_page_removes_only_what_a_page_has(tmp_path):
     assert sorted(path.name for path in (tmp_path / "page/data").iterdir()) == ["ct.js", "mine.js", "mr.js"]
 
 
-@pytest.mark.parametrize("name", ["p0__mr.nii.gz", "pages/p0__mr/index.html"])
+@pytest.mark.parametrize("name", ["p0.nii.gz", "pages/p0/index.html"])
 def test_files_of_others_in_the_way_cost_their_case_alone(site, name):
     write_patients(site / "in", 2)
     folder = site / "results" / NAME
@@ -151,8 +151,8 @@ def test_files_of_others_in_the_way_cost_their_case_alone(site, name):
         assert test_pipeline.main(arguments) == 1
         summary = json.loads((folder / "summary.json").read_text())
         cases = {case["case"]: case for case in summary["cases"]}
-        assert cases["p1__mr"]["status"] == "done" and cases["p0__mr"]["status"] == "failed"
-        assert "exists already, and was not made by this command" in cases["p0__mr"]["reason"]
+        assert cases["p1"]["status"] == "done" and cases["p0"]["status"] == "failed"
+        assert "exists already, and was not made by this command" in cases["p0"]["reason"]
         assert (folder / name).read_bytes() == b"of somebody else"
     assert test_pipeline.main([*arguments, "--overwrite"]) == 0
     assert (folder / name).read_bytes() != b"of somebody else"

@@ -148,7 +148,7 @@ def test_the_makers_of_headers_make_good_ones_too(tmp_path):
 def test_a_whole_cohort_of_faults_costs_no_good_patient(tmp_path, site):
     write_patients(site / "in", 1)
     assert test_pipeline.main(pipeline(site, site / "in", "--no_html")) == 0
-    kept = {path: data for path, data in snapshot(site).items() if path.name == "p0__mr.nii.gz"}
+    kept = {path: data for path, data in snapshot(site).items() if path.name == "p0.nii.gz"}
     for fault, (make, _) in BAD.items():
         folder = site / "in" / fault.replace(" ", "-").replace(",", "")
         folder.mkdir()

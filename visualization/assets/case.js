@@ -107,14 +107,30 @@ function drawScales() {
   const low = state.level - state.width / 2, high = state.level + state.width / 2;
   paintScale("ct-scale", (k) => [k, k, k]);
   byId("ct-low").textContent = `${low} HU`; byId("ct-high").textContent = `${high} HU`;
+  drawTicks("ct-ticks", low, high);
   if (page.difference) {
+    drawTicks("difference-ticks", -state.spread, state.spread);
     paintScale("difference-scale", (k) => page.difference.colours[k]);
     byId("difference-low").textContent = `−${state.spread} HU`; byId("difference-high").textContent = `+${state.spread} HU`;
   }
   if (page.uncertainty) {
+    drawTicks("uncertainty-ticks", 0, state.reach);
     paintScale("uncertainty-scale", (k) => page.uncertainty.colours[k]);
     byId("uncertainty-low").textContent = "0 HU"; byId("uncertainty-high").textContent = `${state.reach} HU`;
   }
+}
+
+// Round values between the ends of a scale, below its colours.
+function drawTicks(id, low, high) {
+  const raw = (high - low) / 4, unit = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 5, 10].map((n) => n * unit).find((n) => n >= raw * 0.999);
+  const ticks = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) {
+    const tick = document.createElement("span");
+    tick.textContent = String(Number((k * step).toPrecision(6))).replace("-", "−");
+    tick.style.left = `${((k * step - low) / (high - low)) * 100}%`;
+    ticks.push(tick);
+  }
+  byId(id).replaceChildren(...ticks);
 }
 
 function paintScale(id, colour) {

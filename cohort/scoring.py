@@ -1,0 +1,129 @@
+"""The command that scores results, complete: where results, MR and true CT lie, and how their cases are called."""
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from data.prepared.case_names import below, patient_part, words
+from data.prepared.sources import is_folder, is_volume
+from data.volumes.dicom import holds_dicom
+
+_CASE = "{case}"
+_NO_CT = "CT"  # what the command calls true CT that nobody has shown yet
+
+
+class _Place(NamedTuple):
+    """What stands for {case} in each name, and where results and MR lie."""
+
+    keys: Mapping[str, str]
+    pred_pattern: str
+    mr_pattern: str
+
+
+def single_command(result: Path, mr: Path) -> str:
+    """Return when and by which command one result is scored, with the true CT beside the MR if there is one."""
+    ct = true_ct_beside(mr)
+    command = _command("--pred", result, "--ref", ct or f"{_NO_CT}.nii.gz", "--mr", mr, "--resample_reference")
+    return f"{_when(ct is not None, f'{_NO_CT}.nii.gz')}: {command}"
+
+
+def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None = None) -> str:
+    """Return when and by which command a cohort's results are scored.
+
+    Args:
+        results: folder of the results, `<case>.nii.gz`.
+        paths: the MR of each case by its name; not empty.
+        root: the folder that they were searched for in; None: the one that they share.
+    """
+    if len(paths) == 1 and true_ct_beside(mr := next(iter(paths.values()))):
+        return single_command(results / f"{next(iter(paths))}.nii.gz", mr)
+    root = root or Path(os.path.commonpath([path.parent for path in paths.values()]))
+    found = [(place, _reference_pattern(root, place, paths)) for place in _places(paths, root)]
+    if not found:  # no pattern says where the MR lie
+        command = _command("--pred", results, "--ref", _NO_CT, "--resample_reference")
+        return f"{_when(False, _examples(list(paths)))}: {command}"
+    place, ref_pattern = max(found, key=lambda one: (one[1] is not None, len(one[0].keys)))
+    arguments = ["--pred", results]
+    arguments += [] if place.pred_pattern == f"{_CASE}.nii.gz" else ["--pred_pattern", place.pred_pattern]
+    arguments += ["--ref", root, "--ref_pattern", ref_pattern] if ref_pattern else ["--ref", _NO_CT]
+    arguments += ["--mr", root, "--mr_pattern", place.mr_pattern, "--resample_reference"]
+    if _without_reference(results, place, root, ref_pattern):
+        arguments.append("--skip_missing")
+    which = "" if len(place.keys) == len(paths) else f", for {len(place.keys)} of {len(paths)} cases"
+    return f"{_when(ref_pattern is not None, _examples(list(place.keys.values())))}{which}: {_command(*arguments)}"
+
+
+def true_ct_beside(mr: Path) -> Path | None:
+    """Return the CT that lies beside an MR, by its name; None without one, or where there are several."""
+    found = _ct_beside(mr)
+    return found[0] if len(found) == 1 else None
+
+
+def _ct_beside(mr: Path) -> list[Path]:
+    """Return volume files or DICOM folders beside an MR whose names hold the word CT."""
+    try:
+        beside = sorted(path for path in mr.parent.iterdir() if path != mr and "ct" in words(path.name))
+        return [path for path in beside if (holds_dicom(path) if is_folder(path) else is_volume(path))]
+    except OSError:
+        return []
+
+
+def _command(*arguments: object) -> str:
+    return shlex.join(["python", "-m", "scripts.evaluate", *map(str, arguments)])
+
+
+def _examples(cases: list[str]) -> str:
+    return f"{_NO_CT}/{cases[0]}.nii.gz" + (" and so on" if len(cases) > 1 else "")
+
+
+def _when(known: bool, needed: str) -> str:
+    return "next" if known else f"next, with the true CT as {needed}"
+
+
+def _places(paths: Mapping[str, Path], root: Path) -> Iterator[_Place]:
+    """Yield patterns, each for as many cases as it holds for.
+
+    {case} is the name, the patient's part of it, or a folder's name.
+    """
+    relative = {name: below(root, path) for name, path in paths.items()}
+    for choice in range(1 + max(len(path.parts) for path in relative.values())):
+        groups: dict[tuple[str, str], dict[str, str]] = {}
+        for name, path in relative.items():
+            key = _key(name, path, choice)
+            if key and key in name and key in path.as_posix():
+                patterns = (f"{name}.nii.gz".replace(key, _CASE), path.as_posix().replace(key, _CASE))
+                groups.setdefault(patterns, {})[name] = key
+        if groups:
+            (pred, mr), keys = max(groups.items(), key=lambda group: len(group[1]))
+            yield _Place(keys, pred, mr)
+
+
+def _key(name: str, path: Path, choice: int) -> str:
+    choices = (name, patient_part(name), *path.parts[:-1])
+    return choices[choice] if choice < len(choices) else ""
+
+
+def _reference_pattern(root: Path, place: _Place, paths: Mapping[str, Path]) -> str | None:
+    """Return the pattern of CT beside the MR that most cases have, None without any."""
+    candidates = {
+        below(root, ct).as_posix().replace(key, _CASE)
+        for name, key in place.keys.items()
+        for ct in _ct_beside(paths[name])
+    }
+    counts = {
+        one: sum(_has(root, one, key) for key in place.keys.values()) for one in sorted(candidates) if _CASE in one
+    }
+    return max(counts, key=lambda one: counts[one], default=None)
+
+
+def _without_reference(results: Path, place: _Place, root: Path, ref_pattern: str | None) -> bool:
+    """Tell whether results that the pattern names have no CT; of CT that nobody has shown yet it is not known."""
+    named = results.glob(place.pred_pattern.replace(_CASE, "*"))
+    scored = {f"{name}.nii.gz" for name, key in place.keys.items() if ref_pattern and _has(root, ref_pattern, key)}
+    return bool(scored) and not {path.name for path in named} <= scored
+
+
+def _has(root: Path, pattern: str, key: str) -> bool:
+    return (root / pattern.replace(_CASE, key)).exists()

@@ -1,0 +1,97 @@
+"""The picture beside a result: proportions, windows, colours, round ticks, and letters that are legible."""
+
+import numpy as np
+import pytest
+
+from data.volumes.volume import Volume
+from visualization.planes import PLANES
+from visualization.preview import preview, thumbnail, tile_size
+from visualization.windows import CT_WINDOWS, DIFFERENCE_COLOURS, MARK_COLOUR, colour_table, coloured, round_ticks
+
+SPACING = (1.0, 2.0, 4.0)
+SHAPE = (5, 20, 30)  # 20 mm high, 40 mm deep, 30 mm wide
+SIDE, GAP, TOP = 28, 6, 28  # pixels left of the images, between them, above them
+LETTERS = 40  # at the images' sides
+
+
+def constant(hu: float) -> Volume:
+    return Volume(np.full(SHAPE, hu, np.int16), SPACING)
+
+
+def tiles(pixels: np.ndarray, columns: int) -> dict[str, list[np.ndarray]]:
+    """Return the images of each plane."""
+    found, y, wide = {}, TOP, 320
+    for plane in PLANES:
+        width, height = tile_size(constant(0), plane)
+        x = [SIDE + k * (wide + GAP) + (wide - width) // 2 for k in range(columns)]
+        found[plane.name] = [pixels[y : y + height, left : left + width] for left in x]
+        y += height + GAP
+    return found
+
+
+def test_all_planes_have_the_same_pixels_per_mm():
+    sizes = {plane.name: tile_size(constant(0), plane) for plane in PLANES}
+    assert sizes == {"axial": (240, 320), "coronal": (240, 160), "sagittal": (320, 160)}  # 8 pixels a mm
+    tall = Volume(np.zeros((100, 10, 10), np.int16), (1.0, 1.0, 10.0))
+    assert tile_size(tall, PLANES[1]) == (6, 640)
+
+
+def test_a_preview_shows_hu_in_a_fixed_window_and_differences_in_colours():
+    low, high = CT_WINDOWS["default"].range
+    mr = Volume(np.tile(np.arange(30, dtype=np.float32), (5, 20, 1)), SPACING)
+    pixels = np.array(preview(mr, constant(low), constant(high)))
+    table = colour_table(DIFFERENCE_COLOURS)
+    for images in tiles(pixels, 4).values():
+        shown = [image[:, LETTERS:-LETTERS] for image in images]
+        assert np.all(shown[1] == 0) and np.all(shown[2] == 255)  # the ends of the window
+        assert np.all(shown[3] == table[0])  # -800 HU is below the colours' end
+    axial = tiles(pixels, 4)["axial"][0][0].astype(int)
+    assert np.all(np.diff(axial[:, 0]) >= 0) and axial[0, 0] == 0 and axial[-1, 0] == 255
+    agree = np.array(preview(mr, constant(low), constant(low)))
+    middle = tiles(agree, 4)["axial"][3][:, LETTERS:-LETTERS]
+    assert np.all(middle == table[128])  # no difference
+    assert middle.max() < 40  # and nearly black
+
+
+@pytest.mark.parametrize("hu", [-1000, 3000])
+def test_letters_are_legible_on_black_and_on_white(hu):
+    """In yellow with a black edge."""
+    ct = constant(hu)
+    mark = np.array([int(MARK_COLOUR[k : k + 2], 16) for k in (1, 3, 5)])
+    for images in tiles(np.array(preview(ct, ct, None)), 2).values():
+        for side in (images[1][:, :LETTERS], images[1][:, -LETTERS:]):
+            yellow = np.all(side == mark, axis=2)
+            assert yellow.sum() > 5
+            rows, columns = np.nonzero(yellow)
+            around = side[rows.min() - 1 : rows.max() + 2, columns.min() - 1 : columns.max() + 2].max(axis=2)
+            assert (around == 0).sum() > 10
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_coronal_and_sagittal_planes_stand_upright(flipped):
+    array = np.zeros(SHAPE, np.int16)
+    array[0 if flipped else 4] = 400  # the head end
+    volume = Volume(array, SPACING, direction=(1, 0, 0, 0, 1, 0, 0, 0, -1 if flipped else 1))
+    for plane in ("coronal", "sagittal"):
+        image = tiles(np.array(preview(volume, volume, None)), 2)[plane][1][:, LETTERS:-LETTERS]
+        assert image[:10].min() > 200 > image[-10:].max()
+
+
+def test_bars_have_round_values():
+    assert round_ticks(-360, 440) == [-200, 0, 200, 400]
+    assert round_ticks(-400, 400) == [-400, -200, 0, 200, 400]
+    assert round_ticks(0, 25) == [0, 5, 10, 15, 20, 25]
+    with_bars = np.array(preview(constant(0), constant(0), constant(0)))
+    assert with_bars.shape[1] - np.array(preview(constant(0), constant(0), None)).shape[1] == 2 * (320 + GAP) + 92
+
+
+def test_colours_run_from_low_to_high():
+    values = np.array([[-500.0, -400.0, 0.0, 400.0, 500.0]])
+    table = colour_table(DIFFERENCE_COLOURS)
+    np.testing.assert_array_equal(coloured(values, -400, 400, DIFFERENCE_COLOURS)[0], table[[0, 0, 128, 255, 255]])
+
+
+def test_a_thumbnail_is_one_legible_row():
+    image = np.array(thumbnail(constant(50), constant(440)))
+    assert image.shape == (128, 96 + GAP + 96 + GAP + 192, 3)
+    assert np.all(image[:, 96 + GAP : 96 + GAP + 96] == 255)

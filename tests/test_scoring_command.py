@@ -1,0 +1,114 @@
+"""The last line of a conversion: the command that scores its results runs as it is."""
+
+import logging
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import test_adapt
+import test_pipeline
+from cohort.scoring import cohort_command
+from data.volumes.volume import Volume, read_volume, write_volume
+from evaluation.report import score_case
+from scripts import evaluate
+from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_model
+from tests.test_sources import touch
+
+
+def true_ct(mr: Volume) -> Volume:
+    return mr.with_array(np.where(mr.array > 100, 40, -1000).astype(np.int16))
+
+
+def write_nifti(root: Path, mr: str, ct: str) -> None:
+    for k in range(2):
+        volume = patient_mr(32.0 + 4 * k)
+        write_volume(volume, root / mr.format(k))
+        write_volume(true_ct(volume), root / ct.format(k))
+
+
+def write_dicom(root: Path) -> None:
+    hu = true_ct(patient_mr()).array
+
+    def as_ct(k, header):
+        header.Modality, header.RescaleIntercept, header.RescaleSlope = "CT", -1024, 1
+        header.PixelData = (hu[k] + 1024).astype(np.uint16).tobytes()
+
+    for k in range(2):
+        write_dicom_patient(root / f"in/p{k}/MR_T1", uid=f"1.2.{k}.1")
+        write_dicom_patient(root / f"in/p{k}/CT", uid=f"1.2.{k}.2", change=as_ct)
+
+
+LAYOUTS = {
+    "one folder": ("in/p{}.nii.gz", "CT/p{}.nii.gz", None),
+    "one folder with CT": ("in/p{}_MR.nii.gz", "in/p{}_CT.nii.gz", "*_MR*"),
+    "a folder a patient": ("in/p{}/mr.nii.gz", "in/p{}/ct.nii.gz", "*/mr.nii.gz"),
+    "names with the patient": ("in/p{0}/p{0}_MR_T1.mha", "in/p{0}/p{0}_CT_on_MR_grid.nii.gz", "*/*MR_T1*"),
+    "everything is taken": ("in/p{}/mr.nii.gz", "in/p{}/ct.nii.gz", None),
+    "dicom": None,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    write_model(tmp_path)
+    command = ["--name", NAME, "--device", "cpu", "--precision", "fp32", "--input_dir", "in", "--no_html"]
+    if LAYOUTS[layout] is None:
+        write_dicom(tmp_path)
+        pairs = [(tmp_path / f"in/p{k}/MR_T1", tmp_path / f"in/p{k}/CT") for k in range(2)]
+    else:
+        mr, ct, pattern = LAYOUTS[layout]
+        write_nifti(tmp_path, mr, ct)
+        pairs = [(tmp_path / mr.format(k), tmp_path / ct.format(k)) for k in range(2)]
+        command += ["--pattern", pattern] if pattern else []
+    assert test_pipeline.main(command) == (layout == "everything is taken")  # a CT given as MR fails
+    (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
+    assert ("with the true CT as CT/p0.nii.gz and so on: " in line) == (layout == "one folder")
+    words = shlex.split(line[line.index("python -m") :])
+    capsys.readouterr()
+    evaluate.main([*words[3:], "--json", "scores.json"])
+    scores = [row.split("|")[2].strip() for row in capsys.readouterr().out.splitlines()[2:4]]
+    results = sorted((tmp_path / "results" / NAME).glob("*.nii.gz"))
+    expected = [
+        score_case(read_volume(result), read_volume(ct), mr=read_volume(mr))["mae"]
+        for result, (mr, ct) in zip(results, pairs, strict=True)
+    ]
+    assert scores == [f"{mae:.1f}" for mae in expected]
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_command_that_one_patient_prints_scores_it(shifted, tmp_path, monkeypatch, caplog, capsys):
+    """Also where the true CT lies on another grid."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    write_model(tmp_path)
+    mr = patient_mr()
+    write_volume(mr, tmp_path / "p1/mr.nii.gz")
+    ct = true_ct(mr)
+    if shifted:  # by whole voxels, so that interpolation changes none
+        step = mr.spacing[0]
+        ct = Volume(ct.array[:, :, 1:], ct.spacing, (ct.origin[0] + step, *ct.origin[1:]), ct.direction)
+    write_volume(ct, tmp_path / "p1/ct.nii.gz")
+    arguments = ["--name", NAME, "--device", "cpu", "--precision", "fp32", "--input", "p1/mr.nii.gz", "--volume_only"]
+    assert test_adapt.main(arguments) == 0
+    (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
+    evaluate.main(shlex.split(line[line.index("python -m") :])[3:])
+    expected = score_case(read_volume(f"results/{NAME}/p1.nii.gz"), true_ct(mr), mr=mr)["mae"]
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == f"{expected:.1f}"
+
+
+def test_results_without_a_true_ct_are_left_out_of_the_command_s_scores(tmp_path):
+    paths = {f"p{k}": tmp_path / f"in/p{k}/mr.nii" for k in range(2)}
+    touch(tmp_path, "in/p0/mr.nii", "in/p1/mr.nii", "in/p1/ct.nii", "out/p0.nii.gz", "out/p1.nii.gz")
+    command = cohort_command(tmp_path / "out", paths, tmp_path / "in")
+    assert command.startswith("next: ") and command.endswith("--skip_missing")
+    touch(tmp_path, "in/p0/ct.nii")
+    assert "--skip_missing" not in cohort_command(tmp_path / "out", paths, tmp_path / "in")
+    touch(tmp_path, "in/p2/other.nii", "in/p2/other_ct.nii")
+    mixed = cohort_command(tmp_path / "out", {**paths, "p2__other": tmp_path / "in/p2/other.nii"}, tmp_path / "in")
+    assert mixed.startswith("next, for 2 of 3 cases: ") and "--ref_pattern '{case}/ct.nii'" in mixed
+    alone = {"a__p0": tmp_path / "in/x/b.nii"}
+    assert "--mr" not in cohort_command(tmp_path / "out", alone, tmp_path / "in")  # no pattern can say it
