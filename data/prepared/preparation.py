@@ -45,8 +45,8 @@ from data.volumes.volume import Volume, read_volume, write_volume
 log = logging.getLogger(__name__)
 
 # To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
-# removal, frame, the level of fat.
-METHOD_VERSION = 2
+# removal, frame, the level of fat, the bias field.
+METHOD_VERSION = 3
 # What the record of a case says while its files are written for the first time.
 BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.

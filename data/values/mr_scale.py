@@ -38,7 +38,7 @@ DARKEST_TO_FAT = 0.5
 AIR_SHARE = 0.03
 # N4 sees blocks of about this size: bias fields are smooth over centimetres.
 N4_MM = 4.5
-N4_ITERATIONS = (30, 30)
+N4_ITERATIONS = (50, 50, 50)
 # The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
 N4_MESH = (1, 1, 1)
 _WAY_OUT = (
