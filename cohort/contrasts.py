@@ -1,7 +1,7 @@
 """Find patients with several contrasts below a folder, by one pattern for each contrast, joined by case."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ def find_contrast_cohort(
     without: Path | None,
     names: Sequence[str],
     modality: str = "MR",
+    known_name: Callable[[CohortCase], str | None] = lambda case: None,
 ) -> Cohort:
     """Return the cases below `root` for a model of the contrasts `names`; arguments and errors as in `find_cohort`.
 
@@ -28,7 +29,7 @@ def find_contrast_cohort(
     """
     given = [split_name(pattern) for pattern in patterns or ()]
     if len(names) == 1 and all(name is None for name, _ in given):
-        cohort = find_cohort(root, patterns, series_description, without, modality)
+        cohort = find_cohort(root, patterns, series_description, without, modality, known_name)
         return replace(cohort, cases=tuple(replace(case, contrast=selector(names[0])) for case in cohort.cases))
     if series_description:
         raise InputError("--series_description: contrasts are distinguished by name; leave it out, or use a --list")

@@ -10,7 +10,7 @@ import glob
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +96,7 @@ def find_cohort(
     series_description: re.Pattern | None = None,
     without: Path | None = None,
     modality: str = "MR",
+    known_name: Callable[[CohortCase], str | None] = lambda case: None,
 ) -> Cohort:
     """Find the volume files and the DICOM series of a modality below `root`.
 
@@ -108,6 +109,7 @@ def find_cohort(
         series_description: only DICOM series whose description it matches.
         without: a folder below `root` to leave out: that of the results.
         modality: of the DICOM series, 'MR' or 'CT'.
+        known_name: gives the name that a case was converted under; it keeps that, and new ones get others.
 
     Raises:
         InputError: `root` is no folder, or nothing is found.
@@ -143,7 +145,7 @@ def find_cohort(
             f"--input_dir {root}: no volume file and no folder of DICOM {modality} images {wanted}"
             + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
         )
-    return Cohort(tuple(_with_unique_names(cases)), tuple(passed_over))
+    return Cohort(tuple(_with_unique_names(cases, known_name)), tuple(passed_over))
 
 
 def _is_series(path: Path) -> bool:
@@ -214,14 +216,19 @@ def _why_not(series: DicomSeries, wanted: _Wanted) -> str | None:
     return None
 
 
-def _with_unique_names(cases: Iterable[CohortCase]) -> Iterator[CohortCase]:
-    cases = list(cases)
-    shared = Counter(case.name for case in cases)
-    cases = [case if shared[case.name] == 1 else renamed(case, case.other_names[0]) for case in cases]
-    cases = sorted(cases, key=lambda case: (case.name, str(case.path)))
+def _with_unique_names(
+    cases: Iterable[CohortCase], known_name: Callable[[CohortCase], str | None]
+) -> Iterator[CohortCase]:
+    found = [(case, known_name(case)) for case in cases]
+    settled = [renamed(case, name) for case, name in found if name]
+    new = [case for case, name in found if not name]
+    kept = {id(case) for case in settled}
+    shared = Counter(one for case, name in found for one in {case.name, name or case.name})
+    new = [case if shared[case.name] == 1 else renamed(case, case.other_names[0]) for case in new]
+    cases = sorted((*settled, *new), key=lambda case: (case.name, str(case.path)))
     counts = Counter(case.name for case in cases)
     for case in cases:
-        if counts[case.name] == 1:
+        if counts[case.name] == 1 or id(case) in kept:
             yield case
             continue
         others = ", ".join(str(other.path) for other in cases if other.name == case.name and other is not case)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome, result_key
 from cohort.extras import Extras
-from cohort.inputs import Cohort, CohortCase, read_list, renamed
+from cohort.inputs import Cohort, CohortCase, read_list
 from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
@@ -127,20 +128,20 @@ def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) ->
             raise InputError(f"--input_dir {opt.input_dir}: holds the results, or lies among them; choose another")
         log.info("searching %s", opt.input_dir)
         cohort = find_contrast_cohort(
-            opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts, modality
-        )
-    cases = cohort.cases[: opt.num_test]
-    return replace(cohort, cases=tuple(_with_known_name(case, results) for case in cases))
+            opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts, modality,
+            partial(_known_name, results),
+        )  # fmt: skip
+    return replace(cohort, cases=cohort.cases[: opt.num_test])
 
 
-def _with_known_name(case: CohortCase, results: Results) -> CohortCase:
-    """Return a case under the name that it was converted as, alone or beside others than now."""
+def _known_name(results: Results, case: CohortCase) -> str | None:
+    """Return the name that a case was converted as, alone or beside others than now; None if it was not."""
     for name in (case.name, *case.other_names):
         record = results.read(name)
         made_of = record and (record.input, record.key.get("series_uid"))
         if made_of == (str(case.path.absolute()), case.series_uid):
-            return renamed(case, name)
-    return case
+            return name
+    return None
 
 
 def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> CohortCase:

@@ -1,6 +1,7 @@
 """The command that scores results, complete: where results, MR and true CT lie, and how their cases are called."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from data.prepared.sources import is_folder, is_volume
 from data.volumes.dicom import holds_dicom
 
 _CASE = "{case}"
+_NO_IMAGE = frozenset({"mask", "masks", "seg", "segmentation", "label", "labels"})
 _NO_CT = "CT"  # what the command calls true CT that nobody has shown yet
 
 
@@ -39,7 +41,9 @@ def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None =
     """
     if len(paths) == 1 and true_ct_beside(mr := next(iter(paths.values()))):
         return single_command(results / f"{next(iter(paths))}.nii.gz", mr)
-    root = root or Path(os.path.commonpath([path.parent for path in paths.values()]))
+    if root is None:
+        paths = {name: path.resolve() for name, path in paths.items()}
+        root = Path(os.path.commonpath([path.parent for path in paths.values()]))
     found = [(place, _reference_pattern(root, place, paths)) for place in _places(paths, root)]
     if not found:  # no pattern says where the MR lie
         command = _command("--pred", results, "--ref", _NO_CT, "--resample_reference")
@@ -64,7 +68,8 @@ def true_ct_beside(mr: Path) -> Path | None:
 def _ct_beside(mr: Path) -> list[Path]:
     """Return volume files or DICOM folders beside an MR whose names hold the word CT."""
     try:
-        beside = sorted(path for path in mr.parent.iterdir() if path != mr and "ct" in words(path.name))
+        others = (path for path in mr.parent.iterdir() if path != mr)
+        beside = sorted(path for path in others if "ct" in (w := words(path.name)) and not _NO_IMAGE.intersection(w))
         return [path for path in beside if (holds_dicom(path) if is_folder(path) else is_volume(path))]
     except OSError:
         return []
@@ -92,12 +97,17 @@ def _places(paths: Mapping[str, Path], root: Path) -> Iterator[_Place]:
         groups: dict[tuple[str, str], dict[str, str]] = {}
         for name, path in relative.items():
             key = _key(name, path, choice)
-            if key and key in name and key in path.as_posix():
-                patterns = (f"{name}.nii.gz".replace(key, _CASE), path.as_posix().replace(key, _CASE))
+            patterns = (_with_case(f"{name}.nii.gz", key), _with_case(path.as_posix(), key))
+            if all(_CASE in pattern for pattern in patterns):
                 groups.setdefault(patterns, {})[name] = key
         if groups:
             (pred, mr), keys = max(groups.items(), key=lambda group: len(group[1]))
             yield _Place(keys, pred, mr)
+
+
+def _with_case(text: str, key: str) -> str:
+    """Return a text with {case} in place of a key where it stands as a whole word."""
+    return re.sub(rf"(?<![^\W_]){re.escape(key)}(?![^\W_])", _CASE, text) if key else text
 
 
 def _key(name: str, path: Path, choice: int) -> str:
@@ -108,7 +118,7 @@ def _key(name: str, path: Path, choice: int) -> str:
 def _reference_pattern(root: Path, place: _Place, paths: Mapping[str, Path]) -> str | None:
     """Return the pattern of CT beside the MR that most cases have, None without any."""
     candidates = {
-        below(root, ct).as_posix().replace(key, _CASE)
+        _with_case(below(root, ct).as_posix(), key)
         for name, key in place.keys.items()
         for ct in _ct_beside(paths[name])
     }

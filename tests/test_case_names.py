@@ -1,6 +1,7 @@
 """One rule names cases and results, whichever command asks."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import test_adapt
 from cohort.inputs import find_cohort
-from cohort.pipeline import _with_known_name
+from cohort.pipeline import _known_name
 from cohort.results import CaseRecord, Results
 from data.prepared.case_names import case_name, name_cases, searched_folder
 from data.prepared.sources import find_sources
@@ -113,8 +114,23 @@ def test_a_case_keeps_the_name_that_it_was_converted_under(tmp_path, known):
     results.write(CaseRecord(known, "done", str(tmp_path / "in/p1/mr.nii"), key, "attempt", "now"))
 
     def found():
-        return [_with_known_name(case, results).name for case in find_cohort(tmp_path / "in").cases]
+        return [case.name for case in find_cohort(tmp_path / "in", known_name=partial(_known_name, results)).cases]
 
     assert found() == [known]
     touch(tmp_path, "in/p1/t2.nii")
     assert found() == [known, "p1__t2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "known", "second"),
+    [("P 7/mr.nii", "P_7", "P_7/mr.nii"), ("p0/mr.nii", "p0", "p0.nii"), ("A_B/mr.nii", "A_B", "A B/mr.nii")],
+)
+def test_a_new_case_takes_no_name_of_one_that_was_converted(tmp_path, first, known, second):
+    results = Results(tmp_path / "out")
+    results.write(CaseRecord(known, "done", str(tmp_path / "in" / first), {"series_uid": None}, "attempt", "now"))
+    for path in (first, second):
+        touch(tmp_path, f"in/{path}")
+    cohort = find_cohort(tmp_path / "in", known_name=partial(_known_name, results))
+    cases = {case.path.relative_to(tmp_path / "in").as_posix(): case for case in cohort.cases}
+    assert (cases[first].name, cases[first].problem) == (known, None)
+    assert cases[second].name != known

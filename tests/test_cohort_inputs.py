@@ -46,8 +46,9 @@ def test_patterns_choose_files_and_folders(tmp_path):
 
 
 def test_a_dicom_folder_may_be_searched_itself(tmp_path):
-    write_series(tmp_path / "T1")
-    assert [name.startswith("test_a_dicom_folder") for name in names(find_cohort(tmp_path / "T1"))] == [True]
+    for folder, name in (("exported/T1", "T1"), ("P07/T1", "P07")):
+        write_series(tmp_path / folder)
+        assert names(find_cohort(tmp_path / folder)) == [name]
 
 
 def test_every_mr_series_of_a_folder_is_a_case_and_others_are_passed_over(tmp_path):

@@ -21,7 +21,12 @@ class MeanLosses:
         self._steps = 0
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Count a step: scalars by name, the same names in every step between two records."""
+        """Count a step: scalars by name.
+
+        Other names than those before begin a new sum: a run was resumed with other losses.
+        """
+        if self._names != list(losses):
+            self._start_anew()
         values = torch.stack(list(losses.values())).to(self._type)
         self._sums = values if self._sums is None else self._sums + values
         self._names = list(losses)

@@ -80,16 +80,23 @@ def save_preview(
 
 
 def thumbnail(mr: Volume, ct: Volume) -> Image.Image:
-    """Return the middle of MR and CT, axial, and of the CT, coronal, in one row without letters, for tables."""
+    """Return the middle of MR and CT, axial, and of the CT, coronal, in one row without letters, for tables.
+
+    Every tile fits a box of 128 x 256 pixels.
+    """
     shown = [_Column("", [mr.array], mr_display_range(mr.array)), _Column("", [ct.array], CT_WINDOWS["default"].range)]
     tiles = [
         _image(column, plane, mr) for column, plane in zip([*shown, shown[1]], (*PLANES[:1], *PLANES[:2]), strict=True)
     ]
-    tiles = [tile.resize((max(1, tile.width * _THUMBNAIL_PX // tile.height), _THUMBNAIL_PX)) for tile in tiles]
+    scales = [min(_THUMBNAIL_PX / tile.height, 2 * _THUMBNAIL_PX / tile.width) for tile in tiles]
+    tiles = [
+        tile.resize((max(1, round(tile.width * scale)), max(1, round(tile.height * scale))))
+        for tile, scale in zip(tiles, scales, strict=True)
+    ]
     sheet = Image.new("RGB", (sum(tile.width for tile in tiles) + _GAP_PX * (len(tiles) - 1), _THUMBNAIL_PX), "white")
     x = 0
     for tile in tiles:
-        sheet.paste(tile, (x, 0))
+        sheet.paste(tile, (x, (_THUMBNAIL_PX - tile.height) // 2))
         x += tile.width + _GAP_PX
     return sheet
 

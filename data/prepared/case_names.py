@@ -49,7 +49,10 @@ def full_name(path: Path, root: Path) -> str:
 
 
 def name_cases(paths: Sequence[Path], root: Path) -> list[str]:
-    """Return the name of each volume below `root`; those that would share one get all parts of their paths."""
+    """Return the name of each volume below `root`; those that would share one get all parts of their paths.
+
+    Paths that differ in replaced characters alone, like `A B` and `A_B`, still share one.
+    """
     names = [case_name(path, root) for path in paths]
     counts = Counter(names)
     return [name if counts[name] == 1 else full_name(path, root) for name, path in zip(names, paths, strict=True)]
@@ -70,13 +73,13 @@ def below(root: Path, path: Path) -> Path:
 
 
 def clean(name: str) -> str:
-    """Return a name with an underscore for everything but letters, digits and `_ . + -`."""
-    return _NOT_IN_A_NAME.sub("_", name)
+    """Return a name with an underscore for everything but letters, digits and `_ . + -`, and without dots before it."""
+    return _NOT_IN_A_NAME.sub("_", name).lstrip(".")
 
 
 def is_clean(name: str) -> bool:
     """Tell whether a text can be a case's name as it is."""
-    return bool(name) and clean(name) == name and name[0] != "." and len(name.encode()) <= NAME_BYTES
+    return bool(name) and clean(name) == name and len(name.encode()) <= NAME_BYTES
 
 
 def short_hash(text: str) -> str:
