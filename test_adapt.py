@@ -127,13 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
+    patient = read_patient(opt, paths)  # first: what cannot be read is said before whose result is in the way
     case = case_of(paths)
     results = Results.beside(opt.output or opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz", opt)
     own = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
         refuse_for_mr(results, opt)
-    patient = read_patient(opt, paths)
     try:
         made = synthesize(patient, synthesisers, opt)
     except InputError as error:

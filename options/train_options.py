@@ -36,7 +36,8 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
     """Return the parser of `train.py` with the options of a method; `values` from files are its defaults."""
     method = METHODS[model]
     description = f"Train a model. --model {model}: {method.__doc__}"
-    parser = training_parser(method, "train.py", description, values)
+    prog = "train.py" if model == "cycle_gan" else f"train.py --model {model}"
+    parser = training_parser(method, prog, description, values)
     _add_model(parser)
     return parser
 

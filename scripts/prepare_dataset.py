@@ -161,7 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
     if failures:
         return 1
     root = shlex.quote(str(options.out))
-    log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT)", root)
+    log.info("look at the masks in %s first: README.md, step 1", options.out / "bodies")
+    log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; hours on a CPU)", root)
     if options.mr:
         log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
     else:

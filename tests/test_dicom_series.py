@@ -210,7 +210,7 @@ def test_what_the_mr_lacks_or_has_wrong_does_not_make_the_series_invalid(tmp_pat
     (header, *_) = headers(write_series(ct_of(mr), tmp_path / "a", made_of(mr), Identity(), (), notes))
     assert header.StudyID == header.PatientBirthDate == "" and "PatientWeight" not in header
     assert notes == [
-        f"the MR's DICOM tag {tag} is not copied into the series: its value is invalid"
+        f"the series leaves out the MR's DICOM tag {tag}, whose value is invalid; the series itself is valid"
         for tag in ("PatientBirthDate", "StudyID")
     ]
     lacks = read_without(tmp_path / "mr", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName")

@@ -100,7 +100,7 @@ def write_case_page(
         body = _body_of(ct if reference is None else reference)
     document = new_document(case, ("base.css", "case.css"))
     with document:
-        _add_header(case, cohort_page, folder)
+        _add_header(case, cohort_page, folder, details or {})
         _add_viewer(shown, region)
         _add_scores(scores or {})
         _add_histograms(mr, ct, reference, body, shown[1].title)
@@ -189,12 +189,16 @@ def _describe(mr: Volume, region: Region) -> dict[str, object]:
     }
 
 
-def _add_header(case: str, cohort_page: Path | None, folder: Path) -> None:
+def _add_header(case: str, cohort_page: Path | None, folder: Path, details: Mapping[str, object]) -> None:
     with tags.header():
         tags.h1(case)
+        if model := details.get("model"):
+            tags.p("model: " + " + ".join(Path(one).name for one in str(model).split(" + ")))
         if cohort_page is not None:
             tags.p(tags.a("All cases", href=link_to(cohort_page, folder)), cls="screen")
         tags.p("Not for clinical use")
+    if warnings := details.get("warnings"):
+        tags.p(f"warning: {warnings}", cls="warning", role="note")
 
 
 def _add_viewer(shown: list[ShownVolume], region: Region) -> None:

@@ -177,8 +177,8 @@ def training_sheet(
     """
     rows = _rows(visuals, style)
     if fixed:
-        rows = [_heading("the same slices all through the run"), *_rows(fixed, style),
-                _heading("what the last step was trained on"), *rows]  # fmt: skip
+        rows = [_heading("fixed slices"), *_rows(fixed, style),
+                _heading("last training step"), *rows]  # fmt: skip
     return arrange(rows)
 
 

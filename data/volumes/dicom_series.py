@@ -298,7 +298,9 @@ def _carry(source: Dataset, header: Dataset, names: Iterable[str], notes: list[s
                 validate_value(element.VR, value, RAISE)
         except Exception:  # pydicom decodes a value when it is asked for, and can fail in any way
             # What it holds may name the patient.
-            notes.append(f"the MR's DICOM tag {name} is not copied into the series: its value is invalid")
+            notes.append(
+                f"the series leaves out the MR's DICOM tag {name}, whose value is invalid; the series itself is valid"
+            )
             continue
         if not element.is_empty:
             header.add_new(element.tag, element.VR, value)

@@ -19,7 +19,7 @@ from data.prepared.manifest import read_json, read_manifest
 from data.prepared.sources import find_volumes
 
 KEY = {"input_sha256": "1", "series_uid": None}
-MODEL = {"name": "n", "folder": "f", "epoch": "latest", "sha256": "0"}
+MODEL = {"name": "n", "folder": "f", "epoch": "latest", "for": None, "sha256": "0"}
 NESTED = "[" * 200_000
 TORN = {
     "torn": '{"case": "p1", "status": "do',
