@@ -53,6 +53,14 @@ def test_a_restored_sum_goes_on_bit_for_bit():
     assert values(whole.take(ProcessGroup())) == values(broken.take(ProcessGroup()))
 
 
+@pytest.mark.parametrize("other", [{"G": 1.0}, {"G": 1.0, "correlation_B": 2.0}], ids=["fewer", "as many"])
+def test_a_resume_with_other_losses_begins_a_new_sum(other):
+    means = MeanLosses(CPU)
+    means.load_state_dict({"steps": 3, "sums": {"G": 30.0, "correlation_A": 3.0}})
+    means.add(losses(**other))
+    assert values(means.take(ProcessGroup())) == other
+
+
 class WithAnother(ProcessGroup):
     """A group of two: the other process has these totals."""
 

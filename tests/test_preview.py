@@ -95,3 +95,9 @@ def test_a_thumbnail_is_one_legible_row():
     image = np.array(thumbnail(constant(50), constant(440)))
     assert image.shape == (128, 96 + GAP + 96 + GAP + 192, 3)
     assert np.all(image[:, 96 + GAP : 96 + GAP + 96] == 255)
+
+
+@pytest.mark.parametrize(("shape", "width"), [((1, 256, 256), 128 + 128 + 256), ((256, 64, 256), 256 + 256 + 128)])
+def test_a_thumbnail_is_as_high_as_every_other_and_no_wider_than_three_boxes(shape, width):
+    volume = Volume(np.zeros(shape, np.int16))
+    assert thumbnail(volume, volume).size == (width + 2 * 6, 128)

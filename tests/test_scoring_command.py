@@ -110,5 +110,20 @@ def test_results_without_a_true_ct_are_left_out_of_the_command_s_scores(tmp_path
     touch(tmp_path, "in/p2/other.nii", "in/p2/other_ct.nii")
     mixed = cohort_command(tmp_path / "out", {**paths, "p2__other": tmp_path / "in/p2/other.nii"}, tmp_path / "in")
     assert mixed.startswith("next, for 2 of 3 cases: ") and "--ref_pattern '{case}/ct.nii'" in mixed
+    touch(tmp_path, "in/p0/ct_mask.nii")
+    assert "ct_mask" not in cohort_command(tmp_path / "out", {"p0": tmp_path / "in/p0/mr.nii"}, tmp_path / "in")
     alone = {"a__p0": tmp_path / "in/x/b.nii"}
     assert "--mr" not in cohort_command(tmp_path / "out", alone, tmp_path / "in")  # no pattern can say it
+
+
+def test_a_short_name_stands_for_no_letters_of_other_words(tmp_path):
+    paths = {name: tmp_path / f"in/{name}/mr_t1.nii" for name in ("m", "1", "t")}
+    command = cohort_command(tmp_path / "out", paths, tmp_path / "in")
+    assert "--mr_pattern '{case}/mr_t1.nii'" in command and " of 3 cases" not in command
+
+
+def test_a_list_may_mix_relative_and_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"p1": Path("in/p1/mr.nii"), "p2": tmp_path / "other/../in/p2/mr.nii"}
+    command = cohort_command(tmp_path / "out", paths)
+    assert f"--mr {tmp_path}/in --mr_pattern '{{case}}/mr.nii'" in command
