@@ -37,26 +37,21 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-class Stop:
-    """While it is entered, the first signal is kept in `received`, for work to end in order; the next ends at once.
+class FirstSignal:
+    """While it is entered, the first of `SIGNALS` is kept in `received`, for work to end in order."""
 
-    Ended at once means without waiting for threads, which no exception does. Processes of torchrun are left alone.
-    """
-
-    def __init__(self, what_ends: str) -> None:
-        """Listen to nothing yet; `what_ends` says what the first signal waits for."""
+    def __init__(self) -> None:
+        """Listen to nothing yet."""
         self.received = 0
-        self._what_ends, self._since = what_ends, 0.0
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         """Begin to listen."""
-        # Only the main thread may listen.
-        if "TORCHELASTIC_RUN_ID" not in os.environ and threading.current_thread() is threading.main_thread():
-            # What `nohup` has the process ignore stays ignored. Not so Ctrl-C, which shells have the background jobs of
-            # a script ignore: whoever sends one that signal means it.
-            kept = [one for one in SIGNALS if one != signal.SIGINT and signal.getsignal(one) == signal.SIG_IGN]
-            self._before = {one: signal.signal(one, self._note) for one in SIGNALS if one not in kept}
+        # What `nohup` has the process ignore stays ignored. Not so Ctrl-C, which shells have the background jobs of a
+        # script ignore: whoever sends one that signal means it.
+        kept = [one for one in SIGNALS if one != signal.SIGINT and signal.getsignal(one) == signal.SIG_IGN]
+        self._before = {one: signal.signal(one, self._note) for one in SIGNALS if one not in kept}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,12 +60,47 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            _say(f"{name}: stopping after {self._what_ends}; send it again, or press Ctrl-C, to stop at once")
-        elif time.monotonic() - self._since > _SAME_REQUEST_S:
-            _say(f"{name}: stopped at once")
+            self.on_first(number)
+        else:
+            self.on_further(number, time.monotonic() - self._since)
+
+    def on_first(self, number: int) -> None:
+        """Say what the first signal does."""
+        raise NotImplementedError
+
+    def on_further(self, number: int, seconds: float) -> None:
+        """Act on another signal, so long after the first."""
+        raise NotImplementedError
+
+
+class Stop(FirstSignal):
+    """The first signal lets work end in order; the next ends the process at once.
+
+    Ended at once means without waiting for threads, which no exception does. Processes of torchrun are left alone.
+    """
+
+    def __init__(self, what_ends: str) -> None:
+        """Listen to nothing yet; `what_ends` says what the first signal waits for."""
+        super().__init__()
+        self._what_ends = what_ends
+
+    def __enter__(self) -> Self:
+        """Begin to listen, which only the main thread may."""
+        if "TORCHELASTIC_RUN_ID" in os.environ or threading.current_thread() is not threading.main_thread():
+            return self
+        return super().__enter__()
+
+    def on_first(self, number: int) -> None:
+        """Say what is waited for."""
+        name = signal.Signals(number).name
+        _say(f"{name}: stopping after {self._what_ends}; send it again, or press Ctrl-C, to stop at once")
+
+    def on_further(self, number: int, seconds: float) -> None:
+        """End at once."""
+        if seconds > _SAME_REQUEST_S:
+            _say(f"{signal.Signals(number).name}: stopped at once")
             os._exit(exit_code(number))
 
 
