@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from data.prepared.case_names import case_name, clean, name_cases, searched_folder
+from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
 from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
@@ -279,6 +279,6 @@ def _masks_by_name(
 
 def _same_tokens(name: str, other: str) -> bool:
     """Tell whether two names are one but for words such as mr or mask: `mr_p01`, `mrmask_p01`, `p01_mask`."""
-    words = {"mr", "ct", "t1", "t1w", "mask", "mrmask", "ctmask", "body", "image"}
-    tokens = [[t for t in re.split(r"[_\W]+", text.lower()) if t and t not in words] for text in (name, other)]
+    kinds = {"mr", "ct", "t1", "t1w", "mask", "mrmask", "ctmask", "body", "image"}
+    tokens = [[word for word in words(text) if word not in kinds] for text in (name, other)]
     return bool(tokens[0]) and tokens[0] == tokens[1]
