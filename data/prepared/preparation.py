@@ -122,12 +122,14 @@ def prepare_dataset(
         if job.known and job.known.mask_source_sha256 and not job.source.mask:
             log.info("%s: corrected by hand, kept and used", _body_path(job))
     writer = _SliceWriter(size, spacing_mm, slice_mm, view)
-    cases = [_analysed(job) for job in jobs if writer.is_done(job)]
-    if len(cases) == len(jobs):
-        log.info("nothing to do: %d volumes are prepared already", len(cases))
-    else:
+    done = [writer.is_done(job) for job in jobs]
+    cases = [_analysed(job) for job, is_done in zip(jobs, done, strict=True) if is_done]
+    todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+    if todo:
         _remove(root / MANIFEST_NAME)
-    written, failed = run_jobs(writer, [job for job in jobs if not writer.is_done(job)], workers, "writing slices")
+    else:
+        log.info("nothing to do: %d volumes are prepared already", len(cases))
+    written, failed = run_jobs(writer, todo, workers, "writing slices")
     cases, failures = [*cases, *written], [*failures, *failed]
     check_trainable(root, groups, cases, failures)
     cases.sort(key=lambda case: (case.split, case.domain, case.name))
