@@ -435,7 +435,7 @@ def test_published_weights_are_taken_over_and_used(tmp_path):
     output = tmp_path / "out/ct.nrrd"
     test_adapt.main([
         "--name", "published", *where, "--input", str(tmp_path / "mr.mha"), "--mask", str(tmp_path / "mask.mha"),
-        "--output", str(output), "--device", "cpu",
+        "--output", str(output), "--device", "cpu", "--precision", "fp32",
     ])  # fmt: skip
     ct = read_volume(output)
     assert same_grid(ct, mr, tolerance=1e-6)
