@@ -10,8 +10,10 @@ a way back.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
+from data.loading.threads import one_thread
 from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
@@ -42,8 +45,9 @@ log = logging.getLogger(__name__)
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
-# Voxels that are drawn at once on a CPU, about: so many of every array stay in its cache.
-_CACHED_VOXELS = 2**19
+# On a CPU two threads draw a batch in parts of about so many voxels, whose arrays stay in the cache. Operations on
+# one part are too short for threads to share.
+_THREADS, _CACHED_VOXELS = 2, 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,26 +150,50 @@ class SimulatedPairsModel(SlabModel):
         return model
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the next batch; see `SlabModel.draw`. Everything counts."""
-        rounds = 1
-        if self.device.type == "cpu":
-            voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
-            rounds = max(1, min(voxels // _CACHED_VOXELS, *self.parts))
-        shares = ([n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds))
-        mr, hu = (torch.cat(images) for images in zip(*map(self._draw, shares), strict=True))
+        """Return the next batch; see `SlabModel.draw`. Everything counts.
+
+        What is drawn does not depend on the number of threads: each part of a batch has random numbers of its own.
+        """
+        if self.device.type != "cpu":
+            mr, hu = self._draw(self.parts, self.draws)
+            return mr, hu, torch.ones_like(hu)
+        voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
+        rounds = min(_THREADS * max(1, round(voxels / (_THREADS * _CACHED_VOXELS))), *(n for n in self.parts if n))
+        shares = [[n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds)]
+        sources = [self._own_draws() for _ in shares]
+        if torch.get_num_threads() == 1:
+            drawn = list(map(self._draw, shares, sources))
+        else:
+            drawn = list(self._threads.map(self._draw_alone, shares, sources))
+        mr, hu = (torch.cat(images) for images in zip(*drawn, strict=True))
         return mr, hu, torch.ones_like(hu)
 
-    def _draw(self, counts: list[int]) -> tuple[Tensor, Tensor]:
-        """Return MR in [-1, 1] and CT in HU of so many slabs of each group."""
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, "simulation")
+
+    def _own_draws(self) -> Callable[[int], Draws]:
+        """Return what `draws` does with generators of its own, whose seeds are drawn now."""
+        seeds = torch.randint(2**62, (2,), generator=self.generators["host"]).tolist()
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return lambda count: Draws(count, *own)
+
+    def _draw_alone(self, counts: list[int], draws_of: Callable[[int], Draws]) -> tuple[Tensor, Tensor]:
+        """Return what `_draw` does, computed by the calling thread alone."""
+        with one_thread(), torch.no_grad():
+            return self._draw(counts, draws_of)
+
+    def _draw(self, counts: list[int], draws_of: Callable[[int], Draws]) -> tuple[Tensor, Tensor]:
+        """Return MR in [-1, 1] and CT in HU of so many slabs of each group; `draws_of` gives their random numbers."""
         slabs = []
         for stock, count in zip(self.stocks, counts, strict=True):
-            draws = self.draws(count)
+            draws = draws_of(count)
             slab = stock.draw(self.crop, draws, _MARGIN)
             if len(self.stocks) == 2 and stock is self.stocks[0]:
                 paste_limbs(slab, self.stocks[1], self.crop, self.spacing[1], draws)
             slabs.append(slab)
         hu, depth, zoom = (torch.cat([slab[name] for slab in slabs]) for name in ("hu", "depth", "zoom"))
-        draws = self.draws(len(hu))
+        draws = draws_of(len(hu))
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
         mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
         kept = slice(_MARGIN, _MARGIN + self.crop.slices)

@@ -210,6 +210,21 @@ def test_a_batch_holds_trunks_and_limbs_by_share():
     assert model().parts == [4]
 
 
+def test_a_batch_is_the_same_from_one_thread_and_from_two_and_its_parts_differ():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        (alone, _, _), (next_alone, _, _) = (drawn := model()).draw(), drawn.draw()
+        torch.set_num_threads(2)
+        (shared, _, _), (next_shared, _, _) = (drawn := model()).draw(), drawn.draw()
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, shared)
+    assert torch.equal(next_alone, next_shared)
+    slabs = [*alone, *next_alone]
+    assert not any(torch.equal(a, b) for k, a in enumerate(slabs) for b in slabs[:k])
+
+
 def test_the_generator_learns():
     learner = model()
     losses = [float(learner.step({})["pairs"]) for _ in range(60)]
