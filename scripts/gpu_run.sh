@@ -1,37 +1,63 @@
 #!/usr/bin/env bash
-# Use a GPU for a fixed time: check it, then train on several prepared data sets at once for the rest.
-#   bash scripts/gpu_run.sh DATASET... OUT
-# First runs scripts.gpu_check, which writes OUT/gpu_check.json. Then trains on all data sets at the same time with
-# train.py --model simulated_pairs, in OUT/checkpoints/NAME (NAME: the data set's folder). Logs are OUT/gpu_check.log and
-# OUT/train_NAME.log; another start appends to them. If one part fails, the others go on and the exit code is 1.
-# Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; a training that is done ends at once.
-# SECONDS_TOTAL: approximate total (540). CHECK_SECONDS: share of the check (a third). DEVICE: cuda:0.
+# Use a GPU for a fixed time: check it, then run several trainings at once for the rest.
+#   bash scripts/gpu_run.sh DATASET... OUT     the recommended recipe on each prepared data set, named after its folder
+#   bash scripts/gpu_run.sh RUNS OUT           trainings of any kind, from a text file
+# RUNS has a training a line: its name, then options of train.py; {seconds} in them becomes the seconds that are left:
+#   limbs_1  --model simulated_pairs --dataroot datasets/limbs --seed 1 --seconds {seconds}
+#   arms     --dataroot datasets/arms --lambda_shape 0 --batch_size 8
+# Words with spaces are quoted. Paths are relative to the folder of train.py. Empty lines and lines that begin with # are
+# skipped. A training without {seconds} is stopped when the time is over, and has saved its state then.
+# First runs scripts.gpu_check, which writes OUT/gpu_check.json. The trainings are in OUT/checkpoints/NAME. Logs are
+# OUT/gpu_check.log and OUT/train_NAME.log; another start appends to them. If one part fails, the others go on and the
+# exit code is 1. Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; a training that is
+# done ends at once.
+# SECONDS_TOTAL: approximate total (540). CHECK_SECONDS: share of the check (a third; 0: no check). DEVICE: cuda:0.
 # PYTHON: .venv/bin/python. OMP_NUM_THREADS: threads of each training (default: the cores, divided among the trainings).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
-usage="usage: bash scripts/gpu_run.sh DATASET... OUT"
+usage="usage: bash scripts/gpu_run.sh DATASET... OUT, or bash scripts/gpu_run.sh RUNS OUT"
 refuse() {
     echo "error: $*; $usage" >&2
     exit 2
 }
 
-[ $# -ge 2 ] || refuse "$# folders given; expected at least one prepared data set, and the folder for results"
+[ $# -ge 2 ] || refuse "$# paths given; expected at least one prepared data set or a file of trainings, and the folder for results"
 out=${*: -1}
 [ ! -e "$out/manifest.json" ] || refuse "$out is a prepared data set; expected the folder for results at the end"
+[ ! -f "$out" ] || refuse "$out is a file; expected the folder for results at the end"
 total=${SECONDS_TOTAL:-540}
 [[ $total =~ ^[1-9][0-9]*$ ]] || refuse "SECONDS_TOTAL=$total; expected a whole number of seconds"
 check=${CHECK_SECONDS:-$((total / 3 > 0 ? total / 3 : 1))}
-[[ $check =~ ^[1-9][0-9]*$ ]] || refuse "CHECK_SECONDS=$check; expected a whole number of seconds"
-datasets=() names=()
-for dataset in "${@:1:$#-1}"; do
-    [ -e "$dataset/manifest.json" ] || refuse "$dataset has no manifest.json; expected what scripts.prepare_dataset makes"
-    dataset=$(realpath "$dataset")
-    name=$(basename "$dataset")
+[[ $check =~ ^(0|[1-9][0-9]*)$ ]] || refuse "CHECK_SECONDS=$check; expected a whole number of seconds, 0 for no check"
+names=() runs=()
+add_run() { # name, options, one a line
+    local other
     for other in ${names[@]+"${names[@]}"}; do
-        [ "$other" != "$name" ] || refuse "two data sets are called $name, and would train in one folder; rename one"
+        [ "$other" != "$1" ] || refuse "two trainings are called $1, and would be in one folder; rename one"
     done
-    datasets+=("$dataset") names+=("$name")
-done
+    names+=("$1") runs+=("$2")
+}
+if [ $# = 2 ] && [ -f "$1" ]; then
+    while read -r name options || [ -n "$name" ]; do
+        case $name in
+            "" | \#*) continue ;;
+            -* | */*) refuse "$1: a line begins with $name; expected the training's name" ;;
+        esac
+        [[ ! " $options " =~ \ --(name|checkpoints_dir|device|continue_train)[\ =] ]] ||
+            refuse "$1: $name: --${BASH_REMATCH[1]} is set by this script; leave it out"
+        [ -n "$options" ] || refuse "$1: $name: no options; expected those of train.py"
+        words=$(xargs -n1 printf '%s\n' <<<"$options") || refuse "$1: $name: its quotes do not match"
+        add_run "$name" "$words"
+    done <"$1"
+    [ ${#names[@]} -gt 0 ] || refuse "$1 holds no training"
+else
+    for dataset in "${@:1:$#-1}"; do
+        [ -e "$dataset/manifest.json" ] || refuse "$dataset has no manifest.json; expected what scripts.prepare_dataset makes"
+        dataset=$(realpath "$dataset")
+        add_run "$(basename "$dataset")" \
+            "$(printf '%s\n' --model simulated_pairs --dataroot "$dataset" --seconds "{seconds}" --precision auto)"
+    done
+fi
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -48,7 +74,9 @@ finish() { # job, what it is, its log
         status=0
         wait "$1" || status=$?
     done
-    if [ "$status" != 0 ]; then
+    if [ "$status" = 143 ] && ! "$stopped"; then
+        echo "$2: saved when the time was over; the same command resumes it; $3"
+    elif [ "$status" != 0 ]; then
         failed+=("$2")
         echo "$2: failed with exit code $status; the end of $3:"
         tail -n 5 "$3"
@@ -57,9 +85,11 @@ finish() { # job, what it is, its log
     fi
 }
 
-"$python" -m scripts.gpu_check --out "$out" --seconds "$check" --device "$device" >>"$out/gpu_check.log" 2>&1 &
-jobs=($!)
-finish "$!" "check of the GPU" "$out/gpu_check.log"
+if [ "$check" != 0 ]; then
+    "$python" -m scripts.gpu_check --out "$out" --seconds "$check" --device "$device" >>"$out/gpu_check.log" 2>&1 &
+    jobs=($!)
+    finish "$!" "check of the GPU" "$out/gpu_check.log"
+fi
 
 rest=$((total - SECONDS)) jobs=()
 cores=$(getconf _NPROCESSORS_ONLN)
@@ -72,12 +102,14 @@ for k in "${!names[@]}"; do
         echo "training $name: not started: $why"
         continue
     fi
-    options=(--dataroot "${datasets[$k]}" --name "$name" --seconds "$rest" --checkpoints_dir "$models" --device "$device"
-        --precision auto)
+    limit=()
+    if [[ ${runs[$k]} != *"{seconds}"* ]]; then limit=(timeout --preserve-status "$rest"); fi
+    mapfile -t options <<<"${runs[$k]//\{seconds\}/$rest}"
+    options+=(--name "$name" --checkpoints_dir "$models" --device "$device")
     if [ -e "$models/$name/latest_state.pth" ] || [ -e "$models/$name/previous_state.pth" ]; then
         options+=(--continue_train)
     fi
-    "$python" train.py --model simulated_pairs "${options[@]}" >>"$out/train_$name.log" 2>&1 &
+    ${limit[@]+"${limit[@]}"} "$python" train.py "${options[@]}" >>"$out/train_$name.log" 2>&1 &
     jobs+=($!)
 done
 for k in "${!jobs[@]}"; do

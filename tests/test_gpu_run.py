@@ -1,6 +1,7 @@
 """`scripts/gpu_run.sh` with a Python that writes down what it is called with."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -46,8 +47,8 @@ def calls(tmp_path):
 
 def training(tmp_path, name, seconds):
     return (
-        f"train.py --model simulated_pairs --dataroot {tmp_path}/data/{name} --name {name} --seconds {seconds} "
-        f"--checkpoints_dir {tmp_path}/out/checkpoints --device cuda:0 --precision auto"
+        f"train.py --model simulated_pairs --dataroot {tmp_path}/data/{name} --seconds {seconds} --precision auto "
+        f"--name {name} --checkpoints_dir {tmp_path}/out/checkpoints --device cuda:0"
     )
 
 
@@ -108,12 +109,12 @@ def test_without_time_left_no_training_begins(tmp_path, call):
 @pytest.mark.parametrize(
     ("folders", "settings", "said"),
     [
-        (("data/one",), {}, "1 folders given"),
+        (("data/one",), {}, "1 paths given"),
         (("data/one", "data/two"), {}, "data/two is a prepared data set"),
         (("data/one", "data/three", "out"), {}, "data/three has no manifest.json"),
-        (("data/one", "data/two/../one", "out"), {}, "two data sets are called one"),
+        (("data/one", "data/two/../one", "out"), {}, "two trainings are called one"),
         ((), {"SECONDS_TOTAL": "ten"}, "SECONDS_TOTAL=ten"),
-        ((), {"CHECK_SECONDS": "0"}, "CHECK_SECONDS=0"),
+        ((), {"CHECK_SECONDS": "-1"}, "CHECK_SECONDS=-1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, call, folders, settings, said):
@@ -123,6 +124,51 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, call, folder
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "calls").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_trainings(tmp_path, call):
+    """Words in quotes stay one, nothing is expanded, and the time that is left goes where it is asked for."""
+    lines = ["# arms", "", "a  --dataroot 'data/my arms' --lambda_shape 0", 'b --names "$HOME *" --seconds {seconds}']
+    (tmp_path / "runs.txt").write_text("\n".join(lines))  # the last line does not end
+    done = subprocess.run(**call("runs.txt", "out", BEFORE="printf '<%s>' \"$@\"", CHECK_SECONDS="0"), timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    common = f"<--checkpoints_dir><{tmp_path}/out/checkpoints><--device><cuda:0>"
+    logs = [(tmp_path / "out" / f"train_{name}.log").read_text().splitlines()[1] for name in "ab"]
+    assert logs[0] == f"<train.py><--dataroot><data/my arms><--lambda_shape><0><--name><a>{common}"
+    assert re.fullmatch(rf"<train.py><--names><\$HOME \*><--seconds><5[34]\d><--name><b>{re.escape(common)}", logs[1])
+    assert not (tmp_path / "out" / "gpu_check.log").exists()
+
+
+def test_a_training_of_any_length_is_stopped_when_the_time_is_over(tmp_path, call):
+    """It saves at the signal; one that knows its time is not stopped, and may take a little longer."""
+    (tmp_path / "runs.txt").write_text("long --dataroot d\ntimed --dataroot d --seconds {seconds}\n")
+    wait = "trap 'sleep 0.5; echo saved; exit 143' TERM; for k in {1..30}; do sleep 0.1; done"
+    done = subprocess.run(**call("runs.txt", "out", BEFORE=wait, SECONDS_TOTAL="1", CHECK_SECONDS="0"), timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "training long: saved when the time was over; the same command resumes it" in done.stdout
+    assert "training timed: done" in done.stdout
+    assert [(tmp_path / "out" / f"train_{name}.log").read_text().endswith("saved\n") for name in ("long", "timed")] == [
+        True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("# nothing\n", "runs.txt holds no training"),
+        ("--dataroot d\n", "a line begins with --dataroot; expected the training's name"),
+        ("a\n", "a: no options"),
+        ("a --dataroot 'd\n", "a: its quotes do not match"),
+        ("a --dataroot d\na --dataroot e\n", "two trainings are called a"),
+        ("a --dataroot d --name b\n", "--name is set by this script; leave it out"),
+    ],
+)
+def test_a_file_of_trainings_that_cannot_work_is_refused(tmp_path, call, lines, said):
+    (tmp_path / "runs.txt").write_text(lines)
+    done = subprocess.run(**call("runs.txt", "out"), timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "calls").exists()
 
 
 @pytest.mark.parametrize("phase", ["scripts.gpu_check", "--model"])
