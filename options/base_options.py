@@ -44,8 +44,10 @@ class UseSettings(ModelSettings):
         None, choices=FUSIONS,
         help="with several --name: how their results are combined, voxel by voxel (default: mean)",
     )  # fmt: skip
-    precision: str = redeclare(ComputingSettings, "precision", "auto", help="number format of the networks")
-    results_dir: Path = option(Path("results"), parse=Path, help="folder for results")
+    precision: str = redeclare(
+        ComputingSettings, "precision", "auto", first=False, help="number format of the networks"
+    )
+    results_dir: Path = option(Path("results"), parse=Path, first=True, help="folder for results")
     batch_size: int | None = option(
         "auto", parse=batch_size, aliases=("--batchSize",), metavar="N",
         help="slices in one pass; auto: as many as memory allows",
@@ -147,14 +149,20 @@ class DicomOutput:
     """DICOM series."""
 
     dicom: Path | bool | None = option(
-        None, parse=Path, metavar="FOLDER", help="also write the synthetic CT as a DICOM series"
+        None, parse=Path, metavar="FOLDER", first=True, help="also write the synthetic CT as a DICOM series"
     )
     anonymous: bool = option(False, help="leave the MR's patient, study and source images out of the DICOM series")
 
 
-def use_parser(group: type[UseSettings], command: Command, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that uses a model, with the options of `group`."""
-    parser = CommandParser(prog=command, description=description, formatter_class=HelpFormatter)
+def use_parser(group: type[UseSettings], command: Command, needed: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that uses a model, with the options of `group`; its usage shows the `needed`."""
+    parser = CommandParser(
+        short_help=True,
+        prog=command,
+        usage=f"%(prog)s {needed} [options]",
+        description=description,
+        formatter_class=HelpFormatter,
+    )
     add_options(parser, group)
     add_gpu_ids(parser)
     return parser

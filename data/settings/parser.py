@@ -17,6 +17,7 @@ class CommandParser(argparse.ArgumentParser):
         """Take what argparse takes; options are not abbreviated.
 
         `short_help`: whether `--help` shows those options alone that `show_first` marked, and `--help_all` all of them.
+        `usage`: as in argparse; without it the short help names the options that are required.
         """
         super().__init__(allow_abbrev=False, **description)
         self._short_help = short_help
@@ -33,9 +34,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _first_help(self) -> str:
         formatter = self._get_formatter()
-        needed = " ".join(f"{action.option_strings[0]} {action.dest.upper()}" for action in self._actions
-                          if action.required)  # fmt: skip
-        formatter.add_usage(f"%(prog)s {needed} [options]", self._actions, [])
+        formatter.add_usage(self.usage or self._short_usage(), self._actions, [])
         formatter.add_text(self.description)
         for group in self._action_groups:
             if shown := [action for action in group._group_actions if _is_first(action)]:
@@ -45,6 +44,11 @@ class CommandParser(argparse.ArgumentParser):
                 formatter.end_section()
         left = sum(not _is_first(action) for action in self._actions)
         return f"{formatter.format_help()}\n{left} more options: {self._start()} --help_all, or docs/options.md\n"
+
+    def _short_usage(self) -> str:
+        needed = [f"{action.option_strings[0]} {action.metavar or action.dest.upper()}" for action in self._actions
+                  if action.required]  # fmt: skip
+        return " ".join(["%(prog)s", *needed, "[options]"])
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Return the options; a line that has others ends the command with exit code 2."""
