@@ -270,7 +270,8 @@ def _say_next(
     if (results.folder / "index.html").exists():
         log.info("page: %s", results.folder / "index.html")
     if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
-        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
+        alone = not opt.chosen and all(case.alone and not (case.contrast and case.path.is_dir()) for case in done)
+        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir, mr_alone=alone))
 
 
 def _left(survey: Survey, records: Mapping[str, CaseRecord]) -> set[str]:

@@ -18,7 +18,8 @@ from data.outputs import check_free
 from data.settings.parser import CommandParser
 from data.settings.values import parse_numbers, torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
-from evaluation.cases import CaseVolumes, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from data.errors import run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from evaluation.cases import CaseVolumes, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import find_cases
+from evaluation.origin import check_exchanged
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
 
 _INPUTS = {
@@ -26,6 +28,7 @@ _INPUTS = {
     "mr": "the MR: score only where it is above 0",
     "mask": "score only where it is non-zero (default: the body found in the reference)",
 }
+_KINDS = {"pred": "ct", "ref": "ct", "mr": "mr", "mask": "mask"}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse_arguments(arguments)
     sources = {
-        name: CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
+        name: CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"), _KINDS[name])
         for name in _INPUTS
         if getattr(options, name) is not None
     }
+    check_exchanged(sources["pred"], sources["ref"])
     cases = find_cases(**sources, names=options.cases, skip_missing=options.skip_missing)
     if options.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
