@@ -131,8 +131,7 @@ def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingSta
         )
     if (found := describe_training_set(dataroot, manifest)) is None:
         raise InputError(
-            f"--dataroot {dataroot}: no figures of MR and CT; it was prepared without MR, or by an earlier version: "
-            "prepare it again"
+            f"--dataroot {dataroot}: no figures of its volumes: it was prepared by an earlier version; prepare it again"
         )
     return found
 
