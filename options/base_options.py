@@ -2,11 +2,13 @@
 
 import argparse
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.prepared.manifest import read_json
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
 from data.settings.parser import CommandParser
 from data.settings.published import Command, Recorded, translate
@@ -24,6 +26,7 @@ from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.model_settings import ModelChoice, ModelSettings
+from models.run_folder import OPTIONS_NAME
 
 
 def batch_size(text: str) -> int | None:
@@ -182,11 +185,11 @@ def parse_use[T: UseSettings](
 
 
 def list_models(checkpoints_dir: Path) -> str:
-    """Return in words which models a folder holds, each with the title of its card (README.md)."""
+    """Return in words which models a folder holds, each with the title of its card (README.md), or what is known."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
-    lines = [f"  {folder.name:<20} {card_title(folder)}".rstrip() for folder in models]
+    lines = [f"  {folder.name:<20} {card_title(folder) or _known_of(folder)}".rstrip() for folder in models]
     return "\n".join([f"{checkpoints_dir} has:", *lines])
 
 
@@ -197,6 +200,25 @@ def card_title(folder: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return lines[0].partition(": ")[2] if lines else ""
+
+
+def _known_of(folder: Path) -> str:
+    """Return what a model's files say of it: method, data set, steps and date of the weights."""
+    options, settings = (_read_dict(folder / name) for name in (OPTIONS_NAME, FILE_NAME))
+    method, dataroot, steps = options.get("model"), options.get("dataroot"), settings.get("steps")
+    facts = [str(method)] if method else []
+    facts += [f"trained on {dataroot}"] if dataroot else []
+    facts += [f"{steps} steps"] if steps else []
+    weights = [path.stat().st_mtime for path in folder.glob("*_net_G_*.pth")]
+    facts += [f"weights of {time.strftime('%Y-%m-%d', time.localtime(max(weights)))}"] if weights else ["no weights"]
+    return ", ".join(facts)
+
+
+def _read_dict(path: Path) -> dict:
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
 
 
 def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:
