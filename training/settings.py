@@ -104,12 +104,21 @@ class RunSettings(ModelSettings):
         """The run's folder."""
         return self.checkpoints_dir / self.name
 
-    def resume_command(self, processes: int) -> str:
-        """Return the command that resumes the run with so many processes, as a shell takes it."""
-        start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-        words = [*start, "train.py", "--continue_train", "--name", self.name]
-        elsewhere = self.checkpoints_dir != ModelSettings.checkpoints_dir
-        return shlex.join([*words, *(["--checkpoints_dir", str(self.checkpoints_dir)] if elsewhere else [])])
+    def resume_command(self, processes: int, machines: int = 1) -> str:
+        """Return the command that resumes the run with so many processes on each machine, as a shell takes it.
+
+        Of several machines it says what torchrun starts: where they meet is not known here.
+        """
+        words = ["train.py", "--continue_train", "--name", self.name]
+        words += ["--checkpoints_dir", str(self.checkpoints_dir)] if self._is_elsewhere else []
+        if machines > 1:
+            return f"start torchrun on each of the {machines} machines as before, with: {shlex.join(words)}"
+        start = ["torchrun", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+        return shlex.join([*start, *words])
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return self.checkpoints_dir != ModelSettings.checkpoints_dir
 
 
 @dataclass(frozen=True, kw_only=True)
