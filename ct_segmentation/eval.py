@@ -16,7 +16,7 @@ from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, torch_device
+from data.settings.values import torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     if (options.input is None) != (options.model is None):
         parser.error("--model and --input: expected both, or --pred instead")
     for name in ("pred", "input"):

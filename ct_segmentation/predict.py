@@ -22,7 +22,7 @@ from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, positive_int, torch_device
+from data.settings.values import positive_int, torch_device
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
 from data.volumes.slice_frame import SliceFrame
@@ -86,7 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    return parse_numbers(parser, arguments)
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

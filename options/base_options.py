@@ -10,14 +10,13 @@ from pathlib import Path
 from data.errors import InputError
 from data.prepared.manifest import read_json
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, command_words
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import (
     add_gpu_ids,
     positive_float,
     positive_int,
-    protected_numbers,
     regular_expression,
     settle_gpu_ids,
 )
@@ -175,7 +174,7 @@ def parse_use[T: UseSettings](
     parser: argparse.ArgumentParser, group: type[T], command: Command, arguments: Sequence[str] | None
 ) -> T:
     """Return the settings of a command line that uses a model; published options count as what they are here."""
-    words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, command)
+    words, recorded = checked(parser, translate, command_words(arguments), OPTIONS, command)
     options = parser.parse_args(words)
     settle_gpu_ids(parser, options)
     settings = checked(parser, from_namespace, group, options)

@@ -14,7 +14,7 @@ from data.errors import InputError, run_command
 from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.parser import CommandParser
-from data.settings.values import finite_float, parse_numbers
+from data.settings.values import finite_float
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
@@ -39,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_options(parser, DicomChoice)
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     if options.output is None:
         name = f"{volume_stem(options.input)}_like_{volume_stem(options.like)}.nii.gz"
         options.output = options.input.absolute().with_name(name)

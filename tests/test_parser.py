@@ -88,6 +88,7 @@ def test_numbers_and_texts_are_values(capsys):
     parser.add_argument("--text")
     assert vars(parser.parse_args(["--level", "-.5", "--text", "-a b"])) == {"level": -0.5, "text": "-a b"}
     assert parser.parse_args(["--level=-1e3"]).level == -1000
+    assert vars(parser.parse_args(["--level", "-1e3", "--text", "-1.nii"])) == {"level": -1000, "text": "-1.nii"}
     assert said(capsys, parser.parse_args, "--level", "low") == "error: argument --level: invalid float value: 'low'"
     assert said(capsys, parser.parse_args, "--txet=my text", "--level", "1") == (
         "error: --txet: no such option; did you mean --text? All options: python x.py --help"

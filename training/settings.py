@@ -26,13 +26,12 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
-from data.settings.parser import CommandParser, show_first
+from data.settings.parser import CommandParser, command_words, show_first
 from data.settings.values import (
     add_gpu_ids,
     nonnegative_int,
     positive_int,
     positive_share,
-    protected_numbers,
     run_name,
     settle_gpu_ids,
 )
@@ -266,7 +265,7 @@ def parse_training(
 
     `from_file`: options that a config file gives, whose values are the parser's defaults.
     """
-    words = protected_numbers(arguments)
+    words = command_words(arguments)
     options = parser.parse_args(words)
     names = [field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)]
     given = given_options(parser, words, names)

@@ -179,9 +179,9 @@ def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
     class Converted(argparse.Action):
         def __call__(self, parser, namespace, values, option_string=None):
             try:
-                setattr(namespace, self.dest, convert([word.strip() for word in values]))
+                setattr(namespace, self.dest, convert(list(values)))
             except InputError as error:
-                raise argparse.ArgumentError(self, f"{' '.join(values).strip()}: {error}") from error
+                raise argparse.ArgumentError(self, f"{' '.join(values)}: {error}") from error
 
     return Converted
 
