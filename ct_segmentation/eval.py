@@ -1,7 +1,7 @@
 """Dice of body (and bone) masks against reference masks, patient by patient.
 
-The masks are `--pred`, or are made by `--model` of the CT in `--input`. Every path is one volume or a folder of cases;
-cases are matched by name, which a pattern can say where to find:
+The masks are those of `--pred`, or `--model` makes them of the CT in `--input`. Every path is one volume or a folder of
+cases. Cases are matched by name. A pattern shows where the name stands:
 
     python -m ct_segmentation.eval --model checkpoints/shape_extractor --input ct --ref masks \\
         --input_pattern '{case}_ct.nii.gz' --ref_pattern '{case}_mask.nii.gz'
@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f"--{name}_pattern",
             metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/mask.nii.gz'",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/{'ct' if name == 'input' else 'mask'}.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument(

@@ -21,6 +21,7 @@ from data.loading.augmentation import resized
 from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
+from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int, torch_device
 from data.values.intensity import AIR_HU
@@ -78,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m ct_segmentation.predict",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--model", type=Path, required=True, help="an extractor's file or the folder of its run")
     parser.add_argument("--input", type=Path, required=True, help="CT volume, folder of them, .npy or image folder")

@@ -26,8 +26,8 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
 
     input_dir: Path | None = option(
         None, parse=Path, first=True,
-        help="folder to search for volume files and DICOM series; or a folder of images, or with images in testA, "
-             "which are converted to images and a page",
+        help="folder to search for volume files and DICOM series; a folder of images, or one with images in testA, is "
+             "converted to images and a page",
     )  # fmt: skip
     list: Path | None = option(
         None, parse=Path, metavar="CSV", first=True,
@@ -46,8 +46,8 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     no_html: bool = option(False, help="write a picture of each case in place of results pages")
     num_threads: int | None = option(
         None, parse=positive_int, aliases=("--nThreads",), metavar="N",
-        help="patients that are prepared, and patients that are written, while one is on the device (default: 1 on a "
-             "CPU; on a GPU the number of cores, at most 8)",
+        help="how many patients are prepared, and how many written, while one is on the device (default: 1 on a CPU; "
+             "on a GPU the number of cores, at most 8)",
     )  # fmt: skip
     dicom: bool = redeclare(
         DicomOutput, "dicom", False,

@@ -1,8 +1,8 @@
 """Score synthetic CT against true CT: ``python -m scripts.evaluate --pred F --ref F``.
 
-Every path is one volume or a folder of cases; cases are matched by name. In a folder the name of a case is
-the file name less .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. References without a
-result are not scored:
+Every path is one volume or a folder of cases. Cases are matched by name. In a folder the name of a case is the file
+name without .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. Where names do not match, the error
+proposes a pattern. True CT without a result is not scored:
 
     python -m scripts.evaluate --pred results --json results/scores.json \\
         --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\
@@ -24,9 +24,9 @@ from evaluation.report import describe_mask, format_report, score_cohort, write_
 
 _INPUTS = {
     "pred": "synthetic CT in HU",
-    "ref": "true CT in HU, on the grid of --pred or with --resample_reference",
-    "mr": "the MR: score only where it is above 0",
-    "mask": "score only where it is non-zero (default: the body found in the reference)",
+    "ref": "true CT in HU, on the grid of --pred, or on another one with --resample_reference",
+    "mr": "the MR, to score only where it has signal (above 0)",
+    "mask": "a mask, to score only where it is not 0 (default: the body found in the true CT)",
 }
 _KINDS = {"pred": "ct", "ref": "ct", "mr": "mr", "mask": "mask"}
 
@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.add_argument(
             f"--{name}_pattern",
             metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/ct.nii.gz'",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/{_KINDS[name]}.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument(

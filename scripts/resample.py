@@ -32,10 +32,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder with the wanted grid")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, help="default: linear; nearest for masks and label maps"
+        "--interpolation", choices=INTERPOLATIONS, help="how (default: linear; nearest for masks and label maps)"
     )
     parser.add_argument(
-        "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: see above)"
+        "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: -1000 for a CT, else 0)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_options(parser, DicomChoice)

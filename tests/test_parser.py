@@ -181,3 +181,19 @@ def test_each_method_shows_what_is_its_own(method, capsys):
     shown = re.findall(r"^  (--\w+)", shown, re.MULTILINE)
     own = [f"--{field.name}" for field, described in options_of(METHODS[method].settings_type) if described.first]
     assert own and set(own) <= set(shown)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "train", "test_adapt", "test_pipeline", "fill_hole"])
+def test_no_help_shows_a_value_of_python(name, capsys):
+    """Nor a default twice."""
+    command = {"train": train_options, "test_adapt": test_options, "test_pipeline": pipeline_options}.get(name)
+    command = command or importlib.import_module(name)
+    parse = next(
+        getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
+    )
+    for word in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parse([word])
+        text = " ".join(capsys.readouterr().out.split())
+        if stop.value.code == 0:
+            assert not re.search(r"default:? (None|False|True|\(|\[)|\(default[^)]*\) \(default|==SUPPRESS", text), text
