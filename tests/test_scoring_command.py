@@ -10,6 +10,7 @@ import pytest
 import test_adapt
 import test_pipeline
 from cohort.scoring import cohort_command
+from data.errors import InputError
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.report import score_case
 from scripts import evaluate
@@ -77,6 +78,10 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
         for result, (mr, ct) in zip(results, pairs, strict=True)
     ]
     assert scores == [f"{mae:.1f}" for mae in expected]
+    sides = (("pred", "ref"), ("ref", "pred"))
+    exchanged = {f"--{one}{end}": f"--{other}{end}" for one, other in sides for end in ("", "_pattern")}
+    with pytest.raises(InputError, match=f"synthetic CT, as .*{NAME}/records/p0.*json says.* seem to be exchanged"):
+        evaluate.main([exchanged.get(word, word) for word in words[3:]])
 
 
 @pytest.mark.parametrize("shifted", [False, True])
