@@ -109,7 +109,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--majority",
         type=int,
         default=1,
-        help="foreground voxels beyond one half of the box that fill a hole (default %(default)s)",
+        help="how many voxels more than half of the box must be foreground to fill its centre (default %(default)s)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace existing files, also a mask by its filled version"

@@ -21,6 +21,7 @@ from data.prepared.case_names import case_name
 from data.prepared.manifest import read_json
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
+from data.volumes.dicom import list_series
 from data.volumes.dicom_series import Derivation, Identity, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, volume_stem, write_volume
 from evaluation.cases import read_reference
@@ -159,7 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
         parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths), opt.purpose)
     written = [make_beside(results.main, path, make) for path, make in parts.items()]
     if settings.direction == "AtoB" and patient.reference is None:
-        log.info("%s", single_command(results.main, next(iter(paths.values()))))
+        mr = next(iter(paths.values()))
+        alone = not mr.is_dir() or not (opt.chosen or len(paths) > 1 or len(list_series(mr)) > 1)
+        log.info("%s", single_command(results.main, mr, alone))
     return 0 if all(written) else 1
 
 

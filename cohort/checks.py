@@ -57,6 +57,7 @@ NO_SECTIONS = (
     "body region against the training set: the model's inference.json, written by an earlier version, lacks its "
     "values; add them with python -m scripts.export_model --dataroot"
 )
+NO_MR = "MR intensities against the training set: the model was trained on CT alone, whose MR is simulated"
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
 # A network that was trained for fewer steps has hardly learnt what a CT looks like.
 FEW_STEPS = 1000
@@ -276,6 +277,9 @@ def _check_mr(
             f"{window[0]:g} to {window[1]:g}"
         )
     if training is None:
+        return
+    if training.mr_high is None or training.mr_median is None:
+        findings.unchecked.append(NO_MR)
         return
     reach = training.mr_high
     if not plan.own_scale and not reach[0] / INTENSITY_FACTOR <= high <= reach[1] * INTENSITY_FACTOR:

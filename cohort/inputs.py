@@ -40,6 +40,7 @@ class CohortCase:
         name: unique in the cohort, and a file name.
         path: volume file, or the folder of a DICOM series.
         series_uid, files: the DICOM series and its files; None and empty for a volume file.
+        alone: whether the path is enough to read it: no other series or contrast lies in its folder.
         other_names: what it is called among other volumes or alone: it may have been converted as that. The first
             tells it from every other volume of the cohort.
         reference: true CT on the MR's grid, to score against.
@@ -54,6 +55,7 @@ class CohortCase:
     path: Path
     series_uid: str | None = None
     files: tuple[Path, ...] = ()
+    alone: bool = True
     other_names: tuple[str, ...] = ()
     reference: Path | None = None
     mask: Path | None = None
@@ -186,14 +188,15 @@ def _cases_of_folder(folder: Path, root: Path, wanted: _Wanted, empty: bool) -> 
     except Exception as error:  # pydicom raises errors of many types on damaged headers
         return [replace(case, problem=f"{folder}: cannot be read: {error}")], []
     taken = [one for one in series if not reasons[one.uid]]
-    cases = [_with_series(case, one) for one in taken]
+    cases = [_with_series(case, one, alone=len(series) == 1) for one in taken]
     if len(taken) > 1:
         cases = [_with_name_of_series(one) for one in cases]
     return cases, [f"{folder}: {one.describe()}: {reasons[one.uid]}" for one in series if reasons[one.uid]]
 
 
-def _with_series(case: CohortCase, series: DicomSeries) -> CohortCase:
-    return replace(case, series_uid=series.uid, files=tuple(dict.fromkeys(file for file, _ in series.files)))
+def _with_series(case: CohortCase, series: DicomSeries, alone: bool) -> CohortCase:
+    files = tuple(dict.fromkeys(file for file, _ in series.files))
+    return replace(case, series_uid=series.uid, files=files, alone=alone)
 
 
 def _with_name_of_series(case: CohortCase) -> CohortCase:
@@ -353,6 +356,6 @@ def _listed_series(case: CohortCase, modality: str) -> CohortCase:
     wanted = [one for one in found if case.series_uid in (None, one.uid)]
     wanted = [one for one in wanted if one.files[0][1].get("Modality") == modality] if len(wanted) > 1 else wanted
     if len(wanted) == 1:
-        return _with_series(case, wanted[0])
+        return _with_series(case, wanted[0], alone=len(found) == 1)
     held = "; ".join(one.describe() for one in found) or "no DICOM image"
     return replace(case, problem=f"{case.path}: expected one DICOM {modality} series, or its series_uid; holds {held}")

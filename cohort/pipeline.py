@@ -60,10 +60,9 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
     extras = Extras(called(opt.name, generators), opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings, opt.uncertainty)
     results = Results(opt.results_dir / extras.model)
     survey = group.share(lambda: make_survey(opt, generators, extras, results))
-    figures = None
-    if survey.todo:
-        figures = _convert(opt, group, survey, extras, results)
-    processes = [one for one in group.gather(figures) if one]
+    with Stop("the volumes in progress") as stop:  # torchrun's processes all hear it, and wait for each other here
+        figures = _convert(opt, group, survey, extras, results, stop) if survey.todo else None
+        processes = [one for one in group.gather(figures) if one]
     direction = generators[0].settings.direction
     return group.share(lambda: _account(opt, survey, direction, extras, results, processes))
 
@@ -153,7 +152,9 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 
-def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: Extras, results: Results) -> dict:
+def _convert(
+    opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: Extras, results: Results, stop: Stop
+) -> dict:
     """Convert this process's share of the cases; return its figures."""
     device = group.device(opt.device)
     how = (opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
@@ -169,7 +170,7 @@ def _convert(opt: CohortSettings, group: ProcessGroup, survey: Survey, extras: E
     counts = {"done": 0, "failed": 0, "elsewhere": 0}
     device_seconds = 0.0
     started = time.perf_counter()
-    with Progress(len(survey.todo), group) as progress, Stop("the volumes in progress") as stop:
+    with Progress(len(survey.todo), group) as progress:
         for outcome in _outcomes(conversion, _dealt(survey.todo, group, stop), workers, stop):
             progress.report(outcome)
             counts[outcome.what] += 1
@@ -270,7 +271,8 @@ def _say_next(
     if (results.folder / "index.html").exists():
         log.info("page: %s", results.folder / "index.html")
     if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
-        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir))
+        alone = not opt.chosen and all(case.alone and not (case.contrast and case.path.is_dir()) for case in done)
+        log.info("%s", cohort_command(results.folder, unscored, opt.input_dir, mr_alone=alone))
 
 
 def _left(survey: Survey, records: Mapping[str, CaseRecord]) -> set[str]:

@@ -1,18 +1,18 @@
 """The command that scores results, complete: where results, MR and true CT lie, and how their cases are called."""
 
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from data.prepared.case_names import below, patient_part, words
+from data.prepared.case_names import below, clean, patient_part, words
 from data.prepared.sources import is_folder, is_volume
 from data.volumes.dicom import holds_dicom
+from data.volumes.volume import volume_stem
+from evaluation.case_folders import CASE
+from evaluation.patterns import MASK_WORDS, with_case
 
-_CASE = "{case}"
-_NO_IMAGE = frozenset({"mask", "masks", "seg", "segmentation", "label", "labels"})
 _NO_CT = "CT"  # what the command calls true CT that nobody has shown yet
 
 
@@ -24,23 +24,28 @@ class _Place(NamedTuple):
     mr_pattern: str
 
 
-def single_command(result: Path, mr: Path) -> str:
-    """Return when and by which command one result is scored, with the true CT beside the MR if there is one."""
+def single_command(result: Path, mr: Path, mr_alone: bool = True) -> str:
+    """Return when and by which command one result is scored, with the true CT beside the MR if there is one.
+
+    `mr_alone`: whether the path is enough to read the MR; a folder of several series or contrasts is not.
+    """
     ct = true_ct_beside(mr)
-    command = _command("--pred", result, "--ref", ct or f"{_NO_CT}.nii.gz", "--mr", mr, "--resample_reference")
+    with_mr = ["--mr", mr] if mr_alone else []
+    command = _command("--pred", result, "--ref", ct or f"{_NO_CT}.nii.gz", *with_mr, "--resample_reference")
     return f"{_when(ct is not None, f'{_NO_CT}.nii.gz')}: {command}"
 
 
-def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None = None) -> str:
+def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None = None, mr_alone: bool = True) -> str:
     """Return when and by which command a cohort's results are scored.
 
     Args:
         results: folder of the results, `<case>.nii.gz`.
         paths: the MR of each case by its name; not empty.
         root: the folder that they were searched for in; None: the one that they share.
+        mr_alone: as in `single_command`, of every case.
     """
     if len(paths) == 1 and true_ct_beside(mr := next(iter(paths.values()))):
-        return single_command(results / f"{next(iter(paths))}.nii.gz", mr)
+        return single_command(results / f"{next(iter(paths))}.nii.gz", mr, mr_alone)
     if root is None:
         paths = {name: path.resolve() for name, path in paths.items()}
         root = Path(os.path.commonpath([path.parent for path in paths.values()]))
@@ -50,9 +55,10 @@ def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None =
         return f"{_when(False, _examples(list(paths)))}: {command}"
     place, ref_pattern = max(found, key=lambda one: (one[1] is not None, len(one[0].keys)))
     arguments = ["--pred", results]
-    arguments += [] if place.pred_pattern == f"{_CASE}.nii.gz" else ["--pred_pattern", place.pred_pattern]
+    arguments += [] if place.pred_pattern == f"{CASE}.nii.gz" else ["--pred_pattern", place.pred_pattern]
     arguments += ["--ref", root, "--ref_pattern", ref_pattern] if ref_pattern else ["--ref", _NO_CT]
-    arguments += ["--mr", root, "--mr_pattern", place.mr_pattern, "--resample_reference"]
+    arguments += ["--mr", root, "--mr_pattern", place.mr_pattern] if mr_alone else []
+    arguments.append("--resample_reference")
     if _without_reference(results, place, root, ref_pattern):
         arguments.append("--skip_missing")
     which = "" if len(place.keys) == len(paths) else f", for {len(place.keys)} of {len(paths)} cases"
@@ -69,7 +75,7 @@ def _ct_beside(mr: Path) -> list[Path]:
     """Return volume files or DICOM folders beside an MR whose names hold the word CT."""
     try:
         others = (path for path in mr.parent.iterdir() if path != mr)
-        beside = sorted(path for path in others if "ct" in (w := words(path.name)) and not _NO_IMAGE.intersection(w))
+        beside = sorted(path for path in others if "ct" in (w := words(path.name)) and not MASK_WORDS.intersection(w))
         return [path for path in beside if (holds_dicom(path) if is_folder(path) else is_volume(path))]
     except OSError:
         return []
@@ -90,50 +96,44 @@ def _when(known: bool, needed: str) -> str:
 def _places(paths: Mapping[str, Path], root: Path) -> Iterator[_Place]:
     """Yield patterns, each for as many cases as it holds for.
 
-    {case} is the name, the patient's part of it, or a folder's name.
+    {case} is the name, the file's or a folder's name, or the patient's part of one; in results' names it is cleaned.
     """
     relative = {name: below(root, path) for name, path in paths.items()}
-    for choice in range(1 + max(len(path.parts) for path in relative.values())):
+    for choice in range(3 + max(len(path.parts) for path in relative.values())):
         groups: dict[tuple[str, str], dict[str, str]] = {}
         for name, path in relative.items():
             key = _key(name, path, choice)
-            patterns = (_with_case(f"{name}.nii.gz", key), _with_case(path.as_posix(), key))
-            if all(_CASE in pattern for pattern in patterns):
+            patterns = (with_case(f"{name}.nii.gz", clean(key)), with_case(path.as_posix(), key))
+            if all(CASE in pattern for pattern in patterns):
                 groups.setdefault(patterns, {})[name] = key
         if groups:
             (pred, mr), keys = max(groups.items(), key=lambda group: len(group[1]))
             yield _Place(keys, pred, mr)
 
 
-def _with_case(text: str, key: str) -> str:
-    """Return a text with {case} in place of a key where it stands as a whole word."""
-    return re.sub(rf"(?<![^\W_]){re.escape(key)}(?![^\W_])", _CASE, text) if key else text
-
-
 def _key(name: str, path: Path, choice: int) -> str:
-    choices = (name, patient_part(name), *path.parts[:-1])
+    stem = volume_stem(path)
+    choices = (name, patient_part(name), stem, patient_part(stem), *path.parts[:-1])
     return choices[choice] if choice < len(choices) else ""
 
 
 def _reference_pattern(root: Path, place: _Place, paths: Mapping[str, Path]) -> str | None:
     """Return the pattern of CT beside the MR that most cases have, None without any."""
     candidates = {
-        _with_case(below(root, ct).as_posix(), key)
-        for name, key in place.keys.items()
-        for ct in _ct_beside(paths[name])
+        with_case(below(root, ct).as_posix(), key) for name, key in place.keys.items() for ct in _ct_beside(paths[name])
     }
     counts = {
-        one: sum(_has(root, one, key) for key in place.keys.values()) for one in sorted(candidates) if _CASE in one
+        one: sum(_has(root, one, key) for key in place.keys.values()) for one in sorted(candidates) if CASE in one
     }
     return max(counts, key=lambda one: counts[one], default=None)
 
 
 def _without_reference(results: Path, place: _Place, root: Path, ref_pattern: str | None) -> bool:
     """Tell whether results that the pattern names have no CT; of CT that nobody has shown yet it is not known."""
-    named = results.glob(place.pred_pattern.replace(_CASE, "*"))
+    named = results.glob(place.pred_pattern.replace(CASE, "*"))
     scored = {f"{name}.nii.gz" for name, key in place.keys.items() if ref_pattern and _has(root, ref_pattern, key)}
     return bool(scored) and not {path.name for path in named} <= scored
 
 
 def _has(root: Path, pattern: str, key: str) -> bool:
-    return (root / pattern.replace(_CASE, key)).exists()
+    return (root / pattern.replace(CASE, key)).exists()

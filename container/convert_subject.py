@@ -11,7 +11,6 @@ why.
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cohort.inputs import glob_below
 from data.errors import InputError, run_command
 from data.prepared.sources import is_folder, is_volume
 from data.settings.declaration import HelpFormatter
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, command_words
 from data.volumes.contrasts import in_order, split_name
 from data.volumes.dicom import holds_dicom
 from models.inference_settings import read_inference_settings
@@ -42,7 +41,7 @@ def words_of(arguments: Sequence[str] | None) -> list[str]:
         before = shlex.split(said)
     except ValueError as error:
         raise InputError(f"{VARIABLE}={said}: {error}; expected options as on a command line") from error
-    return before + list(sys.argv[1:] if arguments is None else arguments)
+    return before + command_words(arguments)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

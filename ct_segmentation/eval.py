@@ -1,7 +1,7 @@
 """Dice of body (and bone) masks against reference masks, patient by patient.
 
-The masks are `--pred`, or are made by `--model` of the CT in `--input`. Every path is one volume or a folder of cases;
-cases are matched by name, which a pattern can say where to find:
+The masks are those of `--pred`, or `--model` makes them of the CT in `--input`. Every path is one volume or a folder of
+cases. Cases are matched by name. A pattern shows where the name stands:
 
     python -m ct_segmentation.eval --model checkpoints/shape_extractor --input ct --ref masks \\
         --input_pattern '{case}_ct.nii.gz' --ref_pattern '{case}_mask.nii.gz'
@@ -16,9 +16,10 @@ from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, torch_device
+from data.settings.values import torch_device
 from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
-from evaluation.cases import CaseVolumes, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
 
@@ -39,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f"--{name}_pattern",
             metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/mask.nii.gz'",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/{'ct' if name == 'input' else 'mask'}.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument(
@@ -48,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     if (options.input is None) != (options.model is None):
         parser.error("--model and --input: expected both, or --pred instead")
     for name in ("pred", "input"):

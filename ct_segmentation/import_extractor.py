@@ -12,9 +12,9 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.loading.settings import CtMapSettings
 from data.outputs import check_free
-from data.settings.declaration import add_options, from_namespace
+from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, positive_float, positive_int
+from data.settings.values import positive_float, positive_int
 from models.published_unet import seeing_gray, unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
 
@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m ct_segmentation.import_extractor",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--weights", type=Path, required=True, help="state dict of a U-Net (inc, down1..4, up1..4, outc)"
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing extractor")
     add_options(parser, CtMapSettings)
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     try:
         options.ct_map = from_namespace(CtMapSettings, options).ct_map
     except InputError as error:

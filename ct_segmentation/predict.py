@@ -21,13 +21,14 @@ from data.loading.augmentation import resized
 from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
+from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, positive_int, torch_device
+from data.settings.values import positive_int, torch_device
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
-from evaluation.cases import CaseVolumes, case_volumes
+from evaluation.case_folders import CaseVolumes, case_volumes
 from models.shape_extractor import ShapeExtractor, channel_labels, load_extractor
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m ct_segmentation.predict",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--model", type=Path, required=True, help="an extractor's file or the folder of its run")
     parser.add_argument("--input", type=Path, required=True, help="CT volume, folder of them, .npy or image folder")
@@ -86,7 +87,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     parser.add_argument("--batch_size", type=positive_int, default=8, help="slices in one pass of the network")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, cuda:1, ... or mps")
-    return parse_numbers(parser, arguments)
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

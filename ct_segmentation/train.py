@@ -13,10 +13,10 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, run_command
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, command_words, show_first
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import positive_int, protected_numbers
+from data.settings.values import positive_int
 from models.shape_extractor import FOLDER_NAME
 from training.option_files import read_option_files
 from training.run import train_method
@@ -27,7 +27,7 @@ NAME = "shape_extractor"
 
 def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     """Return the settings of the command line: `--out` is the folder that `--name` in `--checkpoints_dir` would be."""
-    words = protected_numbers(arguments)
+    words = command_words(arguments)
     own = CommandParser(add_help=False)
     own.add_argument("--continue_train", action="store_true")
     for name in ("--out", "--config"):
@@ -42,7 +42,11 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     )
     values = files.values(ShapeExtractorModel)
     parser = training_parser(ShapeExtractorModel, "python -m ct_segmentation.train", __doc__, values)
-    parser.add_argument("--out", type=Path, help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})")
+    parser.usage = "%(prog)s --dataroot DATAROOT [--out FOLDER] [options]"
+    out = parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"the run's folder (default: DATAROOT/{FOLDER_NAME})"
+    )
+    show_first(out)
     parser.add_argument(
         "--epochs", dest="n_epochs", type=positive_int, default=argparse.SUPPRESS, help="the same as --n_epochs"
     )

@@ -1,33 +1,24 @@
-"""Match predictions, references, MRs and masks by case name.
+"""Match predictions, references, MRs and masks by case name."""
 
-A path is either one volume (a file, or a folder with one DICOM series in it) or a folder of cases. In a
-folder of cases the pattern tells where a case lies and how it is called: a path below the folder in which
-``{case}`` stands for the case name, e.g. ``{case}.mha``, ``{case}/ct.nii.gz`` or ``{case}/{case}_CT.nii.gz``
-(twice the same name). Without a pattern the volume files directly in the folder count, and the case name is
-the file name less its volume suffix. Files and folders whose name starts with a dot are skipped.
-"""
-
-import glob
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.prepared.case_names import clean
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
-from data.volumes.dicom import list_series
 from data.volumes.resampling import resample
 from data.volumes.volume import (
-    WRITABLE_SUFFIXES,
     Volume,
     describe_grid,
     read_volume,
     resampling,
     same_grid,
     volume_stem,
-    volume_suffix,
 )
+from evaluation.case_folders import CASE, CaseVolumes, nothing_found, search
+from evaluation.patterns import propose
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +34,6 @@ class ScoredCase:
     ref: Path
     mr: Path | None = None
     mask: Path | None = None
-
-
-@dataclass(frozen=True)
-class CaseVolumes:
-    """What one option names: a volume or a folder of cases, and the pattern of the latter."""
-
-    option: str
-    path: Path
-    pattern: str | None = None
 
 
 def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str = "MR") -> Volume:
@@ -85,34 +67,6 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
     return on_grid
 
 
-def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
-    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
-
-    Raises:
-        InputError: the path is missing, the folder holds no case, two files claim one case, or a pattern is
-            unusable.
-    """
-    path, pattern = source.path, source.pattern
-    if not path.exists():
-        raise InputError(f"{source.option} {path}: no such file or folder")
-    if path.is_file() or (pattern is None and list_series(path)):
-        if pattern is not None:
-            raise InputError(f"{source.option}_pattern {pattern}: {path} is a file; a pattern needs a folder of cases")
-        return None
-    found: dict[str, Path] = {}
-    for name, file in _matches(source):
-        if name in found:
-            raise InputError(f"{source.option}: case {name} is both {found[name]} and {file}; keep one of them")
-        found[name] = file
-    if not found:
-        wanted = pattern or f"file name ending in {' '.join(WRITABLE_SUFFIXES)} directly in it"
-        raise InputError(
-            f"{source.option} {path}: found nothing for {wanted}; show where the cases are, e.g. "
-            f"{source.option}_pattern '{{case}}/ct.nii.gz'"
-        )
-    return dict(sorted(found.items()))
-
-
 def find_cases(
     pred: CaseVolumes,
     ref: CaseVolumes,
@@ -137,7 +91,7 @@ def find_cases(
     """
     sources = {"pred": pred, "ref": ref, "mr": mr, "mask": mask}
     given = {key: source for key, source in sources.items() if source is not None}
-    found = {key: case_volumes(source) for key, source in given.items()}
+    found = {key: search(source) for key, source in given.items()}
     folders = {key: volumes for key, volumes in found.items() if volumes is not None}
     single = [source for key, source in given.items() if key not in folders]
     if not folders:
@@ -150,7 +104,9 @@ def find_cases(
             f"{single[0].option} {single[0].path} is one volume, {folder.option} {folder.path} is "
             "a folder of cases; expected only volumes or only folders"
         )
-    wanted = sorted(set(names)) if names else sorted(folders["pred"])
+    if empty := [key for key in folders if not folders[key]]:
+        raise InputError(f"{nothing_found(given[empty[0]])}; {_way_out(given, empty)}")
+    wanted = sorted(set(map(clean, names))) if names else sorted(folders["pred"])
     wanted = _complete(given, folders, wanted, skip_missing)
     unused = [] if names else sorted(folders["ref"].keys() - folders["pred"].keys())
     if unused:
@@ -158,54 +114,42 @@ def find_cases(
     return [ScoredCase(name, **{key: volumes[name] for key, volumes in folders.items()}) for name in wanted]
 
 
-def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
-    """Return (case name, path) for all that matches the source's pattern, or its volume files without one."""
-    if source.pattern is None:
-        files = [file for file in sorted(source.path.iterdir()) if volume_suffix(file) in WRITABLE_SUFFIXES]
-        return [(volume_stem(file), file) for file in files if file.is_file() and file.name[0] != "."]
-    head, *tail = re.split(r"\{case\}", source.pattern)
-    place = Path(source.pattern)
-    if not tail or place.is_absolute() or ".." in place.parts or "*" in source.pattern:
-        raise InputError(
-            f"{source.option}_pattern {source.pattern}: expected a path below {source.path} with {{case}} "
-            "for the case name and no *, e.g. '{case}/ct.nii.gz'"
-        )
-    regex = re.escape(head) + r"(?P<case>[^/.][^/]*)" + r"(?P=case)".join(map(re.escape, tail))
-    matches = []
-    for path in sorted(source.path.glob("*".join(glob.escape(part) for part in (head, *tail)))):
-        match = re.fullmatch(regex, path.relative_to(source.path).as_posix())
-        if match:
-            matches.append((match["case"], path))
-    return matches
-
-
 def _complete(
     given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], wanted: list[str], skip_missing: bool
 ) -> list[str]:
     """Return the wanted cases, or with `skip_missing` those that no side lacks."""
-    problems = []
-    for key, source in given.items():
-        missing = [name for name in wanted if name not in found[key]]
-        if missing:
-            problems.append(
-                f"{source.option} {source.path} lacks {len(missing)} of {len(wanted)} cases: {_listed(missing)}"
-            )
-    complete = [name for name in wanted if all(name in volumes for volumes in found.values())]
+    missing = {key: [name for name in wanted if name not in found[key]] for key in given}
+    problems = "; ".join(
+        f"{given[key].option} {given[key].path} lacks {len(names)} of {len(wanted)} cases: {_listed(names)}"
+        for key, names in missing.items()
+        if names
+    )
     if not problems:
         return wanted
+    complete = [name for name in wanted if all(name in volumes for volumes in found.values())]
+    lacking = [key for key in given if missing[key]]
     if not complete:
         held = f"{given['pred'].option} has {_listed(sorted(found['pred']))}; --ref has {_listed(sorted(found['ref']))}"
-        raise InputError(
-            f"{'; '.join(problems)}. No case is complete: {held}. Names must agree: show where the case name stands, "
-            "e.g. --pred_pattern '{case}_mr.nii.gz' or --ref_pattern '{case}/ct.nii.gz'"
-        )
+        raise InputError(f"{problems}. No case is complete: {held}. Names must agree: {_way_out(given, lacking)}")
     if not skip_missing:
-        raise InputError(
-            f"{'; '.join(problems)}. Score the {len(complete)} complete cases with --skip_missing, or show where the "
-            "case name stands (--ref_pattern '{case}/ct.nii.gz')"
-        )
-    log.warning("warning: %s; not scored", "; ".join(problems))
+        way = _way_out(given, lacking, len(complete))
+        raise InputError(f"{problems}. Score the {len(complete)} complete cases with --skip_missing, or {way}")
+    log.warning("warning: %s; not scored", problems)
     return complete
+
+
+def _way_out(given: dict[str, CaseVolumes], lacking: list[str], known: int = 0) -> str:
+    """Return the patterns to add by which more than the `known` cases agree; without any, how to write patterns."""
+    pred, ways = given["pred"], []
+    for key in [key for key in lacking if key != "pred"] or ["ref"]:
+        proposal = propose(pred, given[key])
+        if proposal and proposal.matched > known and (proposal.pred, proposal.other) != (pred, given[key]):
+            ways.append(proposal.describe(pred, given[key]))
+            pred = proposal.pred
+    if ways:
+        return f"add {', and '.join(ways)}"
+    option = given[lacking[0]].option
+    return f"show where the case name stands, e.g. {option}_pattern '{CASE}/ct.nii.gz'"
 
 
 def _listed(names: list[str]) -> str:

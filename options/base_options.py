@@ -2,20 +2,21 @@
 
 import argparse
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.prepared.manifest import read_json
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, command_words
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
 from data.settings.values import (
     add_gpu_ids,
     positive_float,
     positive_int,
-    protected_numbers,
     regular_expression,
     settle_gpu_ids,
 )
@@ -24,6 +25,7 @@ from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.model_settings import ModelChoice, ModelSettings
+from models.run_folder import OPTIONS_NAME
 
 
 def batch_size(text: str) -> int | None:
@@ -44,8 +46,10 @@ class UseSettings(ModelSettings):
         None, choices=FUSIONS,
         help="with several --name: how their results are combined, voxel by voxel (default: mean)",
     )  # fmt: skip
-    precision: str = redeclare(ComputingSettings, "precision", "auto", help="number format of the networks")
-    results_dir: Path = option(Path("results"), parse=Path, help="folder for results")
+    precision: str = redeclare(
+        ComputingSettings, "precision", "auto", first=False, help="number format of the networks"
+    )
+    results_dir: Path = option(Path("results"), parse=Path, first=True, help="folder for results")
     batch_size: int | None = option(
         "auto", parse=batch_size, aliases=("--batchSize",), metavar="N",
         help="slices in one pass; auto: as many as memory allows",
@@ -147,14 +151,20 @@ class DicomOutput:
     """DICOM series."""
 
     dicom: Path | bool | None = option(
-        None, parse=Path, metavar="FOLDER", help="also write the synthetic CT as a DICOM series"
+        None, parse=Path, metavar="FOLDER", first=True, help="also write the synthetic CT as a DICOM series"
     )
     anonymous: bool = option(False, help="leave the MR's patient, study and source images out of the DICOM series")
 
 
-def use_parser(group: type[UseSettings], command: Command, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that uses a model, with the options of `group`."""
-    parser = CommandParser(prog=command, description=description, formatter_class=HelpFormatter)
+def use_parser(group: type[UseSettings], command: Command, needed: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that uses a model, with the options of `group`; its usage shows the `needed`."""
+    parser = CommandParser(
+        short_help=True,
+        prog=command,
+        usage=f"%(prog)s {needed} [options]",
+        description=description,
+        formatter_class=HelpFormatter,
+    )
     add_options(parser, group)
     add_gpu_ids(parser)
     return parser
@@ -164,7 +174,7 @@ def parse_use[T: UseSettings](
     parser: argparse.ArgumentParser, group: type[T], command: Command, arguments: Sequence[str] | None
 ) -> T:
     """Return the settings of a command line that uses a model; published options count as what they are here."""
-    words, recorded = checked(parser, translate, protected_numbers(arguments), OPTIONS, command)
+    words, recorded = checked(parser, translate, command_words(arguments), OPTIONS, command)
     options = parser.parse_args(words)
     settle_gpu_ids(parser, options)
     settings = checked(parser, from_namespace, group, options)
@@ -174,11 +184,11 @@ def parse_use[T: UseSettings](
 
 
 def list_models(checkpoints_dir: Path) -> str:
-    """Return in words which models a folder holds, each with the title of its card (README.md)."""
+    """Return in words which models a folder holds, each with the title of its card (README.md), or what is known."""
     models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
-    lines = [f"  {folder.name:<20} {card_title(folder)}".rstrip() for folder in models]
+    lines = [f"  {folder.name:<20} {card_title(folder) or _known_of(folder)}".rstrip() for folder in models]
     return "\n".join([f"{checkpoints_dir} has:", *lines])
 
 
@@ -189,6 +199,25 @@ def card_title(folder: Path) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return lines[0].partition(": ")[2] if lines else ""
+
+
+def _known_of(folder: Path) -> str:
+    """Return what a model's files say of it: method, data set, steps and date of the weights."""
+    options, settings = (_read_dict(folder / name) for name in (OPTIONS_NAME, FILE_NAME))
+    method, dataroot, steps = options.get("model"), options.get("dataroot"), settings.get("steps")
+    facts = [str(method)] if method else []
+    facts += [f"trained on {dataroot}"] if dataroot else []
+    facts += [f"{steps} steps"] if steps else []
+    weights = [path.stat().st_mtime for path in folder.glob("*_net_G_*.pth")]
+    facts += [f"weights of {time.strftime('%Y-%m-%d', time.localtime(max(weights)))}"] if weights else ["no weights"]
+    return ", ".join(facts)
+
+
+def _read_dict(path: Path) -> dict:
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
 
 
 def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:

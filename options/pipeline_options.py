@@ -25,28 +25,29 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     """cohort."""
 
     input_dir: Path | None = option(
-        None, parse=Path, help="folder to search for volume files and DICOM series; or a folder of images, or with "
-                               "images in testA, which are converted to images and a page",
+        None, parse=Path, first=True,
+        help="folder to search for volume files and DICOM series; a folder of images, or one with images in testA, is "
+             "converted to images and a page",
     )  # fmt: skip
     list: Path | None = option(
-        None, parse=Path, metavar="CSV",
+        None, parse=Path, metavar="CSV", first=True,
         help="table of cases, in place of --input_dir; columns: id, path or one for each contrast, and optionally "
              "reference, mask, series_uid, patient_name, patient_id",
     )  # fmt: skip
     pattern: Sequence[str] | None = option(
-        None, nargs="+", metavar="[NAME=]GLOB",
+        None, nargs="+", metavar="[NAME=]GLOB", first=True,
         help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); for "
              "several contrasts a NAME=GLOB each",
     )  # fmt: skip
     num_test: int | None = option(
         None, parse=positive_int, aliases=("--how_many",), metavar="N", help="convert at most this many volumes"
     )
-    overwrite: bool = option(False, help="convert everything again, even what is up to date")
+    overwrite: bool = option(False, first=True, help="convert everything again, even what is up to date")
     no_html: bool = option(False, help="write a picture of each case in place of results pages")
     num_threads: int | None = option(
         None, parse=positive_int, aliases=("--nThreads",), metavar="N",
-        help="patients that are prepared, and patients that are written, while one is on the device (default: 1 on a "
-             "CPU; on a GPU the number of cores, at most 8)",
+        help="how many patients are prepared, and how many written, while one is on the device (default: 1 on a CPU; "
+             "on a GPU the number of cores, at most 8)",
     )  # fmt: skip
     dicom: bool = redeclare(
         DicomOutput, "dicom", False,
@@ -89,7 +90,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed, "
         "2 nothing was started."
     )
-    return use_parser(CohortSettings, Command.PIPELINE, description)
+    return use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir DIR", description)
 
 
 def parse(arguments: Sequence[str] | None = None) -> CohortSettings:

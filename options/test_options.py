@@ -79,14 +79,16 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
     no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
     no_solid_body: bool = option(False, help="keep the air that the network puts inside the body")
     input: list[tuple[str | None, Path]] = option(
-        parse=named_path, repeated=True, metavar="[NAME=]PATH",
+        parse=named_path, repeated=True, metavar="[NAME=]PATH", first=True,
         help="MR volume, or folder of one DICOM series; for several contrasts one --input NAME=PATH each",
     )  # fmt: skip
     series_uid: str | None = option(None, help="which DICOM series of the folder")
     mask: Path | None = option(None, parse=Path, help="body mask on the MR's grid (default: computed)")
-    reference: Path | None = option(None, parse=Path, help="true CT on the MR's grid: the result is scored against it")
+    reference: Path | None = option(
+        None, parse=Path, first=True, help="true CT on the MR's grid: the result is scored against it"
+    )
     output: Path | None = option(
-        None, parse=file_or_folder,
+        None, parse=file_or_folder, first=True,
         help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "
              "a DICOM series, with a slash at its end",
     )  # fmt: skip
@@ -95,7 +97,9 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",
     )  # fmt: skip
     volume_only: bool = option(False, help="write no picture, page or report beside the volume")
-    overwrite: bool = option(False, help="replace existing files that this command did not make from this input")
+    overwrite: bool = option(
+        False, first=True, help="replace existing files that this command did not make from this input"
+    )
     dicom: Path | None = redeclare(DicomOutput, "dicom")
     mu_map: Path | None = redeclare(MuMapSettings, "mu_map")
 
@@ -128,7 +132,7 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
 def test_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_adapt.py`."""
     description = "Convert one patient's MR to a synthetic CT in HU on the MR's own grid."
-    return use_parser(PatientSettings, Command.ADAPT, description)
+    return use_parser(PatientSettings, Command.ADAPT, "--name NAME --input PATH", description)
 
 
 test_parser.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test

@@ -11,10 +11,9 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, did_you_mean
-from data.settings.parser import CommandParser, show_first
+from data.settings.parser import CommandParser, command_words, show_first
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import protected_numbers
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
 from models.paired_model import PairedModel
@@ -56,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainingSettings:
     Raises:
         InputError: a file with options cannot be used, or a run that should continue has no state.
     """
-    words = protected_numbers(arguments)
+    words = command_words(arguments)
     files = files_of(words)
     if files.method not in (None, *METHODS):
         near = did_you_mean(str(files.method), METHODS)

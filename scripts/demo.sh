@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Try everything on generated patients: generate, prepare, train a small model for minutes, synthesise, score.
-# Another run reuses the files; delete datasets/phantom*, checkpoints/recommended_* and results/demo to start over.
+#   bash scripts/demo.sh
+# Another run reuses the files. To start over, delete datasets/phantom*, checkpoints/recommended_phantom* and results/demo.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,8 +1,8 @@
 """Score synthetic CT against true CT: ``python -m scripts.evaluate --pred F --ref F``.
 
-Every path is one volume or a folder of cases; cases are matched by name. In a folder the name of a case is
-the file name less .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. References without a
-result are not scored:
+Every path is one volume or a folder of cases. Cases are matched by name. In a folder the name of a case is the file
+name without .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. Where names do not match, the error
+proposes a pattern. True CT without a result is not scored:
 
     python -m scripts.evaluate --pred results --json results/scores.json \\
         --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\
@@ -17,15 +17,18 @@ from pathlib import Path
 from data.errors import run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from evaluation.cases import CaseVolumes, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import find_cases
+from evaluation.origin import check_exchanged
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
 
 _INPUTS = {
     "pred": "synthetic CT in HU",
-    "ref": "true CT in HU, on the grid of --pred or with --resample_reference",
-    "mr": "the MR: score only where it is above 0",
-    "mask": "score only where it is non-zero (default: the body found in the reference)",
+    "ref": "true CT in HU, on the grid of --pred, or on another one with --resample_reference",
+    "mr": "the MR, to score only where it has signal (above 0)",
+    "mask": "a mask, to score only where it is not 0 (default: the body found in the true CT)",
 }
+_KINDS = {"pred": "ct", "ref": "ct", "mr": "mr", "mask": "mask"}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.add_argument(
             f"--{name}_pattern",
             metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/ct.nii.gz'",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/{_KINDS[name]}.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument(
@@ -68,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse_arguments(arguments)
     sources = {
-        name: CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
+        name: CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"), _KINDS[name])
         for name in _INPUTS
         if getattr(options, name) is not None
     }
+    check_exchanged(sources["pred"], sources["ref"])
     cases = find_cases(**sources, names=options.cases, skip_missing=options.skip_missing)
     if options.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]

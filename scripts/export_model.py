@@ -47,11 +47,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add_options(parser, ModelChoice)
-    add("--out", type=Path, required=True, help="folder to write to; it must not hold a model")
+    add("--out", type=Path, required=True, help="folder to write to, which holds no model yet")
     add(
         "--mirrored", action="store_true",
-        help="average over the four mirrorings of each slice: better if trained with --flip; takes 4 passes of the "
-             "network",
+        help="in use, average over the four mirrorings of each slice: better if trained with --flip; takes the "
+             "network 4 times as long",
     )  # fmt: skip
     add(
         "--solid_body", action="store_true",
@@ -59,7 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     add(
         "--bias_correction", action="store_true",
-        help="in use, correct the MR's bias field (N4); set already where the training set was prepared with it",
+        help="in use, correct the MR's bias field (N4); not needed if the data set was prepared with --bias_correction",
     )  # fmt: skip
     add(
         "--dataroot", type=Path, metavar="DIR",
@@ -131,8 +131,7 @@ def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingSta
         )
     if (found := describe_training_set(dataroot, manifest)) is None:
         raise InputError(
-            f"--dataroot {dataroot}: no figures of MR and CT; it was prepared without MR, or by an earlier version: "
-            "prepare it again"
+            f"--dataroot {dataroot}: no figures of its volumes: it was prepared by an earlier version; prepare it again"
         )
     return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, positive_float, positive_int
+from data.settings.values import positive_float, positive_int
 from data.volumes.volume import read_volume, resampling, same_grid
 from options.base_options import checked
 from visualization.figures import (
@@ -56,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--dpi", type=positive_int, default=300, help="pixels per inch of a PNG (default: 300)")
     add("--out", type=Path, required=True, help=".png, .pdf or .svg")
     add("--overwrite", action="store_true", help="replace the file of --out")
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     if not (options.mr or options.ct):
         parser.error("--mr or --ct: one of them is required")
     if options.reference and not options.ct:

@@ -11,8 +11,12 @@
 # OUT/gpu_check.log and OUT/train_NAME.log; another start appends to them. If one part fails, the others go on and the
 # exit code is 1. Ctrl-C and SIGTERM let the trainings save and end. Start it again to resume them; a training that is
 # done ends at once.
-# SECONDS_TOTAL: approximate total (540). CHECK_SECONDS: share of the check (a third; 0: no check). DEVICE: cuda:0.
-# PYTHON: .venv/bin/python. OMP_NUM_THREADS: threads of each training (default: the cores, divided among the trainings).
+# Variables of the environment, and their defaults:
+#   SECONDS_TOTAL    approximate duration of everything (540)
+#   CHECK_SECONDS    how much of it the check takes; 0: no check (a third)
+#   DEVICE           cuda:0
+#   PYTHON           .venv/bin/python
+#   OMP_NUM_THREADS  threads of each training (the cores, divided among the trainings)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 usage="usage: bash scripts/gpu_run.sh DATASET... OUT, or bash scripts/gpu_run.sh RUNS OUT"

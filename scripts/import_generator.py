@@ -19,7 +19,7 @@ from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
 from data.settings.parser import CommandParser
-from data.settings.values import parse_numbers, positive_float, positive_int
+from data.settings.values import positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
 from models.model_settings import ModelChoice
@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> ImportSettings:
         prog="python -m scripts.import_generator", description=__doc__, formatter_class=HelpFormatter
     )
     add_options(parser, ImportSettings)
-    return from_namespace(ImportSettings, parse_numbers(parser, arguments))
+    return from_namespace(ImportSettings, parser.parse_args(arguments))
 
 
 def find_networks(weights: Path, epoch: str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_float, positive_int
 from options.base_options import checked
@@ -21,7 +22,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = CommandParser(
         prog="python -m scripts.plot_losses",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="runs in --checkpoints_dir")

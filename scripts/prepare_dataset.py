@@ -18,69 +18,26 @@ from data.prepared.patient_ids import warn_of_same_patients
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
-from data.settings.parser import CommandParser
+from data.settings.declaration import HelpFormatter
+from data.settings.parser import CommandParser, show_first
+from data.settings.values import positive_int
 from data.volumes.slice_frame import VIEWS
 
 log = logging.getLogger(__name__)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the command's options."""
-    parser = CommandParser(prog="python -m scripts.prepare_dataset", description=__doc__)
-    parser.add_argument(
-        "--mr",
-        action="append",
-        metavar="[NAME=]GLOB",
-        help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each; not needed for "
-        "--model simulated_pairs, which simulates MR from the CT",
-    )
-    parser.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on")
-    parser.add_argument(
-        "--mr_mask",
-        metavar="GLOB",
-        help="body masks of the MR, matched by name or folder; computed where missing",
-    )
-    parser.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT, in the same way")
-    parser.add_argument(
-        "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of test patients, as in --mr"
-    )
-    parser.add_argument("--test_ct", metavar="GLOB", help="CT volumes of test patients")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="data set to write, e.g. datasets/NAME")
-    parser.add_argument("--size", type=int, default=256, help="rows and columns of the slices (default %(default)s)")
-    parser.add_argument(
-        "--spacing_mm",
-        type=_spacing,
-        default="auto",
-        help="pixel spacing in mm; auto: the finest at which every body fits (default %(default)s)",
-    )
-    parser.add_argument(
-        "--slice_mm", type=_millimetres, help="resample to this slice spacing (default: keep the acquired slices)"
-    )
-    parser.add_argument(
-        "--view", choices=tuple(VIEWS), default="axial",
-        help="orientation of the slices, independent of that of the volumes; test_adapt.py --name A B C fuses models "
-             "of several views (default %(default)s)",
+def prepare_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = CommandParser(
+        short_help=True, prog="python -m scripts.prepare_dataset",
+        usage="%(prog)s [--mr GLOB] --ct GLOB --out DIR [options]",
+        description=__doc__, formatter_class=HelpFormatter,
     )  # fmt: skip
+    _add_volumes(parser.add_argument_group("volumes", "put each GLOB in quotes, as in --ct 'raw/*/CT.nii.gz'"))
+    _add_slices(parser.add_argument_group("slices"))
+    _add_names(parser.add_argument_group("cases and patients"))
     parser.add_argument(
-        "--bias_correction",
-        action="store_true",
-        help="correct the coils' shading of the MR, here and whenever the model is used",
-    )
-    parser.add_argument(
-        "--series_uid",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="UID",
-        help="in a DICOM folder with several series, use the one with one of these UIDs",
-    )
-    parser.add_argument(
-        "--case_regex",
-        help="part of a volume's path that names its case, e.g. 'raw/([^/]+)' (default: the parts that differ)",
-    )
-    parser.add_argument("--patient_regex", help="part of a case's name that names its patient, e.g. '(STS_[0-9]+)'")
-    parser.add_argument(
-        "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes (default %(default)s)"
+        "--workers", type=positive_int, metavar="N", help="processes (default: one for each core, at most 8)"
     )
     parser.add_argument(
         "--overwrite",
@@ -88,14 +45,79 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="replace files in --out that preparation did not make, and prepare an existing data set again with "
         "other slices",
     )
+    return parser
+
+
+def _add_volumes(group: argparse._ArgumentGroup) -> None:
+    first = [
+        group.add_argument(
+            "--mr", action="append", metavar="[NAME=]GLOB",
+            help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each; not needed for "
+            "--model simulated_pairs, which simulates MR from the CT",
+        ),
+        group.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on"),
+        group.add_argument(
+            "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of test patients, as in --mr"
+        ),
+        group.add_argument("--test_ct", metavar="GLOB", help="CT volumes of test patients"),
+        group.add_argument(
+            "--mr_mask", metavar="GLOB",
+            help="body masks of the MR, matched by name or folder; computed where missing",
+        ),
+        group.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT, in the same way"),
+        group.add_argument(
+            "--out", required=True, type=Path, metavar="DIR", help="data set to write, e.g. datasets/NAME"
+        ),
+    ]  # fmt: skip
+    for action in first:
+        show_first(action)
+    group.add_argument(
+        "--series_uid", nargs="+", action="extend", metavar="UID",
+        help="in a DICOM folder with several series, use the one with one of these UIDs",
+    )  # fmt: skip
+
+
+def _add_slices(group: argparse._ArgumentGroup) -> None:
+    show_first(group.add_argument("--size", type=int, default=256, help="rows and columns of the slices"))
+    spacing = group.add_argument(
+        "--spacing_mm", type=_spacing, default="auto",
+        help="pixel spacing in mm; auto: the finest at which every body fits",
+    )  # fmt: skip
+    show_first(spacing)
+    group.add_argument(
+        "--slice_mm", type=_millimetres, help="resample to this slice spacing (default: keep the acquired slices)"
+    )
+    group.add_argument(
+        "--view", choices=tuple(VIEWS), default="axial",
+        help="orientation of the slices, independent of that of the volumes; test_adapt.py --name A B C fuses models "
+             "of several views",
+    )  # fmt: skip
+    group.add_argument(
+        "--bias_correction",
+        action="store_true",
+        help="correct the coils' shading of the MR, here and whenever the model is used",
+    )
+
+
+def _add_names(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--case_regex",
+        help="part of a volume's path that names its case, e.g. 'raw/([^/]+)' (default: the parts that differ)",
+    )
+    group.add_argument("--patient_regex", help="part of a case's name that names its patient, e.g. '(STS_[0-9]+)'")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command's options."""
+    parser = prepare_parser()
     options = parser.parse_args(arguments)
     if options.size < 4 or options.size % 4:
         parser.error(f"--size {options.size}: expected a positive multiple of 4, which the networks need")
     for option, needs in (("mr_mask", ("mr",)), ("bias_correction", ("mr", "test_mr"))):
         if getattr(options, option) and not any(getattr(options, name) for name in needs):
             parser.error(f"--{option} does nothing without --mr")
-    if options.workers < 1:
-        parser.error(f"--workers {options.workers}: expected 1 or more")
+    options.workers = options.workers or min(os.cpu_count() or 1, 8)
+    options.series_uid = options.series_uid or []
     return options
 
 

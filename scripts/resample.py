@@ -14,7 +14,7 @@ from data.errors import InputError, run_command
 from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.parser import CommandParser
-from data.settings.values import finite_float, parse_numbers
+from data.settings.values import finite_float
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
@@ -32,14 +32,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--like", type=Path, required=True, help="volume file or DICOM folder with the wanted grid")
     parser.add_argument("--output", type=Path, help="volume file (default: beside --input, <input>_like_<like>.nii.gz)")
     parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, help="default: linear; nearest for masks and label maps"
+        "--interpolation", choices=INTERPOLATIONS, help="how (default: linear; nearest for masks and label maps)"
     )
     parser.add_argument(
-        "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: see above)"
+        "--outside", type=finite_float, metavar="VALUE", help="value outside --input (default: -1000 for a CT, else 0)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_options(parser, DicomChoice)
-    options = parse_numbers(parser, arguments)
+    options = parser.parse_args(arguments)
     if options.output is None:
         name = f"{volume_stem(options.input)}_like_{volume_stem(options.like)}.nii.gz"
         options.output = options.input.absolute().with_name(name)

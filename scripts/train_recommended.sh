@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The recommended recipe (docs/results.md): a U-Net of slabs, trained on MR simulated from the CT alone; no MR is read.
-# Start it again after a stop to resume. A finished run ends at once.
+# The recommended recipe (docs/results.md): a U-Net of slabs, trained on MR simulated from the CT. It reads no MR.
 #   bash scripts/train_recommended.sh datasets/NAME [--solid_body] [--bias_correction] [options of train.py --model simulated_pairs]
-# The run is checkpoints/recommended_NAME. At its end the model for use is written to checkpoints/recommended_NAME_small, in
-# half precision. --solid_body: that model replaces air inside the body by tissue; for limbs only. --bias_correction: it
-# corrects the bias field of each MR. The shipped `recommended` does both. For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25 and, if some of the CT are limbs,
-# --limbs TEXT with a part that their names share.
+# The run is checkpoints/recommended_NAME. Start the command again after a stop: it resumes. A finished run ends at once.
+# At the end a small model for use is written to checkpoints/recommended_NAME_small, in half precision.
+# --solid_body: that model replaces air inside the body by tissue. For limbs only.
+# --bias_correction: that model corrects the bias field of each MR.
+# The shipped `recommended` does both.
+# For whole bodies add: --flip x --rotate 12 --field_of_view 0.4 --bias 0.25
+# If some of the CT are limbs, add --limbs TEXT, where TEXT is a part of their names that no other CT has.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install the scripts of visdom's dashboard from npm packages. visdom would download them from the internet at its first
-# start. For machines without a content-delivery network, or without any network:
+# Install the scripts of visdom's dashboard from npm packages, for machines that cannot reach the internet. Otherwise
+# visdom downloads them at its first start.
 #   bash scripts/visdom_offline.sh                  # where npm reaches a registry
 #   bash scripts/visdom_offline.sh --pack FOLDER    # elsewhere: only collect the packages, to be carried over
 #   bash scripts/visdom_offline.sh --from FOLDER    # on the machine without a network

@@ -1,6 +1,9 @@
 """`test_adapt.py`: what results are called, a model without its mirrorings, and a true CT on another grid."""
 
 import json
+import os
+import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from data.prepared.sources import Source
 from data.values.intensity import AIR_HU
 from data.volumes.volume import Volume, read_volume, write_volume
 from models.synthesis import TrainedGenerator
+from options import test_options
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_dicom_patient, write_model
 
 
@@ -135,3 +139,25 @@ def test_what_is_turned_off_and_how_models_are_fused_give_a_series_other_uids(tm
     one = [derived(solid, None, 1) for solid in (False, True)]
     assert one[0] != one[1]
     assert derived(False, None, 3) == derived(False, "mean", 3) != derived(False, "median", 3)
+
+
+def test_models_without_a_card_are_listed_with_what_is_known_of_them(tmp_path, capsys):
+    folder = write_model(tmp_path, settings=replace(SETTINGS, steps=1200))
+    for name in ("card", "exported", "empty"):
+        shutil.copytree(folder / NAME, folder / name)
+    (folder / "card/README.md").write_text("# card: limbs, T1\n")
+    (folder / NAME / "opt.json").write_text(json.dumps({"model": "paired", "dataroot": "datasets/x"}))
+    (folder / "exported/opt.json").write_text("{damaged")
+    (folder / "empty/latest_net_G_A.pth").unlink()
+    SETTINGS.write(folder / "empty")
+    for name in (NAME, "exported"):
+        os.utime(folder / name / "latest_net_G_A.pth", (0, time.mktime((2026, 3, 4, 12, 0, 0, 0, 0, -1))))
+    with pytest.raises(SystemExit):
+        test_options.parse(["--input", "mr.nii", "--checkpoints_dir", str(folder)])
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: --name: expected a model. {folder} has:",
+        "  card                 limbs, T1",
+        "  empty                no weights",
+        "  exported             1200 steps, weights of 2026-03-04",
+        f"  {NAME}                 paired, trained on datasets/x, 1200 steps, weights of 2026-03-04",
+    ]

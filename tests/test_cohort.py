@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from cohort.checks import Check, hu_statistics
+from cohort.checks import NO_MR, NO_SECTIONS, Check, hu_statistics
 from cohort.overlap import run_overlapped
 from cohort.results import CaseRecord, Results
 from cohort.summary import write_summary
@@ -340,6 +340,37 @@ def test_a_good_conversion_has_no_warning():
     assert (figures["in_plane_mm"], figures["through_mm"]) == (2.0, 4.0)
     without = converted()
     assert without.warnings == [] and "inference.json" in without.unchecked[0] and "hu_distance" not in without.figures
+
+
+OF_CT_ALONE = replace(TRAINING, mr_high=None, mr_median=None)
+
+
+def test_a_model_trained_on_ct_alone_is_checked_but_for_mr_intensities():
+    findings = converted(training=OF_CT_ALONE)
+    assert findings.warnings == [] and findings.unchecked == [NO_MR, NO_SECTIONS]
+    assert findings.figures["hu_distance"] < 5
+    assert "half of the slices by" in "; ".join(converted(inverted, training=OF_CT_ALONE).warnings)
+    coarse = replace(patient_mr(), spacing=(2.0, 2.0, 9.0))
+    (warning,) = converted(mr=coarse, training=OF_CT_ALONE).warnings
+    assert warning == "spacing of 9 mm between slices; in the training set 4 mm"
+    bright = converted(lambda _: truth(patient_mr()), mr=mr_volume(scale=5.0), training=OF_CT_ALONE)
+    assert bright.warnings == []  # of MR nothing is known
+
+
+def test_the_statistics_of_ct_alone(raw, tmp_path):  # noqa: F811
+    _, manifest = prepare(raw)
+    both = training_statistics(manifest)
+    found = training_statistics(replace(manifest, cases=tuple(manifest.select("train", "B"))))
+    spacings = {"in_plane_mm": (2.0, 2.0), "through_mm": (3.0, 3.0)}  # of CT
+    assert found == replace(both, mr_high=None, mr_median=None, **spacings)
+    settings = replace(SETTINGS, training=found)
+    path = settings.write(tmp_path)
+    assert read_inference_settings(tmp_path) == settings
+    data = json.loads(path.read_text())
+    data["training"]["mr_high"] = [1.0, 2.0]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="damaged"):
+        read_inference_settings(tmp_path)
 
 
 def smaller(mr):

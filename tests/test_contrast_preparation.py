@@ -122,7 +122,11 @@ def test_a_contrast_that_is_missing_or_twice_names_case_and_contrast(raw, change
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["in_phase=mr/*", "mr/*"], "--mr mr/*: one of 2, without a name; expected --mr NAME=GLOB for each"),
+        (
+            ["in_phase=mr/*", "mr/*"],
+            "--mr mr/*: --mr is given 2 times, and this glob has no name; for several contrasts of each MR write --mr "
+            "NAME=GLOB for each; for several patients, one glob that matches all",
+        ),
         (["fat=mr/*", "fat=mr/*"], "--mr fat=...: given 2 times"),
     ],
 )

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,8 @@ import pytest
 from data.errors import InputError, run_command
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation import metrics, report
-from evaluation.cases import CaseVolumes, ScoredCase, case_volumes, find_cases
+from evaluation.case_folders import CaseVolumes, case_volumes
+from evaluation.cases import ScoredCase, find_cases
 from scripts import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -394,3 +396,117 @@ def test_module_runs_as_a_command(tmp_path):
 def test_every_column_is_a_metric():
     assert set(report.COLUMNS) == {*report.MASKED_METRICS, "dice_body"}
     assert all(metric is getattr(metrics, name) for name, metric in report.MASKED_METRICS.items())
+
+
+def touched(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def refusal(pred: CaseVolumes, ref: CaseVolumes, **more) -> str:
+    with pytest.raises(InputError) as error:
+        find_cases(pred, ref, **more)
+    return str(error.value)
+
+
+REF = "--ref_pattern '{case}/ct.nii.gz', which matches"
+PROPOSALS = {
+    "folders of patients": ("P0{}", "P0{}/ct.nii.gz", f"{REF} all 3 cases"),
+    "files with a word": ("P0{}", "P0{}_CT_on_MR_grid.nii.gz",
+                          "--ref_pattern '{case}_CT_on_MR_grid.nii.gz', which matches all 3 cases"),
+    "results with a word": ("P0{}_MR_T1", "P0{0}/ct.nii.gz",
+                            "--pred_pattern '{case}_MR_T1.nii.gz' --ref_pattern '{case}/ct.nii.gz', which match all 3 "
+                            "cases"),
+    "results with a folder": ("siteA__P0{}", "siteA/P0{}/ct.nii.gz",
+                              "--pred_pattern 'siteA__{case}.nii.gz' --ref_pattern 'siteA/{case}/ct.nii.gz', which "
+                              "match all 3 cases"),
+    "twice the name": ("P0{}", "in/P0{0}/P0{0} CT.mha",
+                       "--ref_pattern 'in/{case}/{case} CT.mha', which matches all 3 cases"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", PROPOSALS)
+def test_the_pattern_that_matches_is_proposed(layout, tmp_path):
+    """Also beside MR and masks, and what is proposed works."""
+    result, true_ct, expected = PROPOSALS[layout]
+    for k in range(3):
+        place = Path(true_ct.format(k))
+        touched(tmp_path, f"P/{result.format(k)}.nii.gz", f"D/{place}", f"D/{place.parent}/mr_{k}.nii.gz")
+        touched(tmp_path, f"D/{place.with_name(f'ct_mask_{k}.nii.gz')}")
+    pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="ct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
+    said = refusal(pred, ref)
+    assert said.endswith(f"add {expected}")
+    words = shlex.split(expected.rpartition(", which")[0])
+    patterns = dict(zip(words[::2], words[1::2], strict=True))
+    pred = replace(pred, pattern=patterns.get("--pred_pattern"))
+    assert len(find_cases(pred, replace(ref, pattern=patterns["--ref_pattern"]))) == 3
+
+
+def test_a_proposal_says_of_how_many_cases_it_is_true(tmp_path):
+    touched(tmp_path, "P/a1.nii.gz", "P/a2.nii.gz", "P/b.nii.gz", "D/a1/ct.nii.gz", "D/a2/ct.nii.gz", "D/c/ct.nii.gz")
+    pred = CaseVolumes("--pred", tmp_path / "P")
+    said = refusal(pred, CaseVolumes("--ref", tmp_path / "D", "{case}/CT.mha"))
+    assert said.endswith(f"D: found nothing for {{case}}/CT.mha; add {REF} 2 of 3 cases")
+    # One that matches no more than what was given is none.
+    given = CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz")
+    assert refusal(pred, given).endswith(
+        "D lacks 1 of 3 cases: b. Score the 2 complete cases with --skip_missing, or show where the case name stands, "
+        "e.g. --ref_pattern '{case}/ct.nii.gz'"
+    )
+    touched(tmp_path, "other/x/ct.nii.gz")
+    said = refusal(pred, CaseVolumes("--ref", tmp_path / "other"))
+    assert "which match" not in said and said.endswith("e.g. --ref_pattern '{case}/ct.nii.gz'")
+    results = CaseVolumes("--pred", touched(tmp_path / "results", "recommended/a1.nii.gz"))
+    assert refusal(results, given).endswith("add --pred_pattern 'recommended/{case}.nii.gz', which matches the case")
+
+
+def test_every_side_gets_its_proposal(tmp_path):
+    touched(tmp_path, *(f"D/p{k}/{name}.nii.gz" for k in range(2) for name in ("ct", "mr", "mask")))
+    touched(tmp_path, "P/p0.nii.gz", "P/p1.nii.gz")
+    pred = CaseVolumes("--pred", tmp_path / "P")
+    others = {
+        name: CaseVolumes(f"--{name}", tmp_path / "D", kind=kind)
+        for name, kind in (("ref", "ct"), ("mr", "mr"), ("mask", "mask"))
+    }
+    assert refusal(pred, **others).endswith(
+        f"add {REF} all 2 cases, and --mr_pattern '{{case}}/mr.nii.gz', which matches all 2 cases, and --mask_pattern "
+        "'{case}/mask.nii.gz', which matches all 2 cases"
+    )
+
+
+def test_names_are_cleaned_on_every_side(tmp_path):
+    touched(tmp_path, "P/P_07.nii.gz", "D/P 07/ct.nii.gz")
+    pred, ref = CaseVolumes("--pred", tmp_path / "P"), CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz")
+    (case,) = find_cases(pred, ref)
+    assert (case.name, case.ref) == ("P_07", tmp_path / "D/P 07/ct.nii.gz")
+    assert find_cases(pred, ref, names=["P 07"]) == [case]
+
+
+@pytest.mark.parametrize("record", ["P/records/b.json", "P/b.json"])
+@pytest.mark.parametrize("folders", [True, False])
+def test_results_and_references_that_are_exchanged_are_noticed(record, folders, cohort, capsys):
+    """By the record of a cohort, or the report of one patient."""
+    told = cohort / record
+    told.parent.mkdir(exist_ok=True)
+    told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
+    if folders:
+        paths, pattern = (cohort / "D", cohort / "P"), ["--pred_pattern={case}/{case}_CT.mha"]
+    else:
+        paths, pattern = (cohort / "D/b/b_CT.mha", cohort / "P/b.nii.gz"), []
+    expected = (
+        f"--ref {paths[1]}: synthetic CT, as {told} says, while nothing says so of --pred {paths[0]}. They seem to be "
+        "exchanged: --pred takes the synthetic CT, --ref the true CT"
+    )
+    with pytest.raises(InputError) as error:
+        evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])
+    assert str(error.value) == expected
+    if folders:  # the pattern belongs to the true CT, and is left where it was
+        with pytest.raises(InputError) as error:
+            evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", "--ref_pattern={case}/{case}_CT.mha"])
+        assert str(error.value) == expected
+    told.write_text(json.dumps({"case": "b", "mae": 3}))  # scores, of no result
+    evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])
+    told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
+    evaluate.main([f"--pred={paths[1]}", f"--ref={paths[1]}"])  # of two results either may be the reference

@@ -204,13 +204,15 @@ def test_a_name_that_cannot_be_continued_is_answered_by_those_that_can(tmp_path,
     )
 
 
-@pytest.mark.parametrize(("processes", "start"), [(1, "python"), (2, "torchrun --nproc_per_node=2")])
+@pytest.mark.parametrize(("processes", "start"), [(1, "python"), (2, "torchrun --standalone --nproc_per_node=2")])
 def test_the_command_that_resumes_can_be_copied(tmp_path, processes, start):
     settings = train_options.parse([*REQUIRED, "--name", "my run"])
     assert settings.run.resume_command(processes) == f"{start} train.py --continue_train --name 'my run'"
     elsewhere = train_options.parse([*REQUIRED, "--checkpoints_dir", "/data/my runs"])
     ending = f"--name {elsewhere.run.name} --checkpoints_dir '/data/my runs'"
     assert elsewhere.run.resume_command(processes) == f"{start} train.py --continue_train {ending}"
+    for_machines = "start torchrun on each of the 3 machines as before, with: train.py --continue_train"
+    assert elsewhere.run.resume_command(processes, machines=3) == f"{for_machines} {ending}"
 
 
 def test_options_that_a_run_is_started_with_come_from_a_file(dataroot, tmp_path):  # noqa: F811

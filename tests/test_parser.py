@@ -10,6 +10,7 @@ from data.settings.declaration import options_of
 from data.settings.parser import CommandParser
 from options import pipeline_options, test_options, train_options
 from options.train_options import METHODS
+from scripts import prepare_dataset
 from tests.documented import ROOT
 from training.settings import SHARED_GROUPS
 
@@ -40,12 +41,12 @@ def said(capsys, parse, *words: str) -> str:
         (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help_all"),
         (train_options.parse, "--quux", f"{VALUE} All options: python train.py --help_all"),
         (train_options.parse, "\u2014ngf", "; did you mean --ngf? All options: python train.py --help_all"),
-        (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help"),
-        (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help"),
+        (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help_all"),
+        (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help_all"),
         (
             pipeline_options.parse,
             "--inputdir",
-            "; did you mean --input_dir? All options: python test_pipeline.py --help",
+            "; did you mean --input_dir? All options: python test_pipeline.py --help_all",
         ),
     ],
 )
@@ -87,6 +88,7 @@ def test_numbers_and_texts_are_values(capsys):
     parser.add_argument("--text")
     assert vars(parser.parse_args(["--level", "-.5", "--text", "-a b"])) == {"level": -0.5, "text": "-a b"}
     assert parser.parse_args(["--level=-1e3"]).level == -1000
+    assert vars(parser.parse_args(["--level", "-1e3", "--text", "-1.nii"])) == {"level": -1000, "text": "-1.nii"}
     assert said(capsys, parser.parse_args, "--level", "low") == "error: argument --level: invalid float value: 'low'"
     assert said(capsys, parser.parse_args, "--txet=my text", "--level", "1") == (
         "error: --txet: no such option; did you mean --text? All options: python x.py --help"
@@ -134,6 +136,42 @@ def test_the_help_of_a_training_is_short_and_says_where_the_rest_is(capsys):
     assert texts["--help"].rstrip().endswith(f"{left} more options: python train.py --help_all, or docs/options.md")
 
 
+SHORT = {
+    test_options.parse: (
+        "usage: test_adapt.py --name NAME --input PATH [options]",
+        "--help_all --input --reference --output --overwrite --results_dir --name --device --dicom",
+        "24 more options: python test_adapt.py --help_all, or docs/options.md",
+    ),
+    pipeline_options.parse: (
+        "usage: test_pipeline.py --name NAME --input_dir DIR [options]",
+        "--help_all --input_dir --list --pattern --overwrite --results_dir --name --device --dicom",
+        "20 more options: python test_pipeline.py --help_all, or docs/options.md",
+    ),
+    prepare_dataset.parse: (
+        "usage: python -m scripts.prepare_dataset [--mr GLOB] --ct GLOB --out DIR [options]",
+        "--help_all --mr --ct --test_mr --test_ct --mr_mask --ct_mask --out --size --spacing_mm",
+        "8 more options: python -m scripts.prepare_dataset --help_all, or docs/options.md",
+    ),
+}
+
+
+@pytest.mark.parametrize("parse", SHORT, ids=lambda parse: parse.__module__)
+def test_the_short_help_shows_what_everybody_needs(parse, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    texts = {}
+    for word in ("--help", "--help_all"):
+        with pytest.raises(SystemExit, match="0"):
+            parse([word])
+        texts[word] = capsys.readouterr().out
+    usage, options, rest = SHORT[parse]
+    lines = texts["--help"].splitlines()
+    assert (lines[0], lines[-1]) == (usage, rest)
+    assert texts["--help_all"].splitlines()[0] == usage
+    assert re.findall(r"^  (--\w+)", texts["--help"], re.MULTILINE) == options.split()
+    everything = re.findall(r"^  (--\w+)", texts["--help_all"], re.MULTILINE)
+    assert len(everything) - len(options.split()) == int(rest.split()[0])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_shows_what_is_its_own(method, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -143,3 +181,19 @@ def test_each_method_shows_what_is_its_own(method, capsys):
     shown = re.findall(r"^  (--\w+)", shown, re.MULTILINE)
     own = [f"--{field.name}" for field, described in options_of(METHODS[method].settings_type) if described.first]
     assert own and set(own) <= set(shown)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "train", "test_adapt", "test_pipeline", "fill_hole"])
+def test_no_help_shows_a_value_of_python(name, capsys):
+    """Nor a default twice."""
+    command = {"train": train_options, "test_adapt": test_options, "test_pipeline": pipeline_options}.get(name)
+    command = command or importlib.import_module(name)
+    parse = next(
+        getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
+    )
+    for word in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parse([word])
+        text = " ".join(capsys.readouterr().out.split())
+        if stop.value.code == 0:
+            assert not re.search(r"default:? (None|False|True|\(|\[)|\(default[^)]*\) \(default|==SUPPRESS", text), text

@@ -95,6 +95,26 @@ def test_a_rank_that_is_killed_ends_the_job_in_sight_and_a_second_run_does_the_r
 
 
 @pytest.mark.slow
+def test_a_signal_to_torchrun_lets_volumes_in_progress_finish_and_writes_the_summary(tmp_path):
+    write_model(tmp_path)
+    write_patients(tmp_path / "in", 4)
+    claim = Results(tmp_path / "out" / NAME).claim("p3")  # the job waits for it
+    job = Program(*TORCHRUN, *command(tmp_path, "--no_html"))
+    records = tmp_path / "out" / NAME / "records"
+    deadline = time.monotonic() + 300
+    while len(finished(records)) < 3:
+        assert time.monotonic() < deadline and job.poll() is None, job.stderr
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGTERM)
+    assert job.wait() != 0
+    claim.release()
+    assert "SIGTERM: stopping after the volumes in progress" in job.stderr
+    assert "stopped by a signal: 1 cases are left" in job.stderr
+    summary = json.loads((tmp_path / "out" / NAME / "summary.json").read_text())
+    assert {case["case"]: case["status"] for case in summary["cases"]} == dict.fromkeys(["p0", "p1", "p2"], "done")
+
+
+@pytest.mark.slow
 def test_an_error_before_the_start_is_said_once_and_ends_all(tmp_path):
     write_model(tmp_path)
     job = launch_as_users_do(tmp_path)

@@ -17,7 +17,7 @@ from data.loading.augmentation import Augmentation
 from data.loading.paired import open_paired_set
 from data.loading.unaligned_dataset import open_unaligned
 from data.prepared import preparation
-from data.prepared.manifest import Manifest, read_manifest
+from data.prepared.manifest import Manifest, hash_source, read_manifest
 from data.prepared.splits import validation_cases
 from data.simulation.simulation_set import open_simulation_set
 from data.values.intensity import IntensityMap
@@ -204,7 +204,7 @@ def test_options_of_the_mr_need_mr(raw, option, capsys):
 
 
 def test_test_volumes_that_are_swapped_are_said_in_one_line(raw):
-    with pytest.raises(InputError, match=r"look swapped: 2 volumes of --test_mr .*, 2 of --test_ct have none; give "):
+    with pytest.raises(InputError, match=r"look swapped: --test_mr has .*tq0.mha with .*, --test_ct has .*tp0.nii.gz "):
         for modality in ("mr", "ct"):
             shutil.copytree(raw / modality, raw / f"test_{modality}")
         for path in (raw / "test_mr").iterdir():
@@ -493,3 +493,52 @@ def test_an_mr_without_contrast_is_refused_by_its_name(raw, caplog, make, words)
     code, manifest = prepare(raw, *more)
     assert (code, [case.name for case in manifest.select("train", "A")]) == (1, ["p1"])
     assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", caplog.text)
+
+
+def test_one_volume_of_the_other_modality_does_not_make_them_swapped(raw):
+    """It is left out: prepared is what is left."""
+    write_volume(ct_volume(), raw / "mr/a.nii.gz")
+    write_volume(mr_volume(), raw / "ct/a.nii.gz")
+    code, manifest = prepare(raw)
+    assert code == 1 and [case.name for case in manifest.cases] == ["p0", "p1", "q0", "q1"]
+
+
+def corrected(path: Path) -> Path:
+    mask = read_volume(path)
+    mask.array[:, :25] = 0
+    return write_volume(mask, path)
+
+
+def test_masks_that_were_corrected_under_an_earlier_name_are_named(raw, caplog):
+    """Data sets that are merged give their cases the names of the folders, too."""
+    shutil.copytree(raw / "ct", raw / "all/a")
+    shutil.copytree(raw / "ct", raw / "all/b")
+    merged = ["--ct", f"{raw}/all/*/*", "--out", f"{raw}/set", "--workers", "1", "--size", "64", "--mr", f"{raw}/mr/*"]
+    prepare(raw, ct="all/a/*")
+    bodies = raw / "set/bodies/trainB"
+    corrected(bodies / "q0.nii.gz")
+    caplog.clear()
+    assert prepare_dataset.main([*merged, "--overwrite"]) == 0
+    (warning,) = [text for text in caplog.messages if "corrected mask" in text]
+    assert warning == (
+        f"warning: {bodies}/q0.nii.gz: a corrected mask that is not used, because its case is now called a__q0; to use "
+        f"it, move it to {bodies}/a__q0.nii.gz after this run, and run again"
+    )
+    digest = hash_source(bodies / "q0.nii.gz")
+    (bodies / "q0.nii.gz").rename(bodies / "a__q0.nii.gz")
+    caplog.clear()
+    assert prepare_dataset.main([*merged, "--overwrite"]) == 0
+    assert not [text for text in caplog.messages if "corrected mask" in text]
+    (case,) = [case for case in read_manifest(raw / "set").cases if case.name == "a__q0"]
+    assert case.mask_source_sha256 == digest
+
+
+def test_a_mask_without_a_record_is_named_with_the_case_that_it_may_be_of(raw, caplog):
+    shutil.copytree(raw / "ct", raw / "all/a")
+    shutil.copytree(raw / "ct", raw / "all/b")
+    (raw / "set/bodies/trainB").mkdir(parents=True)
+    for name in ("q1", "other"):
+        shutil.copy(raw / "mr/p1.nii.gz", raw / f"set/bodies/trainB/{name}.nii.gz")
+    prepare(raw, ct="all/*/*")
+    warnings = [text.partition(":  ")[0] for text in caplog.messages if "corrected mask" in text]
+    assert len(warnings) == 1 and "/q1.nii.gz: " in warnings[0] and "is now called a__q1;" in warnings[0]

@@ -13,7 +13,8 @@ from data.phantom.patients import PhantomSettings, make_patient
 from data.prepared.manifest import Manifest, read_manifest
 from data.prepared.sources import find_sources
 from data.volumes.volume import read_volume, write_volume
-from evaluation.cases import CaseVolumes, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import find_cases
 from options import pipeline_options
 from scripts import evaluate, prepare_dataset, prepare_sts
 from tests.test_prepare_sts import write_source

@@ -10,6 +10,7 @@ import pytest
 import test_adapt
 import test_pipeline
 from cohort.scoring import cohort_command
+from data.errors import InputError
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.report import score_case
 from scripts import evaluate
@@ -77,6 +78,10 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
         for result, (mr, ct) in zip(results, pairs, strict=True)
     ]
     assert scores == [f"{mae:.1f}" for mae in expected]
+    sides = (("pred", "ref"), ("ref", "pred"))
+    exchanged = {f"--{one}{end}": f"--{other}{end}" for one, other in sides for end in ("", "_pattern")}
+    with pytest.raises(InputError, match=f"synthetic CT, as .*{NAME}/records/p0.*json says.* seem to be exchanged"):
+        evaluate.main([exchanged.get(word, word) for word in words[3:]])
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -127,3 +132,50 @@ def test_a_list_may_mix_relative_and_absolute_paths(tmp_path, monkeypatch):
     paths = {"p1": Path("in/p1/mr.nii"), "p2": tmp_path / "other/../in/p2/mr.nii"}
     command = cohort_command(tmp_path / "out", paths)
     assert f"--mr {tmp_path}/in --mr_pattern '{{case}}/mr.nii'" in command
+
+
+def scored_by(line: str, capsys) -> list[str]:
+    """Return the cases that the command in a line scores, and run it as it stands."""
+    capsys.readouterr()
+    evaluate.main(shlex.split(line[line.index("python -m") :])[3:])
+    rows = [row.split("|")[1].strip() for row in capsys.readouterr().out.splitlines()[2:] if row.startswith("|")]
+    return [row for row in rows if row not in ("mean", "std")]
+
+
+CLEANED = {
+    "folders": ("in/P (0{})/mr.nii.gz", "in/P (0{})/ct.nii.gz", "**/mr*", ["P_00_", "P_01_"]),
+    "files": ("in/P 0{} MR.nii.gz", "in/P 0{} CT.nii.gz", "*MR*", ["P_00", "P_01"]),
+    "files in folders": ("in/an å/P 0{}.nii.gz", "CT/P 0{}.nii.gz", None, ["P_00", "P_01"]),
+}
+
+
+@pytest.mark.parametrize("layout", CLEANED)
+def test_cases_whose_names_were_cleaned_are_scored(layout, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    write_model(tmp_path)
+    mr, ct, pattern, names = CLEANED[layout]
+    write_nifti(tmp_path, mr, ct)
+    command = ["--name", NAME, "--device", "cpu", "--precision", "fp32", "--input_dir", "in", "--no_html"]
+    assert test_pipeline.main([*command, *(["--pattern", pattern] if pattern else [])]) == 0
+    (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
+    assert "--mr in" in line and " of 2 cases" not in line
+    assert scored_by(line, capsys) == names
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_an_mr_beside_other_series_is_left_out_of_the_command(single, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    write_model(tmp_path)
+    write_dicom(tmp_path)
+    for k in range(2):
+        write_dicom_patient(tmp_path / f"in/p{k}/MR_T1", uid=f"1.2.{k}.9", description="T2")
+    more = ["--series_description", "T1", "--device", "cpu", "--precision", "fp32", "--name", NAME]
+    if single:
+        assert test_adapt.main([*more, "--input", "in/p0/MR_T1", "--volume_only"]) == 0
+    else:
+        assert test_pipeline.main([*more, "--input_dir", "in", "--no_html"]) == 0
+    (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
+    assert "--mr" not in line
+    assert scored_by(line, capsys) == (["p0"] if single else ["p0", "p1"])

@@ -35,8 +35,33 @@ def test_a_glob_a_folder_and_a_file_name_volumes(tmp_path):
     series = find_volumes(str(tmp_path / "dicom/*/MR"))
     assert [source.name for source in find_sources(str(tmp_path / "dicom/*/MR"), None, None)] == ["P1", "P2"]
     assert series == [tmp_path / "dicom/P1/MR", tmp_path / "dicom/P2/MR"]
-    with pytest.raises(InputError, match=r"c\*: no volume file or DICOM folder matches"):
-        find_volumes(str(tmp_path / "c*"))
+
+
+MISSING = {
+    "nowhere/*.nii": "no such folder: {}/nowhere",
+    "patient/*/ct.nii": "no such folder: {}/patient; did you mean patients?",
+    "patients/p1/x/*": "no such folder: {}/patients/p1/x",
+    "patients/p1/CT.nii": "no such file or folder; did you mean ct.nii?",
+    "patients/*/mr.nii": "nothing in {}/patients matches; it holds p1, p2, p3, p4, p5 and 1 more",
+    "patients/p1/{{mr,ct}}*": "nothing in {}/patients/p1 matches; it holds ct.nii; braces are no wildcards: use ",
+    "notes*": "matches 1 path {}/notes.txt, but no volume file and no folder of DICOM slices; volumes end in .nii.gz ",
+    "n[12]": "matches 2 paths, such as {}/n1, but no volume file and no folder of DICOM slices; ",
+}
+
+
+@pytest.mark.parametrize("pattern", MISSING)
+def test_a_glob_without_a_volume_says_what_is_there_instead(pattern, tmp_path):
+    touch(tmp_path, *(f"patients/p{k}/ct.nii" for k in range(1, 7)), "notes.txt", "n1/x.txt", "n2/x.txt")
+    with pytest.raises(InputError) as error:
+        find_volumes(f"{tmp_path}/{pattern.format()}")
+    assert str(error.value).startswith(f"{tmp_path}/{pattern.format()}: {MISSING[pattern].format(tmp_path)}")
+
+
+def test_a_home_in_quotes_is_explained():
+    with pytest.raises(InputError) as error:
+        find_volumes("~/no such folder/*.nii")
+    said = "no such folder: ~; in quotes, ~ and $NAME stay as they are: write the path out"
+    assert str(error.value) == f"~/no such folder/*.nii: {said}"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +81,7 @@ def test_masks_are_matched_by_folder_or_name(tmp_path, volumes, masks, patterns)
 
 def test_a_volume_without_its_mask_is_an_error(tmp_path):
     touch(tmp_path, "mr/p1.nii", "mr/p2.nii", "m/p1_mask.nii", "m/p3_mask.nii")
-    with pytest.raises(InputError, match=r"p2\.nii: 0 masks"):
+    with pytest.raises(InputError, match=r"p2\.nii: no mask of .* has the name of this case, 'p2', and .*p3_mask"):
         find_sources(str(tmp_path / "mr/*"), str(tmp_path / "m/*"), None)
 
 

@@ -1,5 +1,7 @@
 """The study of uncertainty against error: its figures on values known in closed form, and one patient through it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,20 @@ def test_a_patient_is_scored_in_the_body_where_the_mr_has_signal(monkeypatch, tm
     (folder / "ct.nii.gz").rename(tmp_path / "data" / "ct.nii.gz")
     with pytest.raises(InputError, match="no patient has both"):
         uncertainty_study.main(["--data", str(tmp_path / "data"), *patterns[:2], "--ct_pattern", "{case}.nii.gz"])
+
+
+def test_the_figure_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
+    path = tmp_path / "tenths.png"
+    path.write_bytes(b"earlier")
+
+    def fill_the_disk(self, file, **how):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uncertainty_study.plt.Figure, "savefig", fill_the_disk)
+        with pytest.raises(InputError, match="no space left"):
+            uncertainty_study.draw(np.array([[1.0, 2.0], [2.0, 4.0]]), path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"earlier"]
+    uncertainty_study.draw(np.array([[1.0, 2.0], [2.0, 4.0]]), path)
+    assert path.read_bytes()[:4] == b"\x89PNG"

@@ -417,6 +417,19 @@ def test_a_folder_without_dicom_is_refused(tmp_path):
         read_volume(tmp_path)
 
 
+def test_a_folder_of_volume_files_is_said_to_be_one(tmp_path):
+    for name in ("b.nii.gz", "a.mha", "._a.mha", "notes.txt", *(f"c{k}.nii" for k in range(5))):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError) as error:
+        read_volume(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: no DICOM slices in this folder, but volume files: a.mha, b.nii.gz, c0.nii, c1.nii, c2.nii and 2 "
+        "more; expected one volume: name one of the files (test_pipeline.py --input_dir converts all files of a folder)"
+    )
+    write_series(tmp_path)  # beside slices they are left out
+    assert read_volume(tmp_path).array.shape == (SLICES, 8, 10)
+
+
 def test_one_slice_is_no_series(tmp_path):
     write_series(tmp_path)
     for file in sorted(tmp_path.glob("*.dcm"))[1:]:

@@ -7,6 +7,7 @@ from ct_segmentation.method import ShapeExtractorModel
 from options.pipeline_options import pipeline_parser
 from options.test_options import test_parser
 from options.train_options import METHODS, train_parser
+from scripts.prepare_dataset import prepare_parser
 from training.settings import training_parser
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/options.md"
@@ -39,6 +40,7 @@ def reference() -> str:
         "run's folder, and `--epochs` means `--n_epochs`.\n",
         _section("test_adapt.py", "Converts one patient.", test_parser()),
         _section("test_pipeline.py", "Converts a cohort.", pipeline_parser()),
+        _section("python -m scripts.prepare_dataset", "Prepares volumes for training.", prepare_parser()),
     ]
     return "\n".join(parts)
 

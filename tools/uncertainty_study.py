@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from data.errors import run_command
+from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.outputs import check_free
 from data.settings.parser import CommandParser
@@ -99,7 +100,8 @@ def draw(by_tenths: np.ndarray, path: Path) -> None:
     axes.set(xlabel="uncertainty [HU], root mean square", ylabel="error [HU], root mean square")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as scratch:
+        figure.savefig(scratch, dpi=130)
     plt.close(figure)
 
 

@@ -272,8 +272,9 @@ class TrainingRun:
         """Say where the run stands, and return the exit code."""
         name = signal.Signals(number).name
         log.info("%s: saved at %s: %s", name, self._place(at), self.folder)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
-        log.info("resume: %s", self.settings.run.resume_command(processes))
+        # Of torchrun: processes on this machine, and machines.
+        counts = [int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")]
+        log.info("resume: %s", self.settings.run.resume_command(*counts))
         return exit_code(number)
 
     def _place(self, at: Position) -> str:

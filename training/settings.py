@@ -26,13 +26,12 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
-from data.settings.parser import CommandParser, show_first
+from data.settings.parser import CommandParser, command_words, show_first
 from data.settings.values import (
     add_gpu_ids,
     nonnegative_int,
     positive_int,
     positive_share,
-    protected_numbers,
     run_name,
     settle_gpu_ids,
 )
@@ -104,12 +103,21 @@ class RunSettings(ModelSettings):
         """The run's folder."""
         return self.checkpoints_dir / self.name
 
-    def resume_command(self, processes: int) -> str:
-        """Return the command that resumes the run with so many processes, as a shell takes it."""
-        start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-        words = [*start, "train.py", "--continue_train", "--name", self.name]
-        elsewhere = self.checkpoints_dir != ModelSettings.checkpoints_dir
-        return shlex.join([*words, *(["--checkpoints_dir", str(self.checkpoints_dir)] if elsewhere else [])])
+    def resume_command(self, processes: int, machines: int = 1) -> str:
+        """Return the command that resumes the run with so many processes on each machine, as a shell takes it.
+
+        Of several machines it says what torchrun starts: where they meet is not known here.
+        """
+        words = ["train.py", "--continue_train", "--name", self.name]
+        words += ["--checkpoints_dir", str(self.checkpoints_dir)] if self._is_elsewhere else []
+        if machines > 1:
+            return f"start torchrun on each of the {machines} machines as before, with: {shlex.join(words)}"
+        start = ["torchrun", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
+        return shlex.join([*start, *words])
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        return self.checkpoints_dir != ModelSettings.checkpoints_dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +265,7 @@ def parse_training(
 
     `from_file`: options that a config file gives, whose values are the parser's defaults.
     """
-    words = protected_numbers(arguments)
+    words = command_words(arguments)
     options = parser.parse_args(words)
     names = [field.name for group in (*SHARED_GROUPS, method.settings_type) for field, _ in options_of(group)]
     given = given_options(parser, words, names)

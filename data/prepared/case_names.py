@@ -35,9 +35,9 @@ def case_name(path: Path, root: Path | None = None) -> str:
     """Return the name of the volume at `path`, found below `root`; None: it was named, not searched for."""
     root = root or path.parent
     parts = _parts(path, root)
-    telling = [part for part in parts if _names_somebody(part)]
+    telling = [part for part in parts if names_somebody(part)]
     if not telling:
-        above = next((part for part in reversed(root.parts) if _names_somebody(part) or part == ".."), "..")
+        above = next((part for part in reversed(root.parts) if names_somebody(part) or part == ".."), "..")
         telling = [above] if _LIKE_A_PATIENT.fullmatch(above) else []
     telling = [part for part in telling[:-1] if not _repeats(telling[-1], part)] + telling[-1:]
     return _joined(telling or parts)
@@ -95,15 +95,16 @@ def words(name: str) -> list[str]:
 def patient_part(name: str) -> str:
     """Return a name without the words at its ends that only say what the image is: `P07_MR_T1` is `P07`."""
     kinds = "|".join(_KINDS)
-    return re.sub(rf"^(({kinds})[_.+-]+)+|([_.+-]+({kinds}))+$", "", name, flags=re.IGNORECASE)
+    return re.sub(rf"^(({kinds})[\W_]+)+|([\W_]+({kinds}))+$", "", name, flags=re.IGNORECASE)
+
+
+def names_somebody(part: str) -> bool:
+    """Tell whether a part of a path says more than what an image is."""
+    return not (_EXPORTED.fullmatch(part) or _KINDS.issuperset(words(part)))
 
 
 def _parts(path: Path, root: Path) -> list[str]:
     return [*below(root, path).parts[:-1], volume_stem(path)]
-
-
-def _names_somebody(part: str) -> bool:
-    return not (_EXPORTED.fullmatch(part) or _KINDS.issuperset(words(part)))
 
 
 def _repeats(name: str, folder: str) -> bool:

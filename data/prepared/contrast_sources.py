@@ -37,7 +37,8 @@ def find_contrasts(
         return find_sources(unnamed[0], mask_pattern, patient_regex, series_uids, case_regex)
     if unnamed and len(given) > 1:
         raise InputError(
-            f"{option} {unnamed[0]}: one of {len(given)}, without a name; expected {option} NAME=GLOB for each"
+            f"{option} {unnamed[0]}: {option} is given {len(given)} times, and this glob has no name; for several "
+            f"contrasts of each MR write {option} NAME=GLOB for each; for several patients, one glob that matches all"
         )
     names = names or list(dict.fromkeys(name for name, _ in given if name))
     found: dict[str, dict[str, Source]] = {}

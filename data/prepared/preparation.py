@@ -35,8 +35,9 @@ from data.prepared.manifest import (
 )
 from data.prepared.pixel_spacing import choose_spacing
 from data.prepared.sources import Source
-from data.prepared.trainable import check_trainable
+from data.prepared.trainable import check_swapped, check_trainable
 from data.prepared.training_statistics import MIN_BODY_SHARE, section_figures, slice_spread
+from data.prepared.unused_masks import warn_of_unused_masks
 from data.prepared.volume_jobs import Failure, run_jobs
 from data.values.intensity import AIR_HU
 from data.volumes.slice_frame import SliceFrame
@@ -111,6 +112,9 @@ def prepare_dataset(
     if not overwrite:
         _refuse_to_replace(root, jobs)
         _refuse_another_frame(jobs, size, spacing_mm, slice_mm)
+    warn_of_unused_masks(root, groups)
+    if not any(job.known for job in jobs):  # what is known was accepted
+        check_swapped(root, groups, workers)
     title = "checking what is prepared" if all(job.known for job in jobs) else "finding bodies"
     analysed, failures = run_jobs(analyse, jobs, workers, title)
     check_splits(analysed)

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
 from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 
 log = logging.getLogger(__name__)
+
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,35 @@ def find_volumes(pattern: str) -> list[Path]:
             if match.parent not in volumes:  # else its folder's does
                 volumes.append(match)
     if not volumes:
-        raise InputError(
-            f"{pattern}: no volume file or DICOM folder matches (quote the glob so that the shell leaves it alone)"
-            + (f"; it matches {len(matches)} paths; volumes end in {' '.join(WRITABLE_SUFFIXES)}" if matches else "")
-        )
+        raise InputError(f"{pattern}: {_why_nothing(pattern, matches)}")
     return list(dict.fromkeys(volumes))
+
+
+def _why_nothing(pattern: str, matches: list[Path]) -> str:
+    """Return why a glob names no volume, and what is there instead."""
+    if matches:
+        count = "1 path" if len(matches) == 1 else f"{len(matches)} paths, such as"
+        return (
+            f"matches {count} {matches[0]}, but no volume file and no folder of DICOM slices; volumes end in "
+            f"{' '.join(WRITABLE_SUFFIXES)}"
+        )
+    folder = searched_folder(pattern)
+    if missing := next((one for one in (*reversed(folder.parents), folder) if not is_folder(one)), None):
+        quoted = "; in quotes, ~ and $NAME stay as they are: write the path out" if re.search(r"^~|\$", pattern) else ""
+        return f"no such folder: {missing}{did_you_mean(missing.name, _held(missing.parent)) or quoted}"
+    if not glob.has_magic(pattern):
+        return f"no such file or folder{did_you_mean(Path(pattern).name, _held(folder))}"
+    held = _held(folder)
+    more = f" and {len(held) - _LISTED} more" if len(held) > _LISTED else ""
+    braces = "; braces are no wildcards: use * and ?" if "{" in pattern else ""
+    return f"nothing in {folder} matches; it holds {', '.join(held[:_LISTED]) or 'nothing'}{more}{braces}"
+
+
+def _held(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _is_series(path: Path) -> bool:
@@ -243,8 +269,8 @@ def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: 
     if lacking and unused:  # names that differ by mistake: nobody would notice
         name, path = lacking[0]
         raise InputError(
-            f"{path}: 0 masks of {pattern} match the case {name!r}, and {unused[0]} matches no volume; expected the "
-            "mask's name to be the volume's, or none of the two"
+            f"{path}: no mask of {pattern} has the name of this case, {name!r}, and {unused[0]} has that of no volume; "
+            "give the mask the name of its volume (words such as mr and mask do not count), or leave the mask out"
         )
     if lacking:
         log.info(
@@ -271,7 +297,7 @@ def _masks_by_name(
         matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]
         if len(matches) > 1:
             raise InputError(
-                f"{path}: {len(matches)} masks of {pattern} match the case {name!r}; expected one of that name"
+                f"{path}: {len(matches)} masks of {pattern} have the name of this case, {name!r}; expected one"
             )
         found.append(matches[0] if matches else None)
     return found

@@ -2,46 +2,74 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest
 from data.prepared.sources import Source
-from data.prepared.volume_jobs import Failure
-from data.values.modality import SWAPPED
+from data.prepared.volume_jobs import Failure, run_jobs
+from data.values.modality import SWAPPED, check_ct, check_mr
+from data.volumes.volume import read_volume
 
 # Sources by (split, domain).
 Groups = Mapping[tuple[str, str], Sequence[Source]]
+# Volumes of each that are looked at: a single one among the wrong ones is left out in preparation.
+_LOOKED_AT = 3
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A volume to look at, of domain 'A' (MR) or 'B' (CT)."""
+
+    source: Source
+    domain: str
+
+
+def check_swapped(root: Path, groups: Groups, workers: int = 1) -> None:
+    """Refuse MR and CT that are swapped, by a look at the first volumes of each; volumes that cannot be read count not.
+
+    Raises:
+        InputError: it names a volume of each, and what to do.
+    """
+    for split in ("train", "test"):
+        looks = [_Look(one, domain) for domain in "AB" for one in groups.get((split, domain), ())[:_LOOKED_AT]]
+        if len({look.domain for look in looks}) < 2:
+            continue
+        found, _ = run_jobs(_looked_at, looks, min(workers, len(looks)), "looking at the first volumes")
+        seen = dict(found)
+        if all(any(one.domain == domain for one in seen) for domain in "AB") and all(seen.values()):
+            low, high = (next(one.source.path for one in looks if one in seen and one.domain == d) for d in "AB")
+            test = "test_" if split == "test" else ""
+            raise InputError(
+                f"{root}: MR and CT look swapped: --{test}mr has {low} with values as low as those of CT, "
+                f"--{test}ct has {high} without; give the globs the other way round"
+            )
+
+
+def _looked_at(look: _Look) -> tuple[_Look, bool]:
+    """Return a volume, and whether it has the other modality's values."""
+    source = look.source
+    volume = read_volume(source.path, source.series_uid, again=True, contrast=source.contrast)
+    try:
+        (check_mr if look.domain == "A" else check_ct)(volume)
+    except InputError as error:
+        return look, SWAPPED in str(error)
+    return look, False
 
 
 def check_trainable(root: Path, groups: Groups, cases: Sequence[Case], failures: Sequence[Failure]) -> None:
-    """Refuse a data set without a volume to train on in a domain that `groups` has, and MR and CT that are swapped.
+    """Refuse a data set without a volume to train on in a domain that `groups` has.
 
     Raises:
-        InputError: it says which volumes failed, and why; of swapped ones only how many they are.
+        InputError: it says which volumes failed, and why.
     """
-    for split in ("train", "test"):
-        found = [_count_of_swapped(groups.get((split, domain), ()), failures) for domain in "AB"]
-        if all(found):
-            test = "test_" if split == "test" else ""
-            raise InputError(
-                f"{root}: MR and CT look swapped: {found[0]} volumes of --{test}mr have values as low as those of CT, "
-                f"{found[1]} of --{test}ct have none; give the globs the other way round"
-            )
     wanted = {domain for split, domain in groups if split == "train"}
     left = {case.domain for case in cases if case.split == "train"}
     if wanted - left:
         lacking = " and ".join(name for domain, name in (("A", "MR"), ("B", "CT")) if domain in wanted - left)
         reasons = "".join(f"\n  {failure.reason}" for failure in failures)
         raise InputError(f"{root}: no volume left to train on of {lacking}; failed:{reasons or ' none'}")
-
-
-def _count_of_swapped(sources: Sequence[Source], failures: Sequence[Failure]) -> int:
-    """Return how many volumes have the other modality's values, if all failed and most of them by that; else 0."""
-    paths = {source.path for source in sources}
-    failed = {failure.source.path: failure.reason for failure in failures if failure.source.path in paths}
-    swapped = [path for path, reason in failed.items() if SWAPPED in reason]
-    return len(swapped) if failed.keys() == paths and 2 * len(swapped) > len(paths) else 0
 
 
 def check_has_mr(root: Path, manifest: Manifest, what: str) -> None:

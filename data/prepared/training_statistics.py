@@ -39,18 +39,18 @@ class TrainingStatistics:
         hu_histogram: voxels of the training CT in the bins of `HU_EDGES`, inside the bodies.
         hu_slice_limits: distances in HU from `hu_histogram` that half, and 95 %, of every patient's slices keep.
         mr_high: upper one of the `data.values.intensity.MR_PERCENTILES` inside the body, in MR units.
-        mr_median: `relative_median` inside the body.
+        mr_median: `relative_median` inside the body. Both are None of a set without MR, as for simulated pairs.
         in_plane_mm, through_mm: spacing of MR and CT as acquired, the finer of those in the plane, and of slices; of CT
             too, since an MR that is simulated from one is as sharp as that.
         section_cm2: between which areas 90 % of every training CT's cross-sections lie (`cross_sections`).
         gas_share: how much of the body lies below `GAS_HU` in no more than 5 % of any training CT's slices, 0 to 1.
-            Both are None in files of earlier versions.
+            These two are None in files of earlier versions.
     """
 
     hu_histogram: tuple[int, ...]
     hu_slice_limits: Range
-    mr_high: Range
-    mr_median: Range
+    mr_high: Range | None
+    mr_median: Range | None
     in_plane_mm: Range
     through_mm: Range
     section_cm2: Range | None = None
@@ -58,10 +58,10 @@ class TrainingStatistics:
 
     def is_sound(self) -> bool:
         """Tell whether a training set can have these figures, whatever file they were read from."""
-        if (self.section_cm2 is None) != (self.gas_share is None):
+        if (self.section_cm2 is None) != (self.gas_share is None) or (self.mr_high is None) != (self.mr_median is None):
             return False
-        ranges = [self.hu_slice_limits, self.mr_high, self.mr_median, self.in_plane_mm, self.through_mm]
-        ranges += [] if self.section_cm2 is None else [self.section_cm2]
+        ranges = [self.hu_slice_limits, self.in_plane_mm, self.through_mm]
+        ranges += [one for one in (self.mr_high, self.mr_median, self.section_cm2) if one is not None]
         sizes = [len(values) if isinstance(values, tuple) else 0 for values in (self.hu_histogram, *ranges)]
         if sizes != [len(HU_EDGES) - 1, *(2 for _ in ranges)]:
             return False
@@ -94,7 +94,7 @@ def training_statistics(manifest: Manifest) -> TrainingStatistics | None:
 
 def _statistics(manifest: Manifest) -> TrainingStatistics | None:
     mr, ct = manifest.select("train", "A"), manifest.select("train", "B")
-    if not mr or not ct or any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
+    if any(c.mr_median is None for c in mr) or any(c.hu_histogram is None for c in ct):
         return None
     # A body that lies outside the frame has no voxel in it.
     ct = [case for case in ct if sum(_given(case.hu_histogram))]
@@ -107,8 +107,8 @@ def _statistics(manifest: Manifest) -> TrainingStatistics | None:
     return TrainingStatistics(
         hu_histogram=tuple(pooled.tolist()),
         hu_slice_limits=tuple(np.max(limits, axis=0).tolist()),
-        mr_high=_range(_given(case.percentiles)[1] for case in mr),
-        mr_median=_range(relative_median(_given(case.mr_median), _given(case.percentiles)) for case in mr),
+        mr_high=_range(_given(case.percentiles)[1] for case in mr) if mr else None,
+        mr_median=_range(relative_median(_given(c.mr_median), _given(c.percentiles)) for c in mr) if mr else None,
         in_plane_mm=_range(case.in_plane_mm for case in (*mr, *ct)),
         through_mm=_range(through_mm(case) for case in (*mr, *ct)),
         section_cm2=section_cm2,

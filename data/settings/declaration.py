@@ -94,11 +94,15 @@ class Option:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to each option's help, where there is one to tell."""
+    """Adds the default to each option's help, where there is one to tell and the help does not say it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == "":
+        default, said = action.default, action.help or ""
+        if default is None or default is False or default == "" or "(default" in said:
             return action.help
+        if type(default) in (tuple, list):
+            words = [value if isinstance(value, str) else f"{value:g}" for value in default]
+            return f"{said} (default: {' '.join(words)})"
         return super()._get_help_string(action)
 
 
@@ -179,9 +183,9 @@ def _converted(convert: Callable[[list[str]], Any]) -> type[argparse.Action]:
     class Converted(argparse.Action):
         def __call__(self, parser, namespace, values, option_string=None):
             try:
-                setattr(namespace, self.dest, convert([word.strip() for word in values]))
+                setattr(namespace, self.dest, convert(list(values)))
             except InputError as error:
-                raise argparse.ArgumentError(self, f"{' '.join(values).strip()}: {error}") from error
+                raise argparse.ArgumentError(self, f"{' '.join(values)}: {error}") from error
 
     return Converted
 

@@ -17,8 +17,11 @@ class CommandParser(argparse.ArgumentParser):
         """Take what argparse takes; options are not abbreviated.
 
         `short_help`: whether `--help` shows those options alone that `show_first` marked, and `--help_all` all of them.
+        `usage`: as in argparse; without it the short help names the options that are required.
         """
         super().__init__(allow_abbrev=False, **description)
+        # Words that begin like a negative number are values: argparse itself knows -1 for one, but not -1e3 or -1:2.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
         self._short_help = short_help
         if short_help:
             show_first(self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all options and exit"))
@@ -33,9 +36,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _first_help(self) -> str:
         formatter = self._get_formatter()
-        needed = " ".join(f"{action.option_strings[0]} {action.dest.upper()}" for action in self._actions
-                          if action.required)  # fmt: skip
-        formatter.add_usage(f"%(prog)s {needed} [options]", self._actions, [])
+        formatter.add_usage(self.usage or self._short_usage(), self._actions, [])
         formatter.add_text(self.description)
         for group in self._action_groups:
             if shown := [action for action in group._group_actions if _is_first(action)]:
@@ -46,16 +47,21 @@ class CommandParser(argparse.ArgumentParser):
         left = sum(not _is_first(action) for action in self._actions)
         return f"{formatter.format_help()}\n{left} more options: {self._start()} --help_all, or docs/options.md\n"
 
+    def _short_usage(self) -> str:
+        needed = [f"{action.option_strings[0]} {action.metavar or action.dest.upper()}" for action in self._actions
+                  if action.required]  # fmt: skip
+        return " ".join(["%(prog)s", *needed, "[options]"])
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Return the options; a line that has others ends the command with exit code 2."""
-        words = sys.argv[1:] if args is None else list(args)
+        words = command_words(args)
         self._check_options(words)  # before argparse, which would miss the option that was meant
         found, left = self.parse_known_args(words, namespace)
         if left:
             # No name of a file is longer.
             glob = "; put a glob in quotes" if len(left[-1]) < 256 and Path(left[-1]).exists() else ""
             more = {1: "", 2: " and 1 more word"}.get(len(left), f" and {len(left) - 1} more words")
-            self.error(f"{left[0].strip()}{more}: expected an option before it{glob}. {self._help()}")
+            self.error(f"{left[0]}{more}: expected an option before it{glob}. {self._help()}")
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -76,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            # As argparse has it: a number is a value, and so is a word with a space before any =.
+            # As above: a number is a value, and so is a word with a space before any =.
             # A dash of another kind comes from a page or a word processor.
             if re.match(r"-\.?[^\d\s.]|[\u2010-\u2015]", word) and " " not in name and name not in options:
                 near = did_you_mean(name, options) or ". If it is a value, write --option=VALUE."
@@ -87,6 +93,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def _help(self) -> str:
         return f"All options: {self._start()} {'--help_all' if self._short_help else '--help'}"
+
+
+def command_words(arguments: Sequence[str] | None) -> list[str]:
+    """Return the words of a command line: those given, or those that the process was started with."""
+    return sys.argv[1:] if arguments is None else list(arguments)
 
 
 def show_first(action: argparse.Action) -> None:

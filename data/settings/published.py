@@ -57,7 +57,7 @@ class Line:
                 name, equals, value = word.partition("=")
                 line.options.append((name, [value] if equals else [], [word]))
             else:
-                line.options[-1][1].append(word.strip())
+                line.options[-1][1].append(word)
                 line.options[-1][2].append(word)
         line.method = method or line.value("--model") or "cycle_gan"
         return line

@@ -2,8 +2,7 @@
 
 import argparse
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -116,19 +115,6 @@ def torch_device(text: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise argparse.ArgumentTypeError("mps: not available on this machine")
     return device
-
-
-def parse_numbers(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; words that begin like a negative number (-1e3, -1000:-1,...) are values, never options."""
-    return parser.parse_args(protected_numbers(arguments))
-
-
-def protected_numbers(arguments: Sequence[str] | None) -> list[str]:
-    """Return a command line's words in a form in which argparse takes none of its negative numbers for an option."""
-    words = sys.argv[1:] if arguments is None else arguments
-    # argparse takes such words for options unless they are plain negative numbers; a leading space settles it, and
-    # float() does not mind.
-    return [f" {word}" if re.match(r"-\.?\d", word) else word for word in words]
 
 
 def add_gpu_ids(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".img.gz")
 READABLE_SUFFIXES = (*WRITABLE_SUFFIXES, *NIFTI_SUFFIXES, ".nhdr", ".gipl", ".gipl.gz", ".dcm")
+_LISTED = 5
 # What the libraries raise on damaged files.
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
 # Beyond these a spacing is a mistake, of its unit or of its header.
@@ -215,6 +216,8 @@ def read_volume(
         if not is_dicom and (series_uid is not None or chosen or description):
             option = "--series_uid" if series_uid is not None else "--contrast, --echo or --series_description"
             raise InputError(f"{path}: a file, but {option} chooses DICOM images of a folder; leave it out")
+        if path.is_dir():
+            _check_slices(path)
         dicom_choice = (series_uid, contrast, chosen, description)
         volume = _read_dicom(path, *dicom_choice) if is_dicom else _read_file(path)
     except InputError:
@@ -272,6 +275,18 @@ def _write_nifti(volume: Volume, path: Path) -> None:
             return
         with igzip.IGzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as handle:
             image.to_stream(handle)
+
+
+def _check_slices(folder: Path) -> None:
+    """Refuse a folder that holds volume files and no DICOM slices."""
+    formats = set(READABLE_SUFFIXES) - {".dcm"}
+    files = sorted(file.name for file in folder.iterdir() if file.name[0] != "." and volume_suffix(file) in formats)
+    if files and not dicom.holds_slices(folder):
+        names = ", ".join(files[:_LISTED]) + (f" and {len(files) - _LISTED} more" if len(files) > _LISTED else "")
+        raise InputError(
+            f"{folder}: no DICOM slices in this folder, but volume files: {names}; expected one volume: name one of "
+            "the files (test_pipeline.py --input_dir converts all files of a folder)"
+        )
 
 
 def _read_dicom(

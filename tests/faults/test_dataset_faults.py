@@ -120,7 +120,7 @@ def test_exit_code_and_line(tmp_path, fault):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--ct", "nowhere/*"], "nowhere/*: no volume file or DICOM folder matches"),
+        (["--ct", "nowhere/*"], "nowhere/*: no such folder: nowhere"),
         (["--test_mr", "{raw}/mr/p0.nii.gz"], "the same patient is in both train and test: p0"),
     ],
 )

@@ -1,0 +1,96 @@
+"""The volumes of a folder by case name, as commands that score take them.
+
+A path is either one volume (a file, or a folder with one DICOM series in it) or a folder of cases. In a
+folder of cases the pattern tells where a case lies and how it is called: a path below the folder in which
+``{case}`` stands for the case name, e.g. ``{case}.mha``, ``{case}/ct.nii.gz`` or ``{case}/{case}_CT.nii.gz``
+(twice the same name). Without a pattern the volume files directly in the folder count, and the case name is
+the file name less its volume suffix. Names are cleaned as those of results are: ``P 07`` is ``P_07``. Files and
+folders whose name starts with a dot are skipped.
+"""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import InputError
+from data.prepared.case_names import clean
+from data.volumes.dicom import list_series
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+
+CASE = "{case}"
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """What one option names: a volume or a folder of cases, and the pattern of the latter.
+
+    `kind`: what the volumes are: 'ct', 'mr', 'mask', or '' where names do not tell.
+    """
+
+    option: str
+    path: Path
+    pattern: str | None = None
+    kind: str = ""
+
+
+def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
+    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
+
+    Raises:
+        InputError: as `search` does, or the folder holds no case.
+    """
+    found = search(source)
+    if found == {}:
+        raise InputError(
+            f"{nothing_found(source)}; show where the cases are, e.g. {source.option}_pattern '{CASE}/ct.nii.gz'"
+        )
+    return found
+
+
+def search(source: CaseVolumes) -> dict[str, Path] | None:
+    """Return what `case_volumes` does, or nothing where the folder holds no case.
+
+    Raises:
+        InputError: the path is missing, two files claim one case, or a pattern is unusable.
+    """
+    path, pattern = source.path, source.pattern
+    if not path.exists():
+        raise InputError(f"{source.option} {path}: no such file or folder")
+    if path.is_file() or (pattern is None and list_series(path)):
+        if pattern is not None:
+            raise InputError(f"{source.option}_pattern {pattern}: {path} is a file; a pattern needs a folder of cases")
+        return None
+    found: dict[str, Path] = {}
+    for name, file in _matches(source):
+        if name in found:
+            raise InputError(f"{source.option}: case {name} is both {found[name]} and {file}; keep one of them")
+        found[name] = file
+    return dict(sorted(found.items()))
+
+
+def nothing_found(source: CaseVolumes) -> str:
+    """Return the beginning of the error for a folder without cases."""
+    wanted = source.pattern or f"file name ending in {' '.join(WRITABLE_SUFFIXES)} directly in it"
+    return f"{source.option} {source.path}: found nothing for {wanted}"
+
+
+def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
+    """Return (case name, path) for all that matches the source's pattern, or its volume files without one."""
+    if source.pattern is None:
+        files = [file for file in sorted(source.path.iterdir()) if volume_suffix(file) in WRITABLE_SUFFIXES]
+        return [(clean(volume_stem(file)), file) for file in files if file.is_file() and file.name[0] != "."]
+    head, *tail = re.split(r"\{case\}", source.pattern)
+    place = Path(source.pattern)
+    if not tail or place.is_absolute() or ".." in place.parts or "*" in source.pattern:
+        raise InputError(
+            f"{source.option}_pattern {source.pattern}: expected a path below {source.path} with {{case}} "
+            "for the case name and no *, e.g. '{case}/ct.nii.gz'"
+        )
+    regex = re.escape(head) + r"(?P<case>[^/.][^/]*)" + r"(?P=case)".join(map(re.escape, tail))
+    matches = []
+    for path in sorted(source.path.glob("*".join(glob.escape(part) for part in (head, *tail)))):
+        match = re.fullmatch(regex, path.relative_to(source.path).as_posix())
+        if match:
+            matches.append((clean(match["case"]), path))
+    return matches

@@ -1,0 +1,45 @@
+"""Tells results of this project from other volumes, by the records and reports beside them."""
+
+from pathlib import Path
+
+from data.errors import InputError
+from data.prepared.manifest import read_json
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
+from evaluation.case_folders import CaseVolumes, search
+
+
+def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
+    """Refuse results as references where the predictions are not known to be results.
+
+    Raises:
+        InputError: it names the record that tells, and what each option takes.
+    """
+    if (record := _record_of(ref)) and not _record_of(pred):
+        raise InputError(
+            f"{ref.option} {ref.path}: synthetic CT, as {record} says, while nothing says so of {pred.option} "
+            f"{pred.path}. They seem to be exchanged: {pred.option} takes the synthetic CT, {ref.option} the true CT"
+        )
+
+
+def _record_of(source: CaseVolumes) -> Path | None:
+    """Return the record of one of the volumes, None where none has one."""
+    found = search(source)
+    if not found and source.path.is_dir() and found is not None:  # by a pattern that is the other option's
+        found = {path.name: path for path in source.path.iterdir() if volume_suffix(path) in WRITABLE_SUFFIXES}
+    volumes = [source.path] if found is None else found.values()
+    return next((record for volume in volumes for record in _records(volume) if _is_record(record)), None)
+
+
+def _records(volume: Path) -> list[Path]:
+    """Return where a cohort's record of a volume, or of an extra in a folder of its own, and a patient's report lie."""
+    name = f"{volume_stem(volume) if volume.is_file() else volume.name}.json"
+    folder = volume.absolute().parent
+    return [folder / "records" / name, folder.parent / "records" / name, folder / name]
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        data = read_json(path) if path.is_file() else None
+    except InputError:
+        return False
+    return isinstance(data, dict) and {"case", "input", "made"} <= data.keys() and bool(data["made"])
