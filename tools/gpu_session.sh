@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# What this project still owes of a GPU, in one call of ten minutes: data, check, trainings, scores, one folder to take along.
+# All that is still to be trained on a GPU, in one call of ten minutes: data, check, trainings, scores and a pack of results.
 #   bash tools/gpu_session.sh LIMBS_CT OUT
 # LIMBS_CT: CT of limbs, as files or as small copies of them (tools.shrink_volumes). The generated patients are made here.
 # 1. Prepares both data sets and trains the extractor of generated bodies, in OUT/data.
-# 2. Checks the GPU and runs at once, for the time that is left: the three arms on generated patients, full size where
-#    ARMS says so, and the second seed of `recommended` (scripts/gpu_run.sh, OUT/runs.txt).
+# 2. Checks the GPU and trains for the time that is left, all at once: the three arms on generated patients, and the second
+#    seed of `recommended` (scripts/gpu_run.sh with OUT/runs.txt).
 # 3. Scores the arms (scripts.compare_arms, OUT/arms/scores.json).
 # 4. Packs weights, losses, logs and scores into OUT/results.tar.xz, in parts of 15 MB (results.tar.xz.00, ...): to unpack
 #    them, cat results.tar.xz.* | tar xJ.
-# SECONDS_TOTAL: of the whole (540). CHECK_SECONDS: of the check (60). DEVICE: cuda:0. PYTHON: .venv/bin/python.
-# PATIENTS: generated, for training (30). ARMS, LIMBS: further options of these trainings; a later one wins.
+# Variables of the environment, and their defaults:
+#   SECONDS_TOTAL    approximate duration of everything (540)
+#   CHECK_SECONDS    how much of it the check takes (60)
+#   DEVICE           cuda:0
+#   PYTHON           .venv/bin/python
+#   PATIENTS         number of generated patients to train on (30)
+#   ARMS, LIMBS      further options of the arms and of `recommended`; of the same option twice the last counts
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/help.bash"
 ct=$(realpath "${1:?usage: bash tools/gpu_session.sh LIMBS_CT OUT}")
