@@ -134,11 +134,15 @@ def tile_size(grid: Volume, plane: Plane) -> tuple[int, int]:
 def _tile(column: _Column, plane: Plane, grid: Volume) -> Image.Image:
     """Return the picture of a column in a plane, with letters at its sides."""
     image = _image(column, plane, grid)
-    draw = ImageDraw.Draw(image)
     left, right, *_ = plane.letters
     for letter, x, anchor in ((left, 4, "lm"), (right, image.width - 4, "rm")):
-        draw.text((x, image.height / 2), letter, MARK_COLOUR, _font(), anchor, stroke_width=2, stroke_fill="black")
+        draw_mark(image, (x, image.height / 2), letter, anchor)
     return image
+
+
+def draw_mark(image: Image.Image, place: tuple[float, float], text: str, anchor: str) -> None:
+    """Write letters on an image so that they are legible on any tissue; `anchor` as Pillow names them."""
+    ImageDraw.Draw(image).text(place, text, MARK_COLOUR, _font(), anchor, stroke_width=2, stroke_fill="black")
 
 
 def _image(column: _Column, plane: Plane, grid: Volume) -> Image.Image:
