@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
-from evaluation.report import COLUMNS, FIGURES
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES
 from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
 from visualization.planes import PLANES, Plane
@@ -302,7 +302,8 @@ def _add_scores(scores: Mapping[str, float]) -> None:
         tags.h2("Scores and figures" if COLUMNS.keys() & scores.keys() else "Figures")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
-            tags.thead(tags.tr(*(tags.th(FIGURES.get(name, (name,))[0], cls="number") for name, _ in cells)))
+            titles = [(FIGURES.get(name, (name,))[0], EXPLANATIONS.get(name, "")) for name, _ in cells]
+            tags.thead(tags.tr(*(tags.th(title, cls="number", title=text) for title, text in titles)))
             tags.tbody(tags.tr(*(tags.td(text, cls="number") for _, text in cells)))
 
 
