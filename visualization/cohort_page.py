@@ -113,12 +113,9 @@ def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> No
 
 def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of_it: bool = False) -> None:
     """Add a table of figures, with `all_of_it` also with thumbnails and notes."""
-    with_pages = all_of_it and any(row.page for row in rows)
     with_notes = all_of_it and any(row.note for row in rows)
     with tags.div(cls="scroll sticky"), tags.table(cls="sortable", **({"id": "cases"} if all_of_it else {})):
         with tags.thead(), tags.tr():
-            if with_pages:
-                tags.th(tags.span(""), scope="col")
             _heading("case", "")
             for name in names:
                 _heading(FIGURES[name][0], "number", EXPLANATIONS[name])
@@ -126,24 +123,26 @@ def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of
                 _heading("note", "")
         with tags.tbody():
             for row in rows:
-                _add_row(row, names, folder, with_pages, with_notes)
+                _add_row(row, names, folder, all_of_it, with_notes)
         if names:
-            _add_summary(rows, names, with_pages, with_notes)
+            _add_summary(rows, names, with_notes)
 
 
 def _heading(title: str, kind: str, explanation: str = "") -> None:
     tags.th(tags.button(title, type="button", **({"title": explanation} if explanation else {})), cls=kind, scope="col")
 
 
-def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, with_notes: bool) -> None:
+def _add_row(row: CohortRow, names: list[str], folder: Path, with_thumbnail: bool, with_notes: bool) -> None:
     with tags.tr(cls="failed" if row.failed else ""):
-        if with_pages:
-            cell = tags.td()
-            if row.page:
+        cell = tags.td(data_value=row.case, data_case="")
+        if row.page:
+            link = link_to(row.page, folder)
+            if with_thumbnail:
                 picture = tags.img(src=link_to(row.page.with_name(THUMBNAIL_NAME), folder), alt="", loading="lazy")
-                cell.add(tags.a(picture, href=link_to(row.page, folder), aria_label=row.case))
-        name = tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case
-        tags.td(name, data_value=row.case, data_case="")
+                cell.add(tags.a(picture, href=link, aria_label=row.case))
+            cell.add(tags.a(row.case, href=link))
+        else:
+            cell.add(row.case)
         for score in names:
             value = row.scores.get(score)
             sorted_by = {"data_value": repr(float(value))} if value is not None and not math.isnan(value) else {}
@@ -152,14 +151,12 @@ def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, w
             tags.td(row.note, **({"data_value": row.note} if row.note else {}))
 
 
-def _add_summary(rows: Sequence[CohortRow], names: list[str], with_pages: bool, with_notes: bool) -> None:
+def _add_summary(rows: Sequence[CohortRow], names: list[str], with_notes: bool) -> None:
     scored = [{name: math.nan for name in FIGURES} | dict(row.scores) for row in rows if row.scores]
     summary = summarise(scored, FIGURES)
     with tags.tfoot():
         for title, key in (("mean", "mean"), ("standard deviation", "std"), ("cases", "n")):
             with tags.tr():
-                if with_pages:
-                    tags.td()
                 tags.th(title, scope="row")
                 for name in names:
                     value = summary[key][name]
