@@ -479,6 +479,19 @@ def test_the_page_of_a_training(browser, tmp_path):
         assert page.locator("#chart-1 .key").all_inner_texts() == ["gan_A", "gan_B"]
 
 
+def test_one_record_is_a_marker_and_said_to_be_one(browser, tmp_path):
+    with visit(browser, train(tmp_path, 1, steps=5).as_uri()) as page:
+        page.wait_for_selector("#chart-0 circle.dot")
+        assert page.locator(".chart circle.dot").count() == 5  # G, gan_A, gan_B, learning rate, seconds
+        assert page.locator(".chart text:text-is('one record so far')").count() == 4
+        assert page.locator("details").count() == 2 and page.locator("details[open]").count() == 0
+        with (tmp_path / "web/data/curves.js").open("a") as file:
+            file.write("point(2,2e-4,0.5,7,1,1);\n")
+        page.evaluate("refresh()")
+        wait_until(page, "!document.querySelector('.chart circle')")
+        assert page.locator("text=one record so far").count() == 0
+
+
 @pytest.mark.parametrize(
     ("seconds", "start", "ends"),
     [
