@@ -40,7 +40,7 @@ from models.synthesis import (
 from options import test_options
 from options.test_options import PatientSettings, is_file
 from visualization.case_page import write_case_page
-from visualization.preview import save_preview
+from visualization.preview import heading, save_preview
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def shown_parts(
     taken: str,
     purpose: str | None,
 ) -> dict[Path, Callable[[], None]]:
-    """Return functions that make picture, page and report `row`, by target.
+    """Return functions that make report `row`, picture and page, by target; the report first, which has the scores.
 
     `taken`: the input in words; `purpose`: what the model is for.
     """
@@ -320,15 +320,19 @@ def shown_parts(
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
     kind, contrast = "CT" if to_ct else "MR", shown_name(settings.contrasts)
 
-    def picture() -> None:
-        save_preview(mr, ct, reference, results.picture, kind, contrast)
-
     def report() -> None:
         if reference is not None:
-            scores = score_case(synthetic, reference, mr=source)
-            row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **scores})
-            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": row["case"], **scores}]))
+            found = score_case(synthetic, reference, mr=source)
+            row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **found})
+            log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": row["case"], **found}]))
         write_report(row, results.report)
+
+    def scores() -> dict[str, float]:
+        return {name: row[name] for name in COLUMNS if name in row}
+
+    def picture() -> None:
+        lines = heading(row["case"], row["model"], scores(), kind)
+        save_preview(mr, ct, reference, results.picture, lines, kind, contrast)
 
     def page() -> None:
         details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}
@@ -339,13 +343,13 @@ def shown_parts(
             **describe_findings(made.findings),
         }
         checks = {**row["checks"], "uncertainty_mean_hu": row.get("uncertainty_mean_hu")}
-        scores = {name: row[name] for name in COLUMNS if name in row} | shown_figures(row["hu"], checks)
+        shown = scores() | shown_figures(row["hu"], checks)
         write_case_page(
-            results.page, row["case"], mr, ct, reference, scores, synthetic=kind, body=made.body, details=details,
+            results.page, row["case"], mr, ct, reference, shown, synthetic=kind, body=made.body, details=details,
             contrast=contrast, uncertainty=made.deviation,
         )  # fmt: skip
 
-    return {results.picture: picture, results.report: report, results.page / "index.html": page}
+    return {results.report: report, results.picture: picture, results.page / "index.html": page}
 
 
 def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:

@@ -31,7 +31,7 @@ from models.ensemble import mean_uncertainty
 from models.inference_settings import package_versions
 from models.synthesis import METHOD_VERSION
 from visualization.case_page import write_case_page
-from visualization.preview import save_preview
+from visualization.preview import heading, save_preview
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,8 @@ class Conversion:
         try:
             if not self.pages:
                 picture = self.results.folder / f"{work.case.name}.png"
-                save_preview(mr, ct, reference, picture, kind, contrast)
+                lines = heading(work.case.name, self.extras.model, figures, kind)
+                save_preview(mr, ct, reference, picture, lines, kind, contrast)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,

@@ -48,6 +48,23 @@ FIGURES = COLUMNS | {
     "unseen_percent": ("unusual slices [%]", 0),
 }
 
+# What each of them is, in one sentence with its unit.
+EXPLANATIONS = {
+    "mae": "Mean absolute error of the synthetic CT in the body, in HU; lower is better.",
+    "psnr": "Peak signal-to-noise ratio in the body, in dB; higher is better.",
+    "ssim": "Structural similarity to the true CT in the body, without a unit; 1 is identical.",
+    "ms_ssim": "Structural similarity on several scales in the body, without a unit; 1 is identical.",
+    "dice_body": "Overlap (Dice) of the bodies in synthetic and true CT, without a unit; 1 is complete.",
+    "dice_bone": "Overlap (Dice) of bone, above 250 HU, in synthetic and true CT, without a unit; 1 is complete.",
+    "mae_bone": "Mean absolute error in the bone of the true CT, above 250 HU, in HU; lower is better.",
+    "uncertainty_mean_hu": "Mean standard deviation between the models or mirrorings in the body, in HU.",
+    "body_l": "Volume of the body in the field of view, in litres.",
+    "soft_hu": "Median of the body between -200 and 200 HU in the synthetic CT, in HU; muscle and fat are in it.",
+    "bone_percent": "Share of the body above 250 HU in the synthetic CT, in %.",
+    "body_dice": "Overlap (Dice) of the bodies in MR and synthetic CT, without a unit; low where the outline is lost.",
+    "unseen_percent": "Share of slices whose body is larger, smaller or darker than in the training set, in %.",
+}
+
 
 def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:
     """Score a synthetic CT against the true CT on the same grid.

@@ -10,18 +10,22 @@ import logging
 import math
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.prepared.contrast_sources import find_contrasts
+from data.prepared.manifest import Manifest
 from data.prepared.patient_ids import warn_of_same_patients
 from data.prepared.pixel_spacing import lost_body_message
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source, find_sources
+from data.prepared.volume_jobs import Failure
 from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser, show_first
 from data.settings.values import positive_int
 from data.volumes.slice_frame import VIEWS
+from visualization.bodies_page import write_bodies_page
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ def prepare_parser() -> argparse.ArgumentParser:
         help="replace files in --out that preparation did not make, and prepare an existing data set again with "
         "other slices",
     )
+    parser.add_argument("--no_html", action="store_true", help="no page of the body masks")
     return parser
 
 
@@ -166,6 +171,19 @@ def main(arguments: list[str] | None = None) -> int:
         options.out, groups, options.size, options.spacing_mm, options.slice_mm, options.workers, options.overwrite,
         options.bias_correction, options.view,
     )  # fmt: skip
+    report(options, groups, manifest, failures)
+    page = None if options.no_html else page_of_masks(options, groups, manifest, failures)
+    if failures:
+        return 1
+    say_what_is_next(options, manifest, page)
+    return 0
+
+
+def report(
+    options: argparse.Namespace, groups: dict[tuple[str, str], list[Source]], manifest: Manifest,
+    failures: Sequence[Failure],
+) -> None:  # fmt: skip
+    """Log what was prepared, what is lost of it, and what failed."""
     for case in manifest.cases:
         if case.lost_voxels:
             log.warning("warning: %s", lost_body_message(case, manifest.size, manifest.spacing_mm))
@@ -180,10 +198,24 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))
     for failure in failures:
         log.error("failed: %s", failure.reason)
-    if failures:
-        return 1
+
+
+def page_of_masks(
+    options: argparse.Namespace, groups: dict[tuple[str, str], list[Source]], manifest: Manifest,
+    failures: Sequence[Failure],
+) -> Path | None:  # fmt: skip
+    """Write the page of the body masks and return it; one that fails is a warning, since the data set is there."""
+    try:
+        return write_bodies_page(options.out, manifest, groups, failures, options.workers)
+    except InputError as error:
+        log.warning("warning: no page of the body masks: %s", error)
+        return None
+
+
+def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path | None) -> None:
+    """Log where the masks can be looked at, and the commands that train."""
     root = shlex.quote(str(options.out))
-    log.info("look at the masks in %s first: README.md, step 1", options.out / "bodies")
+    log.info("look at the body masks first: %s", page or options.out / "bodies")
     log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; hours on a CPU)", root)
     if options.mr:
         log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
@@ -193,7 +225,6 @@ def main(arguments: list[str] | None = None) -> int:
             "prepared without MR, which --model simulated_pairs does not read; %s need it: add --mr GLOB and "
             "--spacing_mm %g to this command", lacking, manifest.spacing_mm,
         )  # fmt: skip
-    return 0
 
 
 if __name__ == "__main__":

@@ -72,6 +72,28 @@ def test_a_figure_shows_each_cut_in_patient_orientation_and_proportion(volumes):
     assert bars == {"difference [HU]": (-300, 300), "CT [HU]": (-160, 240)}
 
 
+def test_one_volume_has_its_slices_in_a_numbered_grid_with_as_many_pixels_a_mm_each_way(volumes):
+    mr = volumes["mr"]  # 16 mm wide, 20 mm deep, 24 mm high
+    columns = columns_of(mr, [], None, ["$ MR"], WINDOW, 300)
+    drawn = draw_comparison(columns, axial_slices(mr, 5))
+    panels = [axes for axes in drawn.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == [f"axial, slice {k}" for k in (5, 4, 3, 2, 1)]
+    assert [axes.get_subplotspec().get_geometry()[:2] for axes in panels] == [(2, 3)] * 5
+    assert drawn.get_suptitle() == "$ MR"
+    planes = draw_comparison(columns, planes_through(mr, None))
+    planes.draw_without_rendering()
+    inches = planes.get_size_inches()
+    sizes = {}
+    for axes in planes.axes:
+        box = axes.get_position()
+        sizes[axes.get_title()] = (box.width * inches[0], box.height * inches[1])
+    assert list(sizes) == ["axial, slice 3", "coronal", "sagittal"]
+    for name, mm in (("axial, slice 3", (16, 20)), ("coronal", (16, 24)), ("sagittal", (20, 24))):
+        assert np.array(sizes[name]) / mm == pytest.approx([sizes["coronal"][0] / 16] * 2, rel=0.03)
+    several = draw_comparison(columns_of(mr, [volumes["a"]], None, None, WINDOW, 300), axial_slices(mr, [4, 0]))
+    assert [axes.get_ylabel() for axes in several.axes if axes.images][::2] == ["axial\nslice 4", "axial\nslice 0"]
+
+
 def test_a_mask_is_outlined_along_the_edges_of_its_pixels(volumes):
     mr = volumes["mr"]
     mask = np.zeros(mr.array.shape, np.uint8)
@@ -180,6 +202,12 @@ def test_runs_are_compared_over_epochs(tmp_path):
     np.testing.assert_allclose(short.get_ydata(), [record.losses["G"] for record in runs["short"]])
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["short", "long"]
     assert short.get_color() != long.get_color() and short.get_linestyle() != long.get_linestyle()
+
+
+def test_a_run_with_one_record_is_a_point():
+    drawn = draw_losses({"a": [LossRecord(1, 2, 0.0, 1e-4, 0.1, 0.0, {"G": 3.0})]}, None, smooth=0.9)
+    point = drawn.axes[0].lines[0]
+    assert (point.get_marker(), list(point.get_ydata())) == ("o", [3.0])
 
 
 def test_an_unfinished_first_epoch_is_told(tmp_path, caplog):

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from tests.documented import ROOT
-from visualization.loss_titles import loss_titles
+from visualization.loss_titles import explain_losses, loss_titles
 
 
 def recorded_losses() -> set[str]:
@@ -56,3 +56,10 @@ def test_a_loss_of_a_method_of_one_s_own_keeps_its_name():
     assert loss_titles(["edges_A", "edges_B", "total_variation"], "AtoB") == [
         ("edges", "edges_A"), ("edges", "edges_B"), ("total_variation", "total_variation"),
     ]  # fmt: skip
+
+
+def test_losses_are_explained_in_one_line_by_their_titles():
+    assert explain_losses(["G", "gan_A", "D_A", "edges_A"], "BtoA") == (
+        "G = Total; gan_A = Adversarial loss of the generators: CT to MR; D_A = Discriminators: real or synthetic MR"
+    )
+    assert explain_losses(["edges_A"], "AtoB") == ""

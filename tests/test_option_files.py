@@ -186,6 +186,10 @@ def test_a_run_says_first_that_it_resumes_and_then_where(dataroot, tmp_path, cap
         "run: resumed at epoch 4, step 0 of 6",
     ]
     assert caplog.messages[0] == said[0]
+    caplog.clear()
+    train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path)])  # it is trained
+    assert caplog.messages[0] == said[0] and not any("resumed at" in message for message in caplog.messages)
+    assert "nothing is left to train; for more, give a larger --n_epochs or --seconds" in caplog.messages
 
 
 @pytest.mark.parametrize(

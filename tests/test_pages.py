@@ -18,7 +18,7 @@ from cohort.checks import Check
 from data.errors import InputError
 from data.values.intensity import IntensityMap
 from data.volumes.volume import Volume, write_volume
-from evaluation.report import COLUMNS
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES
 from options import train_options
 from tests.browser import open_browser, visit, wait_until
 from visualization import case_page as case_pages
@@ -378,34 +378,61 @@ def cohort_page(tmp_path):
     ]
     first = write_case_page(tmp_path / EVIL.replace("/", "_"), EVIL, mr, ct)
     rows.append(CohortRow(EVIL, {"mae": 20.0, "ssim": float("nan")}, first))
+    rows.append(CohortRow("p3", {"body_l": 60.0}))
     rows.append(CohortRow("broken", failed=True, note="no body"))
     return write_cohort_page(tmp_path, rows, "cohort").as_uri()
 
 
-def test_the_table_sorts_searches_and_leads_to_the_cases(browser, cohort_page):
+def test_the_tables_sort_search_and_lead_to_the_cases(browser, cohort_page):
     with visit(browser, cohort_page) as page:
         page.wait_for_selector("body[data-ready=true]")
+        scores, every = page.locator("table").all()
 
-        def cases():
-            return [text for text in page.locator("tbody tr:visible td:nth-child(2)").all_inner_texts()]
+        def cases(table):
+            return table.locator("tbody tr:visible [data-case]").all_inner_texts()
 
+        assert page.locator("h3").all_inner_texts() == [
+            "Scores against the true CT", "All cases: figures that need no true CT",
+        ]  # fmt: skip
+        assert scores.locator("th button").all_inner_texts() == ["case", "MAE [HU]", "SSIM"]
+        assert every.locator("th button").all_inner_texts() == ["case", "body [l]", "note"]
+        assert cases(scores) == ["p0", "p1", "p2", EVIL] and cases(every) == ["p0", "p1", "p2", EVIL, "p3", "broken"]
+        for name, button in (("mae", "MAE [HU]"), ("body_l", "body [l]")):
+            assert page.get_attribute(f"button:text-is('{button}')", "title") == EXPLANATIONS[name]
         page.click("th >> text=MAE [HU]")
-        assert cases() == ["p1", EVIL, "p2", "p0", "broken"]
+        assert cases(scores) == ["p1", EVIL, "p2", "p0"] and cases(every)[:2] == ["p0", "p1"]
         assert page.locator("th[aria-sort=ascending]").inner_text().startswith("MAE")
         page.locator("th >> text=MAE [HU]").press("Enter")  # by keyboard, the other way
-        assert cases() == ["p0", "p2", EVIL, "p1", "broken"]
+        assert cases(scores) == ["p0", "p2", EVIL, "p1"]
         page.click("th >> text=SSIM")
-        assert cases()[-2:] == [EVIL, "broken"]  # undefined ones last
-        assert page.locator("tfoot tr").first.locator("td").nth(1).inner_text() == "39.9"  # mean MAE
+        assert cases(scores)[-1] == EVIL  # undefined ones last
+        assert scores.locator("tfoot tr").first.locator("td").first.inner_text() == "39.9"  # mean MAE
+        page.fill("#search", "first")  # a note, which stands in the other table
+        assert cases(scores) == cases(every) == ["p0"]
         page.fill("#search", "p")
-        assert set(cases()) == {"p0", "p1", "p2", EVIL}
+        assert set(cases(every)) == {"p0", "p1", "p2", "p3", EVIL}
         assert page.locator(".boxes svg").count() == 2
         assert page.locator(".boxes svg").first.locator("circle").count() == 4
         page.fill("#search", "alert")
-        assert page.inner_text("#count") == "1 of 5 cases"
-        page.click("tbody a")
+        assert page.inner_text("#count") == "1 of 6 cases"
+        page.click("#cases tbody a")
         ready(page)
         assert page.inner_text("h1") == EVIL
+
+
+def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):
+    page = Page(write_cohort_page(tmp_path, [CohortRow("p0", {"body_l": 61.5}), CohortRow("p1", {"body_l": 4.25})]))
+    assert page.elements.count("table") == 1 and "h3" not in page.elements
+    assert page.texts["button"] == ["case", "body [l]"]
+    assert "61.50" in page.texts["td"] and "32.88" in page.texts["td"]  # and the mean
+
+
+def test_every_figure_is_explained_in_one_sentence_with_its_unit():
+    assert EXPLANATIONS.keys() == FIGURES.keys()
+    for name, (title, _) in FIGURES.items():
+        text, unit = EXPLANATIONS[name], re.search(r"\[(.*)\]", title)
+        assert text.endswith(".") and ". " not in text
+        assert f"in {dict(l='litres').get(unit[1], unit[1])}" in text if unit else "without a unit" in text
 
 
 # ------------------------------------------------------------------ a training in the browser
@@ -450,6 +477,19 @@ def test_the_page_of_a_training(browser, tmp_path):
         assert page.inner_text("#chart-0 .readout").split() == ["G", "2.5"]
         assert page.inner_text("#chart-1 .readout").split() == [*"MR to CT gan_A 0.5 CT to MR gan_B 0.25".split()]
         assert page.locator("#chart-1 .key").all_inner_texts() == ["gan_A", "gan_B"]
+
+
+def test_one_record_is_a_marker_and_said_to_be_one(browser, tmp_path):
+    with visit(browser, train(tmp_path, 1, steps=5).as_uri()) as page:
+        page.wait_for_selector("#chart-0 circle.dot")
+        assert page.locator(".chart circle.dot").count() == 5  # G, gan_A, gan_B, learning rate, seconds
+        assert page.locator(".chart text:text-is('one record so far')").count() == 4
+        assert page.locator("details").count() == 2 and page.locator("details[open]").count() == 0
+        with (tmp_path / "web/data/curves.js").open("a") as file:
+            file.write("point(2,2e-4,0.5,7,1,1);\n")
+        page.evaluate("refresh()")
+        wait_until(page, "!document.querySelector('.chart circle')")
+        assert page.locator("text=one record so far").count() == 0
 
 
 @pytest.mark.parametrize(

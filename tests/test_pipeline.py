@@ -537,9 +537,14 @@ def test_a_value_that_a_series_cannot_have_is_a_warning_of_its_patient(site, cap
     assert f"4 done ({warned} with warnings), 0 failed" in caplog.text
 
 
-def test_pages_can_be_left_out(site):
+def test_pages_can_be_left_out(site, monkeypatch):
+    real, headings = conversion.save_preview, []
+    keep = lambda *given: (headings.append(given[4]), real(*given))  # noqa: E731
+    monkeypatch.setattr(conversion, "save_preview", keep)
     code, _ = run(site, "--no_html")
     assert code == 0
+    assert [lines[1:] for lines in headings] == [[f"synthetic CT, not for clinical use; model: {NAME}"]] * 3
+    assert sorted(lines[0] for lines in headings) == ["p0", "p1", "p2"]
     assert len(list((site / "out" / NAME).glob("*.png"))) == 3
     assert not (site / "out" / NAME / "pages").exists()
 

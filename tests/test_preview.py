@@ -1,11 +1,14 @@
 """The picture beside a result: proportions, windows, colours, round ticks, and letters that are legible."""
 
+import math
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.volumes.volume import Volume
 from visualization.planes import PLANES
-from visualization.preview import preview, thumbnail, tile_size
+from visualization.preview import _font, heading, preview, save_preview, thumbnail, tile_size
 from visualization.windows import CT_WINDOWS, DIFFERENCE_COLOURS, MARK_COLOUR, colour_table, coloured, round_ticks
 
 SPACING = (1.0, 2.0, 4.0)
@@ -101,3 +104,34 @@ def test_a_thumbnail_is_one_legible_row():
 def test_a_thumbnail_is_as_high_as_every_other_and_no_wider_than_three_boxes(shape, width):
     volume = Volume(np.zeros(shape, np.int16))
     assert thumbnail(volume, volume).size == (width + 2 * 6, 128)
+
+
+def test_a_heading_names_case_models_and_purpose_and_with_a_true_ct_two_scores():
+    scores = {"mae": 68.24, "psnr": 30.0, "dice_bone": 0.7834}
+    assert heading("STS_038", "checkpoints/recommended", scores) == [
+        "STS_038",
+        "synthetic CT, not for clinical use; model: recommended",
+        "MAE 68.2 HU, bone Dice 0.783",
+    ]
+    assert heading("p", "runs/a + b", {"mae": 68.24, "dice_bone": math.nan}, "MR") == [
+        "p", "synthetic MR, not for clinical use; model: a + b", "MAE 68.2 HU",
+    ]  # fmt: skip
+    assert heading("p", None, {"body_l": 60.0}) == ["p", "synthetic CT, not for clinical use"]
+
+
+def test_a_heading_stands_above_the_picture_which_is_wide_enough_for_it(tmp_path):
+    small = Volume(np.zeros((2, 3, 2), np.int16), (1.0, 1.0, 60.0))  # 6 x 640 pixels and the like
+    lines = heading(
+        "a patient's name \udcff\nof two lines", "checkpoints/" + "long" * 25, {"mae": 1.0, "dice_bone": 0.0}
+    )
+    plain, headed = np.array(preview(small, small, small)), np.array(preview(small, small, small, lines=lines))
+    top = headed.shape[0] - plain.shape[0]
+    assert top == 3 * 22 + GAP
+    assert headed.shape[1] == max(plain.shape[1], math.ceil(_font().getlength(lines[1])) + 2 * GAP) > plain.shape[1]
+    np.testing.assert_array_equal(headed[top:, : plain.shape[1]], plain)
+    for line in np.split(headed[GAP:top], 3):
+        dark = np.flatnonzero((line < 128).any(axis=(0, 2)))
+        assert GAP <= dark[0] < 2 * GAP and dark[-1] < headed.shape[1] - GAP
+    save_preview(small, small, small, tmp_path / "p.png", lines)
+    with Image.open(tmp_path / "p.png") as image:
+        np.testing.assert_array_equal(np.array(image), headed)

@@ -294,6 +294,24 @@ def test_a_failing_display_costs_one_warning_and_catches_up(tmp_path, caplog):
     assert [entry[0] for entry in good.seen] == ["restore", *["losses", "picture"] * 3, "losses", "losses", "close"]
 
 
+def test_each_loss_is_explained_once_at_the_first_step_that_has_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with log_with(tmp_path, Spy()) as training_log:
+        training_log.start_epoch(1, 0)
+        for names in (["G", "simulated_A"], ["G", "simulated_A"], ["G", "cycle_B", "of_my_own"]):
+            training_log.step(0.0, names)
+    told = "losses, each with its weight: "
+    assert caplog.messages == [
+        f"{told}G = Total; simulated_A = Simulated pairs: MR to CT",
+        f"{told}cycle_B = Cycle consistency: CT to MR and back",
+    ]
+    caplog.clear()
+    with log_with(tmp_path) as other_process:
+        other_process.start_epoch(1, 0)
+        other_process.step(0.0, ["G"])
+    assert caplog.messages == []
+
+
 def test_every_outage_is_told_once_and_its_end_too(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     spy = Spy()

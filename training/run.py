@@ -222,7 +222,7 @@ class TrainingRun:
             self._steps = None if self._steps is None else self._steps + 1
             epoch_loss = epoch_loss + losses["G"].to(sum_type) / batches.steps
             self.losses.add(losses)
-            training_log.step(data_seconds)
+            training_log.step(data_seconds, losses)
             last = iteration == batches.steps
             if iteration % display.print_freq == 0 or last:
                 training_log.write_losses(epoch, iteration, self.losses.take(self.group), self.rate.current)
@@ -370,7 +370,8 @@ class TrainingRun:
 
         state = self.group.share(load)
         at = self._restore(state)
-        log.info("%s: resumed at %s", self.settings.run.name, self._place(at))
+        if not self._is_complete(at):
+            log.info("%s: resumed at %s", self.settings.run.name, self._place(at))
         natures = self.settings.natures()
         self.group.share(lambda: run_folder.update_options(self.folder, self.settings.values(), natures))
         self.selection.choose_anew(state["options"].get("val_criterion"), self.record["val_criterion"])
@@ -381,7 +382,7 @@ class TrainingRun:
         """Set model, schedule and randomness to a saved state; return where it was saved."""
         self.model.load_state_dict(state["model"])
         self.rate.load_state_dict(state["rate"])
-        self._spent = state["spent"]
+        self._spent, self._since = state["spent"], time.monotonic()
         self.selection.restore(state["best"])
         if self.group.rank < len(state["processes"]):
             own = state["processes"][self.group.rank]

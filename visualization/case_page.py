@@ -12,11 +12,11 @@ from data.errors import InputError
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
-from evaluation.report import COLUMNS, FIGURES
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES
 from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
 from visualization.planes import PLANES, Plane
-from visualization.preview import mr_title, save_preview, thumbnail
+from visualization.preview import heading, model_names, mr_title, save_preview, thumbnail
 from visualization.svg_charts import histogram_chart, joint_histogram_chart
 from visualization.windows import (
     CT_WINDOWS,
@@ -113,7 +113,8 @@ def write_case_page(
     page = folder / "index.html"
     _remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
-    save_preview(mr, ct, reference, folder / PREVIEW_NAME, synthetic, contrast)
+    lines = heading(case, (details or {}).get("model"), scores or {}, synthetic)
+    save_preview(mr, ct, reference, folder / PREVIEW_NAME, lines, synthetic, contrast)
     with whole_file(folder / THUMBNAIL_NAME) as scratch:
         thumbnail(mr, ct).save(scratch)
     return write_document(document, page)
@@ -193,7 +194,7 @@ def _add_header(case: str, cohort_page: Path | None, folder: Path, details: Mapp
     with tags.header():
         tags.h1(case)
         if model := details.get("model"):
-            tags.p("model: " + " + ".join(Path(one).name for one in str(model).split(" + ")))
+            tags.p(f"model: {model_names(model)}")
         if cohort_page is not None:
             tags.p(tags.a("All cases", href=link_to(cohort_page, folder)), cls="screen")
         tags.p("Not for clinical use")
@@ -301,7 +302,8 @@ def _add_scores(scores: Mapping[str, float]) -> None:
         tags.h2("Scores and figures" if COLUMNS.keys() & scores.keys() else "Figures")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
-            tags.thead(tags.tr(*(tags.th(FIGURES.get(name, (name,))[0], cls="number") for name, _ in cells)))
+            titles = [(FIGURES.get(name, (name,))[0], EXPLANATIONS.get(name, "")) for name, _ in cells]
+            tags.thead(tags.tr(*(tags.th(title, cls="number", title=text) for title, text in titles)))
             tags.tbody(tags.tr(*(tags.td(text, cls="number") for _, text in cells)))
 
 

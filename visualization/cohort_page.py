@@ -1,4 +1,4 @@
-"""The results page of a cohort: a sortable table of scores and box plots, for any browser, from the disk."""
+"""The results page of a cohort: sortable tables of scores and of figures, box plots, for any browser, from the disk."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dominate import tags
 
-from evaluation.report import COLUMNS, FIGURES, summarise
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, summarise
 from visualization.case_page import THUMBNAIL_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
 from visualization.svg_charts import box_chart
@@ -61,7 +61,7 @@ def write_cohort_page(
         if names:
             scored = [name for name in names if name in COLUMNS]
             _add_boxes(rows, scored or names, folder)
-        _add_table(rows, names, folder)
+        _add_tables(rows, names, folder)
         with tags.section(aria_label="Details"):
             tags.h2("Details")
             written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
@@ -95,42 +95,54 @@ def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
         )
 
 
-def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
-    with_pages, with_notes = any(row.page for row in rows), any(row.note for row in rows)
+def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
+    """Add the table of scores, of the cases that have any, and the table of all cases with what else is known."""
+    scores = [name for name in names if name in COLUMNS]
+    scored = [row for row in rows if any(_is_defined(row, name) for name in scores)]
     with tags.section(aria_label="Cases"):
         with tags.div(cls="controls"):
             tags.h2("Cases")
             tags.label("search ", tags.input_(type="search", id="search"))
             tags.span(f"{len(rows)} of {len(rows)} cases", id="count", role="status", cls="note")
-        with tags.div(cls="scroll sticky"), tags.table(cls="sortable"):
-            with tags.thead(), tags.tr():
-                if with_pages:
-                    tags.th(tags.span(""), scope="col")
-                _heading("case", "")
-                for name in names:
-                    _heading(FIGURES[name][0], "number")
-                if with_notes:
-                    _heading("note", "")
-            with tags.tbody():
-                for row in rows:
-                    _add_row(row, names, folder, with_pages, with_notes)
-            if names:
-                _add_summary(rows, names, with_pages, with_notes)
+        if scored:
+            tags.h3("Scores against the true CT")
+            _add_table(scored, scores, folder)
+            tags.h3("All cases: figures that need no true CT")
+        _add_table(rows, [name for name in names if name not in scores], folder, all_of_it=True)
 
 
-def _heading(title: str, kind: str) -> None:
-    tags.th(tags.button(title, type="button"), cls=kind, scope="col")
+def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of_it: bool = False) -> None:
+    """Add a table of figures, with `all_of_it` also with thumbnails and notes."""
+    with_notes = all_of_it and any(row.note for row in rows)
+    with tags.div(cls="scroll sticky"), tags.table(cls="sortable", **({"id": "cases"} if all_of_it else {})):
+        with tags.thead(), tags.tr():
+            _heading("case", "")
+            for name in names:
+                _heading(FIGURES[name][0], "number", EXPLANATIONS[name])
+            if with_notes:
+                _heading("note", "")
+        with tags.tbody():
+            for row in rows:
+                _add_row(row, names, folder, all_of_it, with_notes)
+        if names:
+            _add_summary(rows, names, with_notes)
 
 
-def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, with_notes: bool) -> None:
+def _heading(title: str, kind: str, explanation: str = "") -> None:
+    tags.th(tags.button(title, type="button", **({"title": explanation} if explanation else {})), cls=kind, scope="col")
+
+
+def _add_row(row: CohortRow, names: list[str], folder: Path, with_thumbnail: bool, with_notes: bool) -> None:
     with tags.tr(cls="failed" if row.failed else ""):
-        if with_pages:
-            cell = tags.td()
-            if row.page:
+        cell = tags.td(data_value=row.case, data_case="")
+        if row.page:
+            link = link_to(row.page, folder)
+            if with_thumbnail:
                 picture = tags.img(src=link_to(row.page.with_name(THUMBNAIL_NAME), folder), alt="", loading="lazy")
-                cell.add(tags.a(picture, href=link_to(row.page, folder), aria_label=row.case))
-        name = tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case
-        tags.td(name, data_value=row.case)
+                cell.add(tags.a(picture, href=link, aria_label=row.case))
+            cell.add(tags.a(row.case, href=link))
+        else:
+            cell.add(row.case)
         for score in names:
             value = row.scores.get(score)
             sorted_by = {"data_value": repr(float(value))} if value is not None and not math.isnan(value) else {}
@@ -139,14 +151,12 @@ def _add_row(row: CohortRow, names: list[str], folder: Path, with_pages: bool, w
             tags.td(row.note, **({"data_value": row.note} if row.note else {}))
 
 
-def _add_summary(rows: Sequence[CohortRow], names: list[str], with_pages: bool, with_notes: bool) -> None:
+def _add_summary(rows: Sequence[CohortRow], names: list[str], with_notes: bool) -> None:
     scored = [{name: math.nan for name in FIGURES} | dict(row.scores) for row in rows if row.scores]
     summary = summarise(scored, FIGURES)
     with tags.tfoot():
         for title, key in (("mean", "mean"), ("standard deviation", "std"), ("cases", "n")):
             with tags.tr():
-                if with_pages:
-                    tags.td()
                 tags.th(title, scope="row")
                 for name in names:
                     value = summary[key][name]

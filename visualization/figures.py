@@ -1,6 +1,7 @@
 """Figures for papers: volumes side by side with difference maps in HU, and the losses of several runs."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,23 +83,25 @@ def columns_of(
 def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]], mask: Volume | None = None) -> Figure:
     """Return a figure with a row for each cut (plane and slice in patient order) and a column for each volume.
 
-    `mask`, on the same grid, is outlined in every image.
+    One volume alone has its cuts in a grid, row by row. `mask`, on the same grid, is outlined in every image.
     """
     lie = patient_order(columns[0].volume)
-    shares = [_height_over_width(columns[0].volume, lie, plane) for plane, _ in cuts]
     scales = {column.scale: column for column in columns if column.scale}
-    size = (_COLUMN_INCHES * len(columns) + 0.75 * len(scales), _COLUMN_INCHES * sum(shares) + 0.3)
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=size, layout=layout, facecolor="white")
-    panels = figure.subplots(len(cuts), len(columns), squeeze=False, height_ratios=shares)
-    for row, (plane, index) in enumerate(cuts):
-        for axes, column in zip(panels[row], columns, strict=True):
-            _draw_cut(axes, column, lie, plane, index)
-            if mask is not None:
-                _draw_outline(axes, plane.cut(lie.array(mask.array), index) != 0)
-        panels[row, 0].set_ylabel(plane.name, fontsize=8, labelpad=2)
-    for axes, column in zip(panels[0], columns, strict=True):
-        axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)  # a label with $ is no formula
+    figure, panels = (
+        _grid(columns[0].volume, cuts, lie, len(scales))
+        if len(columns) == 1
+        else _table(columns, cuts, lie, len(scales))
+    )
+    shown = [(column, *cut) for cut in cuts for column in columns]
+    for axes, (column, plane, index) in zip(panels.flat, shown, strict=False):
+        _draw_cut(axes, column, lie, plane, index)
+        if mask is not None:
+            _draw_outline(axes, plane.cut(lie.array(mask.array), index) != 0)
+    if len(columns) == 1:
+        figure.suptitle(columns[0].title, fontsize=9, parse_math=False)  # a label with $ is no formula
+    else:
+        for axes, column in zip(panels[0], columns, strict=True):
+            axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)
     for label, scale in scales.items():
         colours = ScalarMappable(Normalize(scale.low, scale.high), DIFFERENCE_COLOURS if scale.difference else GRAYS)
         ticks = round_ticks(scale.low, scale.high)
@@ -108,10 +111,53 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
     return figure
 
 
-def _height_over_width(grid: Volume, lie: PatientOrder, plane: Plane) -> float:
+def _table(
+    columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]], lie: PatientOrder, bars: int
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its panels: a row for each cut, a column for each volume, all as wide."""
+    sizes_mm = [_size_mm(columns[0].volume, lie, plane) for plane, _ in cuts]
+    shares = [height / width for height, width in sizes_mm]
+    figure = _empty((_COLUMN_INCHES * len(columns) + 0.75 * bars, _COLUMN_INCHES * sum(shares) + 0.3))
+    panels = figure.subplots(len(cuts), len(columns), squeeze=False, height_ratios=shares)
+    for axes, cut in zip(panels[:, 0], cuts, strict=True):
+        axes.set_ylabel(_name(*cut, "\n"), fontsize=8, labelpad=2)
+    return figure, panels
+
+
+def _grid(volume: Volume, cuts: Sequence[tuple[Plane, int]], lie: PatientOrder, bars: int) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its panels for the cuts of one volume, all at one scale: slices of a plane in about a square.
+
+    Planes of different kinds stand side by side.
+    """
+    sizes_mm = [_size_mm(volume, lie, plane) for plane, _ in cuts]
+    across = math.ceil(math.sqrt(len(cuts))) if len({plane.name for plane, _ in cuts}) == 1 else len(cuts)
+    rows = [sizes_mm[k : k + across] for k in range(0, len(cuts), across)]
+    widths, heights = [width for _, width in rows[0]], [max(height for height, _ in row) for row in rows]
+    inches = _COLUMN_INCHES / max(widths)
+    figure = _empty((sum(widths) * inches + 0.75 * bars, sum(heights) * inches + 0.2 * len(rows) + 0.3))
+    panels = figure.subplots(len(rows), across, squeeze=False, width_ratios=widths, height_ratios=heights)
+    for axes, cut in zip(panels.flat, cuts, strict=False):
+        axes.set_title(_name(*cut, ", "), fontsize=8, pad=3)
+    for axes in panels.flat[len(cuts) :]:
+        axes.set_axis_off()
+    return figure, panels
+
+
+def _empty(size_inches: tuple[float, float]) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    return Figure(figsize=size_inches, layout=layout, facecolor="white")
+
+
+def _name(plane: Plane, index: int, separator: str) -> str:
+    """Return what a cut is called; axial slices have the number that `--slices` takes."""
+    return f"{plane.name}{separator}slice {index}" if plane is PLANES[0] else plane.name
+
+
+def _size_mm(grid: Volume, lie: PatientOrder, plane: Plane) -> tuple[float, float]:
+    """Return height and width of a plane of a volume."""
     shape = lie.array(grid.array).shape
     height, width = (shape[axis] * lie.spacing_mm[axis] for axis in plane.rows_and_columns)
-    return height / width
+    return height, width
 
 
 def _draw_cut(axes: Axes, column: Column, lie: PatientOrder, plane: Plane, index: int) -> None:
@@ -234,6 +280,9 @@ def _steps_per_epoch(runs: Mapping[str, Sequence[LossRecord]]) -> dict[str, int]
 
 def _draw_run(axes: Axes, x: Sequence[float], y: np.ndarray, smooth: float, colour: str, dash: str) -> None:
     if not len(y):
+        return
+    if len(y) == 1:  # no line can be drawn
+        axes.plot(x, y, color=colour, marker="o", markersize=4)
         return
     if smooth:
         axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)

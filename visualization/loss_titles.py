@@ -75,6 +75,12 @@ def loss_titles(names: Sequence[str], direction: str) -> list[LossTitle]:
     return [_title(name, {"A": a, "B": b}) for name in names]
 
 
+def explain_losses(names: Sequence[str], direction: str) -> str:
+    """Return what losses are, by their names in the record, in one line; "" where all are unknown here."""
+    titles = zip(names, loss_titles(names, direction), strict=True)
+    return "; ".join(f"{name} = {title.together(': ')}" for name, title in titles if name not in title)
+
+
 def _title(name: str, domains: dict[str, str]) -> LossTitle:
     kind = name.partition("_")[0]
     if name in _CURVES:

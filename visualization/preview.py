@@ -1,6 +1,7 @@
 """The picture beside a result: MR, CT and difference in three planes, drawn like figures for papers but fast."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from visualization.windows import (
 # The widest plane of a volume is this wide, whatever its voxels; a tall one is no higher than that.
 _WIDE_PX, _HIGH_PX = 320, 640
 _GAP_PX, _TITLE_PX, _BAR_PX, _BAR_WIDE_PX = 6, 28, 14, 92
-_FONT_PX = 15
+_FONT_PX, _NAME_FONT_PX, _LINE_PX = 15, 17, 22
 _COMPRESSION = 2  # the default takes five times as long for a tenth less
 _THUMBNAIL_PX = 128
 
@@ -46,13 +47,31 @@ def mr_title(contrast: str | None) -> str:
     return f"MR ({contrast})" if contrast else "MR"
 
 
+def model_names(model: object) -> str:
+    """Return the names of models, given as a report has them: their folders, with " + " between them."""
+    return " + ".join(Path(folder).name for folder in str(model).split(" + "))
+
+
+def heading(case: str, model: object, scores: Mapping[str, float], synthetic: str = "CT") -> list[str]:
+    """Return the lines above a picture: the case, what the picture is, and two of its `scores`, where it has them.
+
+    `model`: as in `model_names`, None where it is not known; `synthetic`: as in `preview`.
+    """
+    kind = f"synthetic {synthetic}, not for clinical use"
+    shown = (("mae", "MAE {:.1f} HU"), ("dice_bone", "bone Dice {:.3f}"))
+    known = [text.format(scores[name]) for name, text in shown if math.isfinite(scores.get(name, math.nan))]
+    return [case, kind if model is None else f"{kind}; model: {model_names(model)}", *filter(None, [", ".join(known)])]
+
+
 def preview(
-    mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT", contrast: str | None = None
-) -> Image.Image:
+    mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT", contrast: str | None = None,
+    lines: Sequence[str] = (),
+) -> Image.Image:  # fmt: skip
     """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
 
-    `synthetic` says which of the two, CT or MR, was made from the other, and `contrast` which one of several the MR is.
-    All volumes are on one grid. Windows, colours and bars in HU are those of `visualization.windows`.
+    `synthetic` says which of the two, CT or MR, was made from the other, `contrast` which one of several the MR is, and
+    `lines` what stands above: a `heading`. All volumes are on one grid. Windows, colours and bars in HU are those of
+    `visualization.windows`.
     """
     titles = {"MR": mr_title(contrast), "CT": "CT"}
     titles[synthetic] = f"synthetic {titles[synthetic]}"
@@ -68,15 +87,16 @@ def preview(
         ]  # fmt: skip
     rows = [[_tile(column, plane, mr) for column in columns] for plane in PLANES]
     scales = {column.scale: column for column in columns if column.scale}
-    return _sheet(rows, [column.title for column in columns], list(scales.values()))
+    return _headed(_sheet(rows, [column.title for column in columns], list(scales.values())), lines)
 
 
 def save_preview(
-    mr: Volume, ct: Volume, reference: Volume | None, path: Path, synthetic: str = "CT", contrast: str | None = None
-) -> None:
-    """Write the `preview` to a PNG file."""
+    mr: Volume, ct: Volume, reference: Volume | None, path: Path, lines: Sequence[str], synthetic: str = "CT",
+    contrast: str | None = None,
+) -> None:  # fmt: skip
+    """Write the `preview` below its `lines` to a PNG file."""
     with whole_file(path) as scratch:
-        preview(mr, ct, reference, synthetic, contrast).save(scratch, compress_level=_COMPRESSION)
+        preview(mr, ct, reference, synthetic, contrast, lines).save(scratch, compress_level=_COMPRESSION)
 
 
 def thumbnail(mr: Volume, ct: Volume) -> Image.Image:
@@ -114,11 +134,15 @@ def tile_size(grid: Volume, plane: Plane) -> tuple[int, int]:
 def _tile(column: _Column, plane: Plane, grid: Volume) -> Image.Image:
     """Return the picture of a column in a plane, with letters at its sides."""
     image = _image(column, plane, grid)
-    draw = ImageDraw.Draw(image)
     left, right, *_ = plane.letters
     for letter, x, anchor in ((left, 4, "lm"), (right, image.width - 4, "rm")):
-        draw.text((x, image.height / 2), letter, MARK_COLOUR, _font(), anchor, stroke_width=2, stroke_fill="black")
+        draw_mark(image, (x, image.height / 2), letter, anchor)
     return image
+
+
+def draw_mark(image: Image.Image, place: tuple[float, float], text: str, anchor: str) -> None:
+    """Write letters on an image so that they are legible on any tissue; `anchor` as Pillow names them."""
+    ImageDraw.Draw(image).text(place, text, MARK_COLOUR, _font(), anchor, stroke_width=2, stroke_fill="black")
 
 
 def _image(column: _Column, plane: Plane, grid: Volume) -> Image.Image:
@@ -158,6 +182,23 @@ def _sheet(rows: list[list[Image.Image]], titles: Sequence[str], scales: Sequenc
     return sheet
 
 
+def _headed(sheet: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """Return a sheet below lines of text, the first one larger; it becomes wider where a line needs that."""
+    if not lines:
+        return sheet
+    # A file name that is no UTF-8 is shown with question marks, and one of several lines in one.
+    texts = [" ".join(line.encode(errors="replace").decode().split()) for line in lines]
+    fonts = [_font(_NAME_FONT_PX), *(_font() for _ in texts[1:])]
+    wide = max(math.ceil(font.getlength(text)) for text, font in zip(texts, fonts, strict=True)) + 2 * _GAP_PX
+    top = _GAP_PX + _LINE_PX * len(texts)
+    headed = Image.new("RGB", (max(sheet.width, wide), top + sheet.height), "white")
+    headed.paste(sheet, (0, top))
+    draw = ImageDraw.Draw(headed)
+    for k, (text, font) in enumerate(zip(texts, fonts, strict=True)):
+        draw.text((_GAP_PX, _GAP_PX + _LINE_PX * (k + 0.5)), text, "black", font, "lm")
+    return headed
+
+
 def _draw_bar(sheet: Image.Image, corner: tuple[int, int], height: int, scale: _Column) -> None:
     """Draw a bar of a scale's colours with round values, its title above."""
     (x, y), (low, high) = corner, scale.limits
@@ -174,6 +215,6 @@ def _draw_bar(sheet: Image.Image, corner: tuple[int, int], height: int, scale: _
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font(size_px: int = _FONT_PX) -> ImageFont.FreeTypeFont:
     """Return the font of the figures."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", _FONT_PX)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size_px)

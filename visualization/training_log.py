@@ -10,7 +10,7 @@ The losses come off the accelerator at the print frequency only, images at the d
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Self
 
@@ -23,6 +23,7 @@ from data.values.intensity import IntensityMap
 from visualization.console import Console
 from visualization.display import Display, Guarded, Picture, RunInfo
 from visualization.logger_displays import open_logger
+from visualization.loss_titles import explain_losses
 from visualization.panels import ValidationSlice, VisualsStyle, training_sheet, validation_sheet
 from visualization.records import History, LossRecord, Place, ValidationRecord, read_records, read_validations
 from visualization.settings import DisplaySettings
@@ -51,6 +52,7 @@ class TrainingLog:
         self.displays = [Guarded(name, display, self.history) for name, display in displays]
         for display in self.displays:
             display.restore(start)
+        self._explained: set[str] = set()  # names of losses
         self._bar = tqdm(disable=True)  # until an epoch begins
         self._left: TimeLeft | None = None  # likewise
         self._restart_clock()
@@ -73,8 +75,12 @@ class TrainingLog:
         )  # fmt: skip
         self._restart_clock()
 
-    def step(self, data_seconds: float) -> None:
-        """Count one step, which waited `data_seconds` for its batch."""
+    def step(self, data_seconds: float, losses: Iterable[str] = ()) -> None:
+        """Count one step, which waited `data_seconds` for its batch, and say once what each of its `losses` is."""
+        new = [name for name in losses if name not in self._explained]
+        if new and self.displays and (text := explain_losses(new, self.run.direction)):
+            log.info("losses, each with its weight: %s", text)
+        self._explained.update(new)
         self._steps += 1
         self._data_seconds += data_seconds
         self._bar.update()

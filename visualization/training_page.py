@@ -101,7 +101,7 @@ class TrainingPage:
             with tags.details(cls="panel"):
                 tags.summary("Options")
                 pairs(dict(sorted(run.options.items())))
-            with tags.details(cls="panel", open="open"):
+            with tags.details(cls="panel"):
                 tags.summary("Versions")
                 pairs(run.versions)
         add_script(document, "training.js")

@@ -7,7 +7,7 @@ outline is then drawn at full resolution, slice by slice, within one coarse voxe
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +79,18 @@ def mr_body_mask(mr: Volume) -> np.ndarray:
     check_mr(mr)
     coarse = _Coarse.of(mr)
     seen = coarse.array != 0
-    coarse.array = ndimage.gaussian_filter(coarse.array, [COARSE_MM / 2 / s for s in coarse.spacing])
+    coarse = _smooth(coarse)
     threshold = _mr_threshold(coarse, mr)
     parts = _parts(coarse.array > threshold, coarse.spacing, MR_OPENING_MM, couch=False)
     if parts is None:
         raise _not_found("MR", mr, f"nothing body-sized above the threshold {threshold:.4g}")
     return _refine(mr, coarse, _fill(parts, coarse.spacing, seen), threshold, couch=False)
+
+
+def mr_mask_doubt(mr: Volume) -> str | None:
+    """Return the warning of `mr_body_mask`, why its mask of an MR may be wrong; None where there is none."""
+    coarse = _smooth(_Coarse.of(mr))
+    return _doubt(mr, coarse, _intensities(coarse, mr)[2])
 
 
 def ct_body_mask(ct: Volume, synthetic: bool = False) -> np.ndarray:
@@ -220,16 +226,16 @@ def _block_means(array: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
     return means
 
 
+def _smooth(coarse: _Coarse) -> _Coarse:
+    """Return the coarse copy of an MR in which noise is averaged."""
+    return replace(coarse, array=ndimage.gaussian_filter(coarse.array, [COARSE_MM / 2 / s for s in coarse.spacing]))
+
+
 def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
     """Return the intensity that separates background from tissue."""
-    lowest = min(0.0, float(np.percentile(coarse.array, 1)))  # negative after resampling or standardisation
-    values = coarse.array[coarse.array > max(lowest, coarse.array.min())] - lowest
-    values = values[:: max(1, values.size // 2_000_000)]
-    if values.size == 0 or values.min() == values.max():
-        raise _not_found("MR", mr, "the volume is constant")
-    values = np.minimum(values, np.percentile(values, 99.5))  # a few spikes would stretch Otsu's histogram
-    bright = float(np.median(values[values > threshold_otsu(values)]))
-    _warn_of_shift(mr, coarse, bright)
+    lowest, values, bright = _intensities(coarse, mr)
+    if doubt := _doubt(mr, coarse, bright):
+        log.warning("warning: %s", doubt)
     logs = np.log(np.maximum(values / bright, 0.1 * MR_BACKGROUND))
     split = threshold_otsu(logs)
     if np.exp(logs[logs <= split].mean()) <= MR_BACKGROUND:
@@ -241,16 +247,29 @@ def _mr_threshold(coarse: _Coarse, mr: Volume) -> float:
     return lowest + bright * MR_TISSUE
 
 
-def _warn_of_shift(mr: Volume, coarse: _Coarse, bright: float) -> None:
-    """Warn of an MR whose darkest values count as tissue but may be air: it was shifted, or shows only tissue."""
+def _intensities(coarse: _Coarse, mr: Volume) -> tuple[float, np.ndarray, float]:
+    """Return the lowest intensity that counts, those above it less it, and the median of the bright tissue."""
+    lowest = min(0.0, float(np.percentile(coarse.array, 1)))  # negative after resampling or standardisation
+    values = coarse.array[coarse.array > max(lowest, coarse.array.min())] - lowest
+    values = values[:: max(1, values.size // 2_000_000)]
+    if values.size == 0 or values.min() == values.max():
+        raise _not_found("MR", mr, "the volume is constant")
+    values = np.minimum(values, np.percentile(values, 99.5))  # a few spikes would stretch Otsu's histogram
+    bright = float(np.median(values[values > threshold_otsu(values)]))
+    return lowest, values, bright
+
+
+def _doubt(mr: Volume, coarse: _Coarse, bright: float) -> str | None:
+    """Say that the darkest values of an MR count as tissue but may be air: it was shifted, or shows only tissue."""
     step = max(1, mr.array.size // 2_000_000)
     floor = float(np.percentile(mr.array.ravel()[::step], 0.5))  # noise alone reaches down to 0
     share = np.mean(coarse.array < floor + MR_FLOOR_WIDTH * (bright - floor))
-    if floor > MR_FLOOR * bright and share > MR_FLOOR_SHARE:
-        log.warning(
-            "warning: MR (values %g to %g): its lowest value, %.4g, is taken for tissue; if that is air of a shifted "
-            "MR, shift it back so that air is at 0, or supply a body mask", mr.array.min(), mr.array.max(), floor,
-        )  # fmt: skip
+    if floor <= MR_FLOOR * bright or share <= MR_FLOOR_SHARE:
+        return None
+    return (
+        f"MR (values {mr.array.min():g} to {mr.array.max():g}): its lowest value, {floor:.4g}, is taken for tissue; if "
+        "that is air of a shifted MR, shift it back so that air is at 0, or supply a body mask"
+    )
 
 
 def _parts(tissue: np.ndarray, spacing: tuple[float, ...], opening_mm: float, couch: bool) -> np.ndarray | None:

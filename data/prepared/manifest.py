@@ -16,9 +16,15 @@ from data.volumes.slice_frame import VIEWS
 from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
+BODIES_PAGE = "bodies/index.html"
 FORMAT_VERSION = 1
 # File systems take 255 bytes; endings and the folder that a file is written in need some.
 _NAME_BYTES = 230
+
+
+def body_file(split: str, domain: str, name: str) -> str:
+    """Return the path of a case's body mask on the volume's own grid, below the data set's root."""
+    return f"bodies/{split}{domain}/{name}.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,11 @@ class Case:
     def mask_file(self) -> str:
         """Path of the masks below the data set's root: (slices, size, size), uint8."""
         return f"mask{self.domain}/{self.name}.npy"
+
+    @property
+    def body_file(self) -> str:
+        """As the function `body_file` returns it."""
+        return body_file(self.split, self.domain, self.name)
 
     def to_dict(self) -> dict:
         """Return a JSON-ready form."""

@@ -22,10 +22,12 @@ from data.masks.body_mask import remove_couch
 from data.outputs import check_free
 from data.prepared.case_volumes import describe_mr, find_body, read_contrasts, without_bias
 from data.prepared.manifest import (
+    BODIES_PAGE,
     MANIFEST_NAME,
     Case,
     FurtherContrast,
     Manifest,
+    body_file,
     case_problems,
     check_names,
     check_splits,
@@ -149,7 +151,7 @@ def _refuse_to_replace(root: Path, jobs: list[Job]) -> None:
     """Refuse files that preparation did not make in the place of those of a case."""
     own = [job for job in jobs if job.known or _is_begun(_record_path(job))]
     if not own and not _is_manifest(root / MANIFEST_NAME):
-        check_free([root / MANIFEST_NAME], "--out")
+        check_free([root / MANIFEST_NAME, root / BODIES_PAGE], "--out")
     for job in [job for job in jobs if job not in own]:
         folders: tuple[str, ...] = (f"{job.split}{job.domain}", f"mask{job.domain}")
         folders += tuple(f"{folders[0]}/{one.contrast}" for one in job.source.further)
@@ -397,7 +399,7 @@ def _record_path(job: Job) -> Path:
 
 
 def _body_path(job: Job) -> Path:
-    return job.root / f"bodies/{job.split}{job.domain}/{job.source.name}.nii.gz"
+    return job.root / body_file(job.split, job.domain, job.source.name)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -122,9 +122,14 @@ def test_a_disk_that_is_full_after_the_volume_is_no_run_that_was_not_started(sit
     assert read_volume(volume).array.shape == (6, 60, 60)
     others = {"picture": "sct.png", "page": "sct_page/index.html", "report": "sct.json"}
     assert all((site / "new" / file).exists() for other, file in others.items() if other != name)
+    headings, save = [], test_adapt.save_preview
+    monkeypatch.setattr(test_adapt, "save_preview", lambda *given: (headings.append(given[4]), save(*given)))
     assert test_adapt.main(arguments) == 0  # there is room again
     assert all((site / "new" / file).exists() for file in others.values())
-    assert "mae" in json.loads((site / "new/sct.json").read_text())
+    scores = json.loads((site / "new/sct.json").read_text())
+    (lines,) = headings
+    assert lines[:2] == ["good", f"synthetic CT, not for clinical use; model: {NAME}"]
+    assert lines[2] == f"MAE {scores['mae']:.1f} HU, bone Dice {scores['dice_bone']:.3f}"
 
 
 LIMITED = """

@@ -225,7 +225,15 @@ def test_losses_are_not_drawn_over_a_file_of_others(site, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["trainA/p0.npy", "trainB/q1.json", "maskB/q0.npy", "bodies/trainA/p1.nii.gz", "manifest.json"]
+    "name",
+    [
+        "trainA/p0.npy",
+        "trainB/q1.json",
+        "maskB/q0.npy",
+        "bodies/trainA/p1.nii.gz",
+        "bodies/index.html",
+        "manifest.json",
+    ],
 )
 def test_preparation_leaves_files_of_others(raw, capsys, name):
     path = raw / "set" / name

@@ -1,9 +1,9 @@
 "use strict";
-// Sorting and searching of the table. Cells carry what they are sorted by in data-value; cells without come last.
-const table = document.querySelector("table.sortable"), body = table.tBodies[0];
-const headers = [...table.tHead.rows[0].cells];
+// Sorting and searching of the tables. Cells carry what they are sorted by in data-value; cells without come last.
+const tables = [...document.querySelectorAll("table.sortable")];
 
-function sortBy(column) {
+function sortBy(table, column) {
+  const headers = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const header = headers[column], rising = header.getAttribute("aria-sort") !== "ascending";
   for (const other of headers) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", rising ? "ascending" : "descending");
@@ -18,14 +18,17 @@ function sortBy(column) {
   body.append(...rows);
 }
 
-headers.forEach((header, column) => header.querySelector("button")?.addEventListener("click", () => sortBy(column)));
+for (const table of tables)
+  [...table.tHead.rows[0].cells].forEach((header, column) =>
+    header.querySelector("button")?.addEventListener("click", () => sortBy(table, column)));
+
+// The table of all cases says which cases are found; others show theirs of them.
 document.getElementById("search").addEventListener("input", (event) => {
-  const wanted = event.target.value.trim().toLowerCase();
-  let shown = 0;
-  for (const row of body.rows) {
-    row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    shown += !row.hidden;
-  }
-  document.getElementById("count").textContent = `${shown} of ${body.rows.length} cases`;
+  const wanted = event.target.value.trim().toLowerCase(), all = [...document.getElementById("cases").tBodies[0].rows];
+  const name = (row) => row.querySelector("[data-case]").textContent;
+  const found = all.filter((row) => row.textContent.toLowerCase().includes(wanted)).map(name);
+  for (const table of tables)
+    for (const row of table.tBodies[0].rows) row.hidden = !found.includes(name(row));
+  document.getElementById("count").textContent = `${found.length} of ${all.length} cases`;
 });
 document.body.dataset.ready = "true";

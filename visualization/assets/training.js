@@ -126,6 +126,8 @@ function drawChart(figure, group) {
   const box = shape("clipPath", { id: clip });
   box.append(shape("rect", { x: LEFT, y: TOP - 2, width: W - LEFT - RIGHT, height: H - TOP - BOTTOM + 4 }));
   svg.append(box);
+  const single = rows.length > 0 && curves.every((curve) => curve.values.filter((value) => value !== null).length <= 1);
+  if (single) svg.append(shape("text", { x: (LEFT + W - RIGHT) / 2, y: (H - BOTTOM) / 2, "text-anchor": "middle", class: "faint" }, "one record so far"));
   curves.forEach((curve, c) => {
     let path = "", pen = "M";
     rows.forEach((row, k) => {
@@ -135,8 +137,11 @@ function drawChart(figure, group) {
       pen = "L";
     });
     svg.append(shape("path", { d: path || "M0 0", class: `line ${"abc"[c % 3]}`, "clip-path": `url(#${clip})`, "data-name": curve.name }));
-    if (group.dots) rows.forEach((row, k) => {
-      if (curve.values[k] !== null) svg.append(shape("circle", { class: "dot", cx: x(row[0]), cy: y(curve.values[k]), r: 2.5, "clip-path": `url(#${clip})` }));
+    // A line needs two points: of one record the marker is all there is to see, at the axis' end.
+    if (group.dots || single) rows.forEach((row, k) => {
+      const value = curve.values[k], within = single ? {} : { "clip-path": `url(#${clip})` };
+      if (value !== null && !(log && value <= 0))
+        svg.append(shape("circle", { class: `dot ${"abc"[c % 3]}`, cx: x(row[0]), cy: y(value), r: single ? 4 : 2.5, ...within }));
     });
   });
   svg.append(shape("path", { class: "axis", d: `M${LEFT} ${TOP}V${H - BOTTOM}H${W - RIGHT}` }));
