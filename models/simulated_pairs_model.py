@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
 _MARGIN = 1
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
-# On a CPU two threads draw a batch in parts of about so many voxels, whose arrays stay in the cache. Operations on
-# one part are too short for threads to share.
-_THREADS, _CACHED_VOXELS = 2, 2**19
+# On a CPU a batch is drawn in an even number of parts of about so many voxels, whose arrays stay in a core's cache. One
+# thread draws each: operations on a part are too short to be shared.
+_PART_VOXELS = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class SimulatedPairsModel(SlabModel):
             mr, hu = self._draw(self.parts, self.draws)
             return mr, hu, torch.ones_like(hu)
         voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
-        rounds = min(_THREADS * max(1, round(voxels / (_THREADS * _CACHED_VOXELS))), *(n for n in self.parts if n))
+        rounds = min(2 * max(1, round(voxels / (2 * _PART_VOXELS))), *(n for n in self.parts if n))
         shares = [[n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds)]
         sources = [self._own_draws() for _ in shares]
         if torch.get_num_threads() == 1:
@@ -170,7 +170,7 @@ class SimulatedPairsModel(SlabModel):
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_THREADS, "simulation")
+        return ThreadPoolExecutor(torch.get_num_threads(), "simulation")
 
     def _own_draws(self) -> Callable[[int], Draws]:
         """Return what `draws` does with generators of its own, whose seeds are drawn now."""
@@ -187,6 +187,8 @@ class SimulatedPairsModel(SlabModel):
         """Return MR in [-1, 1] and CT in HU of so many slabs of each group; `draws_of` gives their random numbers."""
         slabs = []
         for stock, count in zip(self.stocks, counts, strict=True):
+            if not count:
+                continue
             draws = draws_of(count)
             slab = stock.draw(self.crop, draws, _MARGIN)
             if len(self.stocks) == 2 and stock is self.stocks[0]:

@@ -25,7 +25,7 @@ refuse() {
     exit 2
 }
 
-[ $# -ge 2 ] || refuse "$# paths given; expected at least one prepared data set or a file of trainings, and the folder for results"
+[ $# -ge 2 ] || refuse "too few paths; expected at least one prepared data set or a file of trainings, and the folder for results"
 out=${*: -1}
 [ ! -e "$out/manifest.json" ] || refuse "$out is a prepared data set; expected the folder for results at the end"
 [ ! -f "$out" ] || refuse "$out is a file; expected the folder for results at the end"
@@ -50,8 +50,9 @@ if [ $# = 2 ] && [ -f "$1" ]; then
         [[ ! " $options " =~ \ --(name|checkpoints_dir|device|continue_train)[\ =] ]] ||
             refuse "$1: $name: --${BASH_REMATCH[1]} is set by this script; leave it out"
         [ -n "$options" ] || refuse "$1: $name: no options; expected those of train.py"
-        words=$(xargs -n1 printf '%s\n' <<<"$options") || refuse "$1: $name: its quotes do not match"
-        add_run "$name" "$words"
+        # The dot keeps an empty word at the end.
+        words=$(xargs -n1 printf '%s\n' <<<"$options .") || refuse "$1: $name: its quotes do not match"
+        add_run "$name" "${words%$'\n'.}"
     done <"$1"
     [ ${#names[@]} -gt 0 ] || refuse "$1 holds no training"
 else
@@ -68,17 +69,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(project_python)
 device=${DEVICE:-cuda:0} models=$out/checkpoints
 
+has_state() { [ -e "$1/latest_state.pth" ] || [ -e "$1/previous_state.pth" ]; }
+
 jobs=() stopped=false
 trap 'stopped=true; kill -TERM ${jobs[@]+"${jobs[@]}"} 2>/dev/null || true' INT TERM HUP
 failed=()
-finish() { # job, what it is, its log
+finish() { # job, what it is, its log, the training's folder if it is stopped when the time is over
     local status=0
     wait "$1" || status=$?
     while kill -0 "$1" 2>/dev/null; do # a signal ends `wait`, not the job
         status=0
         wait "$1" || status=$?
     done
-    if [ "$status" = 143 ] && ! "$stopped"; then
+    if [ "$status" = 143 ] && ! "$stopped" && [ -n "${4:-}" ] && has_state "$4"; then
         echo "$2: saved when the time was over; the same command resumes it; $3"
     elif [ "$status" != 0 ]; then
         failed+=("$2")
@@ -95,7 +98,7 @@ if [ "$check" != 0 ]; then
     finish "$!" "check of the GPU" "$out/gpu_check.log"
 fi
 
-rest=$((total - SECONDS)) jobs=()
+rest=$((total - SECONDS)) jobs=() limited=()
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / ${#names[@]} > 0 ? cores / ${#names[@]} : 1))}"
 for k in "${!names[@]}"; do
@@ -106,17 +109,15 @@ for k in "${!names[@]}"; do
         echo "training $name: not started: $why"
         continue
     fi
-    limit=()
-    if [[ ${runs[$k]} != *"{seconds}"* ]]; then limit=(timeout --preserve-status "$rest"); fi
+    limit=() folder=""
+    if [[ ${runs[$k]} != *"{seconds}"* ]]; then limit=(timeout --preserve-status "$rest") folder=$models/$name; fi
     mapfile -t options <<<"${runs[$k]//\{seconds\}/$rest}"
     options+=(--name "$name" --checkpoints_dir "$models" --device "$device")
-    if [ -e "$models/$name/latest_state.pth" ] || [ -e "$models/$name/previous_state.pth" ]; then
-        options+=(--continue_train)
-    fi
+    if has_state "$models/$name"; then options+=(--continue_train); fi
     ${limit[@]+"${limit[@]}"} "$python" train.py "${options[@]}" >>"$out/train_$name.log" 2>&1 &
-    jobs+=($!)
+    jobs+=($!) limited+=("$folder")
 done
 for k in "${!jobs[@]}"; do
-    finish "${jobs[$k]}" "training ${names[$k]}" "$out/train_${names[$k]}.log"
+    finish "${jobs[$k]}" "training ${names[$k]}" "$out/train_${names[$k]}.log" "${limited[$k]}"
 done
 [ ${#failed[@]} = 0 ]

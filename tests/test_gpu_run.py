@@ -109,7 +109,7 @@ def test_without_time_left_no_training_begins(tmp_path, call):
 @pytest.mark.parametrize(
     ("folders", "settings", "said"),
     [
-        (("data/one",), {}, "1 paths given"),
+        (("data/one",), {}, "too few paths"),
         (("data/one", "data/two"), {}, "data/two is a prepared data set"),
         (("data/one", "data/three", "out"), {}, "data/three has no manifest.json"),
         (("data/one", "data/two/../one", "out"), {}, "two trainings are called one"),
@@ -128,28 +128,40 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, call, folder
 
 def test_a_file_of_trainings(tmp_path, call):
     """Words in quotes stay one, nothing is expanded, and the time that is left goes where it is asked for."""
-    lines = ["# arms", "", "a  --dataroot 'data/my arms' --lambda_shape 0", 'b --names "$HOME *" --seconds {seconds}']
+    lines = ["# arms", "", "a  --dataroot 'data/my arms' --leave_out ''", 'b --names "$HOME *" --seconds {seconds}']
     (tmp_path / "runs.txt").write_text("\n".join(lines))  # the last line does not end
     done = subprocess.run(**call("runs.txt", "out", BEFORE="printf '<%s>' \"$@\"", CHECK_SECONDS="0"), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     common = f"<--checkpoints_dir><{tmp_path}/out/checkpoints><--device><cuda:0>"
     logs = [(tmp_path / "out" / f"train_{name}.log").read_text().splitlines()[1] for name in "ab"]
-    assert logs[0] == f"<train.py><--dataroot><data/my arms><--lambda_shape><0><--name><a>{common}"
+    assert logs[0] == f"<train.py><--dataroot><data/my arms><--leave_out><><--name><a>{common}"
     assert re.fullmatch(rf"<train.py><--names><\$HOME \*><--seconds><5[34]\d><--name><b>{re.escape(common)}", logs[1])
     assert not (tmp_path / "out" / "gpu_check.log").exists()
+
+
+STOPPED = """trap 'sleep 0.5; echo stopped; exit 143' TERM
+for k in {1..30}; do sleep 0.1; done"""
 
 
 def test_a_training_of_any_length_is_stopped_when_the_time_is_over(tmp_path, call):
     """It saves at the signal; one that knows its time is not stopped, and may take a little longer."""
     (tmp_path / "runs.txt").write_text("long --dataroot d\ntimed --dataroot d --seconds {seconds}\n")
-    wait = "trap 'sleep 0.5; echo saved; exit 143' TERM; for k in {1..30}; do sleep 0.1; done"
-    done = subprocess.run(**call("runs.txt", "out", BEFORE=wait, SECONDS_TOTAL="1", CHECK_SECONDS="0"), timeout=60)
+    save = "mkdir -p out/checkpoints/long && touch out/checkpoints/long/latest_state.pth\n"
+    settings = {"BEFORE": f"cd {tmp_path}; {save}{STOPPED}", "SECONDS_TOTAL": "1", "CHECK_SECONDS": "0"}
+    done = subprocess.run(**call("runs.txt", "out", **settings), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "training long: saved when the time was over; the same command resumes it" in done.stdout
     assert "training timed: done" in done.stdout
-    assert [(tmp_path / "out" / f"train_{name}.log").read_text().endswith("saved\n") for name in ("long", "timed")] == [
-        True, False,
-    ]  # fmt: skip
+    logs = [(tmp_path / "out" / f"train_{name}.log").read_text() for name in ("long", "timed")]
+    assert [log.endswith("stopped\n") for log in logs] == [True, False]
+
+
+def test_a_training_that_was_stopped_before_it_saved_has_failed(tmp_path, call):
+    (tmp_path / "runs.txt").write_text("long --dataroot d\n")
+    settings = {"BEFORE": STOPPED, "SECONDS_TOTAL": "1", "CHECK_SECONDS": "0"}
+    done = subprocess.run(**call("runs.txt", "out", **settings), timeout=60)
+    assert done.returncode == 1
+    assert "training long: failed with exit code 143" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,31 @@ from tools import shrink_volumes
 
 
 def test_values_are_the_nearest_multiples_in_int16():
-    given = np.array([-1024.0, -3, -1.9, 0, 1.9, 3, 6.1, 3071, 5e4])
-    np.testing.assert_array_equal(shrink_volumes.rounded(given, 4.0), [-1024, -4, 0, 0, 0, 4, 8, 3072, 32767])
-    assert shrink_volumes.rounded(given, 4.0).dtype == np.int16
-    np.testing.assert_array_equal(shrink_volumes.rounded(np.array([4.0, 9.0]), 2.5), [5, 10])
-    np.testing.assert_array_equal(
-        shrink_volumes.rounded(np.array([-1024.0, -901, -900, 3]), 4.0, -900), [-1000, -1000, -900, 4]
-    )
+    given = np.array([-1024.0, -901, -900, -3, -1.9, 0, 1.9, 3, 6.1, 3071])
+    found = shrink_volumes.rounded(given, 4)
+    np.testing.assert_array_equal(found, [-1024, -900, -900, -4, 0, 0, 0, 4, 8, 3072])
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(shrink_volumes.rounded(given, 4, -900)[:4], [-1000, -1000, -900, -4])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0, 1), "values from 0 to 1 are too few steps of 4"),
+        ((0, 4e4), "values from 0 to 40000 do not fit into 16 bits"),
+    ],
+)
+def test_values_that_would_be_lost_are_refused(tmp_path, values, said):
+    array = np.resize(np.array(values, np.float32), (2, 2, 2))
+    write_volume(Volume(array, (1.0, 1.0, 1.0)), tmp_path / "mr.nii.gz")
+    with pytest.raises(InputError, match=rf"mr\.nii\.gz: {said}"):
+        shrink_volumes.main(["--input", str(tmp_path / "*.nii.gz"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_copies_have_their_grids_and_are_smaller(tmp_path, capsys):
     noise = np.random.default_rng(0).normal(40, 15, (6, 30, 30)).astype(np.int16)
+    noise[0, 0, :2] = -1000, 1000
     given = Volume(noise, (1.5, 1.5, 3.0), (1.0, 2.0, 3.0))
     for name in "ab":
         write_volume(given, tmp_path / f"in/{name}.nii.gz")

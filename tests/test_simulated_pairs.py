@@ -225,6 +225,13 @@ def test_a_batch_is_the_same_from_one_thread_and_from_two_and_its_parts_differ()
     assert not any(torch.equal(a, b) for k, a in enumerate(slabs) for b in slabs[:k])
 
 
+@pytest.mark.parametrize(("share", "parts"), [(0.0, [4, 0]), (1.0, [0, 4])])
+def test_a_batch_may_be_of_trunks_or_of_limbs_alone(share, parts):
+    mixed = model("leg", limbs_share=share)
+    assert mixed.parts == parts
+    assert mixed.draw()[0].shape == (4, 3, 16, 16)
+
+
 def test_the_generator_learns():
     learner = model()
     losses = [float(learner.step({})["pairs"]) for _ in range(60)]

@@ -46,22 +46,26 @@ wait "$job" || failed=$out/limbs.log
 [ -z "${failed:-}" ] || { tail -n 5 "$failed" && exit 1; }
 echo "data and extractor: after $SECONDS s"
 
-arms="--dataroot '$data/bodies' --netG resnet_6blocks --ngf 24 --ndf 32 --batch_size 8 --precision auto"
+arms="--dataroot $(printf %q "$data/bodies") --netG resnet_6blocks --ngf 24 --ndf 32 --batch_size 8 --precision auto"
 arms="$arms --lr_policy warmup_cosine --seconds {seconds} ${ARMS:-}"
 cat >"$out/runs.txt" <<RUNS
 pure_cyclegan $arms --lambda_shape 0 --lambda_shape_gan 0
 cycle_Lcc $arms --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 0 --lambda_shape_gan 0
 Self+Lcc $arms --lambda_co_A 2 --lambda_co_B 2 --lambda_shape 10 --lambda_shape_gan 1
-recommended_seed1 --model simulated_pairs --dataroot '$data/limbs' --ngf 24 --precision auto --seed 1 --seconds {seconds} ${LIMBS:-}
+recommended_seed1 --model simulated_pairs --dataroot $(printf %q "$data/limbs") --ngf 24 --precision auto --seed 1 --seconds {seconds} ${LIMBS:-}
 RUNS
 status=0
 SECONDS_TOTAL=$((total - SECONDS - 60 > 0 ? total - SECONDS - 60 : 1)) CHECK_SECONDS=${CHECK_SECONDS:-60} DEVICE=$device \
     OMP_NUM_THREADS=$((cores / 4 > 0 ? cores / 4 : 1)) bash scripts/gpu_run.sh "$out/runs.txt" "$out" || status=$?
 "$python" -m scripts.compare_arms --phantom "$data/phantom" --checkpoints_dir "$out/checkpoints" --device "$device" \
-    --names pure_cyclegan cycle_Lcc Self+Lcc --out "$out/arms" || status=$?
+    --names pure_cyclegan cycle_Lcc Self+Lcc --out "$out/arms" --overwrite || status=$?
 cd "$out"
 rm -f results.tar.xz.*
-tar c --exclude='*_state.pth' --exclude='*.nii.gz' --exclude='web/images' ./*.log ./*.txt checkpoints arms gpu_check.json |
+made=()
+for path in *.log *.txt checkpoints arms gpu_check.json; do
+    [ ! -e "$path" ] || made+=("$path")
+done
+tar c --exclude='*_state.pth' --exclude='*.nii.gz' --exclude='web/images' "${made[@]}" |
     xz -1 -T0 | split -b 15M -d - results.tar.xz.
 ls -l results.tar.xz.*
 echo "all: after $SECONDS s"
