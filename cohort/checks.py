@@ -290,7 +290,8 @@ def _check_mr(
     if not training.mr_median[0] - MEDIAN_MARGIN <= median <= training.mr_median[1] + MEDIAN_MARGIN:
         findings.warnings.append(
             f"MR contrast differs from that of the training set: the median lies at {median:.2f} of the range in the "
-            f"body, in training at {_range(training.mr_median)}: another sequence?"
+            f"body, in the MR of the training set at {_range(training.mr_median)}: another sequence, or too few of "
+            "these MR"
         )
 
 

@@ -63,7 +63,12 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    log.info("%s: resampled to the %s's grid; %.1f %% of that lies outside it and is air", path, whose, 100 * outside)
+    log.info(
+        "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air",
+        path,
+        whose,
+        100 * outside,
+    )
     return on_grid
 
 

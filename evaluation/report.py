@@ -59,10 +59,10 @@ EXPLANATIONS = {
     "mae_bone": "Mean absolute error in the bone of the true CT, above 250 HU, in HU; lower is better.",
     "uncertainty_mean_hu": "Mean standard deviation between the models or mirrorings in the body, in HU.",
     "body_l": "Volume of the body in the field of view, in litres.",
-    "soft_hu": "Median of the body between -200 and 200 HU in the synthetic CT, in HU; muscle and fat are in it.",
+    "soft_hu": "Median of the body between -200 and 200 HU in the synthetic CT, in HU: low where most of it is fat.",
     "bone_percent": "Share of the body above 250 HU in the synthetic CT, in %.",
     "body_dice": "Overlap (Dice) of the bodies in MR and synthetic CT, without a unit; low where the outline is lost.",
-    "unseen_percent": "Share of slices whose body is larger, smaller or darker than in the training set, in %.",
+    "unseen_percent": "Slices whose body is larger, smaller or darker than in training, in %; above 25: a warning.",
 }
 
 
@@ -122,7 +122,7 @@ def _find_body(ct: Volume, name: str, needed: bool, synthetic: bool = False) -> 
     except InputError as error:
         if needed:
             raise InputError(f"{name}: {error}") from error
-        log.warning("%s: %s", name, error)
+        log.warning("warning: %s: %s", name, error)
         return np.zeros(ct.array.shape, bool)
 
 

@@ -146,7 +146,7 @@ class SimulatedPairsModel(SlabModel):
         slices = sum(len(volume["hu"]) for volume in dataset.volumes.values())
         limbs = f" ({len(_limbs(settings, dataset))} of limbs)" if settings.limbs else ""
         volumes = f"{len(dataset.volumes)} CT volumes{limbs}"
-        log.info("%s, %d slices of %g mm with body; no MR is read", volumes, slices, dataset.slice_mm)
+        log.info("%s, %d slices of %g mm with body; no MR is trained on", volumes, slices, dataset.slice_mm)
         return model
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -111,7 +111,7 @@ class ReferenceChoice:
     """true CT."""
 
     resample_reference: bool = option(
-        False, help="resample a true CT on another grid to the MR's grid, to score the result against it"
+        False, first=True, help="resample a true CT on another grid to the MR's grid, to score the result against it"
     )
 
 

@@ -36,8 +36,8 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     )  # fmt: skip
     pattern: Sequence[str] | None = option(
         None, nargs="+", metavar="[NAME=]GLOB", first=True,
-        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); for "
-             "several contrasts a NAME=GLOB each",
+        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); "
+             "several are allowed; for several contrasts a NAME=GLOB each",
     )  # fmt: skip
     num_test: int | None = option(
         None, parse=positive_int, aliases=("--how_many",), metavar="N", help="convert at most this many volumes"

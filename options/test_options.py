@@ -76,8 +76,10 @@ class PatientSeries(DicomOutput):
 class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, MuMapSettings):
     """patient."""
 
-    no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
-    no_solid_body: bool = option(False, help="keep the air that the network puts inside the body")
+    no_mirrored: bool = option(
+        False, first=True, help="convert each slice once, without averaging over mirrorings: faster"
+    )
+    no_solid_body: bool = option(False, first=True, help="keep the air that the network puts inside the body")
     input: list[tuple[str | None, Path]] = option(
         parse=named_path, repeated=True, metavar="[NAME=]PATH", first=True,
         help="MR volume, or folder of one DICOM series; for several contrasts one --input NAME=PATH each",

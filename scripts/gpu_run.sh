@@ -57,7 +57,7 @@ if [ $# = 2 ] && [ -f "$1" ]; then
     [ ${#names[@]} -gt 0 ] || refuse "$1 holds no training"
 else
     for dataset in "${@:1:$#-1}"; do
-        [ -e "$dataset/manifest.json" ] || refuse "$dataset has no manifest.json; expected what scripts.prepare_dataset makes"
+        [ -e "$dataset/manifest.json" ] || refuse "$dataset has no manifest.json; expected a prepared data set, or one file of trainings"
         dataset=$(realpath "$dataset")
         add_run "$(basename "$dataset")" \
             "$(printf '%s\n' --model simulated_pairs --dataroot "$dataset" --seconds "{seconds}" --precision auto)"

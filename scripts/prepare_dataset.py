@@ -198,6 +198,8 @@ def report(
         log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))
     for failure in failures:
         log.error("failed: %s", failure.reason)
+    if failures:
+        log.error("the data set lacks what failed; mend it and run the command again before you train")
 
 
 def page_of_masks(
@@ -217,6 +219,7 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     root = shlex.quote(str(options.out))
     log.info("look at the body masks first: %s", page or options.out / "bodies")
     log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; hours on a CPU)", root)
+    log.info("try:  the small training for a CPU, minutes: README.md, step 2")
     if options.mr:
         log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
     else:

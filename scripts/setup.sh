@@ -34,9 +34,11 @@ find_python() {
     return 1
 }
 
+installed="$requirements: installed in .venv; to use it: source .venv/bin/activate"
 wanted=$(cat requirements.txt "$requirements" | cksum)
 stamp=.venv/installed-$(basename "$(dirname "$(realpath "$requirements")")")-requirements
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && has_pip; then
+    echo "$installed"
     exit 0
 fi
 if ! has_pip; then
@@ -48,3 +50,4 @@ fi
 echo "installing $requirements (PyTorch is large: several minutes on a slow connection)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
 echo "$wanted" >"$stamp"
+echo "$installed"

@@ -3,7 +3,8 @@
 #   bash scripts/train_pure_cyclegan.sh datasets/NAME [further options of train.py]     makes checkpoints/pure_cyclegan_NAME
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
-dataroot=${1:?usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of train.py]}
+[ $# -gt 0 ] || { echo "usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of train.py]" >&2 && exit 2; }
+dataroot=$1
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -10,7 +10,8 @@
 # If some of the CT are limbs, add --limbs TEXT, where TEXT is a part of their names that no other CT has.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
-dataroot=${1:?usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]}
+[ $# -gt 0 ] || { echo "usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]" >&2 && exit 2; }
+dataroot=$1
 dataroot=$(realpath "$dataroot")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -91,7 +91,7 @@ def test_a_reference_on_another_grid_is_resampled_where_asked_for(tmp_path, capl
         == 0
     )
     share = 100 / mr.array.shape[0]
-    assert f"resampled to the MR's grid; {share:.1f} % of that lies outside it and is air" in caplog.text
+    assert f"resampled to the MR's grid; {share:.1f} % of that grid lies outside the CT and is air" in caplog.text
     assert json.loads((tmp_path / "results" / NAME / "mr.json").read_text())["mae"] > 0
     with pytest.raises(SystemExit):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--resample_reference"))

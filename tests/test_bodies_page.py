@@ -39,9 +39,9 @@ def pictures(raw) -> dict[str, int]:
     }
 
 
-def test_slices_are_spaced_evenly_from_the_feet():
-    assert sheet_slices(80) == [5, 15, 25, 35, 45, 55, 65, 75]
-    assert sheet_slices(3) == [0, 1, 2]
+def test_slices_are_spaced_evenly_from_the_head_down():
+    assert sheet_slices(80) == [75, 65, 55, 45, 35, 25, 15, 5]
+    assert sheet_slices(3) == [2, 1, 0]
 
 
 def test_slices_fill_their_box_with_as_many_pixels_a_mm_each_way():
@@ -73,7 +73,8 @@ def test_a_sheet_shows_slices_in_patient_order_at_their_places():
     assert sheet.size == SHEET_SIZE == (1220, 404)
     pixels = np.array(sheet)
     for k in range(8):
-        x, y = (2 + k % 4) * 204, k // 4 * 204
+        column, line = (7 - k) % 4, (7 - k) // 4
+        x, y = (2 + column) * 204, line * 204
         row = (pixels[y + 100, x : x + 200] == YELLOW).all(axis=1)
         assert np.flatnonzero(row).tolist() == [0, 10 * (k + 2) - 1]
 

@@ -17,8 +17,9 @@
 #   ARMS, LIMBS      further options of the arms and of `recommended`; of the same option twice the last counts
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/help.bash"
-ct=$(realpath "${1:?usage: bash tools/gpu_session.sh LIMBS_CT OUT}")
-mkdir -p "${2:?usage: bash tools/gpu_session.sh LIMBS_CT OUT}"
+[ $# = 2 ] || { echo "usage: bash tools/gpu_session.sh LIMBS_CT OUT" >&2 && exit 2; }
+ct=$(realpath "$1")
+mkdir -p "$2"
 out=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(project_python)

@@ -101,6 +101,8 @@ def write_bodies_page(
                 tags.h2("Not prepared")
                 tags.ul(*(tags.li(failure.reason, cls="warning") for failure in failures))
         flagged = [sheet for sheet in sheets if sheet.flags()]
+        if not flagged:
+            tags.p("No mask is doubtful by what can be checked: look at all of them.", cls="note")
         _add_section("Look at these first", flagged, page.parent)
         for group, title in _KINDS.items():
             rest = [one for one in sheets if (one.case.split, one.case.domain) == group and one not in flagged]

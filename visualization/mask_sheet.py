@@ -18,9 +18,12 @@ SHEET_SIZE = ((2 + _COLUMNS) * _STEP_PX - _GAP_PX, _TALL_PX)
 
 
 def sheet_slices(count: int) -> list[int]:
-    """Return which of `count` axial slices a sheet shows: up to eight, evenly spaced, counted from the feet."""
+    """Return which of `count` axial slices a sheet shows: up to eight, evenly spaced, from the head down.
+
+    They are counted from the feet.
+    """
     shown = min(count, _ROWS * _COLUMNS)
-    return [int((k + 0.5) * count / shown) for k in range(shown)]
+    return [int((k + 0.5) * count / shown) for k in reversed(range(shown))]
 
 
 def mask_sheet(volume: Volume, mask: np.ndarray, domain: str) -> Image.Image:

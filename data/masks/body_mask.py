@@ -149,12 +149,13 @@ def remove_couch(ct: Volume, mask: np.ndarray | None = None) -> Volume:
     return ct.with_array(array)
 
 
-def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
+def read_mask(path: str | Path, grid: Volume, volume_path: Path | None = None) -> np.ndarray:
     """Read a mask file: non-zero is body.
 
     Args:
         path: a volume on the grid of `grid`.
         grid: the volume that the mask belongs to.
+        volume_path: its file, for the error.
 
     Returns:
         Booleans, shape (z, y, x) of `grid`.
@@ -166,11 +167,15 @@ def read_mask(path: str | Path, grid: Volume) -> np.ndarray:
     if not same_grid(mask, grid):
         raise InputError(
             f"{path}: the mask lies on another grid: {describe_grid(mask)}; expected the volume's grid: "
-            f"{describe_grid(grid)}; resample the mask: {resampling(path, 'VOLUME')}"
+            f"{describe_grid(grid)}; resample the mask: {resampling(path, volume_path or 'VOLUME')}; or delete it, "
+            "and it is computed"
         )
     body = mask.array != 0
     if not body.any():
-        raise InputError(f"{path}: the mask is empty (all {body.size} voxels are 0); expected non-zero = body")
+        raise InputError(
+            f"{path}: the mask is empty (all {body.size} voxels are 0); expected non-zero = body; or "
+            "delete it, and it is computed"
+        )
     return body
 
 

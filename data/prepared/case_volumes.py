@@ -46,7 +46,7 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
     for one, volume in zip(sources, volumes, strict=True):
         _said_of(one, check_mr if is_mr else check_ct, volume)
     if mask_path:
-        body = read_mask(mask_path, volumes[0])
+        body = read_mask(mask_path, volumes[0], source.path)
     else:
         body = _said_of(source, mr_body_mask if is_mr else ct_body_mask, volumes[0])
     for one, volume in zip(sources, volumes if is_mr else (), strict=is_mr):
