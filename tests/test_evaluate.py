@@ -15,6 +15,7 @@ from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation import metrics, report
 from evaluation.case_folders import CaseVolumes, case_volumes
 from evaluation.cases import ScoredCase, find_cases
+from evaluation.origin import check_exchanged
 from scripts import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -510,3 +511,18 @@ def test_results_and_references_that_are_exchanged_are_noticed(record, folders, 
     evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])
     told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
     evaluate.main([f"--pred={paths[1]}", f"--ref={paths[1]}"])  # of two results either may be the reference
+
+
+@pytest.mark.parametrize("extra", ["dicom", "mu_maps", "uncertainty"])
+def test_the_record_of_a_cohort_counts_for_its_extras_only(extra, cohort):
+    """A true CT in another folder of the results is none of them."""
+    told = cohort / "results/records/b.json"
+    told.parent.mkdir(parents=True)
+    told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
+    volume = read_volume(cohort / "D/b/b_CT.mha")
+    pred = CaseVolumes("--pred", cohort / "P")
+    write_volume(volume, cohort / "results/true/b.nii.gz")
+    check_exchanged(pred, CaseVolumes("--ref", cohort / "results/true"))
+    write_volume(volume, cohort / "results" / extra / "b.nii.gz")
+    with pytest.raises(InputError, match=r"synthetic CT, as .*/results/records/b\.json says"):
+        check_exchanged(pred, CaseVolumes("--ref", cohort / "results" / extra))
