@@ -1,4 +1,4 @@
-"""Convert a cohort of MR to synthetic CT: `python test_pipeline.py --name NAME --input_dir DIR --results_dir DIR`.
+"""Convert a cohort of MR to synthetic CT: `python test_pipeline.py --name NAME --input_dir FOLDER`.
 
 A folder of images, or one with `testA`, is converted to images and a page.
 """

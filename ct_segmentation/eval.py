@@ -23,6 +23,8 @@ from evaluation.cases import find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
 
+_KINDS = {"pred": "mask", "input": "ct", "ref": "mask"}
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command's options."""
@@ -36,11 +38,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     given.add_argument("--input", type=Path, help="CT in HU, for --model")
     parser.add_argument("--model", type=Path, help="an extractor's file or the folder of its run")
     parser.add_argument("--ref", "--reference", type=Path, required=True, help="reference label maps: 1 body, 2 bone")
-    for name in ("pred", "input", "ref"):
+    for name, kind in _KINDS.items():
         parser.add_argument(
             f"--{name}_pattern",
             metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/{'ct' if name == 'input' else 'mask'}.nii.gz'",
+            help=f"where a case lies below --{name}, e.g. '{{case}}/{kind}.nii.gz'",
         )
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
     parser.add_argument(
@@ -67,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     opt = parse(arguments)
     extractor = load_extractor(opt.model, opt.device) if opt.model else None
     kind = "input" if extractor else "pred"
-    predictions = CaseVolumes(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"))
+    predictions = CaseVolumes(f"--{kind}", getattr(opt, kind), getattr(opt, f"{kind}_pattern"), _KINDS[kind])
     names = extractor.settings.class_names if extractor else CLASS_NAMES
-    references = CaseVolumes("--ref", opt.ref, opt.ref_pattern)
+    references = CaseVolumes("--ref", opt.ref, opt.ref_pattern, _KINDS["ref"])
     cases = find_cases(predictions, references, names=opt.cases, skip_missing=opt.skip_missing)
     if opt.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref)]

@@ -25,13 +25,18 @@ CASE = "{case}"
 class CaseVolumes:
     """What one option names: a volume or a folder of cases, and the pattern of the latter.
 
-    `kind`: what the volumes are: 'ct', 'mr', 'mask', or '' where names do not tell.
+    `kind`: what the volumes are: 'ct', 'sct' (synthetic), 'mr', 'mask', or '' where names do not tell.
     """
 
     option: str
     path: Path
     pattern: str | None = None
     kind: str = ""
+
+    @property
+    def example(self) -> str:
+        """A pattern to show."""
+        return f"'{CASE}/{self.kind or 'ct'}.nii.gz'"
 
 
 def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
@@ -43,7 +48,7 @@ def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
     found = search(source)
     if found == {}:
         raise InputError(
-            f"{nothing_found(source)}; show where the cases are, e.g. {source.option}_pattern '{CASE}/ct.nii.gz'"
+            f"{nothing_found(source)}; show where the cases are, e.g. {source.option}_pattern {source.example}"
         )
     return found
 
@@ -85,7 +90,7 @@ def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
     if not tail or place.is_absolute() or ".." in place.parts or "*" in source.pattern:
         raise InputError(
             f"{source.option}_pattern {source.pattern}: expected a path below {source.path} with {{case}} "
-            "for the case name and no *, e.g. '{case}/ct.nii.gz'"
+            f"for the case name and no *, e.g. {source.example}"
         )
     regex = re.escape(head) + r"(?P<case>[^/.][^/]*)" + r"(?P=case)".join(map(re.escape, tail))
     matches = []

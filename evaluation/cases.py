@@ -1,10 +1,11 @@
 """Match predictions, references, MRs and masks by case name."""
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.prepared.case_names import clean
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
@@ -17,8 +18,8 @@ from data.volumes.volume import (
     same_grid,
     volume_stem,
 )
-from evaluation.case_folders import CASE, CaseVolumes, nothing_found, search
-from evaluation.patterns import propose
+from evaluation.case_folders import CaseVolumes, nothing_found, search
+from evaluation.patterns import propose, volumes_below
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,11 @@ def _complete(
     )
     if not problems:
         return wanted
+    near = did_you_mean(missing["pred"][0], found["pred"]) if missing["pred"] else ""
+    if near and not skip_missing:
+        raise InputError(
+            f"--cases: {given['pred'].option} {given['pred'].path} has no {_listed(missing['pred'])}{near}"
+        )
     complete = [name for name in wanted if all(name in volumes for volumes in found.values())]
     lacking = [key for key in given if missing[key]]
     if not complete:
@@ -145,16 +151,15 @@ def _complete(
 
 def _way_out(given: dict[str, CaseVolumes], lacking: list[str], known: int = 0) -> str:
     """Return the patterns to add by which more than the `known` cases agree; without any, how to write patterns."""
-    pred, ways = given["pred"], []
+    pred, ways, look = given["pred"], [], functools.cache(volumes_below)
     for key in [key for key in lacking if key != "pred"] or ["ref"]:
-        proposal = propose(pred, given[key])
+        proposal = propose(pred, given[key], look)
         if proposal and proposal.matched > known and (proposal.pred, proposal.other) != (pred, given[key]):
             ways.append(proposal.describe(pred, given[key]))
             pred = proposal.pred
     if ways:
         return f"add {', and '.join(ways)}"
-    option = given[lacking[0]].option
-    return f"show where the case name stands, e.g. {option}_pattern '{CASE}/ct.nii.gz'"
+    return f"show where the case name stands, e.g. {given[lacking[0]].option}_pattern {given[lacking[0]].example}"
 
 
 def _listed(names: list[str]) -> str:

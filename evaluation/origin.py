@@ -7,6 +7,9 @@ from data.prepared.manifest import read_json
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 from evaluation.case_folders import CaseVolumes, search
 
+# Folders of a cohort's extras, whose records lie beside the folder.
+_EXTRAS = ("dicom", "mu_maps", "uncertainty")
+
 
 def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
     """Refuse results as references where the predictions are not known to be results.
@@ -34,7 +37,8 @@ def _records(volume: Path) -> list[Path]:
     """Return where a cohort's record of a volume, or of an extra in a folder of its own, and a patient's report lie."""
     name = f"{volume_stem(volume) if volume.is_file() else volume.name}.json"
     folder = volume.absolute().parent
-    return [folder / "records" / name, folder.parent / "records" / name, folder / name]
+    cohort = folder.parent if folder.name in _EXTRAS else folder
+    return [cohort / "records" / name, folder / name]
 
 
 def _is_record(path: Path) -> bool:

@@ -1,42 +1,55 @@
 """Proposes the patterns by which the cases of two folders agree, from the files that are there."""
 
-import glob
+import logging
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import InputError
 from data.prepared.case_names import below, clean, names_somebody, patient_part, words
-from data.prepared.sources import find_paths, is_folder, is_volume
+from data.prepared.sources import is_folder, is_volume
 from data.volumes.dicom import holds_dicom
 from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE, CaseVolumes, search
 
+log = logging.getLogger(__name__)
+
 # Words of file names that tell what an image is.
 MASK_WORDS = frozenset({"mask", "masks", "seg", "segmentation", "label", "labels"})
 _MR_WORDS = frozenset({"mr", "mri", "t1", "t1w", "t2", "t2w"})
+_SYNTHETIC = re.compile(r"(s|syn|synth|synthetic|pseudo|fake)ct|synth(etic)?|pseudo|fake|pred(icted|iction|ictions)?")
 _COMPARED = 12  # patterns of each side, those of the most files
+_LISTED = 3  # other proposals that are named
+_DEPTH, _ENTRIES = 4, 20_000  # of a folder that is searched for volumes
 
 
 class Proposal(NamedTuple):
-    """Two sources whose cases agree, and how many of how many."""
+    """Two sources whose cases agree, and how many of how many; rivals that match as many, of other volumes."""
 
     pred: CaseVolumes
     other: CaseVolumes
     matched: int
     total: int
+    rivals: tuple["Proposal", ...] = ()
 
     def describe(self, pred: CaseVolumes, other: CaseVolumes) -> str:
         """Return in words the options to add to the two sources as they were given."""
-        changed = [new for new, old in ((self.pred, pred), (self.other, other)) if new != old]
-        options = [f"{one.option}_pattern {shlex.quote(one.pattern or '')}" for one in changed]
+        options, several = self._options(pred, other)
         count = f"all {self.total}" if self.matched == self.total else f"{self.matched} of {self.total}"
         cases = f"{count} cases" if self.total > 1 else "the case"
-        return f"{' '.join(options)}, which {'match' if len(changed) > 1 else 'matches'} {cases}"
+        named = [one._options(pred, other)[0] for one in self.rivals[:_LISTED]]
+        named += [f"{len(self.rivals) - _LISTED} more"] if len(self.rivals) > _LISTED else []
+        rivals = f" (others that match as many: {'; '.join(named)})" if named else ""
+        return f"{options}, which {'match' if several else 'matches'} {cases}{rivals}"
+
+    def _options(self, pred: CaseVolumes, other: CaseVolumes) -> tuple[str, bool]:
+        changed = [new for new, old in ((self.pred, pred), (self.other, other)) if new != old]
+        return " ".join(f"{one.option}_pattern {shlex.quote(one.pattern or '')}" for one in changed), len(changed) > 1
 
 
 def with_case(text: str, key: str) -> str:
@@ -44,39 +57,77 @@ def with_case(text: str, key: str) -> str:
     return re.sub(rf"(?<![^\W_]){re.escape(key)}(?![^\W_])", CASE, text) if key else text
 
 
-def propose(pred: CaseVolumes, other: CaseVolumes) -> Proposal | None:
+def propose(pred: CaseVolumes, other: CaseVolumes, look: Callable[[Path], list[Path]]) -> Proposal | None:
     """Return patterns by which the most cases of `pred` are in `other`, None where no case would be.
 
-    The pattern of `pred` is another one only if that matches more.
+    The pattern of `pred` is another one only if that matches more. `look` is `volumes_below`, or remembers what it
+    returned.
     """
     found = search(pred) or {}
-    results = [below(pred.path, path) for path in found.values()] or _volumes_below(pred.path)
-    mine, theirs = (_patterns(paths) for paths in (results, _volumes_below(other.path)))
+    proposals: list[tuple[tuple, Proposal, list[Path]]] = []
+    for rank, _, first, second in _ranked(pred, other, found, look):
+        if proposals and rank != proposals[0][0]:
+            break
+        one = pred if first == (pred.pattern or "") else replace(pred, pattern=first)
+        another = replace(other, pattern=second)
+        try:
+            named, there = search(one) or {}, search(another) or {}
+        except InputError:  # as where two files would be one case
+            continue
+        matched = sorted(named.keys() & there.keys())
+        volumes = [volumes[name] for name in matched for volumes in (named, there)]
+        if matched and volumes not in [known for *_, known in proposals]:  # by other words, the same volumes
+            proposals.append((rank, Proposal(one, another, len(matched), len(found) or len(named)), volumes))
+    if not proposals:
+        return None
+    best, *rest = (proposal for _, proposal, _ in proposals)
+    return best._replace(rivals=tuple(one for one in rest if one.matched == best.matched))
+
+
+def _ranked(
+    pred: CaseVolumes, other: CaseVolumes, found: dict[str, Path], look: Callable[[Path], list[Path]]
+) -> list[tuple[tuple, int, str, str]]:
+    """Return pairs of patterns that have cases in common, the best first, each with its rank."""
+    results = [below(pred.path, path) for path in found.values()] or look(pred.path)
+    mine = _patterns(results)
+    if pred.kind == "ct":  # results may be called after their MR, CT that are given are not
+        mine = {pattern: keys for pattern, keys in mine.items() if _may_be(pattern, "ct")}
+    theirs = {pattern: keys for pattern, keys in _patterns(look(other.path)).items() if _may_be(pattern, other.kind)}
     kept = pred.pattern or ""
     if found:
         mine[kept] = set(found)
     pairs = []
     for first, keys in _most_matched(mine, kept):
         for second, others in _most_matched(theirs):
-            if keys & others and (not other.kind or _kind_of(second) in ("", other.kind)):
-                order = (len(keys & others), first == kept, _kind_of(second) == other.kind, -len(second))
-                pairs.append((order, first, second))
-    for _, first, second in sorted(pairs, reverse=True):
-        one = pred if first == kept else replace(pred, pattern=first)
-        another = replace(other, pattern=second)
-        try:
-            named, there = search(one) or {}, search(another) or {}
-        except InputError:  # as where two files would be one case
-            continue
-        if matched := len(named.keys() & there.keys()):
-            return Proposal(one, another, matched, len(found) or len(named))
-    return None
+            if keys & others:
+                kinds = (_kind_of(first) != pred.kind, _kind_of(second) != other.kind)
+                rank = (-len(keys & others), first != kept, *kinds)
+                pairs.append((rank, len(second), first, second))
+    return sorted(pairs)
 
 
-def _volumes_below(folder: Path) -> list[Path]:
-    """Return the volume files and DICOM folders below a folder, relative to it."""
-    paths = find_paths(f"{glob.escape(str(folder))}/**")
-    return sorted(below(folder, path) for path in paths if path != folder and _is_one(path))
+def volumes_below(folder: Path) -> list[Path]:
+    """Return the volume files and DICOM folders below a folder, relative to it: of a large one those on top.
+
+    Hidden ones are left out.
+    """
+    found, looked_at, folders = [], 0, [folder]
+    for _ in range(_DEPTH):
+        entries = list(islice((path for one in folders for path in _entries(one)), _ENTRIES - looked_at))
+        looked_at += len(entries)
+        folders = [path for path in entries if is_folder(path)]
+        found += [below(folder, path) for path in entries if _is_one(path)]
+        if looked_at == _ENTRIES:
+            log.info("%s: looked for patterns among %d of its files and folders only", folder, looked_at)
+            break
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(islice((path for path in folder.iterdir() if path.name[0] != "."), _ENTRIES))
+    except OSError:
+        return []
 
 
 def _is_one(path: Path) -> bool:
@@ -112,9 +163,15 @@ def _most_matched(patterns: dict[str, set[str]], kept: str | None = None) -> lis
     return ordered[:_COMPARED]
 
 
+def _may_be(pattern: str, kind: str) -> bool:
+    return not kind or _kind_of(pattern) in ("", kind)
+
+
 def _kind_of(pattern: str) -> str:
-    """Return what a pattern's words say that an image is: mask, ct, mr or nothing."""
-    found = set(words(pattern))
-    if found & MASK_WORDS:
+    """Return what a pattern's words say that an image is: mask, sct (synthetic CT), ct, mr or nothing."""
+    found = words(pattern)
+    if MASK_WORDS.intersection(found):
         return "mask"
-    return "ct" if "ct" in found else "mr" if found & _MR_WORDS else ""
+    if any(map(_SYNTHETIC.fullmatch, found)):
+        return "sct"
+    return "ct" if "ct" in found else "mr" if _MR_WORDS.intersection(found) else ""

@@ -25,7 +25,7 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     """cohort."""
 
     input_dir: Path | None = option(
-        None, parse=Path, first=True,
+        None, parse=Path, metavar="FOLDER", first=True,
         help="folder to search for volume files and DICOM series; a folder of images, or one with images in testA, is "
              "converted to images and a page",
     )  # fmt: skip
@@ -90,7 +90,7 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed, "
         "2 nothing was started."
     )
-    return use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir DIR", description)
+    return use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)
 
 
 def parse(arguments: Sequence[str] | None = None) -> CohortSettings:

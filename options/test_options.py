@@ -87,10 +87,10 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
     series_uid: str | None = option(None, help="which DICOM series of the folder")
     mask: Path | None = option(None, parse=Path, help="body mask on the MR's grid (default: computed)")
     reference: Path | None = option(
-        None, parse=Path, first=True, help="true CT on the MR's grid: the result is scored against it"
+        None, parse=Path, metavar="PATH", first=True, help="true CT on the MR's grid: the result is scored against it"
     )
     output: Path | None = option(
-        None, parse=file_or_folder, first=True,
+        None, parse=file_or_folder, metavar="PATH", first=True,
         help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "
              "a DICOM series, with a slash at its end",
     )  # fmt: skip

@@ -28,7 +28,7 @@ _INPUTS = {
     "mr": "the MR, to score only where it has signal (above 0)",
     "mask": "a mask, to score only where it is not 0 (default: the body found in the true CT)",
 }
-_KINDS = {"pred": "ct", "ref": "ct", "mr": "mr", "mask": "mask"}
+_KINDS = {"pred": "sct", "ref": "ct", "mr": "mr", "mask": "mask"}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

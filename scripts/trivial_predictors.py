@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         InputError: bad input; a case without its mask is named.
     """
     options = parse_arguments(arguments)
-    mrs = case_volumes(CaseVolumes("--mr", options.mr, options.mr_pattern))
-    masks = None if options.mask is None else case_volumes(CaseVolumes("--mask", options.mask, options.mask_pattern))
+    mrs = case_volumes(CaseVolumes("--mr", options.mr, options.mr_pattern, "mr"))
+    masks = None
+    if options.mask is not None:
+        masks = case_volumes(CaseVolumes("--mask", options.mask, options.mask_pattern, "mask"))
     if mrs is None:
         name = case_name(options.mr)
         mrs = {name: options.mr}

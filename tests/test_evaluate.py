@@ -12,9 +12,11 @@ import pytest
 
 from data.errors import InputError, run_command
 from data.volumes.volume import Volume, read_volume, write_volume
-from evaluation import metrics, report
+from evaluation import cases, metrics, patterns, report
 from evaluation.case_folders import CaseVolumes, case_volumes
 from evaluation.cases import ScoredCase, find_cases
+from evaluation.origin import check_exchanged
+from evaluation.patterns import volumes_below
 from scripts import evaluate
 
 ROOT = Path(__file__).parents[1]
@@ -435,7 +437,7 @@ def test_the_pattern_that_matches_is_proposed(layout, tmp_path):
         place = Path(true_ct.format(k))
         touched(tmp_path, f"P/{result.format(k)}.nii.gz", f"D/{place}", f"D/{place.parent}/mr_{k}.nii.gz")
         touched(tmp_path, f"D/{place.with_name(f'ct_mask_{k}.nii.gz')}")
-    pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="ct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
+    pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="sct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
     said = refusal(pred, ref)
     assert said.endswith(f"add {expected}")
     words = shlex.split(expected.rpartition(", which")[0])
@@ -476,6 +478,73 @@ def test_every_side_gets_its_proposal(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["sct", "synthetic", "syntheticCT", "synct_v2", "pseudo_ct", "sct/ct"])
+def test_synthetic_ct_is_no_true_ct_that_could_be_proposed(name, tmp_path):
+    touched(tmp_path, "P/p0.nii.gz", "P/p1.nii.gz", *(f"D/p{k}/{name}.nii.gz" for k in range(2)))
+    pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="sct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
+    assert refusal(pred, ref).endswith("e.g. --ref_pattern '{case}/ct.nii.gz'")
+    touched(tmp_path, *(f"D/p{k}/image.nii.gz" for k in range(2)))
+    assert refusal(pred, ref).endswith("add --ref_pattern '{case}/image.nii.gz', which matches all 2 cases")
+    both = CaseVolumes("--pred", tmp_path / "D", kind="sct")
+    said = refusal(both, CaseVolumes("--ref", touched(tmp_path / "E", "p0.nii.gz", "p1.nii.gz"), kind="ct"))
+    words = f"--pred_pattern '{{case}}/{name}.nii.gz' --ref_pattern '{{case}}.nii.gz', which match all 2 cases"
+    assert said.endswith(f"add {words}")
+
+
+def test_other_patterns_that_match_as_many_are_named(tmp_path):
+    """Two models have results, or two folders true CT: one of them would be a guess."""
+    touched(tmp_path, *(f"{folder}/p{k}.nii.gz" for folder in ("R/a", "R/bb", "D/x", "D/yy") for k in range(2)))
+    results, models = CaseVolumes("--pred", tmp_path / "R/a"), CaseVolumes("--pred", tmp_path / "R")
+    true, folders = CaseVolumes("--ref", tmp_path / "D/x", "{case}.nii.gz"), CaseVolumes("--ref", tmp_path / "D")
+    assert refusal(models, true).endswith(
+        "add --pred_pattern 'a/{case}.nii.gz', which matches all 2 cases (others that match as many: --pred_pattern "
+        "'bb/{case}.nii.gz')"
+    )
+    assert refusal(results, folders).endswith(
+        "add --ref_pattern 'x/{case}.nii.gz', which matches all 2 cases (others that match as many: --ref_pattern "
+        "'yy/{case}.nii.gz')"
+    )
+    a, bb = (f"--pred_pattern '{name}/{{case}}.nii.gz'" for name in ("a", "bb"))
+    x, yy = (f"--ref_pattern '{name}/{{case}}.nii.gz'" for name in ("x", "yy"))
+    assert refusal(models, folders).endswith(
+        f"add {a} {x}, which match all 2 cases (others that match as many: {bb} {x}; {a} {yy}; {bb} {yy})"
+    )
+
+
+def test_a_large_or_deep_folder_is_searched_on_top_only_and_once(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    touched(tmp_path, "a/b/c/at4.nii", "a/b/c/d/at5.nii", ".hidden/x.nii")
+    assert volumes_below(tmp_path) == [Path("a/b/c/at4.nii")]
+    assert not caplog.messages
+    touched(tmp_path, "b.nii", "c.nii")
+    monkeypatch.setattr(patterns, "_ENTRIES", 4)
+    assert volumes_below(tmp_path) == [Path("b.nii"), Path("c.nii")]
+    assert caplog.messages == [f"{tmp_path}: looked for patterns among 4 of its files and folders only"]
+    looked = []
+    monkeypatch.setattr(cases, "volumes_below", lambda folder: looked.append(folder) or volumes_below(folder))
+    pred = CaseVolumes("--pred", touched(tmp_path / "P", "p0.nii.gz"))
+    empty = touched(tmp_path / "E", "x/ct.nii")
+    refusal(pred, CaseVolumes("--ref", empty, kind="ct"), mr=CaseVolumes("--mr", empty, kind="mr"))
+    assert looked == [empty]
+
+
+def test_an_example_is_of_the_option_s_kind(tmp_path):
+    pred, ref = (CaseVolumes(f"--{name}", touched(tmp_path / name, "p0.nii.gz")) for name in ("pred", "ref"))
+    (tmp_path / "empty").mkdir()
+    mr = CaseVolumes("--mr", tmp_path / "empty", kind="mr")
+    assert refusal(pred, ref, mr=mr).endswith("e.g. --mr_pattern '{case}/mr.nii.gz'")
+    with pytest.raises(InputError, match=r"e\.g\. --mr_pattern '{case}/mr.nii.gz'$"):
+        case_volumes(mr)
+    with pytest.raises(InputError, match=r"e\.g\. '{case}/mr.nii.gz'$"):
+        case_volumes(replace(mr, pattern="*"))
+
+
+def test_a_mistyped_case_is_answered_by_the_nearest(tmp_path):
+    pred, ref = (CaseVolumes(f"--{name}", touched(tmp_path / name, "leg_1.nii.gz")) for name in ("pred", "ref"))
+    said = f"--cases: --pred {tmp_path}/pred has no lag_1; did you mean leg_1?"
+    assert refusal(pred, ref, names=["lag_1", "leg_1"]) == said
+
+
 def test_names_are_cleaned_on_every_side(tmp_path):
     touched(tmp_path, "P/P_07.nii.gz", "D/P 07/ct.nii.gz")
     pred, ref = CaseVolumes("--pred", tmp_path / "P"), CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz")
@@ -510,3 +579,18 @@ def test_results_and_references_that_are_exchanged_are_noticed(record, folders, 
     evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])
     told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
     evaluate.main([f"--pred={paths[1]}", f"--ref={paths[1]}"])  # of two results either may be the reference
+
+
+@pytest.mark.parametrize("extra", ["dicom", "mu_maps", "uncertainty"])
+def test_the_record_of_a_cohort_counts_for_its_extras_only(extra, cohort):
+    """A true CT in another folder of the results is none of them."""
+    told = cohort / "results/records/b.json"
+    told.parent.mkdir(parents=True)
+    told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
+    volume = read_volume(cohort / "D/b/b_CT.mha")
+    pred = CaseVolumes("--pred", cohort / "P")
+    write_volume(volume, cohort / "results/true/b.nii.gz")
+    check_exchanged(pred, CaseVolumes("--ref", cohort / "results/true"))
+    write_volume(volume, cohort / "results" / extra / "b.nii.gz")
+    with pytest.raises(InputError, match=r"synthetic CT, as .*/results/records/b\.json says"):
+        check_exchanged(pred, CaseVolumes("--ref", cohort / "results" / extra))

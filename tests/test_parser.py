@@ -143,14 +143,14 @@ SHORT = {
         "24 more options: python test_adapt.py --help_all, or docs/options.md",
     ),
     pipeline_options.parse: (
-        "usage: test_pipeline.py --name NAME --input_dir DIR [options]",
+        "usage: test_pipeline.py --name NAME --input_dir FOLDER [options]",
         "--help_all --input_dir --list --pattern --overwrite --results_dir --name --device --dicom",
         "20 more options: python test_pipeline.py --help_all, or docs/options.md",
     ),
     prepare_dataset.parse: (
         "usage: python -m scripts.prepare_dataset [--mr GLOB] --ct GLOB --out DIR [options]",
         "--help_all --mr --ct --test_mr --test_ct --mr_mask --ct_mask --out --size --spacing_mm",
-        "8 more options: python -m scripts.prepare_dataset --help_all, or docs/options.md",
+        "9 more options: python -m scripts.prepare_dataset --help_all, or docs/options.md",
     ),
 }
 
@@ -168,6 +168,9 @@ def test_the_short_help_shows_what_everybody_needs(parse, capsys, monkeypatch):
     assert (lines[0], lines[-1]) == (usage, rest)
     assert texts["--help_all"].splitlines()[0] == usage
     assert re.findall(r"^  (--\w+)", texts["--help"], re.MULTILINE) == options.split()
+    for option, value in re.findall(r"(--\w+) ([A-Z]+)", usage):  # the options below call it the same
+        assert re.search(rf"^  {option} (\[NAME=\])?{value}\b", texts["--help"], re.MULTILINE), option
+    assert not re.search(r"--(input_dir|reference|output) (INPUT_DIR|REFERENCE|OUTPUT)", texts["--help"])
     everything = re.findall(r"^  (--\w+)", texts["--help_all"], re.MULTILINE)
     assert len(everything) - len(options.split()) == int(rest.split()[0])
 

@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.loading.augmentation import Augmentation
 from data.loading.paired import open_paired_set
 from data.loading.unaligned_dataset import open_unaligned
-from data.prepared import preparation
+from data.prepared import preparation, trainable
 from data.prepared.manifest import Manifest, hash_source, read_manifest
 from data.prepared.splits import validation_cases
 from data.simulation.simulation_set import open_simulation_set
@@ -203,17 +203,32 @@ def test_options_of_the_mr_need_mr(raw, option, capsys):
     assert capsys.readouterr().err == f"error: {option[0]} does nothing without --mr\n"
 
 
-def test_test_volumes_that_are_swapped_are_said_in_one_line(raw):
-    with pytest.raises(InputError, match=r"look swapped: --test_mr has .*tq0.mha with .*, --test_ct has .*tp0.nii.gz "):
-        for modality in ("mr", "ct"):
-            shutil.copytree(raw / modality, raw / f"test_{modality}")
-        for path in (raw / "test_mr").iterdir():
-            write_volume(mr_volume(radius_mm=35.0), path.with_name(f"t{path.name}"))
-            path.unlink()
-        for path in (raw / "test_ct").iterdir():
-            write_volume(ct_volume(radius_mm=35.0), path.with_name(f"t{path.name}"))
-            path.unlink()
-        prepare(raw, "--test_mr", f"{raw}/test_ct/*", "--test_ct", f"{raw}/test_mr/*")
+@pytest.mark.parametrize("prepared_before", [False, True])
+def test_test_volumes_that_are_swapped_are_said_in_one_line(prepared_before, raw, caplog):
+    """Also where they are added to training volumes that were prepared, and so accepted, before."""
+    if prepared_before:
+        prepare(raw, "--spacing_mm", "2")
+        caplog.clear()
+    for name, volume in (("mr", mr_volume(radius_mm=35.0)), ("ct", ct_volume(radius_mm=35.0))):
+        write_volume(volume, raw / f"test/{name}/t{name}.nii.gz")
+    test = ["--test_mr", f"{raw}/test/ct/*", "--test_ct", f"{raw}/test/mr/*", "--spacing_mm", "2"]
+    with pytest.raises(
+        InputError, match=r"look swapped: --test_mr has .*tct.nii.gz with .*, --test_ct has .*tmr.nii.gz without"
+    ):
+        prepare(raw, *test)
+
+
+def test_splits_are_looked_at_by_the_same_processes(raw, monkeypatch):
+    calls = []
+    monkeypatch.setattr(trainable, "run_jobs", lambda work, jobs, workers, title: (calls.append(jobs), ([], []))[1])
+    write_volume(mr_volume(radius_mm=35.0), raw / "test/t.nii.gz")
+    write_volume(ct_volume(radius_mm=35.0), raw / "test/u.nii.gz")
+    prepare(raw, "--test_mr", f"{raw}/test/t.nii.gz", "--test_ct", f"{raw}/test/u.nii.gz")
+    (jobs,) = calls
+    assert [(job.split, job.domain, job.source.name) for job in jobs] == [
+        ("train", "A", "p0"), ("train", "A", "p1"), ("train", "B", "q0"), ("train", "B", "q1"),
+        ("test", "A", "t"), ("test", "B", "u"),
+    ]  # fmt: skip
 
 
 def test_auto_spacing_holds_every_body(raw, caplog):
@@ -533,12 +548,16 @@ def test_masks_that_were_corrected_under_an_earlier_name_are_named(raw, caplog):
     assert case.mask_source_sha256 == digest
 
 
-def test_a_mask_without_a_record_is_named_with_the_case_that_it_may_be_of(raw, caplog):
+def test_a_mask_without_a_record_is_named_with_the_cases_that_it_may_be_of(raw, caplog):
     shutil.copytree(raw / "ct", raw / "all/a")
     shutil.copytree(raw / "ct", raw / "all/b")
-    (raw / "set/bodies/trainB").mkdir(parents=True)
+    bodies = raw / "set/bodies/trainB"
+    bodies.mkdir(parents=True)
     for name in ("q1", "other"):
-        shutil.copy(raw / "mr/p1.nii.gz", raw / f"set/bodies/trainB/{name}.nii.gz")
+        shutil.copy(raw / "mr/p1.nii.gz", bodies / f"{name}.nii.gz")
     prepare(raw, ct="all/*/*")
-    warnings = [text.partition(":  ")[0] for text in caplog.messages if "corrected mask" in text]
-    assert len(warnings) == 1 and "/q1.nii.gz: " in warnings[0] and "is now called a__q1;" in warnings[0]
+    (warning,) = [text for text in caplog.messages if "corrected mask" in text]
+    assert warning == (
+        f"warning: {bodies}/q1.nii.gz: a corrected mask that is not used, because no case is called q1; it may be of "
+        f"a__q1 or b__q1; to use it, move it to {bodies}/CASE.nii.gz after this run, and run again"
+    )

@@ -245,6 +245,28 @@ def test_eval_of_masks(cohort, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[2].split()[3:6:2] == ["1.0000", "0.0000"]
 
 
+def test_eval_proposes_masks_as_references_and_ct_as_input(cohort, model):
+    for k in range(2):
+        for name in ("mr", "ct", "mask"):
+            (cohort / f"patients/p{k}").mkdir(parents=True, exist_ok=True)
+            (cohort / f"patients/p{k}/{name}.nii.gz").touch()
+    mask = "add --ref_pattern '{case}/mask.nii.gz', which matches all 2 cases"
+    with pytest.raises(InputError) as error:
+        run(score, "--pred", cohort / "ref", "--ref", cohort / "patients")
+    assert str(error.value).endswith(mask)
+    words = ("--model", model, "--input", cohort / "patients")
+    with pytest.raises(InputError) as error:
+        run(score, *words, "--ref", cohort / "ref", "--ref_pattern", "{case}.nii.gz")
+    assert str(error.value).endswith("add --input_pattern '{case}/ct.nii.gz', which matches all 2 cases")
+    for file in (cohort / "patients").glob("*/ct.nii.gz"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"e\.g\. --input_pattern '{case}/ct\.nii\.gz'$"):
+        run(score, *words, "--ref", cohort / "ref", "--ref_pattern", "{case}.nii.gz")
+    (cohort / "empty").mkdir()
+    with pytest.raises(InputError, match=r"e\.g\. --ref_pattern '{case}/mask\.nii\.gz'$"):
+        run(score, "--pred", cohort / "ref", "--ref", cohort / "empty")
+
+
 def test_eval_refuses_other_grids_and_half_a_model(cohort, tmp_path, capsys):
     labels = read_volume(cohort / "ref/p0.nii.gz")
     write_volume(replace(labels, spacing=(1.0, 1.0, 1.0)), tmp_path / "other.nii.gz")

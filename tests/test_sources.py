@@ -44,6 +44,8 @@ MISSING = {
     "patients/p1/CT.nii": "no such file or folder; did you mean ct.nii?",
     "patients/*/mr.nii": "nothing in {}/patients matches; it holds p1, p2, p3, p4, p5 and 1 more",
     "patients/p1/{{mr,ct}}*": "nothing in {}/patients/p1 matches; it holds ct.nii; braces are no wildcards: use ",
+    "{{patients,other}}/*/ct.nii": "no such folder: {}/{{patients,other}}; braces are no wildcards: use ",
+    "patients/p1/{{mr,ct}}.nii": "no such file or folder; braces are no wildcards: use ",
     "notes*": "matches 1 path {}/notes.txt, but no volume file and no folder of DICOM slices; volumes end in .nii.gz ",
     "n[12]": "matches 2 paths, such as {}/n1, but no volume file and no folder of DICOM slices; ",
 }

@@ -115,8 +115,8 @@ def prepare_dataset(
         _refuse_to_replace(root, jobs)
         _refuse_another_frame(jobs, size, spacing_mm, slice_mm)
     warn_of_unused_masks(root, groups)
-    if not any(job.known for job in jobs):  # what is known was accepted
-        check_swapped(root, groups, workers)
+    accepted = {job.split for job in jobs if job.known}
+    check_swapped(root, {group: groups[group] for group in groups if group[0] not in accepted}, workers)
     title = "checking what is prepared" if all(job.known for job in jobs) else "finding bodies"
     analysed, failures = run_jobs(analyse, jobs, workers, title)
     check_splits(analysed)

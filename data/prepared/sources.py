@@ -69,14 +69,15 @@ def _why_nothing(pattern: str, matches: list[Path]) -> str:
             f"{' '.join(WRITABLE_SUFFIXES)}"
         )
     folder = searched_folder(pattern)
+    braces = "; braces are no wildcards: use * and ?" if "{" in pattern else ""
     if missing := next((one for one in (*reversed(folder.parents), folder) if not is_folder(one)), None):
         quoted = "; in quotes, ~ and $NAME stay as they are: write the path out" if re.search(r"^~|\$", pattern) else ""
-        return f"no such folder: {missing}{did_you_mean(missing.name, _held(missing.parent)) or quoted}"
+        near = "" if braces else did_you_mean(missing.name, _held(missing.parent)) or quoted
+        return f"no such folder: {missing}{near}{braces}"
     if not glob.has_magic(pattern):
-        return f"no such file or folder{did_you_mean(Path(pattern).name, _held(folder))}"
+        return f"no such file or folder{braces or did_you_mean(Path(pattern).name, _held(folder))}"
     held = _held(folder)
     more = f" and {len(held) - _LISTED} more" if len(held) > _LISTED else ""
-    braces = "; braces are no wildcards: use * and ?" if "{" in pattern else ""
     return f"nothing in {folder} matches; it holds {', '.join(held[:_LISTED]) or 'nothing'}{more}{braces}"
 
 

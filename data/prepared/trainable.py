@@ -23,7 +23,18 @@ class _Look:
     """A volume to look at, of domain 'A' (MR) or 'B' (CT)."""
 
     source: Source
+    split: str
     domain: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a look found: whether a volume has the other modality's values, and from where to where they go."""
+
+    look: _Look
+    swapped: bool
+    low: float
+    high: float
 
 
 def check_swapped(root: Path, groups: Groups, workers: int = 1) -> None:
@@ -32,30 +43,33 @@ def check_swapped(root: Path, groups: Groups, workers: int = 1) -> None:
     Raises:
         InputError: it names a volume of each, and what to do.
     """
-    for split in ("train", "test"):
-        looks = [_Look(one, domain) for domain in "AB" for one in groups.get((split, domain), ())[:_LOOKED_AT]]
-        if len({look.domain for look in looks}) < 2:
-            continue
-        found, _ = run_jobs(_looked_at, looks, min(workers, len(looks)), "looking at the first volumes")
-        seen = dict(found)
-        if all(any(one.domain == domain for one in seen) for domain in "AB") and all(seen.values()):
-            low, high = (next(one.source.path for one in looks if one in seen and one.domain == d) for d in "AB")
+    splits = [split for split in ("train", "test") if groups.get((split, "A")) and groups.get((split, "B"))]
+    looks = [_Look(one, split, d) for split in splits for d in "AB" for one in groups[split, d][:_LOOKED_AT]]
+    if not looks:
+        return
+    found, _ = run_jobs(_looked_at, looks, min(workers, len(looks)), "looking at the first volumes")
+    for split in splits:
+        seen = [one for look in looks for one in found if one.look == look and look.split == split]
+        mr, ct = ([one for one in seen if one.look.domain == domain] for domain in "AB")
+        if mr and ct and all(one.swapped for one in seen):
             test = "test_" if split == "test" else ""
             raise InputError(
-                f"{root}: MR and CT look swapped: --{test}mr has {low} with values as low as those of CT, "
-                f"--{test}ct has {high} without; give the globs the other way round"
+                f"{root}: MR and CT look swapped: --{test}mr has {mr[0].look.source.path} with values as low as those "
+                f"of CT ({mr[0].low:g} to {mr[0].high:g}), --{test}ct has {ct[0].look.source.path} without "
+                f"({ct[0].low:g} to {ct[0].high:g}); give the globs the other way round; if they are not swapped, the "
+                "CT are not in HU or the MR are padded below their intensities"
             )
 
 
-def _looked_at(look: _Look) -> tuple[_Look, bool]:
-    """Return a volume, and whether it has the other modality's values."""
+def _looked_at(look: _Look) -> _Seen:
     source = look.source
     volume = read_volume(source.path, source.series_uid, again=True, contrast=source.contrast)
+    swapped = False
     try:
         (check_mr if look.domain == "A" else check_ct)(volume)
     except InputError as error:
-        return look, SWAPPED in str(error)
-    return look, False
+        swapped = SWAPPED in str(error)
+    return _Seen(look, swapped, float(volume.array.min()), float(volume.array.max()))
 
 
 def check_trainable(root: Path, groups: Groups, cases: Sequence[Case], failures: Sequence[Failure]) -> None:

@@ -27,12 +27,18 @@ def warn_of_unused_masks(root: Path, groups: Mapping[tuple[str, str], Sequence[S
             made_of, written = _recorded(root / f"{split}{domain}/{old}.json")
             if written is not None and hash_source(mask) == written:  # as it was computed
                 continue
-            if new := next((one.name for one in sources if _is_of(one, old, made_of)), None):
-                target = mask.with_name(f"{new}.nii.gz")
-                log.warning(
-                    "warning: %s: a corrected mask that is not used, because its case is now called %s; to use it, "
-                    "move it to %s after this run, and run again", mask, new, target,
-                )  # fmt: skip
+            cases = [one.name for one in sources if _is_of(one, old, made_of)]
+            if cases and made_of is not None:
+                why, target = f"its case is now called {cases[0]}", mask.with_name(f"{cases[0]}.nii.gz")
+            elif cases:
+                why = f"no case is called {old}; it may be of {' or '.join(cases)}"
+                target = mask.with_name("CASE.nii.gz")
+            else:
+                continue
+            log.warning(
+                "warning: %s: a corrected mask that is not used, because %s; to use it, move it to %s after this run, "
+                "and run again", mask, why, target,
+            )  # fmt: skip
 
 
 def _recorded(record: Path) -> tuple[str | None, str | None]:
@@ -45,7 +51,7 @@ def _recorded(record: Path) -> tuple[str | None, str | None]:
 
 
 def _is_of(source: Source, old: str, made_of: str | None) -> bool:
-    """Tell whether a case of today is the one that was called `old`."""
+    """Tell whether a case of today is the one that was called `old`, or without a record may be it."""
     if made_of is not None:
         return Path(made_of).resolve() == source.path.resolve()
     return f"__{old}__" in f"__{source.name}__"

@@ -209,9 +209,12 @@ def test_mr_and_ct_swapped_in_a_data_set(raw):
     result = run("-m", "scripts.prepare_dataset", *prepare(raw, mr="ct/*", ct="mr/*"))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     (error,) = [line for line in result.stderr.splitlines() if "error" in line]
+    ct, mr = (read_volume(path).array for path in (raw / "ct/q0.mha", raw / "mr/p0.nii.gz"))
     assert error == (
-        f"error: {raw}/set: MR and CT look swapped: --mr has {raw}/ct/q0.mha with values as low as those of CT, "
-        f"--ct has {raw}/mr/p0.nii.gz without; give the globs the other way round"
+        f"error: {raw}/set: MR and CT look swapped: --mr has {raw}/ct/q0.mha with values as low as those of CT "
+        f"({ct.min():g} to {ct.max():g}), --ct has {raw}/mr/p0.nii.gz without ({mr.min():g} to {mr.max():g}); give the "
+        "globs the other way round; if they are not swapped, the CT are not in HU or the MR are padded below their "
+        "intensities"
     )
     assert "finding bodies" not in result.stderr  # that takes long
     assert result.stderr.splitlines()[-1] == error
