@@ -76,8 +76,9 @@ def search(source: CaseVolumes) -> dict[str, Path] | None:
 
 def nothing_found(source: CaseVolumes) -> str:
     """Return the beginning of the error for a folder without cases."""
-    wanted = source.pattern or f"file name ending in {' '.join(WRITABLE_SUFFIXES)} directly in it"
-    return f"{source.option} {source.path}: found nothing for {wanted}"
+    if source.pattern:
+        return f"{source.option} {source.path}: found nothing for {source.pattern}"
+    return f"{source.option} {source.path}: no file ending in {' or '.join(WRITABLE_SUFFIXES)} lies in it"
 
 
 def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:

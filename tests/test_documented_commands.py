@@ -45,6 +45,7 @@ def place(tmp_path_factory):
     for name in ("one", "two"):
         (folder / "datasets" / name).mkdir()
         (folder / "datasets" / name / "manifest.json").touch()
+    (folder / "runs.txt").write_text("arms --dataroot datasets/mine\n")
     for name in ("NAME", "mine"):
         run = folder / "checkpoints" / name
         run.mkdir(parents=True)

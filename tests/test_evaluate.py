@@ -264,7 +264,7 @@ def test_matching_refuses_what_is_unclear(tmp_path):
         (tmp_path / file).touch()
     with pytest.raises(InputError, match="case a is both"):
         case_volumes(CaseVolumes("--pred", tmp_path / "D"))
-    with pytest.raises(InputError, match=r"found nothing for file name ending in .*--ref_pattern"):
+    with pytest.raises(InputError, match=r"no file ending in .*--ref_pattern"):
         case_volumes(CaseVolumes("--ref", tmp_path / "E"))
     with pytest.raises(InputError, match="no such file or folder"):
         case_volumes(CaseVolumes("--ref", tmp_path / "F"))
