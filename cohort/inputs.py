@@ -146,8 +146,18 @@ def find_cohort(
         raise InputError(
             f"--input_dir {root}: no volume file and no folder of DICOM {modality} images {wanted}"
             + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
+            + (_example(root) if patterns else "")
         )
     return Cohort(tuple(_with_unique_names(cases, known_name)), tuple(passed_over))
+
+
+def _example(root: Path) -> str:
+    """Return the end of an error: a volume file that a folder does hold, and a pattern for it; "" for none."""
+    volume = next((path for path in sorted(glob_below(root, "**")) if is_volume(root / path)), None)
+    if volume is None:
+        return ""
+    pattern = Path(*["*"] * (len(volume.parts) - 1), volume.name)
+    return f"; it holds {volume}: --pattern '{pattern}' would match that"
 
 
 def _is_series(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and the refusal to read pipes and devices."""
+"""Files that are written completely or not at all, the refusal to read pipes and devices, and what a folder holds."""
 
 import os
 import shutil
@@ -96,3 +96,11 @@ def check_regular(path: Path) -> None:
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         raise InputError(f"{path}: {_KINDS.get(kind, 'a special file')}; expected a file: save the data to one first")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of what a folder holds, without hidden ones; none where it cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []

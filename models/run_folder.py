@@ -246,6 +246,11 @@ def check_state(folder: Path) -> None:
         if runs
         else (f"No run in {folder.parent} can be continued")
     )
+    if (folder / OPTIONS_NAME).exists():
+        raise InputError(
+            f"{folder / STATE_NAME}: no such file: nothing to continue, the run was stopped before it saved its first "
+            "state; start it again with the options that it was started with, without --continue_train"
+        )
     raise InputError(
         f"{folder / STATE_NAME}: no such file: nothing to continue{did_you_mean(folder.name, runs) or '.'} {there}. "
         "Leave out --continue_train to start a new run"

@@ -41,7 +41,12 @@ def test_patterns_choose_files_and_folders(tmp_path):
     assert names(find_cohort(tmp_path, ["**/*MR*.nii.gz"])) == ["deep__er__p2_MR", "p1_MR"]
     assert names(find_cohort(tmp_path, ["**/*MR*"])) == ["deep__er__p2_MR", "p1_MR", "p3"]
     assert names(find_cohort(tmp_path, ["*/p1_MR*", "p1/*"])) == ["p1_CT", "p1_MR"]
-    with pytest.raises(InputError, match=r"no volume file .* that matches \*/x\*"):
+    with pytest.raises(InputError, match=r"no volume file .* that matches \*/x\*; it holds .*--pattern '.*'"):
+        find_cohort(tmp_path, ["*/x*"])
+    (tmp_path / "deep/er/p2_MR.nii.gz").rename(tmp_path / "p2_MR.nii.gz")
+    with pytest.raises(
+        InputError, match=r"; it holds p1/p1_CT\.nii\.gz: --pattern '\*/p1_CT\.nii\.gz' would match that$"
+    ):
         find_cohort(tmp_path, ["*/x*"])
 
 

@@ -165,6 +165,12 @@ def test_a_run_without_its_options_or_state(dataroot, tmp_path, caplog):  # noqa
     with pytest.raises(InputError, match=r"latest_state.pth: no such file: nothing to continue"):
         train.main(resume)
     folder = run(dataroot, tmp_path)
+    for state in folder.glob("*_state.pth"):
+        state.rename(tmp_path / state.name)
+    with pytest.raises(InputError, match="the run was stopped before it saved its first state; start it again"):
+        train.main(resume)
+    for state in tmp_path.glob("*_state.pth"):
+        state.rename(folder / state.name)
     (folder / "opt.json").write_text('{"ngf"')
     run(dataroot, tmp_path, "--continue_train")
     assert "opt.json: damaged" in caplog.text and "the options of the command line only" in caplog.text

@@ -187,7 +187,11 @@ def test_four_dimensions_of_which_one_is_real_are_a_volume(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p / "none.nii.gz", "no such file or folder"),
+        (lambda p: p / "none.nii.gz", "no such file or folder$"),
+        (
+            lambda p: write_raw(p / "mr_t1.nii.gz", nan_image()).with_name("mr_t2.nii.gz"),
+            r"folder; did you mean mr_t1\.nii\.gz\?",
+        ),
         (lambda p: write_raw(p / "a.nii", sitk.Image([4, 5], sitk.sitkInt16)), "2-D image"),
         (lambda p: write_raw(p / "a.nii", sitk.Image([4, 5, 1], sitk.sitkInt16)), "2-D image"),
         (lambda p: write_raw(p / "a.nii", sitk.Image([4, 5, 6, 2], sitk.sitkInt16)), "4-D image"),

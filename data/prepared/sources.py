@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError, did_you_mean
+from data.files import names_in
 from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
 from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
@@ -72,20 +73,13 @@ def _why_nothing(pattern: str, matches: list[Path]) -> str:
     braces = "; braces are no wildcards: use * and ?" if "{" in pattern else ""
     if missing := next((one for one in (*reversed(folder.parents), folder) if not is_folder(one)), None):
         quoted = "; in quotes, ~ and $NAME stay as they are: write the path out" if re.search(r"^~|\$", pattern) else ""
-        near = "" if braces else did_you_mean(missing.name, _held(missing.parent)) or quoted
+        near = "" if braces else did_you_mean(missing.name, names_in(missing.parent)) or quoted
         return f"no such folder: {missing}{near}{braces}"
     if not glob.has_magic(pattern):
-        return f"no such file or folder{braces or did_you_mean(Path(pattern).name, _held(folder))}"
-    held = _held(folder)
+        return f"no such file or folder{braces or did_you_mean(Path(pattern).name, names_in(folder))}"
+    held = names_in(folder)
     more = f" and {len(held) - _LISTED} more" if len(held) > _LISTED else ""
     return f"nothing in {folder} matches; it holds {', '.join(held[:_LISTED]) or 'nothing'}{more}{braces}"
-
-
-def _held(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        return []
 
 
 def _is_series(path: Path) -> bool:
