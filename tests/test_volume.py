@@ -417,7 +417,10 @@ def test_a_single_dicom_file_is_refused(tmp_path):
 
 
 def test_a_folder_without_dicom_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no DICOM image in this folder"):
+    with pytest.raises(InputError, match=r"no DICOM image in this folder \(folders below it are not searched\)$"):
+        read_volume(tmp_path)
+    (tmp_path / "P07").mkdir()
+    with pytest.raises(InputError, match=rf"; name a volume in one of them, or, .*: '{tmp_path}/\*/NAME'$"):
         read_volume(tmp_path)
 
 

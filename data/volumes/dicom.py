@@ -260,8 +260,11 @@ def _described(folder: Path, found: list[DicomSeries], description: re.Pattern) 
 def _choose(folder: Path, found: list[DicomSeries], series_uid: str | None) -> DicomSeries:
     listing = "\n  ".join(series.describe() for series in found)
     if not found:
-        inside = sorted(child.name for child in folder.iterdir() if child.is_dir() and holds_slices(child))
+        children = sorted(child for child in folder.iterdir() if child.is_dir())
+        inside = [child.name for child in children if holds_slices(child)]
         way_out = f"; give one of its folders with DICOM: {', '.join(inside)}" if inside else ""
+        if children and not inside:
+            way_out = f"; name a volume in one of them, or, where a glob is taken, several: '{folder}/*/NAME'"
         raise InputError(f"{folder}: no DICOM image in this folder (folders below it are not searched){way_out}")
     if series_uid:
         for series in found:
