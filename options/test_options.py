@@ -76,10 +76,6 @@ class PatientSeries(DicomOutput):
 class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, MuMapSettings):
     """patient."""
 
-    no_mirrored: bool = option(
-        False, first=True, help="convert each slice once, without averaging over mirrorings: faster"
-    )
-    no_solid_body: bool = option(False, first=True, help="keep the air that the network puts inside the body")
     input: list[tuple[str | None, Path]] = option(
         parse=named_path, repeated=True, metavar="[NAME=]PATH", first=True,
         help="MR volume, or folder of one DICOM series; for several contrasts one --input NAME=PATH each",
@@ -94,6 +90,10 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "
              "a DICOM series, with a slash at its end",
     )  # fmt: skip
+    no_mirrored: bool = option(
+        False, first=True, help="convert each slice once, without averaging over mirrorings: faster"
+    )
+    no_solid_body: bool = option(False, first=True, help="keep the air that the network puts inside the body")
     uncertainty: Path | None = option(
         None, parse=Path, metavar="FILE",
         help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",

@@ -139,13 +139,15 @@ def test_the_help_of_a_training_is_short_and_says_where_the_rest_is(capsys):
 SHORT = {
     test_options.parse: (
         "usage: test_adapt.py --name NAME --input PATH [options]",
-        "--help_all --input --reference --output --overwrite --results_dir --name --device --dicom",
-        "24 more options: python test_adapt.py --help_all, or docs/options.md",
+        "--help_all --input --reference --output --no_mirrored --no_solid_body --overwrite --results_dir --name "
+        "--device --resample_reference --dicom",
+        "21 more options: python test_adapt.py --help_all, or docs/options.md",
     ),
     pipeline_options.parse: (
         "usage: test_pipeline.py --name NAME --input_dir FOLDER [options]",
-        "--help_all --input_dir --list --pattern --overwrite --results_dir --name --device --dicom",
-        "20 more options: python test_pipeline.py --help_all, or docs/options.md",
+        "--help_all --input_dir --list --pattern --overwrite --results_dir --name --device --resample_reference "
+        "--dicom",
+        "19 more options: python test_pipeline.py --help_all, or docs/options.md",
     ),
     prepare_dataset.parse: (
         "usage: python -m scripts.prepare_dataset [--mr GLOB] --ct GLOB --out DIR [options]",

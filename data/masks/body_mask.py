@@ -167,8 +167,8 @@ def read_mask(path: str | Path, grid: Volume, volume_path: Path | None = None) -
     if not same_grid(mask, grid):
         raise InputError(
             f"{path}: the mask lies on another grid: {describe_grid(mask)}; expected the volume's grid: "
-            f"{describe_grid(grid)}; resample the mask: {resampling(path, volume_path or 'VOLUME')}; or delete it, "
-            "and it is computed"
+            f"{describe_grid(grid)}; delete the mask, and it is computed, or resample it: "
+            f"{resampling(path, volume_path or 'VOLUME')}"
         )
     body = mask.array != 0
     if not body.any():
