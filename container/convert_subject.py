@@ -16,12 +16,11 @@ from pathlib import Path
 
 import test_adapt
 from cohort.inputs import glob_below
-from data.errors import InputError, run_command
-from data.prepared.sources import is_folder, is_volume
+from data.errors import InputError, listed, run_command
+from data.prepared.sources import is_image
 from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser, command_words
 from data.volumes.contrasts import in_order, split_name
-from data.volumes.dicom import holds_dicom
 from models.inference_settings import read_inference_settings
 from models.model_settings import ModelChoice
 
@@ -91,7 +90,7 @@ def find_image(folder: Path, pattern: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"--input_dir {folder}: no such folder")
     named = [Path()] if pattern == "." else glob_below(folder, pattern)
-    found = sorted(path for relative in named if _is_image(path := folder / relative))
+    found = sorted(path for relative in named if is_image(path := folder / relative))
     if len(found) == 1:
         return found[0]
     if found:
@@ -106,13 +105,8 @@ def find_image(folder: Path, pattern: str) -> Path:
     )
 
 
-def _is_image(path: Path) -> bool:
-    return holds_dicom(path) if is_folder(path) else is_volume(path)
-
-
 def _listed(paths: Sequence[Path], folder: Path) -> str:
-    more = f" and {len(paths) - MOST_NAMED} more" if len(paths) > MOST_NAMED else ""
-    return ", ".join(str(path.relative_to(folder)) for path in paths[:MOST_NAMED]) + more
+    return listed([str(path.relative_to(folder)) for path in paths], MOST_NAMED)
 
 
 if __name__ == "__main__":

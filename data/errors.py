@@ -4,7 +4,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from data.signals import ended_by_signals
 
@@ -28,6 +28,12 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     bare = {name.lower().lstrip("-"): name for name in names}
     near = difflib.get_close_matches(word.lower().lstrip("-"), bare, n=1)
     return f"; did you mean {bare[near[0]]}?" if near else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first `most` of some names in a line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def run_command(main: Callable[[], int | None]) -> None:

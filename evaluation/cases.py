@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import InputError, did_you_mean
+from data.errors import InputError, did_you_mean, listed
 from data.prepared.case_names import clean
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
@@ -116,7 +116,7 @@ def find_cases(
     wanted = _complete(given, folders, wanted, skip_missing)
     unused = [] if names else sorted(folders["ref"].keys() - folders["pred"].keys())
     if unused:
-        log.info("%d of %d references have no result: %s", len(unused), len(folders["ref"]), _listed(unused))
+        log.info("%d of %d references have no result: %s", len(unused), len(folders["ref"]), listed(unused, _LISTED))
     return [ScoredCase(name, **{key: volumes[name] for key, volumes in folders.items()}) for name in wanted]
 
 
@@ -126,7 +126,7 @@ def _complete(
     """Return the wanted cases, or with `skip_missing` those that no side lacks."""
     missing = {key: [name for name in wanted if name not in found[key]] for key in given}
     problems = "; ".join(
-        f"{given[key].option} {given[key].path} lacks {len(names)} of {len(wanted)} cases: {_listed(names)}"
+        f"{given[key].option} {given[key].path} lacks {len(names)} of {len(wanted)} cases: {listed(names, _LISTED)}"
         for key, names in missing.items()
         if names
     )
@@ -135,12 +135,13 @@ def _complete(
     near = did_you_mean(missing["pred"][0], found["pred"]) if missing["pred"] else ""
     if near and not skip_missing:
         raise InputError(
-            f"--cases: {given['pred'].option} {given['pred'].path} has no {_listed(missing['pred'])}{near}"
+            f"--cases: {given['pred'].option} {given['pred'].path} has no {listed(missing['pred'], _LISTED)}{near}"
         )
     complete = [name for name in wanted if all(name in volumes for volumes in found.values())]
     lacking = [key for key in given if missing[key]]
     if not complete:
-        held = f"{given['pred'].option} has {_listed(sorted(found['pred']))}; --ref has {_listed(sorted(found['ref']))}"
+        results, references = (listed(sorted(found[key]), _LISTED) for key in ("pred", "ref"))
+        held = f"{given['pred'].option} has {results}; --ref has {references}"
         raise InputError(f"{problems}. No case is complete: {held}. Names must agree: {_way_out(given, lacking)}")
     if not skip_missing:
         way = _way_out(given, lacking, len(complete))
@@ -160,8 +161,3 @@ def _way_out(given: dict[str, CaseVolumes], lacking: list[str], known: int = 0) 
     if ways:
         return f"add {', and '.join(ways)}"
     return f"show where the case name stands, e.g. {given[lacking[0]].option}_pattern {given[lacking[0]].example}"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

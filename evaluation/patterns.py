@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from data.errors import InputError
 from data.prepared.case_names import below, clean, names_somebody, patient_part, words
-from data.prepared.sources import is_folder, is_volume
-from data.volumes.dicom import holds_dicom
+from data.prepared.sources import is_folder, is_image
 from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE, CaseVolumes, search
 
@@ -132,7 +131,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _is_one(path: Path) -> bool:
     try:
-        return holds_dicom(path) if is_folder(path) else is_volume(path)
+        return is_image(path)
     except OSError:
         return False
 

@@ -161,10 +161,7 @@ class SimulatedPairsModel(SlabModel):
         rounds = min(2 * max(1, round(voxels / (2 * _PART_VOXELS))), *(n for n in self.parts if n))
         shares = [[n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds)]
         sources = [self._own_draws() for _ in shares]
-        if torch.get_num_threads() == 1:
-            drawn = list(map(self._draw, shares, sources))
-        else:
-            drawn = list(self._threads.map(self._draw_alone, shares, sources))
+        drawn = self._threads.map(self._draw_alone, shares, sources)
         mr, hu = (torch.cat(images) for images in zip(*drawn, strict=True))
         return mr, hu, torch.ones_like(hu)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
+from data.errors import InputError, listed
 from data.files import whole_file
 
 log = logging.getLogger(__name__)
@@ -207,10 +207,8 @@ def _channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> int | None:
     return differing[0][0] if len(found) == len(wanted) and [one for _, one in differing] == [1] else None
 
 
-def _listed(keys: Iterable[str], most: int = 10) -> str:
-    names = sorted(keys)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _listed(keys: Iterable[str]) -> str:
+    return listed(sorted(keys), 10)
 
 
 def _reason(error: Exception) -> str:

@@ -69,8 +69,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(project_python)
 device=${DEVICE:-cuda:0} models=$out/checkpoints
 
-has_state() { [ -e "$1/latest_state.pth" ] || [ -e "$1/previous_state.pth" ]; }
-
 jobs=() stopped=false
 trap 'stopped=true; kill -TERM ${jobs[@]+"${jobs[@]}"} 2>/dev/null || true' INT TERM HUP
 failed=()

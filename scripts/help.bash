@@ -9,6 +9,9 @@ for word in "$@"; do
     esac
 done
 
+# Tell whether a run's folder holds a training state to resume from.
+has_state() { [ -e "$1/latest_state.pth" ] || [ -e "$1/previous_state.pth" ]; }
+
 # Print the interpreter of the project's commands, in its folder; where there is none, say how to get one.
 project_python() {
     local python=${PYTHON:-.venv/bin/python}

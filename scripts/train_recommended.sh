@@ -32,11 +32,11 @@ for option in "$@"; do
         *) options+=("$option") ;;
     esac
 done
-if [ -e "$checkpoints/$name/latest_state.pth" ] || [ -e "$checkpoints/$name/previous_state.pth" ]; then
+if has_state "$checkpoints/$name"; then
     options+=(--continue_train)
 fi
 small=$checkpoints/${name}_small
-if [ -e "$small/latest_state.pth" ] || [ -e "$small/previous_state.pth" ]; then
+if has_state "$small"; then
     echo "error: $small: a training's own folder, where the model for use would go; rename the data set, or move it away" >&2
     exit 2
 fi

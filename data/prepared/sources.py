@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import InputError, did_you_mean
+from data.errors import InputError, did_you_mean, listed
 from data.files import names_in
 from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
 from data.volumes.contrasts import without_name
@@ -78,8 +78,7 @@ def _why_nothing(pattern: str, matches: list[Path]) -> str:
     if not glob.has_magic(pattern):
         return f"no such file or folder{braces or did_you_mean(Path(pattern).name, names_in(folder))}"
     held = names_in(folder)
-    more = f" and {len(held) - _LISTED} more" if len(held) > _LISTED else ""
-    return f"nothing in {folder} matches; it holds {', '.join(held[:_LISTED]) or 'nothing'}{more}{braces}"
+    return f"nothing in {folder} matches; it holds {listed(held, _LISTED) or 'nothing'}{braces}"
 
 
 def _is_series(path: Path) -> bool:
@@ -179,6 +178,11 @@ def is_regular_file(path: Path) -> bool:
 def is_volume(path: Path) -> bool:
     """Tell whether a file name ends like a volume; DICOM files make one only together."""
     return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a path is a volume file, or a folder with DICOM files directly in it."""
+    return holds_dicom(path) if is_folder(path) else is_volume(path)
 
 
 def find_sources(

@@ -20,7 +20,7 @@ from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from data.errors import InputError, did_you_mean
+from data.errors import InputError, did_you_mean, listed
 from data.files import check_regular, names_in, whole_file
 from data.volumes import dicom
 from data.volumes.dicom_origin import DicomOrigin
@@ -282,10 +282,9 @@ def _check_slices(folder: Path) -> None:
     formats = set(READABLE_SUFFIXES) - {".dcm"}
     files = sorted(file.name for file in folder.iterdir() if file.name[0] != "." and volume_suffix(file) in formats)
     if files and not dicom.holds_slices(folder):
-        names = ", ".join(files[:_LISTED]) + (f" and {len(files) - _LISTED} more" if len(files) > _LISTED else "")
         raise InputError(
-            f"{folder}: no DICOM slices in this folder, but volume files: {names}; expected one volume: name one of "
-            "the files (test_pipeline.py --input_dir converts all files of a folder)"
+            f"{folder}: no DICOM slices in this folder, but volume files: {listed(files, _LISTED)}; expected one "
+            "volume: name one of the files (test_pipeline.py --input_dir converts all files of a folder)"
         )
 
 
