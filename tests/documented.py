@@ -23,8 +23,9 @@ FIRST_WORD = r"(\.venv/bin/)?python|bash|torchrun|sbatch|git|docker|pip-audit|fo
 # Programs that only note how they were called.
 NOTED = ("python", "torchrun", "sbatch", "ruff", "mypy")
 _NOTE = """#!/bin/bash
-printf '%s\\0' "${0##*/}" "$@" >>"$NOTES"
-printf '\\n\\0' >>"$NOTES"
+until mkdir "$NOTES.lock" 2>/dev/null; do sleep 0.01; done # programs that run at the same time note one after another
+printf '%s\\0' "${0##*/}" "$@" $'\\n' >>"$NOTES"
+rmdir "$NOTES.lock"
 while [ $# -gt 1 ]; do if [ "$1" = --out ]; then mkdir -p "$2"; fi; shift; done
 """
 

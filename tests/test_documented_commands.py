@@ -99,6 +99,11 @@ def test_every_command_is_one_that_its_program_takes(page, place):
             read(words, place, complete=False)
 
 
+def test_programs_that_run_at_the_same_time_are_noted_one_by_one(place):
+    lines = documented.noted(place, 'for k in 1 2 3 4 5 6; do python "$k" "a b" & done; wait')
+    assert sorted(lines) == [["python", str(k), "a b"] for k in range(1, 7)]
+
+
 def test_variables_before_a_recipe_are_ones_that_it_reads():
     texts = [text for page in PAGES for text in (*documented.shell_blocks(page), page.read_text())]
     for text in texts:
