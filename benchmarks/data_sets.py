@@ -52,7 +52,7 @@ def prepare(patients: Path, out: Path, size: int, workers: int) -> None:
     """
     shutil.rmtree(out, ignore_errors=True)
     groups = {
-        ("train", domain): find_sources(str(patients / f"train/{name}/*"), None, None)
+        ("train", domain): find_sources([str(patients / f"train/{name}/*")], (), None)
         for domain, name in (("A", "mr"), ("B", "ct"))
     }
     if prepare_dataset(out, groups, size, None, workers=workers)[1]:

@@ -40,7 +40,7 @@ def find_contrast_cohort(
     for name, pattern in zip(names, in_order("--pattern", given, names), strict=True):
         paths = [path for path in sorted(root / relative for relative in glob_below(root, pattern)) if _is_image(path)]
         paths = [path for path in paths if not (hidden and path.resolve().is_relative_to(hidden))]
-        for path, called in zip(paths, name_cases(paths, root), strict=True):
+        for path, called in zip(paths, name_cases(paths, [root] * len(paths)), strict=True):
             case = without_name(called, name) or case_name(path.absolute().parent)
             found.setdefault(case, {}).setdefault(name, []).append(path)
     if not found:

@@ -37,7 +37,11 @@ def prepare_parser() -> argparse.ArgumentParser:
         usage="%(prog)s [--mr GLOB] --ct GLOB --out DIR [options]",
         description=__doc__, formatter_class=HelpFormatter,
     )  # fmt: skip
-    _add_volumes(parser.add_argument_group("volumes", "put each GLOB in quotes, as in --ct 'raw/*/CT.nii.gz'"))
+    _add_volumes(
+        parser.add_argument_group(
+            "volumes", "one or more globs or paths each, as in --ct 'site1/*/CT.nii.gz' 'site2/*.nii.gz'"
+        )
+    )
     _add_slices(parser.add_argument_group("slices"))
     _add_names(parser.add_argument_group("cases and patients"))
     parser.add_argument(
@@ -56,20 +60,28 @@ def prepare_parser() -> argparse.ArgumentParser:
 def _add_volumes(group: argparse._ArgumentGroup) -> None:
     first = [
         group.add_argument(
-            "--mr", action="append", metavar="[NAME=]GLOB",
+            "--mr", nargs="+", action="append", metavar="[NAME=]GLOB",
             help="MR volumes or DICOM folders to train on; for several contrasts --mr NAME=GLOB each; not needed for "
             "--model simulated_pairs, which simulates MR from the CT",
         ),
-        group.add_argument("--ct", required=True, metavar="GLOB", help="CT volumes or DICOM folders to train on"),
         group.add_argument(
-            "--test_mr", action="append", metavar="[NAME=]GLOB", help="MR volumes of test patients, as in --mr"
+            "--ct", nargs="+", action="extend", required=True, metavar="GLOB",
+            help="CT volumes or DICOM folders to train on",
         ),
-        group.add_argument("--test_ct", metavar="GLOB", help="CT volumes of test patients"),
         group.add_argument(
-            "--mr_mask", metavar="GLOB",
+            "--test_mr", nargs="+", action="append", metavar="[NAME=]GLOB",
+            help="MR volumes of test patients, as in --mr",
+        ),
+        group.add_argument(
+            "--test_ct", nargs="+", action="extend", metavar="GLOB", help="CT volumes of test patients"
+        ),
+        group.add_argument(
+            "--mr_mask", nargs="+", action="extend", metavar="GLOB",
             help="body masks of the MR, matched by name or folder; computed where missing",
         ),
-        group.add_argument("--ct_mask", metavar="GLOB", help="body masks of the CT, in the same way"),
+        group.add_argument(
+            "--ct_mask", nargs="+", action="extend", metavar="GLOB", help="body masks of the CT, in the same way"
+        ),
         group.add_argument(
             "--out", required=True, type=Path, metavar="DIR", help="data set to write, e.g. datasets/NAME"
         ),
@@ -145,14 +157,14 @@ def _millimetres(text: str) -> float:
 def find_groups(options: argparse.Namespace) -> dict[tuple[str, str], list[Source]]:
     """Return the volumes that the options name, by (split, domain)."""
     how = (options.patient_regex, options.series_uid, options.case_regex)
-    mr = find_contrasts("--mr", options.mr, options.mr_mask, *how) if options.mr else []
+    mr = find_contrasts("--mr", options.mr, options.mr_mask or (), *how) if options.mr else []
     groups = {("train", "A"): mr} if mr else {}
-    groups["train", "B"] = find_sources(options.ct, options.ct_mask, *how)
+    groups["train", "B"] = find_sources(options.ct, options.ct_mask or (), *how)
     if options.test_mr:
         names = [source.contrast for first in mr[:1] for source in (first, *first.further) if source.contrast]
-        groups["test", "A"] = find_contrasts("--test_mr", options.test_mr, None, *how, names)
+        groups["test", "A"] = find_contrasts("--test_mr", options.test_mr, (), *how, names)
     if options.test_ct:
-        groups["test", "B"] = find_sources(options.test_ct, None, *how)
+        groups["test", "B"] = find_sources(options.test_ct, (), *how)
     return groups
 
 

@@ -43,8 +43,8 @@ def test_every_command_gives_a_volume_the_same_name(tmp_path, path, name):
     parts = Path(path).parts
     depth = "/".join("*" for _ in parts[1:-1])
     pattern = f"{tmp_path}/raw/{depth}{'/' if depth else ''}{parts[-1]}"
-    assert [source.name for source in find_sources(pattern, None, None)] == [name]
-    assert [source.name for source in find_sources(str(tmp_path / path), None, None)] == [name]
+    assert [source.name for source in find_sources([pattern], (), None)] == [name]
+    assert [source.name for source in find_sources([str(tmp_path / path)], (), None)] == [name]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_volume_that_is_named_alone(path, name):
     ],
 )
 def test_names_tell_cases_apart(tmp_path, files, names):
-    assert name_cases(touch(tmp_path, *files), tmp_path) == names
+    assert name_cases(touch(tmp_path, *files), [tmp_path] * len(files)) == names
 
 
 @pytest.mark.parametrize(

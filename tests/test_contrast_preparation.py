@@ -124,15 +124,20 @@ def test_a_contrast_that_is_missing_or_twice_names_case_and_contrast(raw, change
     [
         (
             ["in_phase=mr/*", "mr/*"],
-            "--mr mr/*: --mr is given 2 times, and this glob has no name; for several contrasts of each MR write --mr "
-            "NAME=GLOB for each; for several patients, one glob that matches all",
+            "--mr mr/*: has no name beside others; for several contrasts of each MR write --mr NAME=GLOB for each; for "
+            "more patients, give all globs after one --mr",
+        ),
+        (
+            ["mr/*", "t2/*"],
+            "--mr mr/*: has no name beside others; for several contrasts of each MR write --mr NAME=GLOB for each; for "
+            "more patients, give all globs after one --mr",
         ),
         (["fat=mr/*", "fat=mr/*"], "--mr fat=...: given 2 times"),
     ],
 )
 def test_patterns_must_be_told_apart(patterns, message):
     with pytest.raises(InputError) as error:
-        find_contrasts("--mr", patterns, None, None)
+        find_contrasts("--mr", [[pattern] for pattern in patterns], (), None)
     assert message in str(error.value)
 
 
@@ -160,7 +165,7 @@ def test_test_patients_have_the_contrasts_of_training_in_its_order(raw):
 def test_one_patient_is_called_by_its_folder(raw):
     for name in NAMES:
         (raw / f"mr/p0_{name}.nii.gz").rename(raw / f"{name}.nii.gz")
-    sources = find_contrasts("--mr", [f"{name}={raw}/{name}.nii.gz" for name in NAMES], None, None)
+    sources = find_contrasts("--mr", [[f"{name}={raw}/{name}.nii.gz"] for name in NAMES], (), None)
     assert [(source.name, len(source.further)) for source in sources] == [(raw.name, 1)]
 
 

@@ -165,7 +165,7 @@ def test_a_case_regex_that_names_nothing_or_two_alike_is_refused(regex, reason, 
         Path("BIC-MAC", subject).mkdir(parents=True)
         Path("BIC-MAC", subject, "mr.mha").touch()
     with pytest.raises(InputError, match=f"--case_regex {re.escape(repr(regex))}: .*{re.escape(reason)}"):
-        find_sources("BIC-MAC/*/mr.mha", None, None, case_regex=regex)
+        find_sources(["BIC-MAC/*/mr.mha"], (), None, case_regex=regex)
 
 
 def test_masks_in_another_folder_are_matched_by_the_case_regex(tmp_path):
@@ -173,7 +173,7 @@ def test_masks_in_another_folder_are_matched_by_the_case_regex(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     found = find_sources(
-        f"{tmp_path}/s?/a/x.mha", f"{tmp_path}/m/*/y.mha", None, case_regex=r"/(s\d)[^/]*/[^/]*/?[^/]*$"
+        [f"{tmp_path}/s?/a/x.mha"], [f"{tmp_path}/m/*/y.mha"], None, case_regex=r"/(s\d)[^/]*/[^/]*/?[^/]*$"
     )
     assert [(source.name, source.patient, source.mask.parent.name) for source in found] == [
         ("s0", "s0", "s0_x"),

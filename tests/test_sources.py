@@ -33,7 +33,7 @@ def test_a_glob_a_folder_and_a_file_name_volumes(tmp_path):
     assert find_volumes(str(a)) == [a]
     touch(tmp_path, "dicom/P1/MR/1.dcm", "dicom/P2/MR/1.dcm")
     series = find_volumes(str(tmp_path / "dicom/*/MR"))
-    assert [source.name for source in find_sources(str(tmp_path / "dicom/*/MR"), None, None)] == ["P1", "P2"]
+    assert [source.name for source in find_sources([str(tmp_path / "dicom/*/MR")], (), None)] == ["P1", "P2"]
     assert series == [tmp_path / "dicom/P1/MR", tmp_path / "dicom/P2/MR"]
 
 
@@ -66,6 +66,28 @@ def test_a_home_in_quotes_is_explained():
     assert str(error.value) == f"~/no such folder/*.nii: {said}"
 
 
+def test_several_globs_are_one_set(tmp_path):
+    files = touch(tmp_path, "siteA/P07/ct.nii", "siteA/P08/ct.nii", "more/c3.nii", "siteA/notes.txt")
+    globs = [f"{tmp_path}/siteA/**/*.nii", f"{tmp_path}/more/*"]
+    sources = find_sources(globs, (), None)
+    assert [(source.name, source.path) for source in sources] == list(
+        zip(["c3", "P07", "P08"], [files[2], *files[:2]], strict=True)
+    )
+    with pytest.raises(InputError, match=r"^.*/less/\*: no such folder: .*/less$"):
+        find_sources([*globs, f"{tmp_path}/less/*"], (), None)
+
+
+def test_a_glob_without_quotes_gives_the_same_names(tmp_path):
+    touch(tmp_path, "raw/A/P1/mr.nii", "raw/B/P1/mr.nii", "raw/B/P2/mr.nii", "raw/B/readme.txt")
+    masks = touch(tmp_path, "m/A__P1_mask.nii", "m/B__P1_mask.nii", "m/B__P2_mask.nii")
+    quoted = find_sources([f"{tmp_path}/raw/*/*/*"], [f"{tmp_path}/m/*"], None)
+    shells = [str(path) for path in (*tmp_path.glob("raw/*/*/*"), tmp_path / "raw/B/readme.txt")]
+    assert find_sources(shells, list(map(str, masks)), None) == quoted
+    assert [(source.name, source.mask) for source in quoted] == list(
+        zip(["A__P1", "B__P1", "B__P2"], masks, strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("volumes", "masks", "patterns"),
     [
@@ -76,7 +98,7 @@ def test_a_home_in_quotes_is_explained():
 )
 def test_masks_are_matched_by_folder_or_name(tmp_path, volumes, masks, patterns):
     touch(tmp_path, *volumes, *masks)
-    for source in find_sources(*(str(tmp_path / pattern) for pattern in patterns), None):
+    for source in find_sources(*([str(tmp_path / pattern)] for pattern in patterns), None):
         patient = "p1" if "p1" in str(source.path) else "p2"
         assert patient in str(source.mask.relative_to(tmp_path))
 
@@ -84,12 +106,12 @@ def test_masks_are_matched_by_folder_or_name(tmp_path, volumes, masks, patterns)
 def test_a_volume_without_its_mask_is_an_error(tmp_path):
     touch(tmp_path, "mr/p1.nii", "mr/p2.nii", "m/p1_mask.nii", "m/p3_mask.nii")
     with pytest.raises(InputError, match=r"p2\.nii: no mask of .* has the name of this case, 'p2', and .*p3_mask"):
-        find_sources(str(tmp_path / "mr/*"), str(tmp_path / "m/*"), None)
+        find_sources([str(tmp_path / "mr/*")], [str(tmp_path / "m/*")], None)
 
 
 def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
     touch(tmp_path, "p01_in.nii", "p01_opp.nii", "p02_in.nii")
-    sources = find_sources(str(tmp_path / "*.nii"), None, r"(p\d+)_")
+    sources = find_sources([str(tmp_path / "*.nii")], (), r"(p\d+)_")
     assert [source.patient for source in sources] == ["p01", "p01", "p02"]
     for regex, reason in (
         (r"q\d+", "does not match the case name"),
@@ -97,7 +119,7 @@ def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
         (r"(p", "not a regular expression"),
     ):
         with pytest.raises(InputError, match=reason):
-            find_sources(str(tmp_path / "*.nii"), None, regex)
+            find_sources([str(tmp_path / "*.nii")], (), regex)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +133,7 @@ def test_patients_come_from_the_name_by_the_given_pattern(tmp_path):
 def test_one_mask_among_many_volumes_is_that_volume_s_alone(tmp_path, volumes, mask, patterns, caplog):
     caplog.set_level("INFO")
     touch(tmp_path, *volumes, mask)
-    sources = find_sources(*(str(tmp_path / pattern) for pattern in patterns), None)
+    sources = find_sources(*([str(tmp_path / pattern)] for pattern in patterns), None)
     assert [source.mask for source in sources] == [None, tmp_path / mask, None]
     assert "masks for 1 of 3 volumes; computed for the others: p0, p2" in caplog.text
 
@@ -119,7 +141,7 @@ def test_one_mask_among_many_volumes_is_that_volume_s_alone(tmp_path, volumes, m
 def test_two_masks_of_one_volume_are_an_error(tmp_path):
     touch(tmp_path, "mr/p0.nii", "mr/p1.nii", "m/p1_mask.nii", "m/mrmask_p1.nii")
     with pytest.raises(InputError, match=r"p1\.nii: 2 masks"):
-        find_sources(str(tmp_path / "mr/*"), str(tmp_path / "m/*"), None)
+        find_sources([str(tmp_path / "mr/*")], [str(tmp_path / "m/*")], None)
 
 
 def test_a_wildcard_takes_no_folder_without_dicom(tmp_path):
@@ -137,7 +159,7 @@ def test_the_series_that_is_named_is_found_in_its_folder(tmp_path):
             write_series(tmp_path / folder, uid=uid)
 
     def chosen(*uids):
-        return [source.series_uid for source in find_sources(str(tmp_path / "p?"), None, None, uids)]
+        return [source.series_uid for source in find_sources([str(tmp_path / "p?")], (), None, uids)]
 
     assert chosen() == [None, None]
     assert chosen("1.2.3.2222") == ["1.2.3.2222", None]

@@ -48,14 +48,15 @@ def full_name(path: Path, root: Path) -> str:
     return _joined(_parts(path, root))
 
 
-def name_cases(paths: Sequence[Path], root: Path) -> list[str]:
-    """Return the name of each volume below `root`; those that would share one get all parts of their paths.
+def name_cases(paths: Sequence[Path], roots: Sequence[Path]) -> list[str]:
+    """Return the name of each volume below its root; those that would share one get all parts of their paths.
 
     Paths that differ in replaced characters alone, like `A B` and `A_B`, still share one.
     """
-    names = [case_name(path, root) for path in paths]
+    names = [case_name(path, root) for path, root in zip(paths, roots, strict=True)]
     counts = Counter(names)
-    return [name if counts[name] == 1 else full_name(path, root) for name, path in zip(names, paths, strict=True)]
+    named = zip(names, paths, roots, strict=True)
+    return [name if counts[name] == 1 else full_name(path, root) for name, path, root in named]
 
 
 def searched_folder(pattern: str) -> Path:

@@ -1,8 +1,9 @@
-"""Find the volumes of a glob, and their cases, patients and masks."""
+"""Find the volumes of globs, and their cases, patients and masks."""
 
 import errno
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,29 +37,39 @@ class Source:
     further: tuple["Source", ...] = ()
 
 
-def find_volumes(pattern: str) -> list[Path]:
-    """Return the volume files and DICOM folders that `pattern` (a path, or a glob, `**` allowed) names, sorted.
+def find_volumes(*patterns: str) -> list[Path]:
+    """Return the volume files and DICOM folders that `patterns` (paths, or globs, `**` allowed) name, sorted.
 
     A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
     its series, and volume files beside the slices (a mask, a converted copy) are skipped with a warning, unless
-    `pattern` names them and not the folder. Of other folders a wildcard takes only those that hold DICOM files
-    directly. What cannot be looked at counts as a volume: whoever reads it says why it cannot be read.
+    a pattern names them and not the folder. Of other folders a wildcard, or several patterns, take only those that
+    hold DICOM files directly. What cannot be looked at counts as a volume: whoever reads it says why it cannot be read.
 
     Raises:
-        InputError: nothing matches, or DICOM slices do without their folder.
+        InputError: a pattern matches nothing, all together name no volume, or DICOM slices do without their folder.
     """
-    matches = sorted(find_paths(pattern))
+    found = {pattern: sorted(find_paths(pattern)) for pattern in patterns}
+    for pattern, paths in found.items():
+        if not paths:
+            raise InputError(f"{pattern}: {_why_nothing(pattern, paths)}")
+    matches = {match: pattern for pattern, paths in found.items() for match in paths}
     series = {match for match in matches if _is_series(match)}
     volumes = []
-    for match in matches:
+    for match, pattern in sorted(matches.items()):
+        by_name = len(patterns) == 1 and not glob.has_magic(pattern)
         try:
-            volumes += _volumes_at(match, pattern, series)
+            volumes += _volumes_at(match, pattern, series, by_name)
         except OSError:  # its case says why it cannot be read, and fails alone
             if match.parent not in volumes:  # else its folder's does
                 volumes.append(match)
     if not volumes:
-        raise InputError(f"{pattern}: {_why_nothing(pattern, matches)}")
+        raise InputError(f"{_first(patterns)}: {_why_nothing(patterns[0], sorted(matches))}")
     return list(dict.fromkeys(volumes))
+
+
+def _first(patterns: Sequence[str]) -> str:
+    """Return patterns as messages call them: the shell may have made hundreds of one."""
+    return listed(patterns, 2)
 
 
 def _why_nothing(pattern: str, matches: list[Path]) -> str:
@@ -88,8 +99,11 @@ def _is_series(path: Path) -> bool:
         return False
 
 
-def _volumes_at(match: Path, pattern: str, series: set[Path]) -> list[Path]:
-    """Return the volumes that a match of `find_volumes` stands for; `series`: those of its matches that are DICOM."""
+def _volumes_at(match: Path, pattern: str, series: set[Path], by_name: bool) -> list[Path]:
+    """Return the volumes that a match of `find_volumes` stands for.
+
+    `series`: those of its matches that are DICOM. `by_name`: the match is the only path, and was written out.
+    """
     inside = _volumes_in(match) if match.is_dir() else []
     if match in series:
         if inside:
@@ -99,7 +113,7 @@ def _volumes_at(match: Path, pattern: str, series: set[Path]) -> list[Path]:
     if inside:
         return inside
     if match.is_dir():
-        return [match] if not glob.has_magic(pattern) or holds_dicom(match) else []
+        return [match] if by_name or holds_dicom(match) else []
     if not match.is_file() or match.parent in series:
         return []
     if volume_suffix(match) in ("", ".dcm") and is_slice(match):
@@ -186,14 +200,14 @@ def is_image(path: Path) -> bool:
 
 
 def find_sources(
-    pattern: str,
-    mask_pattern: str | None,
+    patterns: Sequence[str],
+    mask_patterns: Sequence[str],
     patient_regex: str | None,
     series_uids: Sequence[str] = (),
     case_regex: str | None = None,
     contrast: str | None = None,
 ) -> list[Source]:
-    """Return the volumes of `pattern` with their names, patients, masks and DICOM series.
+    """Return the volumes of `patterns` with their names, patients, masks and DICOM series.
 
     A case is called by the part of its path that `case_regex` finds, or (None) as in `case_names`. Where the volumes
     are of one `contrast` among others, its name is left out, and where nothing else is left the folder's is taken.
@@ -206,23 +220,23 @@ def find_sources(
         InputError: nothing found, a volume and a mask that match nothing, two series of one folder in `series_uids`, or
             a `patient_regex` or `case_regex` that is invalid, does not match, or gives two volumes one name.
     """
-    paths = find_volumes(pattern)
-    names = _name(paths, pattern, case_regex)
+    paths = find_volumes(*patterns)
+    names = _name(paths, patterns, case_regex)
     if contrast:
         named = zip(names, paths, strict=True)
         names = [without_name(name, contrast) or case_name(path.absolute().parent) for name, path in named]
     masks: list[Path | None] = [None] * len(paths)
-    if mask_pattern:
-        masks = _match_masks(names, paths, mask_pattern, case_regex)
+    if mask_patterns:
+        masks = _match_masks(names, paths, mask_patterns, case_regex)
     return [
         Source(name, _patient(name, patient_regex), path, mask, _series_uid(path, series_uids), contrast)
         for name, path, mask in zip(names, paths, masks, strict=True)
     ]
 
 
-def _name(paths: list[Path], pattern: str, case_regex: str | None) -> list[str]:
+def _name(paths: list[Path], patterns: Sequence[str], case_regex: str | None) -> list[str]:
     if case_regex is None:
-        return name_cases(paths, searched_folder(pattern))
+        return name_cases(paths, _searched_folders(paths, patterns))
     named: dict[str, Path] = {}
     for path in paths:
         name = clean(_part("--case_regex", case_regex, "path", path.as_posix()))
@@ -230,6 +244,17 @@ def _name(paths: list[Path], pattern: str, case_regex: str | None) -> list[str]:
             raise InputError(f"--case_regex {case_regex!r}: {named[name]} and {path} would both be called {name}")
         named[name] = path
     return list(named)
+
+
+def _searched_folders(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
+    """Return for each path the folder that was searched for it.
+
+    Paths without wildcards, as a shell makes them of a glob without quotes, have their common folder.
+    """
+    plain = [str(Path(pattern).parent) for pattern in patterns if not glob.has_magic(pattern)]
+    folders = {searched_folder(pattern) for pattern in patterns if glob.has_magic(pattern)}
+    folders |= {Path(os.path.commonpath(plain))} if plain else set()
+    return [max((one for one in folders if path.is_relative_to(one)), key=lambda one: len(one.parts)) for path in paths]
 
 
 def _patient(name: str, patient_regex: str | None) -> str:
@@ -259,10 +284,12 @@ def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _match_masks(names: list[str], paths: list[Path], pattern: str, case_regex: str | None) -> list[Path | None]:
+def _match_masks(
+    names: list[str], paths: list[Path], patterns: Sequence[str], case_regex: str | None
+) -> list[Path | None]:
     """Return the mask of each volume, None for those without one, which is logged."""
-    candidates = find_volumes(pattern)
-    found = _masks_by_folder(paths, candidates) or _masks_by_name(names, paths, candidates, pattern, case_regex)
+    candidates, pattern = find_volumes(*patterns), _first(patterns)
+    found = _masks_by_folder(paths, candidates) or _masks_by_name(names, paths, candidates, patterns, case_regex)
     lacking = [(name, path) for name, path, mask in zip(names, paths, found, strict=True) if mask is None]
     unused = [mask for mask in candidates if mask not in found]
     if lacking and unused:  # names that differ by mistake: nobody would notice
@@ -288,15 +315,15 @@ def _masks_by_folder(paths: list[Path], candidates: list[Path]) -> list[Path | N
 
 
 def _masks_by_name(
-    names: list[str], paths: list[Path], candidates: list[Path], pattern: str, case_regex: str | None
+    names: list[str], paths: list[Path], candidates: list[Path], patterns: Sequence[str], case_regex: str | None
 ) -> list[Path | None]:
-    by_name = dict(zip(_name(candidates, pattern, case_regex), candidates, strict=True))
+    by_name = dict(zip(_name(candidates, patterns, case_regex), candidates, strict=True))
     found: list[Path | None] = []
     for name, path in zip(names, paths, strict=True):
         matches = [mask for other, mask in by_name.items() if name == other or _same_tokens(name, other)]
         if len(matches) > 1:
             raise InputError(
-                f"{path}: {len(matches)} masks of {pattern} have the name of this case, {name!r}; expected one"
+                f"{path}: {len(matches)} masks of {_first(patterns)} have the name of this case, {name!r}; expected one"
             )
         found.append(matches[0] if matches else None)
     return found
