@@ -191,6 +191,8 @@ def check_options(
 ) -> None:
     """Compare the options of a resumed run with its own: a change that affects the result gets a warning.
 
+    One of the run's length is only told.
+
     Args:
         folder: the run's.
         saved, current: options and facts that its result depends on, as text; a name that only one of them has counts.
@@ -210,8 +212,11 @@ def check_options(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); resume it with those, or start a "
             "new run from its weights with --init_from"
         )
-    for text in changed.values():
-        log.warning("warning: the run resumes with another option, which changes its result: %s", text)
+    for key, text in changed.items():
+        if natures.get(key) == Nature.LENGTH:
+            log.info("the run has another length now, and the learning rate follows it: %s", text)
+        else:
+            log.warning("warning: the run resumes with another option, which changes its result: %s", text)
 
 
 def _is_fixed(nature: Nature | None, saved: str | None, current: str | None) -> bool:

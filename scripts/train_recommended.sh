@@ -46,7 +46,9 @@ for signal in INT TERM HUP USR1; do
     trap 'kill -s '$signal' "$job" 2>/dev/null || true' $signal
 done
 set -m # else bash starts jobs with SIGINT ignored, and Ctrl-C would do nothing while the training starts
-"$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" ${options[@]+"${options[@]}"} &
+command=$(printf '%q ' bash scripts/train_recommended.sh "$dataroot" "$@")
+RESUME_COMMAND=${command% } "$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" \
+    ${options[@]+"${options[@]}"} &
 job=$!
 set +m
 wait "$job" || status=$?
@@ -54,9 +56,6 @@ while kill -0 "$job" 2>/dev/null; do # a signal ends `wait`, not the training, w
     status=0
     wait "$job" || status=$?
 done
-if [ "$status" -gt 128 ]; then
-    echo "resume, with the model for use at its end: bash scripts/train_recommended.sh $(printf '%q ' "$dataroot" "$@")" >&2
-fi
 if [ "$status" != 0 ]; then exit "$status"; fi
 epoch=latest
 if [ -e "$checkpoints/$name/best_net_G_A.pth" ]; then epoch=best; fi # with --val

@@ -225,6 +225,11 @@ def test_the_command_that_resumes_can_be_copied(tmp_path, processes, start):
     assert elsewhere.run.resume_command(processes, machines=3) == f"{for_machines} {ending}"
 
 
+def test_a_script_that_starts_the_training_gives_the_command_that_resumes(monkeypatch):
+    monkeypatch.setenv("RESUME_COMMAND", "bash recipe.sh 'my data'")
+    assert train_options.parse([*REQUIRED, "--name", "run"]).run.resume_command(2) == "bash recipe.sh 'my data'"
+
+
 def test_options_that_a_run_is_started_with_come_from_a_file(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path)
     again = ["--config", str(folder / "opt.json"), "--name", "again"]

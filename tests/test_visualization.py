@@ -312,6 +312,36 @@ def test_each_loss_is_explained_once_at_the_first_step_that_has_it(tmp_path, cap
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize(("epochs", "seconds", "left"), [(4, None, "13 min"), (None, 600, "9 min"), (None, None, None)])
+def test_where_losses_are_long_in_coming_the_time_is_told_once(tmp_path, monkeypatch, caplog, epochs, seconds, left):
+    """4 epochs of 10 steps; this process began with the 7th, and has made three in 75 s: 31 are left."""
+    now = 1000.0
+    monkeypatch.setattr("visualization.training_log.time.perf_counter", lambda: now)
+    monkeypatch.setattr("data.durations.time.monotonic", lambda: now)
+    caplog.set_level(logging.INFO)
+    run = RunInfo("run", tmp_path, {}, {}, epochs, 10, seconds)
+    with TrainingLog(run, VisualsStyle(CT_MAP), [("spy", Spy())], (1, 6)) as training_log:
+        training_log.start_epoch(1, 6)
+        for later in (10.0, 4.0, 61.0, 25.0):
+            now += later
+            training_log.step(0.0)
+    left_words = f"; about {left} left" if left else ""
+    assert caplog.messages == [f"25.0 s a step{left_words}; losses follow"]
+
+
+def test_no_time_is_told_where_losses_come_soon(tmp_path, monkeypatch, caplog):
+    now = 1000.0
+    monkeypatch.setattr("visualization.training_log.time.perf_counter", lambda: now)
+    caplog.set_level(logging.INFO)
+    with log_with(tmp_path, Spy()) as training_log:
+        training_log.start_epoch(1, 0)
+        training_log.step(0.0)
+        training_log.write_losses(1, 1, losses(G=1.0), 1e-4)
+        now = 1100.0
+        training_log.step(0.0)
+    assert caplog.messages == []
+
+
 def test_every_outage_is_told_once_and_its_end_too(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     spy = Spy()

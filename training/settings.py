@@ -1,6 +1,7 @@
 """Options of a training run, and all settings of a run together."""
 
 import argparse
+import os
 import re
 import shlex
 import time
@@ -106,8 +107,11 @@ class RunSettings(ModelSettings):
     def resume_command(self, processes: int, machines: int = 1) -> str:
         """Return the command that resumes the run with so many processes on each machine, as a shell takes it.
 
-        Of several machines it says what torchrun starts: where they meet is not known here.
+        Of several machines it says what torchrun starts: where they meet is not known here. A script that started the
+        training gives its own command in the environment, RESUME_COMMAND.
         """
+        if given := os.environ.get("RESUME_COMMAND"):
+            return given
         words = ["train.py", "--continue_train", "--name", self.name]
         words += ["--checkpoints_dir", str(self.checkpoints_dir)] if self._is_elsewhere else []
         if machines > 1:
@@ -125,11 +129,11 @@ class ScheduleSettings:
     """schedule."""
 
     n_epochs: int = option(
-        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter",),
+        100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter",),
         first=True, help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(
-        100, nature=Nature.RESULT, parse=nonnegative_int, aliases=("--niter_decay",),
+        100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter_decay",),
         first=True,
         help="number of epochs over which the learning rate then falls to zero", needs=Need("seconds", off=True),
     )  # fmt: skip
@@ -139,7 +143,7 @@ class ScheduleSettings:
         needs=Need("lr_policy", ("step",)),
     )  # fmt: skip
     seconds: int | None = option(
-        None, nature=Nature.RESULT, parse=positive_int,
+        None, nature=Nature.LENGTH, parse=positive_int,
         first=True, help="train for this many seconds instead of a number of epochs; needs --lr_policy warmup_cosine",
     )  # fmt: skip
     save_latest_freq: SaveRhythm = option(

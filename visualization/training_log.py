@@ -32,6 +32,8 @@ from visualization.visdom_display import VisdomDisplay
 
 log = logging.getLogger(__name__)
 
+_SILENT_SECONDS = 15.0
+
 
 class TrainingLog:
     """The record of one run, on every display."""
@@ -55,6 +57,8 @@ class TrainingLog:
         self._explained: set[str] = set()  # names of losses
         self._bar = tqdm(disable=True)  # until an epoch begins
         self._left: TimeLeft | None = None  # likewise
+        self._first = 0  # steps of the run before this process
+        self._is_silent = True  # until losses, or the time that the run will take, were told
         self._restart_clock()
 
     def start_epoch(self, epoch: int, done: int, seconds: float = 0.0) -> None:
@@ -63,9 +67,9 @@ class TrainingLog:
         `seconds`: how long the run has trained.
         """
         if self._left is None:
-            run = self.run
+            run, self._first = self.run, self._steps_of_run(epoch, done)
             self._left = TimeLeft(
-                run.epochs and run.epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
+                run.epochs and run.epochs * run.steps_per_epoch, self._first,
                 run.seconds and run.seconds - seconds,
             )  # fmt: skip
         of = f"/{self.run.epochs}" if self.run.epochs else f", {seconds:.0f} of {self.run.seconds} s"
@@ -84,6 +88,16 @@ class TrainingLog:
         self._steps += 1
         self._data_seconds += data_seconds
         self._bar.update()
+        if self._is_silent and self.displays and time.perf_counter() - self._since > _SILENT_SECONDS:
+            self._say_how_long()
+
+    def _say_how_long(self) -> None:
+        """Say what a step and the run take, where the first losses are long in coming."""
+        seconds = (time.perf_counter() - self._since) / self._steps
+        left = self._left.after(self._first + self._steps) if self._left else None
+        run = f"; about {describe_seconds(left)} left" if left else ""
+        log.info("%.1f s a step%s; losses follow", seconds, run)
+        self._is_silent = False
 
     def write_losses(self, epoch: int, iteration: int, losses: dict[str, Tensor], lr: float) -> None:
         """Write one record to every display: of `losses`, scalars by name, the means since the record before."""
@@ -96,6 +110,7 @@ class TrainingLog:
             round(self._data_seconds / steps, 4), dict(zip(losses, values, strict=True)),
             self._seconds_left(epoch, iteration),
         )  # fmt: skip
+        self._is_silent = False
         redraw = self.history.add(record)
         for display in self.displays:
             display.show_losses(record, redraw)

@@ -30,6 +30,7 @@ class Nature(StrEnum):
 
     FREE = "free to change: no result depends on it"
     RESULT = "changes the result: the run resumes, with a warning"
+    LENGTH = "makes the run longer or shorter: the run resumes, and says so"
     SWITCH = "changes the result, but whether it is 0 is fixed by the saved state"
     FIXED = "fixed by the saved state: refused"
 
