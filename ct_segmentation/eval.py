@@ -17,7 +17,7 @@ from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
 from data.settings.values import torch_device
-from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
+from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases
 from evaluation.report import write_report
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _check_grids(name: str, pred: Volume, ref: Volume) -> None:
     if not same_grid(pred, ref):
         raise InputError(
-            f"case {name}: on different grids: {describe_grid(pred)}; reference {describe_grid(ref)}; "
-            f"resample one to the other: {resampling('PREDICTION', 'REFERENCE')}"
+            f"case {name}: the prediction is not on the reference's grid: {describe_difference(pred, ref)}; "
+            f"resample it: {resampling('PREDICTION', 'REFERENCE')}"
         )
 
 

@@ -12,7 +12,7 @@ from data.values.modality import check_ct, in_hu
 from data.volumes.resampling import resample
 from data.volumes.volume import (
     Volume,
-    describe_grid,
+    describe_difference,
     read_volume,
     resampling,
     same_grid,
@@ -52,9 +52,8 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
     reference = read_volume(path)
     fits = same_grid(reference, like)
     if not fits and not resampled:
-        found, expected = describe_grid(reference), describe_grid(like)
         raise InputError(
-            f"{path}: not on the {whose}'s grid: {found}; the {whose} has {expected}; resample it: "
+            f"{path}: not on the {whose}'s grid: {describe_difference(reference, like)}; resample it: "
             f"--resample_reference, or {resampling(path, whose.upper())}"
         )
     try:

@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.manifest import write_json
 from data.values.modality import check_ct, in_hu
-from data.volumes.volume import Volume, describe_grid, read_volume, resampling, same_grid
+from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation import metrics
 from evaluation.cases import ScoredCase, read_reference
 
@@ -92,8 +92,8 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
     for name, volume in (("reference", ref), ("mask", mask), ("MR", mr)):
         if volume is not None and not same_grid(volume, pred):
             raise InputError(
-                f"the {name} is not on the result's grid: the {name} has {describe_grid(volume)}; the result has "
-                f"{describe_grid(pred)}; resample it: {resampling(name.upper(), 'RESULT')}"
+                f"the {name} is not on the result's grid: {describe_difference(volume, pred)}; resample it: "
+                f"{resampling(name.upper(), 'RESULT')}"
             )
     try:
         check_ct(ref)

@@ -14,7 +14,7 @@ from data.masks.body_mask import mr_body_mask
 from data.outputs import check_free
 from data.prepared.case_names import case_name
 from data.settings.parser import CommandParser
-from data.volumes.volume import describe_grid, read_volume, resampling, same_grid, write_volume
+from data.volumes.volume import describe_difference, read_volume, resampling, same_grid, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.case_folders import CaseVolumes, case_volumes
 
@@ -58,8 +58,8 @@ def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) ->
         mask = read_volume(mask_path)
         if not same_grid(mask, mr):
             raise InputError(
-                f"{mask_path}: the mask is not on the MR's grid: mask has {describe_grid(mask)}; MR has "
-                f"{describe_grid(mr)}; resample it to the MR first: {resampling(mask_path, mr_path)}"
+                f"{mask_path}: the mask is not on the MR's grid: {describe_difference(mask, mr)}; resample it: "
+                f"{resampling(mask_path, mr_path)}"
             )
         body = mask.array != 0
     for predictor, predict in PREDICTORS.items():

@@ -92,7 +92,7 @@ def test_an_input_without_a_name_is_refused_where_there_are_several(site):
 
 def test_a_contrast_on_another_grid_is_named(site):
     write_volume(replace(fat_volume(), spacing=(2.0, 2.0, 5.0)), site / "in/p0/fat.nii.gz")
-    with pytest.raises(InputError, match=r"contrast fat: .*spacing .*; expected the grid of in_phase"):
+    with pytest.raises(InputError, match=r"contrast fat: .*not on the grid of in_phase: spacing .*, expected "):
         adapt(site, *inputs(site, *NAMES))
 
 

@@ -99,7 +99,10 @@ def test_there_and_back_is_near_and_outside_is_what_was_said():
 
 
 def test_volumes_that_do_not_overlap_are_refused():
-    with pytest.raises(InputError, match=r"the volumes do not overlap: size .*Register them first"):
+    with pytest.raises(
+        InputError,
+        match=r"the volumes do not overlap: one lies at x .* mm, the other at x .* mm: .*Register them first",
+    ):
         resample(filled(plane), replace(INNER, origin=(500.0, 0.0, 0.0)), "linear", 0)
 
 

@@ -270,7 +270,7 @@ def test_eval_proposes_masks_as_references_and_ct_as_input(cohort, model):
 def test_eval_refuses_other_grids_and_half_a_model(cohort, tmp_path, capsys):
     labels = read_volume(cohort / "ref/p0.nii.gz")
     write_volume(replace(labels, spacing=(1.0, 1.0, 1.0)), tmp_path / "other.nii.gz")
-    with pytest.raises(InputError, match="on different grids"):
+    with pytest.raises(InputError, match="not on the reference's grid"):
         run(score, "--pred", tmp_path / "other.nii.gz", "--ref", cohort / "ref/p0.nii.gz")
     for words in (("--model", "m", "--pred", "p"), ("--input", "i"), ("--pred", "p", "--input_pattern", "{case}")):
         with pytest.raises(SystemExit, match="2"):

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,17 @@ from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
 from data.prepared.manifest import hash_source, write_json
-from data.volumes.volume import Volume, from_sitk, read_volume, same_grid, volume_stem, volume_suffix, write_volume
+from data.volumes.volume import (
+    Volume,
+    describe_difference,
+    describe_extent,
+    from_sitk,
+    read_volume,
+    same_grid,
+    volume_stem,
+    volume_suffix,
+    write_volume,
+)
 
 OBLIQUE = tuple(Rotation.from_euler("xyz", [0.1, -0.05, 0.2]).as_matrix().ravel())
 
@@ -153,6 +164,19 @@ def test_unknown_formats_are_refused(tmp_path):
 )
 def test_suffix_and_stem(name, suffix, stem):
     assert (volume_suffix(name), volume_stem(name)) == (suffix, stem)
+
+
+def test_a_difference_of_grids_names_what_differs_and_an_extent_is_where_voxels_lie():
+    turned = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    one = Volume(np.zeros((3, 4, 5), np.int16), (2.0, 1.0, 3.0), (-10.0, 0.0, 7.0), turned)
+    other = Volume(np.zeros((3, 4, 6), np.int16), (2.0, 1.0, 3.00001), (-10.0, 0.25, 7.0), turned)
+    assert describe_difference(one, other) == (
+        "size 5 x 4 x 3, expected 6 x 4 x 3; origin (-10, 0, 7) mm, expected (-10, 0.25, 7) mm"
+    )
+    assert describe_difference(one, replace(one, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))) == (
+        "direction (0, 1, 0, -1, 0, 0, 0, 0, 1), expected (1, 0, 0, 0, 1, 0, 0, 0, 1)"
+    )
+    assert describe_extent(one) == "x -10 to -7, y -8 to 0, z 7 to 13 mm"  # columns run to -y, rows to x
 
 
 def test_same_grid_sees_every_part_of_the_geometry():

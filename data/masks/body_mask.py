@@ -20,7 +20,7 @@ from data.errors import InputError
 from data.masks.couch import BEHIND, couch_side
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, check_mr, in_hu
-from data.volumes.volume import Volume, axial_order, describe_grid, read_volume, resampling, same_grid
+from data.volumes.volume import Volume, axial_order, describe_difference, read_volume, resampling, same_grid
 
 log = logging.getLogger(__name__)
 
@@ -166,9 +166,8 @@ def read_mask(path: str | Path, grid: Volume, volume_path: Path | None = None) -
     mask = read_volume(path)
     if not same_grid(mask, grid):
         raise InputError(
-            f"{path}: the mask lies on another grid: {describe_grid(mask)}; expected the volume's grid: "
-            f"{describe_grid(grid)}; delete the mask, and it is computed, or resample it: "
-            f"{resampling(path, volume_path or 'VOLUME')}"
+            f"{path}: the mask is not on the volume's grid: {describe_difference(mask, grid)}; delete the mask, and it "
+            f"is computed, or resample it: {resampling(path, volume_path or 'VOLUME')}"
         )
     body = mask.array != 0
     if not body.any():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.volumes.volume import Volume, describe_grid, resampling, same_grid
+from data.volumes.volume import Volume, describe_difference, resampling, same_grid
 
 # What an MR is called that is the only one.
 ONLY_CONTRAST = "mr"
@@ -91,8 +91,8 @@ def check_together(volumes: Mapping[str, Volume]) -> None:
     for name, volume in volumes.items():
         if not same_grid(volumes[first], volume):
             raise InputError(
-                f"contrast {name}: {describe_grid(volume)}; expected the grid of {first}, "
-                f"{describe_grid(volumes[first])}: resample it to that grid: {resampling(name, first)}"
+                f"contrast {name}: not on the grid of {first}: {describe_difference(volume, volumes[first])}; "
+                f"resample it: {resampling(name, first)}"
             )
     for one, other in combinations(volumes, 2):
         if np.array_equal(volumes[one].array, volumes[other].array):

@@ -26,7 +26,7 @@ from pydicom.valuerep import format_number_as_ds, validate_value
 from data.errors import InputError
 from data.files import whole_folder
 from data.volumes.dicom_origin import OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin
-from data.volumes.volume import Volume, describe_grid, from_sitk, read_volume, same_grid
+from data.volumes.volume import Volume, describe_difference, from_sitk, read_volume, same_grid
 
 PROJECT = "unpaired-mr-to-ct"
 # In the header of every file that is written here, and of none that others write.
@@ -187,7 +187,7 @@ def _compare(back: Volume, written: Volume, folder: Path) -> None:
         raise InputError(f"{folder}: the series reads back with other voxels: a damaged disk? Write it again")
     if not same_grid(back, written, _SAME_GRID):
         raise InputError(
-            f"{folder}: the series would lie elsewhere: {describe_grid(back)}; expected {describe_grid(written)}: "
+            f"{folder}: the series would lie elsewhere: {describe_difference(back, written, _SAME_GRID)}: "
             "DICOM needs axes at right angles: resample the MR first"
         )
 

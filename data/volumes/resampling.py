@@ -4,7 +4,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data.errors import InputError
-from data.volumes.volume import Volume, describe_grid, same_grid
+from data.volumes.volume import Volume, describe_extent, same_grid
 
 # Cubic: B-splines of order 3, which go through the voxels.
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
@@ -31,8 +31,8 @@ def resample(volume: Volume, like: Volume, interpolation: str, outside: float) -
     inside = _interpolated(volume.with_array(np.ones(array.shape, np.uint8)), like, sitk.sitkNearestNeighbor, 0) > 0
     if not inside.any():
         raise InputError(
-            f"the volumes do not overlap: {describe_grid(volume)}; {describe_grid(like)}: are they of one patient in "
-            "one position? Register them first"
+            f"the volumes do not overlap: one lies at {describe_extent(volume)}, the other at {describe_extent(like)}: "
+            "are they of one patient in one position? Register them first"
         )
     if not same_grid(volume, like, tolerance=1e-6):
         real = np.float32 if kind == np.float32 else np.float64

@@ -169,10 +169,24 @@ def same_grid(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
     )
 
 
-def describe_grid(volume: Volume) -> str:
-    """Return one line on size, spacing, origin and direction, for messages."""
-    numbers = {name: [round(v, 4) for v in getattr(volume, name)] for name in ("spacing", "origin", "direction")}
-    return f"size {volume.size}, " + ", ".join(f"{name} {values}" for name, values in numbers.items())
+def describe_difference(found: Volume, expected: Volume, tolerance: float = 1e-3) -> str:
+    """Return what makes two grids differ by `same_grid`, for messages: "size 8 x 8 x 5, expected 8 x 8 x 4; ..."."""
+    sizes = (" x ".join(map(str, volume.size)) for volume in (found, expected))
+    differences = ["size {}, expected {}".format(*sizes)] if found.size != expected.size else []
+    for name, unit in (("spacing", " mm"), ("origin", " mm"), ("direction", "")):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        if not np.allclose(ours, theirs, rtol=0, atol=tolerance):
+            texts = (f"({', '.join(f'{v:.6g}' for v in row)}){unit}" for row in (ours, theirs))
+            differences.append("{} {}, expected {}".format(name, *texts))
+    return "; ".join(differences)
+
+
+def describe_extent(volume: Volume) -> str:
+    """Return where a volume's voxel centres lie in the patient, for messages: "x -10 to 40, y 0 to 9, z 3 to 8 mm"."""
+    steps = np.reshape(volume.direction, (3, 3)) * volume.spacing * (np.array(volume.size) - 1)
+    corners = [volume.origin + steps @ corner for corner in np.ndindex(2, 2, 2)]
+    ends = zip("xyz", np.min(corners, 0), np.max(corners, 0), strict=True)
+    return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in ends) + " mm"
 
 
 def resampling(what: object, like: object) -> str:

@@ -191,9 +191,12 @@ def test_an_mr_is_no_reference(site):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda mr: replace(mr, spacing=(2.0, 2.0, 4.1)).with_array(np.ones(mr.array.shape, np.uint8)), "another grid"),
+        (
+            lambda mr: replace(mr, spacing=(2.0, 2.0, 4.1)).with_array(np.ones(mr.array.shape, np.uint8)),
+            "not on the volume's grid",
+        ),
         (lambda mr: mr.with_array(np.zeros(mr.array.shape, np.uint8)), "the mask is empty"),
-        (lambda mr: replace(mr, array=np.ones((5, 60, 60), np.uint8)), "another grid"),
+        (lambda mr: replace(mr, array=np.ones((5, 60, 60), np.uint8)), "not on the volume's grid"),
     ],
 )
 def test_masks_of_one_patient(site, change, words):
