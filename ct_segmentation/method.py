@@ -114,6 +114,10 @@ class ShapeExtractorModel(BaseModel):
         "val_freq": 1,
     }  # fmt: skip
     validates_itself = True
+    unused_options = (
+        "preprocess", "load_size", "crop_size", "flip", "rotate", "zoom", "slab", "mr_window", "max_dataset_size",
+        "ema", "sync_batch_norm",
+    )  # fmt: skip
     memory_options = "--width"
     fixed_facts = ("patients to train on", "patients to validate with", "classes")
 
@@ -132,15 +136,12 @@ class ShapeExtractorModel(BaseModel):
         Raises:
             InputError: it names them.
         """
-        plain = DataSettings(dataroot=data.dataroot)
-        for name in ("preprocess", "flip", "rotate", "zoom", "slab", "mr_window", "max_dataset_size"):
-            if getattr(data, name) != getattr(plain, name):
-                raise InputError(
-                    f"--{name} does nothing to the shape extractor, which augments CT slices in its own way"
-                )
-        for name in ("ema", "sync_batch_norm"):
-            if getattr(settings, name):
-                raise InputError(f"--{name} does nothing to the shape extractor")
+        plain = vars(cls.settings_type()) | vars(DataSettings(dataroot=data.dataroot))
+        now = vars(settings) | vars(data)
+        if changed := [name for name in cls.unused_options if now[name] != plain[name]]:
+            raise InputError(
+                f"--{changed[0]} does nothing to the shape extractor, which augments CT slices in its own way"
+            )
 
     @classmethod
     def open_data(

@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     if opt.input.is_dir() and holds_images(opt.input):
         _segment_images(extractor, opt)
         return
-    found = case_volumes(CaseVolumes("--input", opt.input))
+    found = case_volumes(CaseVolumes("--input", opt.input, takes_pattern=False))
     if found is None and volume_suffix(opt.output) not in WRITABLE_SUFFIXES:
         raise InputError(f"--output {opt.output}: expected a volume's name, ending in {' '.join(WRITABLE_SUFFIXES)}")
     if found is None:

@@ -26,12 +26,14 @@ class CaseVolumes:
     """What one option names: a volume or a folder of cases, and the pattern of the latter.
 
     `kind`: what the volumes are: 'ct', 'sct' (synthetic), 'mr', 'mask', or '' where names do not tell.
+    `takes_pattern`: whether the command has an option for the pattern.
     """
 
     option: str
     path: Path
     pattern: str | None = None
     kind: str = ""
+    takes_pattern: bool = True
 
     @property
     def example(self) -> str:
@@ -47,9 +49,8 @@ def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
     """
     found = search(source)
     if found == {}:
-        raise InputError(
-            f"{nothing_found(source)}; show where the cases are, e.g. {source.option}_pattern {source.example}"
-        )
+        way_out = f"; show where the cases are, e.g. {source.option}_pattern {source.example}"
+        raise InputError(nothing_found(source) + (way_out if source.takes_pattern else ""))
     return found
 
 

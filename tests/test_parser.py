@@ -188,6 +188,16 @@ def test_each_method_shows_what_is_its_own(method, capsys):
     assert own and set(own) <= set(shown)
 
 
+def test_a_method_s_help_leaves_out_what_does_nothing_to_it(capsys):
+    method = METHODS["shape_extractor"]
+    with pytest.raises(SystemExit, match="0"):
+        train_options.parse(["--model", "shape_extractor", "--help_all"])
+    shown = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert {"--mr_window", "--val"} <= {f"--{name}" for name in (*method.unused_options, "val")}
+    assert not {f"--{name}" for name in (*method.unused_options, "val", "val_patients", "val_criterion")} & set(shown)
+    assert "--val_freq" in shown and "--ct_window" in shown
+
+
 @pytest.mark.parametrize("name", [*COMMANDS, "train", "test_adapt", "test_pipeline", "fill_hole"])
 def test_no_help_shows_a_value_of_python(name, capsys):
     """Nor a default twice."""

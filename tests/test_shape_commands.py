@@ -195,7 +195,7 @@ def test_unusable_inputs_are_refused(model, tmp_path):
         ("slices.npy", "mask.nii.gz", r"ending in \.npy"),
         ("missing.npy", "mask.npy", "cannot be read"),
         ("missing.nii.gz", "mask.nii.gz", "no such file"),
-        ("empty", "masks", "no file ending in"),
+        ("empty", "masks", r"no file ending in \S+( or \S+)* lies in it$"),
     ):
         with pytest.raises(InputError, match=message):
             run(predict, "--model", model, "--input", tmp_path / source, "--output", tmp_path / target)

@@ -242,6 +242,8 @@ class TrainingSettings:
         return {name: text for name, text in texts.items() if kinds[name] != Nature.FREE}
 
 
+# What a method does without that validates itself.
+_OF_VALIDATION = {"val", "val_patients", "val_criterion"}
 SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, ValidationSettings, DisplaySettings)
 
 
@@ -258,6 +260,10 @@ def training_parser(
     )  # fmt: skip
     show_first(config)
     add_gpu_ids(parser)
+    unused = {*method.unused_options, *(_OF_VALIDATION if method.validates_itself else ())}
+    for action in parser._actions:
+        if action.dest in unused:
+            action.help = argparse.SUPPRESS
     return parser
 
 
@@ -322,7 +328,7 @@ def _check_given(
     Raises:
         InputError: it names one, and why.
     """
-    unused = (given | set(from_file)) & {"val", "val_patients", "val_criterion"}
+    unused = (given | set(from_file)) & _OF_VALIDATION
     if method.validates_itself and unused:
         raise InputError(f"--{min(unused)} does nothing with --model {settings.method}, which validates by itself")
     for group in settings.groups:

@@ -44,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
                 formatter.add_text(group.description)
                 formatter.add_arguments(shown)
                 formatter.end_section()
-        left = sum(not _is_first(action) for action in self._actions)
+        left = sum(not _is_first(action) and action.help != argparse.SUPPRESS for action in self._actions)
         return f"{formatter.format_help()}\n{left} more options: {self._start()} --help_all, or docs/options.md\n"
 
     def _short_usage(self) -> str:
