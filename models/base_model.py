@@ -145,7 +145,7 @@ class BaseModel(ABC):
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
         validates_itself: whether `open_validator` returns something.
-        unused_options: options of all methods that do nothing to this one; its help leaves them out, `check` refuses them.
+        unused_options: options of all methods that do nothing to this one; its help lacks them, `check` refuses them.
         memory_options: its options of which smaller values need less memory, as a message names them.
 
     Attributes:
