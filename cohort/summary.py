@@ -9,6 +9,7 @@ from pathlib import Path
 from cohort.checks import shown_figures
 from cohort.inputs import exists
 from cohort.results import CaseRecord, Results, now
+from cohort.stray_ct import is_ct
 from data.errors import InputError
 from data.prepared.manifest import read_json, write_json
 from evaluation.report import COLUMNS
@@ -30,8 +31,8 @@ def write_summary(
 ) -> list[CaseRecord]:
     """Write both files from the records of all pipelines that worked on this folder; return those.
 
-    Failures of other cases than the current are forgotten once their input is there no longer, or has been converted
-    under another name.
+    Failures of other cases than the current are forgotten once their input is there no longer, has been converted
+    under another name, or is a CT, which nobody wants to convert any more.
 
     Args:
         results: the folder.
@@ -46,7 +47,10 @@ def write_summary(
         done = [record for record in records if record.status == "done"]
         converted = {(record.input, record.key.get("series_uid")) for record in done}
         others = [record for record in records if record.status == "failed" and record.case not in current]
-        gone = [r for r in others if not exists(Path(r.input)) or (r.input, r.key.get("series_uid")) in converted]
+        gone = [
+            r for r in others
+            if is_ct(r) or not exists(Path(r.input)) or (r.input, r.key.get("series_uid")) in converted
+        ]  # fmt: skip
         for record in gone:
             results.forget(record.case)
         records = [record for record in records if record not in gone]
