@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     patient = read_patient(opt, paths)  # first: what cannot be read is said before whose result is in the way
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz", opt)
+    results = Results.beside(place_of(case, generators, opt), opt)
     own = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
@@ -164,6 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
         alone = not mr.is_dir() or not (opt.chosen or len(paths) > 1 or len(list_series(mr)) > 1)
         log.info("%s", single_command(results.main, mr, alone))
     return 0 if all(written) else 1
+
+
+def place_of(case: str, generators: Sequence[TrainedGenerator], opt: PatientSettings) -> Path:
+    """Return where the result of a case goes: a file, or the folder of its DICOM series in that of `--output`."""
+    if opt.output is None:
+        return opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz"
+    return opt.output if is_file(opt.output) else opt.output / case
 
 
 def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> list[str]:
