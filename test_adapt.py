@@ -240,13 +240,15 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     """Return what the report says of checks and uncertainty, and log the warnings."""
     findings = made.findings
-    warn(findings.warnings)
+    for text in findings.warnings:
+        log.warning("warning: %s", text)
     findings.warnings += source.notes  # reading it has said them already
     for text in findings.unchecked:
         log.info("not checked: %s", text)
     row: dict = {
         "warnings": findings.warnings,
         "unchecked": findings.unchecked,
+        "notes": findings.notes,
         "checks": finite(findings.figures),
         "hu": hu_statistics(made.synthetic, made.body) if to_ct else {},
     }
@@ -254,12 +256,6 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     return row
-
-
-def warn(texts: Sequence[str]) -> None:
-    """Log warnings."""
-    for text in texts:
-        log.warning("warning: %s", text)
 
 
 def derivation_of(
@@ -292,10 +288,10 @@ def volume_parts(
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
-        further, notes = [one.dicom for one in patient.further], list[str]()
+        further, notes = [one.dicom for one in patient.further], made.findings.notes
         write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
-        warn(notes)
-        made.findings.warnings += notes
+        for text in notes:
+            log.info("note: %s", text)
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"

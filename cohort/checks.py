@@ -66,11 +66,12 @@ OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbi
 
 @dataclass
 class Findings:
-    """Figures by name, warnings, and what could not be checked."""
+    """Figures by name, warnings, what could not be checked, and notes: what is worth knowing and nothing to act on."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Check:
@@ -358,15 +359,15 @@ def join_findings(findings: Mapping[str, Findings]) -> Findings:
     if len(findings) == 1:
         return next(iter(findings.values()))
     figures = {f"{name}: {key}": value for name, one in findings.items() for key, value in one.figures.items()}
-    texts = [
-        _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in ("warnings", "unchecked")
-    ]
-    return Findings(figures, *texts)
+    kinds = ("warnings", "unchecked", "notes")
+    texts = {kind: _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in kinds}
+    return Findings(figures, **texts)
 
 
 def describe_findings(findings: Findings) -> dict[str, str | None]:
     """Return the lines of a results page on the findings; None if there are none."""
-    return {"warnings": "; ".join(findings.warnings) or None, "not checked": "; ".join(findings.unchecked) or None}
+    lines = {"warnings": findings.warnings, "not checked": findings.unchecked, "notes": findings.notes}
+    return {name: "; ".join(texts) or None for name, texts in lines.items()}
 
 
 def _joined(texts: Mapping[str, list[str]]) -> list[str]:

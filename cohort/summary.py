@@ -80,7 +80,8 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
     rows = []
     for record in records:
         page = results.page_path(record.case)
-        note = record.reason or "; ".join(record.warnings) or ("" if record.unchecked else "checks passed")
+        warnings = record.warnings or ([] if record.unchecked else ["checks passed"])
+        note = record.reason or "; ".join([*warnings, *record.notes])
         shown = page if record.status == "done" and page.exists() else None
         figures = {**record.scores, **shown_figures(record.hu, record.checks)}
         scores = {name: value for name, value in figures.items() if value is not None}
@@ -109,6 +110,7 @@ def _row(record: CaseRecord) -> dict[str, object]:
         "reason": record.reason,
         "warnings": "; ".join(record.warnings),
         "unchecked": "; ".join(record.unchecked),
+        "notes": "; ".join(record.notes),
         "input": record.input,
         "output": record.output,
         "finished": record.finished,

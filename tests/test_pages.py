@@ -427,6 +427,14 @@ def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):
     assert "61.50" in page.texts["td"] and "32.88" in page.texts["td"]  # and the mean
 
 
+def test_notes_look_unlike_warnings(tmp_path):
+    mr, ct, _ = patient()
+    said = {"warnings": "look at this", "notes": "the series leaves out StudyID"}
+    text = write_case_page(tmp_path, "p", mr, ct, details=said).read_text()
+    assert '<p class="warning" role="note">warning: look at this</p>' in text
+    assert '<p class="note" role="note">note: the series leaves out StudyID</p>' in text
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_few_cases_are_points_without_a_box(tmp_path, count):
     rows = [CohortRow(f"p{k}", {"mae": 50.0 + 7 * k, "body_l": 3.0}) for k in range(count)]

@@ -566,13 +566,15 @@ def test_results_are_shown_case_by_case_and_as_a_cohort(site):
     assert not list(out.glob("*.png"))
 
 
-def test_a_value_that_a_series_cannot_have_is_a_warning_of_its_patient(site, caplog):
+def test_a_value_that_a_series_cannot_have_is_a_note_of_its_patient_and_no_warning(site, caplog):
     caplog.set_level("INFO")
     write_dicom_patient(site / "in/p9", change=lambda k, header: setattr(header, "StudyID", "longer than sixteen"))
     code, cases = run(site, "--dicom", "--no_html")
     assert code == 0
     told = "the series leaves out the MR's DICOM tag StudyID, whose value is invalid; the series itself is valid"
-    assert [name for name, case in cases.items() if told in case["warnings"]] == ["p9"]
+    assert [name for name, case in cases.items() if told in case["notes"]] == ["p9"]
+    assert not any("StudyID" in warning for case in cases.values() for warning in case["warnings"])
+    assert f"\n    note: {told}" in caplog.text
     warned = sum(bool(case["warnings"]) for case in cases.values())
     assert f"4 done ({warned} with warnings), 0 failed" in caplog.text
 
