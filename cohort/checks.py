@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.training_statistics import (
@@ -145,6 +146,7 @@ class Check:
             findings.unchecked.append(OF_CT_ALONE)
         else:
             self._do(lambda: _check_body(findings, plan, volume))
+            self._do(lambda: check_bone(findings, volume, plan.body))
         if self._looks:
             self._do(lambda: _check_window(findings, self._at_ends, self._counted, plan.target_map.range))
             if training is None:
@@ -222,6 +224,19 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(
             f"the body in the synthetic CT differs from that in the MR: Dice {overlap:.3f}, below {MIN_BODY_DICE}"
         )
+
+
+def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
+    """Note small pieces of bone that lie apart, and warn where they are more of the bone than in any true CT."""
+    found = isolated_bone(synthetic, body)
+    findings.figures |= {
+        "isolated_bone_pieces": found.pieces, "isolated_bone_ml": found.ml, "isolated_bone_share": found.share,
+    }  # fmt: skip
+    if found.share > MAX_SHARE and found.ml >= LEAST_ML:
+        known = f"in true CT {100 * TRUE_SHARE:g} % at most"
+        findings.warnings.append(f"{found.describe()}; {known}: spots, or bone that is in fragments")
+    elif found.pieces:
+        findings.notes.append(found.describe())
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:

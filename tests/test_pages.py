@@ -444,6 +444,7 @@ def test_few_cases_are_points_without_a_box(tmp_path, count):
     assert drawn == (["whisker", "box", "median"] if count == 4 else [])
     (note,) = [text for text in page.texts["p"] if text.startswith("Points: cases")]
     assert ("quartiles" in note) == (count == 4)
+    assert (", 1 case" in page.texts["figcaption"]) == (count == 1)
 
 
 def test_every_figure_is_explained_in_one_sentence_with_its_unit():

@@ -56,7 +56,7 @@ def write_cohort_page(
     with document:
         with tags.header():
             tags.h1(title)
-            tags.p(f"{len(rows)} cases" + (f", {failed} failed" if failed else ""))
+            tags.p(_cases(len(rows)) + (f", {failed} failed" if failed else ""))
             tags.p("Not for clinical use")
         if names:
             scored = [name for name in names if name in COLUMNS]
@@ -68,6 +68,10 @@ def write_cohort_page(
             pairs({**(details or {}), "page written": written})
     add_script(document, "cohort.js")
     return write_document(document, folder / "index.html")
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
 
 
 def _is_defined(row: CohortRow, name: str) -> bool:
@@ -88,7 +92,7 @@ def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
         with tags.div(cls="boxes"):
             for name, usable in defined.items():
                 with tags.figure():
-                    tags.figcaption(tags.b(FIGURES[name][0]), f", {len(usable)} cases")
+                    tags.figcaption(tags.b(FIGURES[name][0]), f", {_cases(len(usable))}")
                     links = [link_to(row.page, folder) if row.page else None for row in usable]
                     box_chart(
                         [row.scores[name] for row in usable], [row.case for row in usable],
