@@ -238,10 +238,11 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 
 
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
-    """Return what the report says of checks and uncertainty, and log the warnings."""
+    """Return what the report says of checks and uncertainty, and log warnings and notes."""
     findings = made.findings
     for text in findings.warnings:
         log.warning("warning: %s", text)
+    say_notes(findings.notes)
     findings.warnings += source.notes  # reading it has said them already
     for text in findings.unchecked:
         log.info("not checked: %s", text)
@@ -256,6 +257,12 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
     return row
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Log notes."""
+    for text in notes:
+        log.info("note: %s", text)
 
 
 def derivation_of(
@@ -288,10 +295,10 @@ def volume_parts(
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
-        further, notes = [one.dicom for one in patient.further], made.findings.notes
+        further, notes = [one.dicom for one in patient.further], list[str]()
         write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
-        for text in notes:
-            log.info("note: %s", text)
+        say_notes(notes)
+        made.findings.notes += notes
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"
