@@ -23,7 +23,7 @@ _LISTED = 5
 class IsolatedBone(NamedTuple):
     """Pieces of bone that lie apart: their number and volume, that of all bone, and the axial slices that they are in.
 
-    `slices`: first and last of each piece, counted from the feet, the lowest is 1, as on results pages.
+    `slices`: first and last of each piece, counted from the feet, the lowest is 1.
     """
 
     pieces: int
