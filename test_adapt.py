@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     patient = read_patient(opt, paths)  # first: what cannot be read is said before whose result is in the way
     case = case_of(paths)
-    results = Results.beside(opt.output or opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz", opt)
+    results = Results.beside(place_of(case, generators, opt), opt)
     own = made_before(results, paths, opt.overwrite)
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
@@ -164,6 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
         alone = not mr.is_dir() or not (opt.chosen or len(paths) > 1 or len(list_series(mr)) > 1)
         log.info("%s", single_command(results.main, mr, alone))
     return 0 if all(written) else 1
+
+
+def place_of(case: str, generators: Sequence[TrainedGenerator], opt: PatientSettings) -> Path:
+    """Return where the result of a case goes: a file, or the folder of its DICOM series in that of `--output`."""
+    if opt.output is None:
+        return opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz"
+    return opt.output if is_file(opt.output) else opt.output / case
 
 
 def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> list[str]:
@@ -231,15 +238,18 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 
 
 def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
-    """Return what the report says of checks and uncertainty, and log the warnings."""
+    """Return what the report says of checks and uncertainty, and log warnings and notes."""
     findings = made.findings
-    warn(findings.warnings)
+    for text in findings.warnings:
+        log.warning("warning: %s", text)
+    say_notes(findings.notes)
     findings.warnings += source.notes  # reading it has said them already
     for text in findings.unchecked:
         log.info("not checked: %s", text)
     row: dict = {
         "warnings": findings.warnings,
         "unchecked": findings.unchecked,
+        "notes": findings.notes,
         "checks": finite(findings.figures),
         "hu": hu_statistics(made.synthetic, made.body) if to_ct else {},
     }
@@ -249,10 +259,10 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     return row
 
 
-def warn(texts: Sequence[str]) -> None:
-    """Log warnings."""
-    for text in texts:
-        log.warning("warning: %s", text)
+def say_notes(notes: Sequence[str]) -> None:
+    """Log notes."""
+    for text in notes:
+        log.info("note: %s", text)
 
 
 def derivation_of(
@@ -287,8 +297,8 @@ def volume_parts(
         derivation = derivation_of(opt, generators, synthesisers, source)
         further, notes = [one.dicom for one in patient.further], list[str]()
         write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
-        warn(notes)
-        made.findings.warnings += notes
+        say_notes(notes)
+        made.findings.notes += notes
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.training_statistics import (
@@ -66,11 +67,12 @@ OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbi
 
 @dataclass
 class Findings:
-    """Figures by name, warnings, and what could not be checked."""
+    """Figures by name, warnings, what could not be checked, and notes: what is worth knowing and nothing to act on."""
 
     figures: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Check:
@@ -144,6 +146,7 @@ class Check:
             findings.unchecked.append(OF_CT_ALONE)
         else:
             self._do(lambda: _check_body(findings, plan, volume))
+            self._do(lambda: check_bone(findings, volume, plan.body))
         if self._looks:
             self._do(lambda: _check_window(findings, self._at_ends, self._counted, plan.target_map.range))
             if training is None:
@@ -221,6 +224,19 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(
             f"the body in the synthetic CT differs from that in the MR: Dice {overlap:.3f}, below {MIN_BODY_DICE}"
         )
+
+
+def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
+    """Note small pieces of bone that lie apart, and warn where they are more of the bone than in any true CT."""
+    found = isolated_bone(synthetic, body)
+    findings.figures |= {
+        "isolated_bone_pieces": found.pieces, "isolated_bone_ml": found.ml, "isolated_bone_share": found.share,
+    }  # fmt: skip
+    if found.share > MAX_SHARE and found.ml >= LEAST_ML:
+        known = f"in true CT {100 * TRUE_SHARE:g} % at most"
+        findings.warnings.append(f"{found.describe()}; {known}: spots, or bone that is in fragments")
+    elif found.pieces:
+        findings.notes.append(found.describe())
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:
@@ -358,15 +374,15 @@ def join_findings(findings: Mapping[str, Findings]) -> Findings:
     if len(findings) == 1:
         return next(iter(findings.values()))
     figures = {f"{name}: {key}": value for name, one in findings.items() for key, value in one.figures.items()}
-    texts = [
-        _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in ("warnings", "unchecked")
-    ]
-    return Findings(figures, *texts)
+    kinds = ("warnings", "unchecked", "notes")
+    texts = {kind: _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in kinds}
+    return Findings(figures, **texts)
 
 
 def describe_findings(findings: Findings) -> dict[str, str | None]:
     """Return the lines of a results page on the findings; None if there are none."""
-    return {"warnings": "; ".join(findings.warnings) or None, "not checked": "; ".join(findings.unchecked) or None}
+    lines = {"warnings": findings.warnings, "not checked": findings.unchecked, "notes": findings.notes}
+    return {name: "; ".join(texts) or None for name, texts in lines.items()}
 
 
 def _joined(texts: Mapping[str, list[str]]) -> list[str]:

@@ -197,6 +197,7 @@ class Conversion:
                 self._record(work, "done"),
                 warnings=findings.warnings,
                 unchecked=findings.unchecked,
+                notes=findings.notes,
                 output=path.name,
                 output_sha256=work.output_sha256,
                 geometry=_geometry(synthetic),
@@ -219,7 +220,7 @@ class Conversion:
             of = (METHOD_VERSION, model.precision, work.source_sha256)
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
-            identity, notes = self.extras.identity(case), made.findings.warnings
+            identity, notes = self.extras.identity(case), made.findings.notes
             write_series(synthetic, folder, derivation, identity, work.further, notes)
         if self.extras.mu:
             write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))

@@ -17,6 +17,7 @@ from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.results import CaseRecord, Results, now
 from cohort.scoring import cohort_command
+from cohort.stray_ct import failures, warning_by_name
 from cohort.summary import write_summary
 from data.durations import describe_seconds
 from data.errors import InputError
@@ -106,6 +107,9 @@ def make_survey(
         log.debug("passed over: %s", passed)
     if cohort.passed_over:
         log.info("%d DICOM series or files skipped: listed in summary.json", len(cohort.passed_over))
+    one_mr_each = generators[0].settings.direction == "AtoB" and not any(case.further for case in cohort.cases)
+    if opt.input_dir and one_mr_each and (said := warning_by_name(todo, cohort.cases, opt.input_dir)):
+        log.warning("warning: %s", said)
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
@@ -240,6 +244,8 @@ def _account(
         )  # fmt: skip
     for name in failed:
         log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
+    if direction == "AtoB" and (said := failures(survey.cohort.cases, by_name, opt.input_dir)):
+        log.error("%s", said)
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
     if left:

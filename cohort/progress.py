@@ -45,16 +45,17 @@ class Progress:
         converted = self._team.count("converted") + 1 if outcome.what == "done" else 0
         assert outcome.record is not None, "a case that is held is not reported"
         text = f"{outcome.case.name}: {_describe(outcome.what, outcome.record)}"
-        warnings = "".join(f"\n    warning: {warning}" for warning in outcome.record.warnings)
+        said = [f"warning: {text}" for text in outcome.record.warnings] + [f"note: {n}" for n in outcome.record.notes]
+        findings = "".join(f"\n    {text}" for text in said)
         if self._bar is not None:
             self._bar.update()
-            if outcome.what == "failed" or warnings:
-                log.info("%s%s", text, warnings)
+            if outcome.what == "failed" or findings:
+                log.info("%s%s", text, findings)
             return
         rank = f"rank {self._team.rank}  " if self._team.size > 1 else ""
         width = len(str(self._total))
         text += self._remaining(done, converted)
-        log.info("%s[%*d/%d] %s%s", rank, width, done, self._total, text, warnings)
+        log.info("%s[%*d/%d] %s%s", rank, width, done, self._total, text, findings)
 
     def _remaining(self, done: int, converted: int) -> str:
         """Return an estimate after a case was converted; those that fail take no time, so they tell nothing."""

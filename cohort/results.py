@@ -43,7 +43,8 @@ class CaseRecord:
         attempt: tells this attempt from any other.
         finished: time, ISO 8601.
         reason: why it failed; details: the traceback, where our own code is to blame.
-        warnings: what somebody should look at; unchecked: checks that were left out, and why.
+        warnings: what somebody should look at; unchecked: checks that were left out, and why; notes: what
+            is worth knowing, and nothing to act on.
         output, output_sha256: the volume's file name and the hash of its bytes.
         made: names, below the folder, of the files and folders that are this case's: they may be renewed.
         unwritten: those of them for which the disk had no room; they are made when there is.
@@ -63,6 +64,7 @@ class CaseRecord:
     details: str = ""
     warnings: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     output: str | None = None
     output_sha256: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -247,7 +249,7 @@ def _read_record(path: Path) -> CaseRecord | None:
 def _has_its_types(record: CaseRecord) -> bool:
     """Tell whether values have the types that what uses a record trusts."""
     texts = (record.status, record.input, record.attempt, record.finished, record.reason, record.details)
-    lists = (record.warnings, record.unchecked, record.made, record.unwritten)
+    lists = (record.warnings, record.unchecked, record.notes, record.made, record.unwritten)
     figures = (record.seconds, record.hu, record.checks, record.scores)
     size, spacing = (
         record.geometry.get(name, []) if _is_dict(record.geometry) else None for name in ("size", "spacing")

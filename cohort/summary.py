@@ -9,6 +9,7 @@ from pathlib import Path
 from cohort.checks import shown_figures
 from cohort.inputs import exists
 from cohort.results import CaseRecord, Results, now
+from cohort.stray_ct import is_ct
 from data.errors import InputError
 from data.prepared.manifest import read_json, write_json
 from evaluation.report import COLUMNS
@@ -21,7 +22,8 @@ HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "soft", "bone_share")
 CHECKS = (
     "body_dice", "slice_width_mm", "low_end_share", "high_end_share", "hu_distance", "hu_distance_limit",
     "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share", "in_plane_mm", "through_mm",
-    "section_cm2", "dark_share", "unseen_slices_share", "uncertainty_mean_hu",
+    "section_cm2", "dark_share", "unseen_slices_share", "isolated_bone_pieces", "isolated_bone_ml",
+    "isolated_bone_share", "uncertainty_mean_hu",
 )  # fmt: skip
 
 
@@ -30,8 +32,8 @@ def write_summary(
 ) -> list[CaseRecord]:
     """Write both files from the records of all pipelines that worked on this folder; return those.
 
-    Failures of other cases than the current are forgotten once their input is there no longer, or has been converted
-    under another name.
+    Failures of other cases than the current are forgotten once their input is there no longer, has been converted
+    under another name, or is a CT, which nobody wants to convert any more.
 
     Args:
         results: the folder.
@@ -46,7 +48,10 @@ def write_summary(
         done = [record for record in records if record.status == "done"]
         converted = {(record.input, record.key.get("series_uid")) for record in done}
         others = [record for record in records if record.status == "failed" and record.case not in current]
-        gone = [r for r in others if not exists(Path(r.input)) or (r.input, r.key.get("series_uid")) in converted]
+        gone = [
+            r for r in others
+            if is_ct(r) or not exists(Path(r.input)) or (r.input, r.key.get("series_uid")) in converted
+        ]  # fmt: skip
         for record in gone:
             results.forget(record.case)
         records = [record for record in records if record not in gone]
@@ -76,7 +81,8 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
     rows = []
     for record in records:
         page = results.page_path(record.case)
-        note = record.reason or "; ".join(record.warnings) or ("" if record.unchecked else "checks passed")
+        warnings = record.warnings or ([] if record.unchecked else ["checks passed"])
+        note = record.reason or "; ".join([*warnings, *record.notes])
         shown = page if record.status == "done" and page.exists() else None
         figures = {**record.scores, **shown_figures(record.hu, record.checks)}
         scores = {name: value for name, value in figures.items() if value is not None}
@@ -105,6 +111,7 @@ def _row(record: CaseRecord) -> dict[str, object]:
         "reason": record.reason,
         "warnings": "; ".join(record.warnings),
         "unchecked": "; ".join(record.unchecked),
+        "notes": "; ".join(record.notes),
         "input": record.input,
         "output": record.output,
         "finished": record.finished,

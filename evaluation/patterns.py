@@ -1,10 +1,11 @@
 """Proposes the patterns by which the cases of two folders agree, from the files that are there."""
 
+import glob
 import logging
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -99,10 +100,32 @@ def _ranked(
     for first, keys in _most_matched(mine, kept):
         for second, others in _most_matched(theirs):
             if keys & others:
-                kinds = (_kind_of(first) != pred.kind, _kind_of(second) != other.kind)
+                kinds = (kind_of(first) != pred.kind, kind_of(second) != other.kind)
                 rank = (-len(keys & others), first != kept, *kinds)
                 pairs.append((rank, len(second), first, second))
     return sorted(pairs)
+
+
+def propose_glob(
+    wanted: Collection[Path], others: Collection[Path], look: Callable[[str], Collection[Path]]
+) -> tuple[str, int] | None:
+    """Return a glob that names the most of the wanted paths and none of the others, and how many of them.
+
+    Args:
+        wanted, others: MR, and what is none, relative to the folder that is searched.
+        look: returns the paths that a glob names there: each is tried.
+
+    Returns:
+        None where no glob tells them apart.
+    """
+    tried = []
+    for pattern, _ in _most_matched(_patterns(sorted(wanted))):
+        name = "*".join(map(glob.escape, pattern.split(CASE)))
+        for one in dict.fromkeys((name, f"**/{Path(name).name}")):
+            found = set(look(one))
+            if found.isdisjoint(others) and (count := len(found.intersection(wanted))):
+                tried.append((-count, "**" in one, kind_of(one) != "mr", len(one), one))
+    return (min(tried)[-1], -min(tried)[0]) if tried else None
 
 
 def volumes_below(folder: Path) -> list[Path]:
@@ -136,7 +159,7 @@ def _is_one(path: Path) -> bool:
         return False
 
 
-def _patterns(paths: list[Path]) -> dict[str, set[str]]:
+def _patterns(paths: Sequence[Path]) -> dict[str, set[str]]:
     """Return the patterns that name any of the paths, and the case names that each finds."""
     found = defaultdict(set)
     for path in paths:
@@ -163,11 +186,11 @@ def _most_matched(patterns: dict[str, set[str]], kept: str | None = None) -> lis
 
 
 def _may_be(pattern: str, kind: str) -> bool:
-    return not kind or _kind_of(pattern) in ("", kind)
+    return not kind or kind_of(pattern) in ("", kind)
 
 
-def _kind_of(pattern: str) -> str:
-    """Return what a pattern's words say that an image is: mask, sct (synthetic CT), ct, mr or nothing."""
+def kind_of(pattern: str) -> str:
+    """Return what the words of a pattern or path say that an image is: mask, sct (synthetic CT), ct, mr or nothing."""
     found = words(pattern)
     if MASK_WORDS.intersection(found):
         return "mask"

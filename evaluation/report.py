@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ EXPLANATIONS = {
 }
 
 
-def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None) -> dict[str, float]:
+def score_case(
+    pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None, called: str = "prediction"
+) -> dict[str, float]:
     """Score a synthetic CT against the true CT on the same grid.
 
     Everything but the Dice of bodies is taken inside the scoring mask: where `mask` is non-zero, or the body
@@ -80,6 +82,7 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
         ref: true CT in HU on the grid of `pred`; what lies below -1024 HU, a padding, counts as -1024 HU.
         mask: where to score (non-zero), on that grid.
         mr: the MR that `pred` was made from, on that grid.
+        called: what warnings call `pred`.
 
     Returns:
         The keys of `COLUMNS`. A score that the case leaves undefined is NaN; PSNR of equal volumes is
@@ -104,7 +107,7 @@ def score_case(pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume
     seen = np.ones(ref.array.shape, bool) if mr is None else seen_voxels(mr)
     inside = seen & (ref_body if mask is None else mask.array != 0)
     scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
-    pred_body = _find_body(pred, "prediction", needed=False, synthetic=True)
+    pred_body = _find_body(pred, called, needed=False, synthetic=True)
     scores["dice_body"] = metrics.dice(pred_body, ref_body, seen) if ref_body.any() else math.nan
     return {name: scores[name] for name in COLUMNS}
 
@@ -132,27 +135,51 @@ def describe_mask(with_mask: bool, with_mr: bool) -> str:
     return f"{where}, where MR > 0" if with_mr else where
 
 
-def score_cohort(cases: Iterable[ScoredCase], resample_reference: bool = False) -> dict:
-    """Score cases one after the other; a reference on another grid is resampled with `resample_reference`.
+def score_cohort(
+    cases: Sequence[ScoredCase], resample_reference: bool = False, any_values: bool = False
+) -> dict[str, Any]:
+    """Score cases one after the other; one of several that cannot be scored is put on record, and costs no other.
+
+    Args:
+        cases: one or more.
+        resample_reference: whether a reference on another grid is resampled.
+        any_values: whether a prediction is scored whatever its values look like.
 
     Returns:
-        ``cases``: one dict a case, ``case`` (its name) and the scores of `score_case`; ``mean``, ``std`` (of
-        a sample, divisor n - 1) and ``n`` by score, over the cases in which it is defined.
+        ``cases``: one dict a case, ``case`` (its name) and the scores of `score_case`; ``failed``: a dict of
+        ``case`` and ``reason`` for each that could not be scored; ``mean``, ``std`` (of a sample, divisor n - 1) and
+        ``n`` by score, over the cases in which it is defined.
 
     Raises:
-        InputError: a case cannot be read or scored; the message starts with its name.
+        InputError: no case can be read and scored; the message starts with the name of the first.
     """
-    rows = []
+    rows: list[dict] = []
+    failed: list[dict] = []
     for case in cases:
         log.info("scoring %s", case.name)
         try:
-            pred = read_volume(case.pred)
-            ref = read_reference(case.ref, pred, resample_reference, "result")
-            mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
-            rows.append({"case": case.name, **score_case(pred, ref, mask, mr)})
+            rows.append({"case": case.name, **_scores(case, resample_reference, any_values)})
         except InputError as error:
-            raise InputError(f"case {case.name}: {error}") from error
-    return {"cases": rows, **summarise(rows)}
+            failed.append({"case": case.name, "reason": str(error)})
+    if not rows:
+        others = f" (nor can the {len(failed) - 1} others be scored)" if len(failed) > 1 else ""
+        raise InputError(f"case {failed[0]['case']}: {failed[0]['reason']}{others}")
+    return {"cases": rows, "failed": failed, **summarise(rows)}
+
+
+def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dict[str, float]:
+    """Read and score a case, as in `score_cohort`."""
+    pred = read_volume(case.pred)
+    if not any_values:
+        try:
+            check_ct(pred, synthetic=True)
+        except InputError as error:
+            raise InputError(
+                f"{case.pred}: {error}; --pred takes the synthetic CT (--any_values scores this all the same)"
+            ) from error
+    ref = read_reference(case.ref, pred, resample_reference, "result")
+    mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
+    return score_case(pred, ref, mask, mr, called=str(case.pred))
 
 
 def summarise(rows: list[dict], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:

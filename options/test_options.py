@@ -10,6 +10,7 @@ from data.errors import InputError
 from data.settings.declaration import option, redeclare
 from data.settings.published import Command
 from data.volumes.contrasts import split_name
+from data.volumes.dicom import holds_slices
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import (
@@ -24,7 +25,7 @@ from options.base_options import (
 
 
 def is_file(output: Path) -> bool:
-    """Tell whether what `--output` names is a volume file; else it is the folder of a DICOM series."""
+    """Tell whether what `--output` names is a volume file; else it is a folder for a DICOM series."""
     return volume_suffix(output) in WRITABLE_SUFFIXES
 
 
@@ -37,6 +38,23 @@ def file_or_folder(text: str) -> Path:
             f"slash at its end: FOLDER{os.sep}"
         )
     return path
+
+
+def check_for_results(folder: Path) -> None:
+    """Refuse a folder of DICOM images for results, which would be lost among them, and what is no folder.
+
+    Raises:
+        InputError: it is one of the two.
+    """
+    if folder.exists() and not folder.is_dir():
+        found = "exists and is not a folder"
+    elif folder.exists() and holds_slices(folder):
+        found = "holds DICOM images"
+    else:
+        return
+    raise InputError(
+        f"--output {folder}: {found}; expected a folder for results, in which the DICOM series gets a folder of its own"
+    )
 
 
 def named_path(text: str) -> tuple[str | None, Path]:
@@ -87,8 +105,8 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
     )
     output: Path | None = option(
         None, parse=file_or_folder, metavar="PATH", first=True,
-        help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a new folder for "
-             "a DICOM series, with a slash at its end",
+        help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a folder, with a "
+             "slash at its end, for a DICOM series <patient>/ and what is made beside it",
     )  # fmt: skip
     no_mirrored: bool = option(
         False, first=True, help="convert each slice once, without averaging over mirrorings: faster"
@@ -113,6 +131,8 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         """
         UseSettings.__post_init__(self)
         in_output = self.output is not None and not is_file(self.output)
+        if self.output and in_output:
+            check_for_results(self.output)
         if self.dicom and in_output:
             raise InputError(
                 f"--output {self.output} and --dicom {self.dicom}: two DICOM series; leave one of them out"

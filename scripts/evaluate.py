@@ -10,6 +10,7 @@ proposes a pattern. True CT without a result is not scored:
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases
 from evaluation.origin import check_exchanged
 from evaluation.report import describe_mask, format_report, score_cohort, write_report
+
+log = logging.getLogger(__name__)
 
 _INPUTS = {
     "pred": "synthetic CT in HU",
@@ -54,6 +57,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--resample_reference", action="store_true", help="resample a true CT on another grid to that of --pred"
     )
+    parser.add_argument(
+        "--any_values", action="store_true", help="score a --pred whose values are not those of a CT in HU, too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
     options = parser.parse_args(arguments)
@@ -63,11 +69,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the JSON.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score, print the table, write the JSON; return 0, or 1 if one of several cases cannot be scored.
 
     Raises:
-        InputError: cases do not match, or one cannot be scored.
+        InputError: cases do not match, or none can be scored.
     """
     options = parse_arguments(arguments)
     sources = {
@@ -80,12 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
         check_free([options.json], "--json", inputs, overwrite=options.overwrite)
-    report = score_cohort(cases, options.resample_reference)
+    report = score_cohort(cases, options.resample_reference, options.any_values)
     where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
     report = {"mask": where, **report}
     sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")
     if options.json is not None:
         write_report(report, options.json)
+    for one in report["failed"]:
+        log.error("failed: %s: %s", one["case"], one["reason"])
+    if report["failed"]:
+        log.error("%d of %d cases scored, %d failed", len(report["cases"]), len(cases), len(report["failed"]))
+    return 1 if report["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`test_adapt.py`: what results are called, a model without its mirrorings, and a true CT on another grid."""
 
+import html
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 import test_adapt
+from cohort import checks
+from cohort.isolated_bone import IsolatedBone
 from data.errors import InputError
 from data.prepared.patient_ids import patient_id, warn_of_same_patients
 from data.prepared.sources import Source
@@ -161,3 +164,20 @@ def test_models_without_a_card_are_listed_with_what_is_known_of_them(tmp_path, c
         "  exported             1200 steps, weights of 2026-03-04",
         f"  {NAME}                 paired, trained on datasets/x, 1200 steps, weights of 2026-03-04",
     ]
+
+
+def test_notes_are_said_once_in_log_report_and_page(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    write_model(tmp_path)
+    write_dicom_patient(tmp_path / "P07", change=lambda k, header: setattr(header, "StudyID", "longer than sixteen"))
+    monkeypatch.setattr(checks, "isolated_bone", lambda ct, body: IsolatedBone(1, 0.42, 14.0, ((13, 24),)))
+    assert test_adapt.main(adapt(tmp_path, tmp_path / "P07", "--output", f"{tmp_path}/sct/")) == 0
+    notes = [
+        "isolated bone: 1 piece, 0.4 ml, 3.0 % of the bone, in axial slices 13 to 24",
+        "the series leaves out the MR's DICOM tag StudyID, whose value is invalid; the series itself is valid",
+    ]
+    said = [one.getMessage() for one in caplog.records if one.getMessage().startswith("note: ")]
+    assert said == [f"note: {text}" for text in notes]
+    assert json.loads((tmp_path / "sct/P07.json").read_text())["notes"] == notes
+    page = html.unescape((tmp_path / "sct/P07_page/index.html").read_text())
+    assert f"note: {'; '.join(notes)}</p>" in page

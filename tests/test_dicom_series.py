@@ -1,5 +1,6 @@
 """Synthetic CT as DICOM: whose it is, what it says of itself, where it lies; and it appears whole or not at all."""
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -337,16 +338,16 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     write_mr(tmp_path / "mr")
     both = ["--output", tmp_path / "out/ct.nii.gz", "--dicom", tmp_path / "elsewhere/ct"]
     assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", *both)) == 0
-    assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--output", f"{tmp_path}/out/series/")) == 0
+    assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--output", f"{tmp_path}/out/")) == 0
     volume = read_volume(tmp_path / "out/ct.nii.gz")
-    for folder in ("elsewhere/ct", "out/series"):
+    for folder in ("elsewhere/ct", "out/mr"):
         back = read_volume(tmp_path / folder)
         np.testing.assert_array_equal(back.array, volume.array)
         assert same_grid(back, volume, tolerance=1e-4)
-    found = [{h.SOPInstanceUID for h in headers(tmp_path / folder)} for folder in ("elsewhere/ct", "out/series")]
+    found = [{h.SOPInstanceUID for h in headers(tmp_path / folder)} for folder in ("elsewhere/ct", "out/mr")]
     assert found[0] == found[1] and len(found[0]) == 6
-    files = {f"{stem}{end}" for stem in ("ct", "series") for end in (".png", "_page", ".json")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"ct.nii.gz", "series"}
+    files = {f"{stem}{end}" for stem in ("ct", "mr") for end in (".png", "_page", ".json")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {"ct.nii.gz", "mr"}
     # What it made itself is renewed; what lies there otherwise is not.
     assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", *both, "--anonymous")) == 0
     assert headers(tmp_path / "elsewhere/ct")[0].PatientID.startswith("synthetic_")
@@ -356,10 +357,32 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     with pytest.raises(InputError, match="patient_id: the DICOM MR names its patient"):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--dicom", tmp_path / "x", "--patient_id", "7"))
     with pytest.raises(InputError, match=r"mr: holds .*, which is not a slice of a synthetic CT"):
-        test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", "--output", f"{tmp_path}/mr/", "--overwrite"))
+        test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", "--dicom", tmp_path / "mr", "--overwrite"))
     named = ["--dicom", tmp_path / "named", "--patient_id", "7", "--patient_name", "Doe^Jane"]
     assert test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", *named)) == 0
     assert (headers(tmp_path / "named")[0].PatientID, headers(tmp_path / "named")[0].PatientName) == ("7", "Doe^Jane")
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_for_the_result_holds_all_that_is_made(tmp_path, capsys, slash):
+    write_model(tmp_path)
+    folder = tmp_path / "sct"
+    if not slash:
+        folder.mkdir()  # without a slash it is a folder because it is there
+    for patient in ("P07", "P08"):
+        write_volume(patient_mr(), tmp_path / f"in/{patient}.nii.gz")
+        arguments = adapt(tmp_path, tmp_path / f"in/{patient}.nii.gz", "--output", f"{folder}{slash}")
+        assert test_adapt.main(arguments) == test_adapt.main(arguments) == 0  # what it made itself is renewed
+    made = {f"{patient}{end}" for patient in ("P07", "P08") for end in ("", ".png", "_page", ".json")}
+    assert {path.name for path in folder.iterdir()} == made
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "in", "sct"}
+    assert len(headers(folder / "P07")) == 6
+    assert set(json.loads((folder / "P07.json").read_text())["made"]) == {name for name in made if "P07" in name}
+    (tmp_path / "file").touch()
+    for output, found in ((folder / "P07", "holds DICOM images"), (f"{tmp_path}/file/", "exists and is not a folder")):
+        with pytest.raises(SystemExit):
+            test_adapt.main(adapt(tmp_path, tmp_path / "in/P08.nii.gz", "--output", output))
+        assert f"{found}; expected a folder for results, in which the DICOM series" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cohort.inputs import glob_below
 from data.errors import InputError, run_command
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation import cases, metrics, patterns, report
@@ -371,7 +372,7 @@ def test_command_reports_bad_input_in_one_line(cohort, capsys):
     shifted = replace(read_volume(cohort / "P" / "b.nii.gz"), origin=(0, 0, 0))
     write_volume(shifted, cohort / "P" / "b.nii.gz")
     with pytest.raises(SystemExit) as stop:
-        run_command(lambda: evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}")))
+        run_command(lambda: evaluate.main(command(cohort, "--cases=b", f"--json={cohort / 'scores.json'}")))
     output = capsys.readouterr()
     assert stop.value.code == 2
     assert output.out == ""
@@ -379,6 +380,52 @@ def test_command_reports_bad_input_in_one_line(cohort, capsys):
     assert "--resample_reference, or python -m scripts.resample" in output.err
     assert output.err.count("\n") == 1
     assert not (cohort / "scores.json").exists()
+
+
+def mr_as_prediction(cohort: Path, *names: str) -> None:
+    """Put an MR, 0 to 1200, in place of predictions."""
+    for name in names:
+        ct = read_volume(cohort / "P" / f"{name}.nii.gz")
+        mr = ct.array + 1000
+        mr[mr > 1060], mr[0, 0, 0] = 300, 1200
+        write_volume(ct.with_array(mr), cohort / "P" / f"{name}.nii.gz")
+
+
+def test_an_mr_is_no_prediction_and_costs_no_other_case(cohort, capsys, caplog):
+    mr_as_prediction(cohort, "b")
+    assert evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}")) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in printed[2:6]] == ["a_1", "c.2", "mean", "std"]
+    assert printed[4].split("|")[2].strip() == "20.0"
+    reason = (
+        f"{cohort}/P/b.nii.gz: not a CT in HU (values 0 to 1200): no air or fat below -50 HU: this looks like MR, or "
+        "CT before the rescale to HU; check that MR and CT are not swapped, and that the rescale is applied; --pred "
+        "takes the synthetic CT (--any_values scores this all the same)"
+    )
+    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == [
+        f"failed: b: {reason}",
+        "2 of 3 cases scored, 1 failed",
+    ]
+    loaded = json.loads((cohort / "scores.json").read_text())
+    assert loaded["failed"] == [{"case": "b", "reason": reason}]
+    assert (loaded["mean"]["mae"], loaded["n"]["mae"]) == (pytest.approx(20), 2)
+
+
+def test_mr_alone_as_predictions_are_an_error_that_names_the_file(cohort):
+    mr_as_prediction(cohort, "a_1", "b", "c.2")
+    with pytest.raises(InputError, match=r"^case a_1: .*/P/a_1\.nii\.gz: not a CT .*\(nor can the 2 others be "):
+        evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}"))
+    assert not (cohort / "scores.json").exists()
+    with pytest.raises(InputError, match=r"^case b: .*/P/b\.nii\.gz: not a CT in HU \(values 0 to 1200\)"):
+        evaluate.main([f"--pred={cohort / 'P/b.nii.gz'}", f"--ref={cohort / 'D/b/b_CT.mha'}"])
+
+
+def test_any_values_are_scored_where_that_is_asked_for(cohort, capsys, caplog):
+    mr_as_prediction(cohort, "b")
+    assert evaluate.main(command(cohort, "--cases=b", "--any_values")) == 0
+    # In the box there is muscle alone: 40 + 20 HU, which became 1060.
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2].strip() == "1020.0"
+    assert f"{cohort}/P/b.nii.gz: not a CT in HU" in caplog.text
 
 
 def test_pattern_needs_its_folder(cohort, capsys):
@@ -594,3 +641,22 @@ def test_the_record_of_a_cohort_counts_for_its_extras_only(extra, cohort):
     write_volume(volume, cohort / "results" / extra / "b.nii.gz")
     with pytest.raises(InputError, match=r"synthetic CT, as .*/results/records/b\.json says"):
         check_exchanged(pred, CaseVolumes("--ref", cohort / "results" / extra))
+
+
+GLOBS = {
+    "folders of patients": (["P{}/mr.nii.gz"], ["P{}/ct.nii.gz"], "*/mr.nii.gz", 3),
+    "a word in the name": (["P{}_MR_T1.nii.gz"], ["P{}_CT.nii.gz", "P{}_mask.nii.gz"], "*_T1.nii.gz", 3),
+    "folders in folders": (["P{0}/P{0}_MR.mha"], ["P{0}/P{0}_CT.mha"], "*/*_MR.mha", 3),
+    "at several depths": (["P{}/mr.nii", "x/P{}/mr.nii", "y/a/P{}/mr.nii"], ["P{}/ct.nii"], "**/mr.nii", 9),
+    "brackets": (["[x]/P{}_MR.nii"], ["[x]/P{}_CT.nii"], "[[]x]/*_MR.nii", 3),
+    "some that no pattern tells": (["P{}_MR.nii", "P{}.nii"], ["P{}_CT.nii"], "*_MR.nii", 3),
+    "nothing": (["P{}.nii"], ["Q{}.nii"], None, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "others", "pattern", "count"), GLOBS.values(), ids=GLOBS)
+def test_globs_that_take_the_mr_alone_were_tried(tmp_path, wanted, others, pattern, count):
+    wanted, others = ([name.format(f"0{k}") for name in names for k in range(3)] for names in (wanted, others))
+    touched(tmp_path, *wanted, *others)
+    found = patterns.propose_glob(set(map(Path, wanted)), set(map(Path, others)), lambda one: glob_below(tmp_path, one))
+    assert found == (pattern and (pattern, count))

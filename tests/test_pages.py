@@ -427,6 +427,27 @@ def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):
     assert "61.50" in page.texts["td"] and "32.88" in page.texts["td"]  # and the mean
 
 
+def test_notes_look_unlike_warnings(tmp_path):
+    mr, ct, _ = patient()
+    said = {"warnings": "look at this", "notes": "the series leaves out StudyID"}
+    text = write_case_page(tmp_path, "p", mr, ct, details=said).read_text()
+    assert '<p class="warning" role="note">warning: look at this</p>' in text
+    assert '<p class="note" role="note">note: the series leaves out StudyID</p>' in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_cases_are_points_without_a_box(tmp_path, count):
+    rows = [CohortRow(f"p{k}", {"mae": 50.0 + 7 * k, "body_l": 3.0}) for k in range(count)]
+    file = write_cohort_page(tmp_path, rows)
+    page = Page(file)
+    drawn = [value for name, value in page.attributes if name == "class" and value in ("box", "median", "whisker")]
+    assert page.elements.count("circle") == count
+    assert drawn == (["whisker", "box", "median"] if count == 4 else [])
+    (note,) = [text for text in page.texts["p"] if text.startswith("Points: cases")]
+    assert ("quartiles" in note) == (count == 4)
+    assert (", 1 case</figcaption>" in file.read_text()) == (count == 1)
+
+
 def test_every_figure_is_explained_in_one_sentence_with_its_unit():
     assert EXPLANATIONS.keys() == FIGURES.keys()
     for name, (title, _) in FIGURES.items():
@@ -454,12 +475,21 @@ def train(folder, epochs, steps=20, visuals=None, seconds=None, ends_after=None)
     return folder / "web/index.html"
 
 
+def looks(page) -> bool:
+    """Tell whether the page looks for news every 30 seconds; it shows the box for that just then."""
+    did = page.evaluate("() => { const before = refresh; let did = false; refresh = () => { did = true; }; look();"
+                        " refresh = before; return did; }")  # fmt: skip
+    assert page.locator("#refresh").is_visible() == did
+    return did
+
+
 def test_the_page_of_a_training(browser, tmp_path):
     with visit(browser, train(tmp_path, 4).as_uri()) as page:
         page.wait_for_selector("body[data-ready=true]")
         page.wait_for_selector("path.line")
         assert page.inner_text("h1") == EVIL
         assert "epoch 4 of 4" in page.inner_text("#status") and "finished" in page.inner_text("#status")
+        assert not looks(page)
         places = page.locator("#earlier button").all_inner_texts()
         assert [text.strip() for text in places] == [f"epoch {epoch}, iteration 20" for epoch in (4, 3, 2, 1)]
         wait_until(page, "document.getElementById('sheet').naturalWidth > 0")
@@ -511,6 +541,7 @@ def test_time_is_left_while_a_training_runs_only(browser, tmp_path, seconds, sta
             page.evaluate("refresh()")
             said = page.inner_text("#status")
             assert said.startswith(start)
+            assert looks(page) == (not said.endswith("ended"))  # a run that was stopped may be resumed
             return said.rpartition(" · ")[2]
 
         content = re.sub(r"(point\([^,]*,[^,]*,)[^,]*", r"\g<1>100", file.read_text())

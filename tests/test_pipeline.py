@@ -188,6 +188,46 @@ def test_a_failure_is_tried_again_and_forgotten_when_its_input_is_gone(site):
     assert cases["nan"]["status"] == "done"
 
 
+def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leaves_them_out(site, caplog):
+    for k in range(3):
+        write_volume(ct_volume(32.0), site / f"in/p{k}/ct_on_mr_grid.nii.gz")
+    code, cases = run(site)
+    assert code == 1 and [case["status"] for case in cases.values()].count("failed") == 3
+    way_out = "--pattern '*/mr.nii.gz' takes the 3 others alone"
+    said = [one.getMessage() for one in caplog.records]
+    before = next(k for k, text in enumerate(said) if "CT by their names" in text)
+    assert said[before] == (
+        "warning: 3 of 6 volumes are CT by their names, and fail if their values say so, too: p0/ct_on_mr_grid.nii.gz, "
+        f"p1/ct_on_mr_grid.nii.gz, p2/ct_on_mr_grid.nii.gz; {way_out}"
+    )
+    assert before < min(k for k, text in enumerate(said) if text.startswith("failed: "))
+    after = "3 failed cases look like CT, by their values: p0__ct_on_mr_grid, p1__ct_on_mr_grid, p2__ct_on_mr_grid; "
+    assert f"{after}{way_out}" in said
+    caplog.clear()
+    code, cases = run(site, "--pattern", "*/mr.nii.gz")
+    assert code == 0 and {case["status"] for case in cases.values()} == {"done"}
+    assert "CT" not in "".join(one.getMessage() for one in caplog.records if one.levelname in ("WARNING", "ERROR"))
+
+
+def test_ct_that_no_name_tells_are_named_by_their_values(site, caplog):
+    write_volume(ct_volume(32.0), site / "in/p0/b.nii.gz")
+    assert run(site)[0] == 1
+    assert "by their names" not in caplog.text
+    told = "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes the 3 others alone"
+    assert told in caplog.text
+    (site / "list.csv").write_text("id,path\na,in/p0/b.nii.gz\n")
+    caplog.clear()
+    assert run(site, source=("--list", "list.csv"), results="listed")[0] == 1
+    assert "1 failed case looks like CT, by its values: a; leave it out of the table" in caplog.text
+
+
+def test_a_folder_of_ct_alone_is_no_folder_of_mr(site, caplog):
+    write_volume(ct_volume(32.0), site / "cts/p0_CT.nii.gz")
+    assert run(site, source=("--input_dir", "cts"))[0] == 1
+    assert "by their names" not in caplog.text
+    assert "like CT, by its values: p0_CT; give the folder of the MR, or choose them with --pattern" in caplog.text
+
+
 def test_an_input_that_breaks_later_says_that_the_volume_is_old(site):
     run(site)
     (site / "in/p1/mr.nii.gz").write_bytes(b"broken")
@@ -526,13 +566,15 @@ def test_results_are_shown_case_by_case_and_as_a_cohort(site):
     assert not list(out.glob("*.png"))
 
 
-def test_a_value_that_a_series_cannot_have_is_a_warning_of_its_patient(site, caplog):
+def test_a_value_that_a_series_cannot_have_is_a_note_of_its_patient_and_no_warning(site, caplog):
     caplog.set_level("INFO")
     write_dicom_patient(site / "in/p9", change=lambda k, header: setattr(header, "StudyID", "longer than sixteen"))
     code, cases = run(site, "--dicom", "--no_html")
     assert code == 0
     told = "the series leaves out the MR's DICOM tag StudyID, whose value is invalid; the series itself is valid"
-    assert [name for name, case in cases.items() if told in case["warnings"]] == ["p9"]
+    assert [name for name, case in cases.items() if told in case["notes"]] == ["p9"]
+    assert not any("StudyID" in warning for case in cases.values() for warning in case["warnings"])
+    assert f"\n    note: {told}" in caplog.text
     warned = sum(bool(case["warnings"]) for case in cases.values())
     assert f"4 done ({warned} with warnings), 0 failed" in caplog.text
 

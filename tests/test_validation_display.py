@@ -13,7 +13,7 @@ from tests.test_visdom import curves, impatient, server  # noqa: F401
 from tests.test_visualization import Spy, losses, run_info
 from visualization.console import Console
 from visualization.loss_titles import VALIDATION_TITLES
-from visualization.panels import CAPTION_PX, GAP_PX, ValidationSlice, VisualsStyle, validation_sheet
+from visualization.panels import GAP_PX, ValidationSlice, VisualsStyle, caption_px, validation_sheet
 from visualization.records import RECORDS_NAME, ValidationRecord, parse_validation, read_records, read_validations
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage
@@ -21,6 +21,7 @@ from visualization.visdom_display import VisdomDisplay
 
 STYLE = VisualsStyle(IntensityMap.window(-1000, 1400))
 TILE = 192
+CAPTION_PX = caption_px(4 * TILE)
 LOW, HIGH = STYLE.window.range
 
 

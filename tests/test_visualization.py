@@ -17,7 +17,7 @@ from data.values.intensity import IntensityMap
 from visualization import console, training_page, windows
 from visualization.console import Console
 from visualization.display import Picture, RunInfo
-from visualization.panels import CAPTION_PX, GAP_PX, VisualsStyle, training_sheet
+from visualization.panels import GAP_PX, VisualsStyle, arrange, caption_px, training_sheet
 from visualization.records import History, LossRecord, parse_record, read_records
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage, thin
@@ -25,6 +25,7 @@ from visualization.windows import DisplayWindow, gray, mr_display_range, parse_d
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 TILE = 192
+CAPTION_PX = caption_px(4 * TILE)
 
 
 def record(epoch, iteration, **losses) -> LossRecord:
@@ -72,7 +73,7 @@ def test_of_a_large_mr_every_second_voxel_along_each_axis_says_what_is_white(mon
 
 def shades(style, name, image):
     """The gray values that an image (H, W) in [-1, 1] is shown in, a pixel each; its tile is enlarged."""
-    _, tile = style.tile(name, style.plane(name, torch.tensor(image, dtype=torch.float32)[None, None]))
+    tile = style.tile(name, style.plane(name, torch.tensor(image, dtype=torch.float32)[None, None])).picture
     larger = tile.width // len(image[0])
     return np.array(tile)[: larger * len(image) : larger, ::larger]
 
@@ -89,12 +90,24 @@ def test_ct_is_shown_in_hu_mr_in_its_window_and_masks_in_0_to_1():
 
 
 def test_the_bar_below_a_ct_goes_through_its_window():
-    _, tile = VisualsStyle(CT_MAP).tile("real_B", np.full((TILE, TILE), 440.0))
-    pixels = np.array(tile)
-    assert np.all(pixels[:TILE] == 255)
-    bar = pixels[TILE + GAP_PX, GAP_PX:-GAP_PX].astype(int)
+    pixels = np.array(arrange([[VisualsStyle(CT_MAP).tile("real_B", np.full((TILE, TILE), 440.0))]]))
+    assert np.all(pixels[CAPTION_PX : CAPTION_PX + TILE] == 255)
+    bar = pixels[CAPTION_PX + TILE + GAP_PX, GAP_PX:-GAP_PX].astype(int)
     np.testing.assert_allclose(bar, np.linspace(0, 255, TILE - 2 * GAP_PX), atol=1)
-    assert np.array(VisualsStyle(CT_MAP).tile("real_A", np.zeros((TILE, TILE)))[1]).shape == (TILE, TILE)
+    assert arrange([[VisualsStyle(CT_MAP).tile("real_A", np.zeros((TILE, TILE)))]]).size == (TILE, TILE + CAPTION_PX)
+
+
+@pytest.mark.parametrize("size", [16, 128, 191, 320, 512])
+def test_letters_are_legible_where_the_page_shows_a_sheet(size):
+    visuals = {name: torch.full((1, 1, size, size), -1.0) for name in ("real_A", "fake_B", "rec_A", "idt_B")}
+    sheet = training_sheet(visuals, VisualsStyle(CT_MAP))
+    line = caption_px(sheet.width)
+    shown = np.nonzero((np.array(sheet)[:line, : sheet.width // 4] > 128).any(axis=1))[0]  # "real MR"
+    letters = shown[-1] - shown[0] + 1
+    assert letters * 950 / sheet.width > 9.5  # capitals of 14 pixels are 10 high
+    assert letters + 2 < line and letters >= 10
+    numbers = (np.array(sheet)[-line:, : sheet.width // 2] > 128).any(axis=1)  # "40 HU" below the CT
+    assert letters - 2 <= numbers.sum() <= letters + 3
 
 
 NAMES = ("real_A", "fake_B", "rec_A", "idt_B", "real_B", "fake_A", "rec_B", "idt_A", "simulated_A", "from_simulated_A",

@@ -200,6 +200,8 @@ def _add_header(case: str, cohort_page: Path | None, folder: Path, details: Mapp
         tags.p("Not for clinical use")
     if warnings := details.get("warnings"):
         tags.p(f"warning: {warnings}", cls="warning", role="note")
+    if notes := details.get("notes"):
+        tags.p(f"note: {notes}", cls="note", role="note")
 
 
 def _add_viewer(shown: list[ShownVolume], region: Region) -> None:

@@ -11,7 +11,7 @@ from dominate import tags
 from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, summarise
 from visualization.case_page import THUMBNAIL_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
-from visualization.svg_charts import box_chart
+from visualization.svg_charts import FEWEST_IN_A_BOX, box_chart
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write_cohort_page(
     with document:
         with tags.header():
             tags.h1(title)
-            tags.p(f"{len(rows)} cases" + (f", {failed} failed" if failed else ""))
+            tags.p(_cases(len(rows)) + (f", {failed} failed" if failed else ""))
             tags.p("Not for clinical use")
         if names:
             scored = [name for name in names if name in COLUMNS]
@@ -70,29 +70,35 @@ def write_cohort_page(
     return write_document(document, folder / "index.html")
 
 
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"
+
+
 def _is_defined(row: CohortRow, name: str) -> bool:
     value = row.scores.get(name)
     return value is not None and math.isfinite(value)
 
 
 def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
+    defined = {name: [row for row in rows if _is_defined(row, name)] for name in names}
+    note = "Points: cases, which lead to their pages."
+    if max(map(len, defined.values())) >= FEWEST_IN_A_BOX:
+        note += (
+            f" Box, of {FEWEST_IN_A_BOX} cases or more: quartiles and median; whiskers: the last case within 1.5 box "
+            "lengths."
+        )
     with tags.section(aria_label="Distributions"):
         tags.h2("Distributions")
         with tags.div(cls="boxes"):
-            for name in names:
-                usable = [row for row in rows if _is_defined(row, name)]
+            for name, usable in defined.items():
                 with tags.figure():
-                    tags.figcaption(tags.b(FIGURES[name][0]), f", {len(usable)} cases")
+                    tags.figcaption(tags.b(FIGURES[name][0]), f", {_cases(len(usable))}")
                     links = [link_to(row.page, folder) if row.page else None for row in usable]
                     box_chart(
                         [row.scores[name] for row in usable], [row.case for row in usable],
-                        links, f"Box plot of {FIGURES[name][0]}",
+                        links, f"{FIGURES[name][0]} of the cases",
                     )  # fmt: skip
-        tags.p(
-            "Box: quartiles and median; whiskers: the last case within 1.5 box lengths; points: cases, which lead to "
-            "their pages.",
-            cls="note",
-        )
+        tags.p(note, cls="note")
 
 
 def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:

@@ -13,13 +13,20 @@ from data.values.intensity import IntensityMap
 from visualization.preview import mr_title
 from visualization.windows import CT_WINDOWS, DIFFERENCE_HU, DisplayWindow, gray
 
-CAPTION_PX = 18
 GAP_PX = 4
-_CAPTION_FONT_PX = 12
+# The page of a training shows a sheet 950 pixels wide in a window of 1400. Letters are this share of a sheet's width,
+# so that they are as large as the page's own there, and no smaller than this in a small sheet.
+_FONT_SHARE, _FONT_PX = 1 / 60, 14
 _TILE_PX = 192
 _SCALE_PX = 8
-# A title and its picture.
-Tile = tuple[str, Image.Image]
+
+
+class Tile(NamedTuple):
+    """A picture with its title, and for CT and differences the HU that are black and white: a bar below shows them."""
+
+    title: str
+    picture: Image.Image
+    limits: tuple[float, float] | None = None
 
 
 class _Visual(NamedTuple):
@@ -114,7 +121,7 @@ class VisualsStyle:
         modality = self.modality(name)
         if modality == "CT":
             return ct_tile(self.title(name), plane, self.window.range)
-        return self.title(name), _enlarged(gray(plane, 0 if modality == "mask" else -1, 1))
+        return Tile(self.title(name), _enlarged(gray(plane, 0 if modality == "mask" else -1, 1)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def validation_sheet(slices: Sequence[ValidationSlice], style: VisualsStyle) -> 
     rows = []
     for shown in slices:
         kind = "MR simulated from CT" if shown.simulated else "MR"
-        row = [(f"{shown.name}: {kind}", _enlarged(gray(shown.mr, -1, 1)))]
+        row = [Tile(f"{shown.name}: {kind}", _enlarged(gray(shown.mr, -1, 1)))]
         row += [ct_tile("CT made from it", shown.synthetic, style.window.range)]
         if shown.ct is not None:
             row += [ct_tile("true CT", shown.ct, style.window.range), _difference_tile(shown.synthetic, shown.ct)]
@@ -149,13 +156,8 @@ def validation_sheet(slices: Sequence[ValidationSlice], style: VisualsStyle) -> 
 
 
 def ct_tile(title: str, hu: np.ndarray, limits: tuple[float, float]) -> Tile:
-    """Return a slice in HU (H, W), or a difference of two, with its title, above a bar from black to white."""
-    picture = _enlarged(gray(hu, *limits))
-    bar = hu_scale(*limits, picture.width - 2 * GAP_PX)  # numbers of neighbours stay apart
-    tile = Image.new("L", (picture.width, picture.height + GAP_PX + bar.height))
-    tile.paste(picture)
-    tile.paste(bar, (GAP_PX, picture.height + GAP_PX))
-    return title, tile
+    """Return a slice in HU (H, W), or a difference of two, with its title."""
+    return Tile(title, _enlarged(gray(hu, *limits)), limits)
 
 
 def _difference_tile(made: np.ndarray, true: np.ndarray) -> Tile:
@@ -204,34 +206,51 @@ def _made_and_true(planes: dict[str, np.ndarray], style: VisualsStyle) -> list[n
 
 
 def _heading(text: str) -> list[Tile]:
-    return [(text, Image.new("L", (1, 1)))]
+    return [Tile(text, Image.new("L", (1, 1)))]
 
 
-def hu_scale(low: float, high: float, width: int) -> Image.Image:
+def hu_scale(low: float, high: float, width: int, font_px: int) -> Image.Image:
     """Return a bar from black, `low` HU, to white, `high` HU, `width` pixels long, with its values below it."""
-    scale = Image.new("L", (width, _SCALE_PX + CAPTION_PX))
+    scale = Image.new("L", (width, _SCALE_PX + _line_px(font_px)))
     ramp = np.linspace(low, high, width)[None].repeat(_SCALE_PX, axis=0)
     scale.paste(Image.fromarray(gray(ramp, low, high)))
-    draw, font = ImageDraw.Draw(scale), ImageFont.load_default(_CAPTION_FONT_PX)
+    draw, font = ImageDraw.Draw(scale), ImageFont.load_default(font_px)
     texts = ((f"{low:g}", 0, "la"), (f"{(low + high) / 2:g} HU", width // 2, "ma"), (f"{high:g}", width - 1, "ra"))
     for text, x, anchor in texts:
         draw.text((x, _SCALE_PX + 2), text, fill=255, font=font, anchor=anchor)
     return scale
 
 
+def caption_px(width: int) -> int:
+    """Return the height of a line of text on a sheet of a width, both in pixels."""
+    return _line_px(_font_px(width))
+
+
+def _font_px(width: int) -> int:
+    return max(_FONT_PX, round(width * _FONT_SHARE))
+
+
+def _line_px(font_px: int) -> int:
+    return round(1.5 * font_px)
+
+
 def arrange(rows: list[list[Tile]]) -> Image.Image:
-    """Return captioned gray images in rows on black; columns are as wide as their widest image."""
+    """Return captioned gray images in rows on black, CT above their bars; columns are as wide as their widest image."""
     columns = max(map(len, rows))
-    widths = [max(row[c][1].width for row in rows if c < len(row)) for c in range(columns)]
-    heights = [max(image.height for _, image in row) for row in rows]
+    widths = [max(row[c].picture.width for row in rows if c < len(row)) for c in range(columns)]
     width = sum(widths) + GAP_PX * (columns - 1)
-    sheet = Image.new("L", (width, sum(heights) + CAPTION_PX * len(rows)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_CAPTION_FONT_PX)
+    line_px, bar_px = caption_px(width), GAP_PX + _SCALE_PX + caption_px(width)
+    heights = [max(tile.picture.height + (bar_px if tile.limits else 0) for tile in row) for row in rows]
+    sheet = Image.new("L", (width, sum(heights) + line_px * len(rows)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_font_px(width))
     for r, row in enumerate(rows):
-        for c, (caption, image) in enumerate(row):
-            corner = (sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + CAPTION_PX * r)
-            draw.text((corner[0] + 2, corner[1] + 2), _fitted(caption, widths[c] - 2, font), fill=255, font=font)
-            sheet.paste(image, (corner[0], corner[1] + CAPTION_PX))
+        for c, tile in enumerate(row):
+            x, y = sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + line_px * r
+            draw.text((x + 2, y + 2), _fitted(tile.title, widths[c] - 2, font), fill=255, font=font)
+            sheet.paste(tile.picture, (x, y + line_px))
+            if tile.limits:  # the bar is shorter than the picture: numbers of neighbours stay apart
+                bar = hu_scale(*tile.limits, tile.picture.width - 2 * GAP_PX, _font_px(width))
+                sheet.paste(bar, (x + GAP_PX, y + line_px + tile.picture.height + GAP_PX))
     return sheet
 
 

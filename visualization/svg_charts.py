@@ -13,6 +13,8 @@ from PIL import Image
 
 _WIDTH, _HEIGHT = 560, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 10, 44
+# Of fewer values quartiles say nothing.
+FEWEST_IN_A_BOX = 4
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def joint_histogram_chart(
 
 
 def box_chart(values: Sequence[float], names: Sequence[str], links: Sequence[str | None], label: str) -> svg.svg:
-    """Return one box plot with every case as a point, which leads to the case's page.
+    """Return every case as a point, which leads to the case's page, on a box plot if there are `FEWEST_IN_A_BOX`.
 
     The box is from the first to the third quartile, with the median; whiskers reach the last value within 1.5 times
     the box's length (Tukey). `values` are finite.
@@ -108,16 +110,21 @@ def box_chart(values: Sequence[float], names: Sequence[str], links: Sequence[str
     for tick in x.ticks():
         chart.add(svg.line(x1=x(tick), x2=x(tick), y1=4, y2=66, cls="grid"))
         chart.add(svg.text(f"{tick:g}", x=x(tick), y=84, text_anchor="middle", cls="faint"))
+    if len(values) >= FEWEST_IN_A_BOX:
+        _add_box(chart, x, ordered)
+    for k, (value, name, link) in enumerate(zip(values, names, links, strict=True)):
+        point = svg.circle(svg.title(f"{name}: {value:g}"), cx=f"{x(value):.1f}", cy=28 + 7 * (k % 3), r=4, cls="case")
+        chart.add(_link(point, link) if link else point)
+    return chart
+
+
+def _add_box(chart: svg.svg, x: Axis, ordered: np.ndarray) -> None:
     first, median, third = np.percentile(ordered, (25, 50, 75))
     reach = 1.5 * (third - first)
     inside = ordered[(ordered >= first - reach) & (ordered <= third + reach)]
     chart.add(svg.path(d=f"M{x(inside[0]):.1f} 35H{x(first):.1f}M{x(third):.1f} 35H{x(inside[-1]):.1f}", cls="whisker"))
     chart.add(svg.rect(x=f"{x(first):.1f}", y=22, width=f"{max(x(third) - x(first), 0.5):.1f}", height=26, cls="box"))
     chart.add(svg.path(d=f"M{x(median):.1f} 22V48", cls="median"))
-    for k, (value, name, link) in enumerate(zip(values, names, links, strict=True)):
-        point = svg.circle(svg.title(f"{name}: {value:g}"), cx=f"{x(value):.1f}", cy=28 + 7 * (k % 3), r=4, cls="case")
-        chart.add(_link(point, link) if link else point)
-    return chart
 
 
 def _link(shape: svg.svg_tag, target: str) -> svg.svg_tag:

@@ -91,9 +91,8 @@ class TrainingPage:
             with tags.header():
                 tags.h1(run.name)
                 tags.p(id="status", role="status")
-                tags.label(
-                    tags.input_(type="checkbox", id="refresh", checked="checked"), " refresh every 30 s", cls="screen"
-                )
+                box = tags.input_(type="checkbox", id="refresh", checked="checked")
+                tags.label(box, " refresh every 30 s", id="refreshing", cls="screen")
             tags.noscript(tags.p("Curves and pictures need JavaScript; pictures alone are in the folder images."))
             _add_pictures("Pictures")
             _add_pictures("Validation", "validation-")

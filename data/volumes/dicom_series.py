@@ -161,7 +161,7 @@ def write_series(
         made: by what.
         identity: whose.
         further: origins of the MR's further contrasts.
-        notes: what is worth a warning is added to it: which invalid values of the MR were not copied.
+        notes: what is worth knowing is added to it: which invalid values of the MR were not copied.
 
     Raises:
         InputError: the folder holds something else or cannot be written, the CT has one slice, or what is read back is

@@ -279,17 +279,22 @@ function drawPictures(gallery) {
 // A training that has written nothing for so long may be dead, or validate: how much time is left is not known then.
 const QUIET_S = 900;
 
+// Nothing more comes; of a run that was stopped it does, once it is resumed.
+function isOver() {
+  const last = run.points[run.points.length - 1], length = document.body.dataset;
+  return run.ended && (!("epochs" in length) || last?.[0] >= Number(length.epochs));
+}
+
 function drawStatus() {
+  byId("refreshing").hidden = isOver();
   const last = run.points[run.points.length - 1], length = document.body.dataset, total = Number(length.epochs);
   if (!last) { byId("status").textContent = "No losses yet."; return; }
   const epoch = Math.floor(last[0] - 1e-9) + 1;
   const clock = !("epochs" in length), age = Date.now() / 1000 - run.updated;
-  let remaining = clock ? `trains for ${duration(Number(length.seconds))} in all` : "finished";
-  if (run.ended && (clock || last[0] < total)) remaining = clock ? "ended" : "stopped";
-  else if (clock || last[0] < total) {
-    if (age > QUIET_S) remaining = `last heard of ${duration(age)} ago`;
-    else if (!clock) remaining = `about ${duration((total - last[0]) * Number(length.steps) * last[2])} left`;
-  }
+  let remaining = clock ? `trains for ${duration(Number(length.seconds))} in all` : `about ${duration(Math.max(0, total - last[0]) * Number(length.steps) * last[2])} left`;
+  if (isOver()) remaining = clock ? "ended" : "finished";
+  else if (run.ended) remaining = "stopped";
+  else if (age > QUIET_S) remaining = `last heard of ${duration(age)} ago`;
   const of = clock ? "" : ` of ${total}`;
   byId("status").textContent = `epoch ${clock ? epoch : Math.min(total, epoch)}${of} · ${format(last[2])} s a step · ${remaining}`;
 }
@@ -325,5 +330,6 @@ for (const [gallery, prefix] of Object.entries(GALLERIES))
     view[gallery] = index === all.length - 1 ? null : all[index].file;
     drawPictures(gallery);
   });
-setInterval(() => { if (byId("refresh").checked && !document.hidden) refresh(); }, 30000);
+function look() { if (byId("refresh").checked && !isOver() && !document.hidden) refresh(); }
+setInterval(look, 30000);
 refresh();
