@@ -83,6 +83,10 @@ def test_a_glob_without_quotes_gives_the_same_names(tmp_path):
     quoted = find_sources([f"{tmp_path}/raw/*/*/*"], [f"{tmp_path}/m/*"], None)
     shells = [str(path) for path in (*tmp_path.glob("raw/*/*/*"), tmp_path / "raw/B/readme.txt")]
     assert find_sources(shells, list(map(str, masks)), None) == quoted
+    flat = touch(tmp_path, "ct/STS_1_CT.nii", "ct/STS_2_CT.nii", "ct2/STS_3_CT.nii")
+    quoted_flat = find_sources([f"{tmp_path}/ct/*", f"{tmp_path}/ct2/*"], (), None)
+    assert find_sources([str(path) for path in flat], (), None) == quoted_flat
+    assert [source.name for source in quoted_flat] == ["STS_1_CT", "STS_2_CT", "STS_3_CT"]
     assert [(source.name, source.mask) for source in quoted] == list(
         zip(["A__P1", "B__P1", "B__P2"], masks, strict=True)
     )

@@ -249,11 +249,15 @@ def _name(paths: list[Path], patterns: Sequence[str], case_regex: str | None) ->
 def _searched_folders(paths: list[Path], patterns: Sequence[str]) -> list[Path]:
     """Return for each path the folder that was searched for it.
 
-    Paths without wildcards, as a shell makes them of a glob without quotes, have their common folder.
+    Of paths without wildcards, as a shell makes them of a glob without quotes, that is each one's own folder, as in
+    `ct/*`; their common folder where two have one file name, as in `*/ct.nii`.
     """
-    plain = [str(Path(pattern).parent) for pattern in patterns if not glob.has_magic(pattern)]
+    plain = [Path(pattern) for pattern in patterns if not glob.has_magic(pattern)]
     folders = {searched_folder(pattern) for pattern in patterns if glob.has_magic(pattern)}
-    folders |= {Path(os.path.commonpath(plain))} if plain else set()
+    if len({path.name for path in plain}) == len(plain):
+        folders |= {path.parent for path in plain}
+    else:
+        folders.add(Path(os.path.commonpath([path.parent for path in plain])))
     return [max((one for one in folders if path.is_relative_to(one)), key=lambda one: len(one.parts)) for path in paths]
 
 
