@@ -230,7 +230,9 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     """Log where the masks can be looked at, and the commands that train."""
     root = shlex.quote(str(options.out))
     log.info("look at the body masks first: %s", page or options.out / "bodies")
-    log.info("next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; hours on a CPU)", root)
+    log.info(
+        "next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; a GPU takes minutes)", root
+    )
     log.info("try:  the small training for a CPU, minutes: README.md, step 2")
     if options.mr:
         log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)

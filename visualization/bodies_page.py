@@ -102,7 +102,7 @@ def write_bodies_page(
                 tags.ul(*(tags.li(failure.reason, cls="warning") for failure in failures))
         flagged = [sheet for sheet in sheets if sheet.flags()]
         if not flagged:
-            tags.p("No mask is doubtful by what can be checked: look at all of them.", cls="note")
+            tags.p("The checks found no doubtful mask. Look at all of them anyway.", cls="note")
         _add_section("Look at these first", flagged, page.parent)
         for group, title in _KINDS.items():
             rest = [one for one in sheets if (one.case.split, one.case.domain) == group and one not in flagged]

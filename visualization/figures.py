@@ -171,8 +171,10 @@ def _draw_cut(axes: Axes, column: Column, lie: PatientOrder, plane: Plane, index
     axes.set_facecolor("black")
     left, right, *_ = plane.letters
     for letter, x, side in ((left, 0.02, "left"), (right, 0.98, "right")):
-        text = axes.text(x, 0.5, letter, transform=axes.transAxes, color=MARK_COLOUR, fontsize=7, ha=side, va="center")
-        text.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
+        text = axes.text(
+            x, 0.5, letter, transform=axes.transAxes, color=MARK_COLOUR, fontsize=8, weight="bold", ha=side, va="center"
+        )
+        text.set_path_effects([withStroke(linewidth=1.2, foreground="black")])
 
 
 def _draw_outline(axes: Axes, inside: np.ndarray) -> None:
