@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from data.volumes.volume import (
     same_grid,
     volume_stem,
 )
-from evaluation.case_folders import CaseVolumes, nothing_found, search
-from evaluation.patterns import propose, volumes_below
+from evaluation.case_folders import CASE, CaseVolumes, nothing_found, search
+from evaluation.patterns import propose, propose_alone, volumes_below
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,29 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         100 * outside,
     )
     return on_grid
+
+
+def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
+    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
+
+    Raises:
+        InputError: as `search` does, or the folder holds no case: it proposes a pattern.
+    """
+    found = search(source)
+    if found != {}:
+        return found
+    if not source.takes_pattern:
+        raise InputError(nothing_found(source))
+    there = volumes_below(source.path)
+    if (proposal := propose_alone(source, there)) is not None:
+        pattern, count = proposal
+        way_out = f"add {source.option}_pattern {shlex.quote(pattern)}, which finds {count} case{'s' * (count > 1)}"
+    elif there:
+        held = listed([str(path) for path in there], _LISTED)
+        way_out = f"it holds {held}; give another folder, or {source.option}_pattern with {CASE} for the case name"
+    else:
+        way_out = "no volume file or DICOM series lies below it"
+    raise InputError(f"{nothing_found(source)}; {way_out}")
 
 
 def find_cases(
