@@ -25,6 +25,7 @@ from evaluation.patterns import propose, propose_alone, volumes_below
 log = logging.getLogger(__name__)
 
 _LISTED = 8
+_FOREIGN = 0.5  # share of a grid outside its true CT, above which it is probably another's
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    log.info(
-        "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air",
-        path,
-        whose,
-        100 * outside,
-    )
+    account = "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air"
+    level = logging.INFO
+    if outside > _FOREIGN:
+        account = f"warning: {account}: probably the CT of another patient or position, or of a part of the body"
+        level = logging.WARNING
+    log.log(level, account, path, whose, 100 * outside)
     return on_grid
 
 
