@@ -16,7 +16,7 @@ from cohort.making import Made
 from cohort.scoring import single_command
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
-from data.outputs import check_free, volume_targets
+from data.outputs import check_free, check_writable, volume_targets
 from data.prepared.case_names import case_name
 from data.prepared.manifest import read_json
 from data.values.attenuation import mu_map
@@ -411,7 +411,7 @@ def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) ->
 
 
 def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
-    """Refuse to replace an input, or a file that this command did not make for this patient."""
+    """Refuse to replace an input or a file that this command did not make for this patient, and to write nowhere."""
     inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
@@ -420,6 +420,7 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
     own = None if results.alone else [placed(results.main.parent / name) for name in made]
     for option, targets in results.targets.items():
         check_free([placed(target) for target in targets], option, inputs, own, opt.overwrite)
+        check_writable(targets[0], option)
     if results.folder:
         check_folder(results.folder)
 

@@ -9,6 +9,7 @@ import csv
 import glob
 import io
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from data.volumes.contrasts import ONLY_CONTRAST, selector
 from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import source_files
+from evaluation.patterns import kind_of, propose_glob
 
 # Beside the id, and the path or a column for each contrast.
 _PATIENT_COLUMNS = {"patient_name": "PN", "patient_id": "LO"}
@@ -146,18 +148,29 @@ def find_cohort(
         raise InputError(
             f"--input_dir {root}: no volume file and no folder of DICOM {modality} images {wanted}"
             + (f" (passed over: {len(passed_over)} others)" if passed_over else "")
-            + (_example(root) if patterns else "")
+            + (_example(root, modality) if patterns else "")
         )
     return Cohort(tuple(_with_unique_names(cases, known_name)), tuple(passed_over))
 
 
-def _example(root: Path) -> str:
-    """Return the end of an error: a volume file that a folder does hold, and a pattern for it; "" for none."""
-    volume = next((path for path in sorted(glob_below(root, "**")) if is_volume(root / path)), None)
-    if volume is None:
+def _example(root: Path, modality: str) -> str:
+    """Return the end of an error: a pattern for the volume files that a folder does hold; "" for none.
+
+    They are those of the modality by their names; without any, those whose names do not tell.
+    """
+    kinds = {path: kind_of(path.as_posix()) for path in sorted(glob_below(root, "**")) if is_volume(root / path)}
+    for kind in (modality.lower(), ""):
+        if wanted := [path for path, known in kinds.items() if known == kind]:
+            break
+    else:
         return ""
-    pattern = Path(*["*"] * (len(volume.parts) - 1), volume.name)
-    return f"; it holds {volume}: --pattern '{pattern}' would match that"
+    found = propose_glob(wanted, kinds.keys() - set(wanted), lambda pattern: glob_below(root, pattern))
+    if found is None or found[1] == 1:
+        first = wanted[0]
+        glob_of_first = str(Path(*["*"] * (len(first.parts) - 1), first.name))
+        return f"; it holds {first}: --pattern {shlex.quote(glob_of_first)} would match that"
+    pattern, count = found
+    return f"; --pattern {shlex.quote(pattern)} would match {count} volume files"
 
 
 def _is_series(path: Path) -> bool:

@@ -269,17 +269,17 @@ def _is_dict(value: object) -> bool:
 
 
 def _lock(path: Path, blocking: bool) -> Claim | None:
-    descriptor = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"{path.parent.parent}: cannot be written: {error}; choose another --results_dir") from error
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
     except BlockingIOError:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
         return None
     except OSError as error:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
         raise InputError(f"{path}: cannot be locked: {error}; put --results_dir on a file system with locks") from error
     return Claim(descriptor)

@@ -28,7 +28,8 @@ from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
-from evaluation.case_folders import CaseVolumes, case_volumes
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import case_volumes
 from models.shape_extractor import ShapeExtractor, channel_labels, load_extractor
 
 log = logging.getLogger(__name__)

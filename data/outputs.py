@@ -1,6 +1,7 @@
 """What a command may replace: only its own files, unless --overwrite is given."""
 
 import os
+import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def check_free(
         whose = "" if made is None else ", and was not made by this command from this input"
         way_out = "move it away" if overwrite is None else "replace it with --overwrite"
         raise InputError(f"{target}: exists already{whose}; choose another {option}, or {way_out}")
+
+
+def check_writable(target: Path, option: str) -> None:
+    """Refuse a place where nothing can be written. Call it before long work; it leaves nothing there.
+
+    Raises:
+        InputError: no file can be made in the folder of the target, or where that folder would be made.
+    """
+    folder = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written: nothing can be made in {folder}: {error.strerror}; choose another {option}"
+        ) from error
 
 
 def _is_taken(target: Path) -> bool:

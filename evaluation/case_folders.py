@@ -41,21 +41,8 @@ class CaseVolumes:
         return f"'{CASE}/{self.kind or 'ct'}.nii.gz'"
 
 
-def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
-    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
-
-    Raises:
-        InputError: as `search` does, or the folder holds no case.
-    """
-    found = search(source)
-    if found == {}:
-        way_out = f"; show where the cases are, e.g. {source.option}_pattern {source.example}"
-        raise InputError(nothing_found(source) + (way_out if source.takes_pattern else ""))
-    return found
-
-
 def search(source: CaseVolumes) -> dict[str, Path] | None:
-    """Return what `case_volumes` does, or nothing where the folder holds no case.
+    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
 
     Raises:
         InputError: the path is missing, two files claim one case, or a pattern is unusable.

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from data.volumes.volume import (
     same_grid,
     volume_stem,
 )
-from evaluation.case_folders import CaseVolumes, nothing_found, search
-from evaluation.patterns import propose, volumes_below
+from evaluation.case_folders import CASE, CaseVolumes, nothing_found, search
+from evaluation.patterns import propose, propose_alone, volumes_below
 
 log = logging.getLogger(__name__)
 
 _LISTED = 8
+_FOREIGN = 0.5  # share of a grid outside its true CT, above which it is probably another's
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,36 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    log.info(
-        "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air",
-        path,
-        whose,
-        100 * outside,
-    )
+    account = "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air"
+    level = logging.INFO
+    if outside > _FOREIGN:
+        account = f"warning: {account}: probably the CT of another patient or position, or of a part of the body"
+        level = logging.WARNING
+    log.log(level, account, path, whose, 100 * outside)
     return on_grid
+
+
+def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
+    """Return the volumes of a folder of cases by case name, sorted, or None if the source is a single volume.
+
+    Raises:
+        InputError: as `search` does, or the folder holds no case: it proposes a pattern.
+    """
+    found = search(source)
+    if found != {}:
+        return found
+    if not source.takes_pattern:
+        raise InputError(nothing_found(source))
+    there = volumes_below(source.path)
+    if (proposal := propose_alone(source, there)) is not None:
+        pattern, count = proposal
+        way_out = f"add {source.option}_pattern {shlex.quote(pattern)}, which finds {count} case{'s' * (count > 1)}"
+    elif there:
+        held = listed([str(path) for path in there], _LISTED)
+        way_out = f"it holds {held}; give another folder, or {source.option}_pattern with {CASE} for the case name"
+    else:
+        way_out = "no volume file or DICOM series lies below it"
+    raise InputError(f"{nothing_found(source)}; {way_out}")
 
 
 def find_cases(

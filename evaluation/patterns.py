@@ -1,4 +1,4 @@
-"""Proposes the patterns by which the cases of two folders agree, from the files that are there."""
+"""Proposes patterns, from the files that are there: of one folder, or by which the cases of two folders agree."""
 
 import glob
 import logging
@@ -104,6 +104,28 @@ def _ranked(
                 rank = (-len(keys & others), first != kept, *kinds)
                 pairs.append((rank, len(second), first, second))
     return sorted(pairs)
+
+
+def propose_alone(source: CaseVolumes, there: Sequence[Path]) -> tuple[str, int] | None:
+    """Return the pattern by which a folder has the most cases of the source's kind, and how many.
+
+    Args:
+        source: a folder of cases whose own pattern finds none.
+        there: what lies below it, as `volumes_below` returns it.
+
+    Returns:
+        None where no pattern finds any, or names say that all are of other kinds.
+    """
+    theirs = {pattern: keys for pattern, keys in _patterns(there).items() if _may_be(pattern, source.kind)}
+    tried = []
+    for pattern, _ in _most_matched(theirs):
+        try:
+            found = (search(replace(source, pattern=pattern)) or {}).values()
+        except InputError:  # as where two files would be one case
+            continue
+        if all(_may_be(below(source.path, path).as_posix(), source.kind) for path in found):
+            tried.append((kind_of(pattern) != source.kind, -len(found), len(pattern), pattern))
+    return (min(tried)[-1], -min(tried)[1]) if tried else None
 
 
 def propose_glob(

@@ -156,7 +156,7 @@ class DicomOutput:
     anonymous: bool = option(False, help="leave the MR's patient, study and source images out of the DICOM series")
 
 
-def use_parser(group: type[UseSettings], command: Command, needed: str, description: str) -> argparse.ArgumentParser:
+def use_parser(group: type[UseSettings], command: Command, needed: str, description: str) -> CommandParser:
     """Return the parser of a command that uses a model, with the options of `group`; its usage shows the `needed`."""
     parser = CommandParser(
         short_help=True,

@@ -90,7 +90,10 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed, "
         "2 nothing was started."
     )
-    return use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)
+    parser = use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)
+    for name in ("reference", "mask", "series_uid", "patient_name", "patient_id"):
+        parser.instead[f"--{name}"] = f"give a --list with a column {name} (docs/batch_conversion.md)"
+    return parser
 
 
 def parse(arguments: Sequence[str] | None = None) -> CohortSettings:

@@ -12,6 +12,18 @@ done
 # Tell whether a run's folder holds a training state to resume from.
 has_state() { [ -e "$1/latest_state.pth" ] || [ -e "$1/previous_state.pth" ]; }
 
+# Print the absolute path of a data set, whether or not it is there: train.py reports one that is missing.
+data_set_path() {
+    if [ -e "$1" ]; then
+        realpath -- "$1"
+    else
+        case $1 in
+            /*) echo "$1" ;;
+            *) echo "$PWD/$1" ;;
+        esac
+    fi
+}
+
 # Print the interpreter of the project's commands, in its folder; where there is none, say how to get one.
 project_python() {
     local python=${PYTHON:-.venv/bin/python}

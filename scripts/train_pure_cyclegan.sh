@@ -4,8 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 [ $# -gt 0 ] || { echo "usage: bash scripts/train_pure_cyclegan.sh DATAROOT [options of train.py]" >&2 && exit 2; }
-dataroot=$1
-dataroot=$(realpath "$dataroot")
+dataroot=$(data_set_path "$1")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(project_python)

@@ -11,8 +11,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
 [ $# -gt 0 ] || { echo "usage: bash scripts/train_recommended.sh DATAROOT [options of train.py --model simulated_pairs]" >&2 && exit 2; }
-dataroot=$1
-dataroot=$(realpath "$dataroot")
+dataroot=$(data_set_path "$1")
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 name=recommended_$(basename "$dataroot") checkpoints=checkpoints previous="" options=() exported=()

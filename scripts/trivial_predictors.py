@@ -16,7 +16,8 @@ from data.prepared.case_names import case_name
 from data.settings.parser import CommandParser
 from data.volumes.volume import describe_difference, read_volume, resampling, same_grid, write_volume
 from evaluation.baselines import PREDICTORS
-from evaluation.case_folders import CaseVolumes, case_volumes
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import case_volumes
 
 log = logging.getLogger(__name__)
 

@@ -47,6 +47,21 @@ def test_the_result_of_a_dicom_folder_is_called_after_the_folder(tmp_path):
     assert (tmp_path / "results" / NAME / "STS_024.nii.gz").exists()
 
 
+@pytest.mark.parametrize("option", ["--output", "--mu_map"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_conversion(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(test_adapt, "synthesize", None)
+    write_model(tmp_path)
+    write_volume(patient_mr(), tmp_path / "mr.nii.gz")
+    (tmp_path / "file").touch()
+    target = tmp_path / "file/a/out.nii.gz"
+    with pytest.raises(InputError) as error:
+        test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", option, target))
+    assert str(error.value) == (
+        f"{target}: cannot be written: nothing can be made in {tmp_path}/file: Not a directory; choose another {option}"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "file", "mr.nii.gz"]
+
+
 def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
     """The result is then that of the same weights without them, voxel by voxel."""
     write_volume(patient_mr(), tmp_path / "mr.nii.gz")

@@ -14,8 +14,8 @@ from cohort.inputs import glob_below
 from data.errors import InputError, run_command
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation import cases, metrics, patterns, report
-from evaluation.case_folders import CaseVolumes, case_volumes
-from evaluation.cases import ScoredCase, find_cases
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import ScoredCase, case_volumes, find_cases
 from evaluation.origin import check_exchanged
 from evaluation.patterns import volumes_below
 from scripts import evaluate
@@ -580,10 +580,29 @@ def test_an_example_is_of_the_option_s_kind(tmp_path):
     (tmp_path / "empty").mkdir()
     mr = CaseVolumes("--mr", tmp_path / "empty", kind="mr")
     assert refusal(pred, ref, mr=mr).endswith("e.g. --mr_pattern '{case}/mr.nii.gz'")
-    with pytest.raises(InputError, match=r"e\.g\. --mr_pattern '{case}/mr.nii.gz'$"):
-        case_volumes(mr)
     with pytest.raises(InputError, match=r"e\.g\. '{case}/mr.nii.gz'$"):
         case_volumes(replace(mr, pattern="*"))
+
+
+ALONE = {
+    "words": (
+        ["A/A_MR", "B/B_MR", "A/A_CT", "B/B_CT"],
+        "add --mr_pattern '{case}/{case}_MR.nii.gz', which finds 2 cases",
+    ),
+    "no word": (["A/vibe", "B/vibe", "A/CT"], "add --mr_pattern '{case}/vibe.nii.gz', which finds 2 cases"),
+    "one": (["P7"], "add --mr_pattern '{case}.nii.gz', which finds 1 case"),
+    "others": (["A/CT"], "it holds A/CT.nii.gz; give another folder, or --mr_pattern with {case} for the case name"),
+    "nothing": ([], "no volume file or DICOM series lies below it"),
+}
+
+
+@pytest.mark.parametrize(("files", "way_out"), ALONE.values(), ids=ALONE)
+def test_a_pattern_that_finds_nothing_in_a_folder_is_answered_by_one_that_does(tmp_path, files, way_out):
+    touched(tmp_path, *(f"{file}.nii.gz" for file in files))
+    mr = CaseVolumes("--mr", tmp_path, "{case}/mr.nii.gz", "mr")
+    with pytest.raises(InputError) as error:
+        case_volumes(mr)
+    assert str(error.value) == f"--mr {tmp_path}: found nothing for {{case}}/mr.nii.gz; {way_out}"
 
 
 def test_a_mistyped_case_is_answered_by_the_nearest(tmp_path):

@@ -33,6 +33,15 @@ def said(capsys, parse, *words: str) -> str:
     return line
 
 
+@pytest.mark.parametrize("form", ["{} 3", "{}=3"])
+def test_an_option_of_one_patient_is_answered_by_the_column_of_a_cohort(capsys, form):
+    for name in ("reference", "mask", "series_uid", "patient_name", "patient_id"):
+        assert said(capsys, pipeline_options.parse, "--input_dir", "d", *form.format(f"--{name}").split()) == (
+            f"error: --{name}: no such option; give a --list with a column {name} (docs/batch_conversion.md). "
+            "All options: python test_pipeline.py --help_all"
+        )
+
+
 @pytest.mark.parametrize(
     ("parse", "word", "meant"),
     [

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.suffix in (".sh", ".sbatch"))
+RECIPES = ["train_recommended.sh", "train_pure_cyclegan.sh", "train_cycle_lcc.sh", "train_self_lcc.sh"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["datasets/x", "--flip", "--help"]])
@@ -29,9 +30,7 @@ def test_help_says_how_a_script_is_called_and_starts_nothing(tmp_path, script, w
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.parametrize(
-    "script", ["train_recommended.sh", "train_pure_cyclegan.sh", "train_cycle_lcc.sh", "train_self_lcc.sh"]
-)
+@pytest.mark.parametrize("script", RECIPES)
 def test_without_an_interpreter_a_recipe_says_how_to_get_one(tmp_path, script):
     done = subprocess.run(
         ["bash", str(ROOT / "scripts" / script), str(tmp_path)], capture_output=True, text=True, timeout=60,
@@ -39,6 +38,20 @@ def test_without_an_interpreter_a_recipe_says_how_to_get_one(tmp_path, script):
     )  # fmt: skip
     said = f"error: {tmp_path / 'none'}: no such program; run first: bash scripts/setup.sh\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.parametrize("script", RECIPES)
+@pytest.mark.parametrize("folder", ["set", "wrong/set", "/wrong/set"])
+def test_a_recipe_leaves_it_to_the_training_to_report_a_missing_data_set(tmp_path, script, folder):
+    """Its path is that of the folder in which the recipe was started."""
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\nexit 2\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), folder], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PYTHON": str(tmp_path / "python")},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "")
+    assert f"<--dataroot><{tmp_path / folder}><--name>" in done.stdout and done.stdout.count("<train.py>") == 1
 
 
 def test_there_are_scripts():

@@ -177,3 +177,17 @@ def test_messages_on_grids_say_the_command_that_puts_it_right(tmp_path):
         words = arguments.replace(f"--like {word}", f"--like {tmp_path}/mr.nii.gz").split()
         command.main(words)
         read(tmp_path / f"{name}_like_mr.nii.gz", mr)
+
+
+@pytest.mark.parametrize(("slices", "level"), [(4, "WARNING"), (3, "INFO")])
+def test_a_true_ct_that_most_of_the_grid_lies_outside_of_is_warned_of(tmp_path, caplog, slices, level):
+    """A CT moved along z by some of the 6 slices of an MR: the others are outside it."""
+    caplog.set_level("INFO")
+    ct = ct_volume()
+    x, y, z = ct.origin
+    write_volume(replace(ct, origin=(x, y, z + slices * ct.spacing[2])), tmp_path / "ct.nii.gz")
+    read_reference(tmp_path / "ct.nii.gz", ct, resampled=True, whose="result")
+    (said,) = caplog.records
+    share = f"{tmp_path}/ct.nii.gz: resampled to the result's grid; {100 * slices / 6:.1f} % of that grid lies outside"
+    assert (said.levelname, share in said.getMessage()) == (level, True)
+    assert ("probably the CT of another patient" in said.getMessage()) == (level == "WARNING")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.volumes.volume import Volume, read_volume
-from evaluation.case_folders import CaseVolumes, case_volumes
-from evaluation.cases import read_reference
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import case_volumes, read_reference
 
 
 def add_patients(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         # Words that begin like a negative number are values: argparse itself knows -1 for one, but not -1e3 or -1:2.
         self._negative_number_matcher = re.compile(r"-\.?\d")
         self._short_help = short_help
+        self.instead: dict[str, str] = {}  # what to use in place of options that other commands have
         if short_help:
             show_first(self.add_argument("--help_all", action=_HelpAll, nargs=0, help="show all options and exit"))
 
@@ -85,7 +86,8 @@ class CommandParser(argparse.ArgumentParser):
             # As above: a number is a value, and so is a word with a space before any =.
             # A dash of another kind comes from a page or a word processor.
             if re.match(r"-\.?[^\d\s.]|[\u2010-\u2015]", word) and " " not in name and name not in options:
-                near = did_you_mean(name, options) or ". If it is a value, write --option=VALUE."
+                known = f"; {self.instead[name]}." if name in self.instead else did_you_mean(name, options)
+                near = known or ". If it is a value, write --option=VALUE."
                 self.error(f"{name}: no such option{near} {self._help()}")
 
     def _start(self) -> str:
