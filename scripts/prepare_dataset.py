@@ -207,7 +207,8 @@ def report(
         log.info("  contrasts: %s", ", ".join(manifest.contrasts))
     for split, domain in groups:
         cases = manifest.select(split, domain)
-        log.info("  %s%s  %d volumes, %d slices", split, domain, len(cases), sum(case.slices for case in cases))
+        volumes = "1 volume" if len(cases) == 1 else f"{len(cases)} volumes"
+        log.info("  %s%s  %s, %d slices", split, domain, volumes, sum(case.slices for case in cases))
     for failure in failures:
         log.error("failed: %s", failure.reason)
     if failures:
