@@ -115,8 +115,7 @@ class ShapeExtractorModel(BaseModel):
     }  # fmt: skip
     validates_itself = True
     unused_options = (
-        "preprocess", "load_size", "crop_size", "flip", "rotate", "zoom", "slab", "mr_window", "max_dataset_size",
-        "ema", "sync_batch_norm",
+        "preprocess", "flip", "rotate", "zoom", "slab", "mr_window", "max_dataset_size", "ema", "sync_batch_norm",
     )  # fmt: skip
     memory_options = "--width"
     fixed_facts = ("patients to train on", "patients to validate with", "classes")

@@ -40,9 +40,9 @@ if has_state "$small"; then
     exit 2
 fi
 python=$(project_python)
-job="" status=0
+job="" status=0 received=""
 for signal in INT TERM HUP USR1; do
-    trap 'kill -s '$signal' "$job" 2>/dev/null || true' $signal
+    trap 'received='$signal'; kill -s '$signal' "$job" 2>/dev/null || true' $signal
 done
 set -m # else bash starts jobs with SIGINT ignored, and Ctrl-C would do nothing while the training starts
 command=$(printf '%q ' bash scripts/train_recommended.sh "$dataroot" "$@")
@@ -50,6 +50,7 @@ RESUME_COMMAND=${command% } "$python" train.py --model simulated_pairs --dataroo
     ${options[@]+"${options[@]}"} &
 job=$!
 set +m
+if [ -n "$received" ]; then kill -s "$received" "$job" 2>/dev/null || true; fi # it came before there was a job to tell
 wait "$job" || status=$?
 while kill -0 "$job" 2>/dev/null; do # a signal ends `wait`, not the training, which saves first
     status=0

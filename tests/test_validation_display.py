@@ -76,6 +76,7 @@ def test_time_spent_on_validation_is_no_time_of_steps(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 100))
     monkeypatch.setattr("visualization.training_log.time.perf_counter", lambda: float(next(clock)))
     with log_with(tmp_path, Console(tmp_path)) as training_log:
+        training_log._is_silent = False  # it does not look at the clock between losses
         epochs_of(training_log, 1)
         training_log.start_epoch(2, 0)
         training_log.step(0.0)

@@ -54,7 +54,7 @@ def wait_until(true, seconds: float = 120) -> None:
 def test_a_command_that_is_ended_ends_its_processes_in_one_line(number, tmp_path):
     """It goes to all of them, as from a terminal or from Slurm."""
     program = Program("-c", COMMAND, tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob(".writing-*/*.txt"))) == 2 and (tmp_path / "0.txt").exists())
+    wait_until(lambda: (tmp_path / "0.txt").exists() and len(list(tmp_path.glob(".writing-*/*.txt"))) == 2)
     workers = psutil.Process(program.pid).children(recursive=True)
     if number == signal.SIGTERM:  # which ends the processes by itself
         os.kill(program.pid, number)
@@ -70,7 +70,7 @@ def test_a_command_that_is_ended_ends_its_processes_in_one_line(number, tmp_path
 
 def test_processes_end_with_a_command_that_is_killed(tmp_path):
     program = Program("-c", COMMAND, tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob(".writing-*/*.txt"))) == 2 and (tmp_path / "0.txt").exists())
+    wait_until(lambda: (tmp_path / "0.txt").exists() and len(list(tmp_path.glob(".writing-*/*.txt"))) == 2)
     workers = psutil.Process(program.pid).children(recursive=True)
     assert len(workers) >= 2
     program.kill()
