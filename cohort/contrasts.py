@@ -8,9 +8,8 @@ from pathlib import Path
 from cohort.inputs import Cohort, CohortCase, find_cohort, glob_below
 from data.errors import InputError
 from data.prepared.case_names import case_name, name_cases
-from data.prepared.sources import is_folder, is_volume
+from data.prepared.sources import is_image
 from data.volumes.contrasts import in_order, selector, split_name, without_name
-from data.volumes.dicom import holds_dicom
 
 
 def find_contrast_cohort(
@@ -52,7 +51,7 @@ def find_contrast_cohort(
 
 def _is_image(path: Path) -> bool:
     try:
-        return holds_dicom(path) if is_folder(path) else is_volume(path)
+        return is_image(path)
     except OSError:  # its case says so
         return True
 

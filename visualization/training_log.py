@@ -57,7 +57,6 @@ class TrainingLog:
         self._explained: set[str] = set()  # names of losses
         self._bar = tqdm(disable=True)  # until an epoch begins
         self._left: TimeLeft | None = None  # likewise
-        self._first = 0  # steps of the run before this process
         self._is_silent = True  # until losses, or the time that the run will take, were told
         self._restart_clock()
 
@@ -67,9 +66,9 @@ class TrainingLog:
         `seconds`: how long the run has trained.
         """
         if self._left is None:
-            run, self._first = self.run, self._steps_of_run(epoch, done)
+            run = self.run
             self._left = TimeLeft(
-                run.epochs and run.epochs * run.steps_per_epoch, self._first,
+                run.epochs and run.epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
                 run.seconds and run.seconds - seconds,
             )  # fmt: skip
         of = f"/{self.run.epochs}" if self.run.epochs else f", {seconds:.0f} of {self.run.seconds} s"
@@ -94,7 +93,7 @@ class TrainingLog:
     def _say_how_long(self) -> None:
         """Say what a step and the run take, where the first losses are long in coming."""
         seconds = (time.perf_counter() - self._since) / self._steps
-        left = self._left.after(self._first + self._steps) if self._left else None
+        left = self._left.after(self._left.done + self._steps) if self._left else None
         run = f"; about {describe_seconds(left)} left" if left else ""
         log.info("%.1f s a step%s; losses follow", seconds, run)
         self._is_silent = False
