@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 from contextlib import nullcontext
 
@@ -643,3 +645,13 @@ def test_a_line_of_wrong_type_does_not_stop_a_training(tmp_path):
     with log_with(tmp_path, spy, start=(1, 2)):
         pass
     assert spy.seen[0] == ("restore", 1, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"),
+    [("module://not_installed.backend", "None"), ("module://pytest.x", "module://pytest.x"), ("agg", "agg")],
+)
+def test_a_notebooks_backend_that_is_not_installed_here_is_left_out(backend, kept):
+    ask = "import os, visualization; print(os.environ.get('MPLBACKEND'))"
+    environment = os.environ | {"MPLBACKEND": backend}
+    assert subprocess.check_output([sys.executable, "-c", ask], env=environment, text=True).strip() == kept

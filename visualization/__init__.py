@@ -3,3 +3,11 @@
 One interface, `training_log.TrainingLog`, with three back ends (console and files, visdom, HTML page), none of which
 can stop a training; `case_page` and `cohort_page` for results; `figures` for papers.
 """
+
+import importlib.util
+import os
+
+# Jupyter passes the backend of its kernel on to commands (`!python ...`), in whose environment it may not be installed.
+_backend = os.environ.get("MPLBACKEND", "")
+if _backend.startswith("module://") and not importlib.util.find_spec(_backend.removeprefix("module://").split(".")[0]):
+    del os.environ["MPLBACKEND"]
