@@ -124,7 +124,7 @@ def test_all_commands_of_the_way_were_run_in_order(way):
         "test_adapt", "scripts.prepare_dataset", "train", "train", "scripts.export_model", "ct_segmentation.train",
         "train", "train", "test_adapt", "test_adapt", "test_pipeline", "scripts.evaluate",
         "scripts.trivial_predictors", "scripts.evaluate", "scripts.export_model", "scripts.import_generator",
-        "scripts.resample", "fill_hole",
+        "scripts.resample", "scripts.simulate_mr", "fill_hole",
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
 from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
 from data.simulation.contrasts import contrasts_to_simulate, shown_alike
-from data.simulation.simulated_mr import simulate_volume
+from data.simulation.simulated_mr import SimulationSettings, simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
 from data.volumes.slice_frame import view_direction
@@ -240,7 +240,8 @@ class Validation:
         """Simulate the MR of a prepared CT, of its slices with body."""
         spacing = (self._slice_mm(case), self.manifest.spacing_mm)
         seed = hash_number(case.name, seed) % 2**62
-        images = simulate_volume(maps["hu"], maps["depth"], spacing, seed, self._to_simulate)
+        settings = SimulationSettings(contrasts=self._to_simulate)
+        images = simulate_volume(maps["hu"], maps["depth"], spacing, seed, settings)
         mr, units = tuple(self._on_grid(image, case) for image in images), (_NETWORK_UNITS,) * len(images)
         body = np.array(read_case(self.dataroot, case)[1][slice(*case.body_slices)]) > 0
         return ValidationVolume(case.name, mr, units, body, maps["hu"], body)

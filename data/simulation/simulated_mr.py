@@ -146,9 +146,9 @@ def simulate_volume(
     depth: np.ndarray,
     spacing: tuple[float, float],
     seed: int,
-    contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
+    settings: SimulationSettings,
 ) -> np.ndarray:
-    """Return the T1-like MR of a whole CT, float32 (C, N, H, W) in [-1, 1]; the same seed gives the same MR.
+    """Return the MR of a whole CT, float32 (C, N, H, W) in [-1, 1]; the same seed gives the same MR.
 
     All slices are of one scan, with one contrast and one bias field; the field of view is not cut.
 
@@ -156,14 +156,13 @@ def simulate_volume(
         hu, depth: the CT's maps (`data.simulation.simulation_volume.SimulationVolume`), (N, H, W).
         spacing: mm between slices and between pixels.
         seed: of all that is random.
-        contrasts: the C images that are made, names of `data.simulation.contrasts.CONTRASTS`.
+        settings: what it is drawn from, and of which C contrasts.
     """
-    settings = SimulationSettings(contrasts=contrasts)
     draws = Draws(1, *(torch.Generator().manual_seed(seed + k) for k in range(2)))
     ct, quarters = (torch.from_numpy(array)[None].float() for array in (hu, depth))
     with torch.no_grad():
         mr = simulate_mr(ct, quarters / 4, spacing, draws, settings)[0]
-    return mr.unflatten(0, (len(contrasts), len(hu))).numpy()
+    return mr.unflatten(0, (len(settings.contrasts), len(hu))).numpy()
 
 
 def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:

@@ -1,0 +1,135 @@
+"""Simulate the MR of a CT, as training on simulated pairs does: ``python -m scripts.simulate_mr --ct F --out DIR``.
+
+Writes DIR/CASE/mr.nii.gz, a T1-like MR, and DIR/CASE/ct.nii.gz, the CT without its couch, on the CT's grid.
+Compare the MR with yours, or score a model on CT that it was not trained on, where no true pairs are at hand. Such
+scores are better than those on real MR. --ct is one volume or a folder of cases, as in scripts.evaluate.
+"""
+
+import argparse
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import InputError, run_command
+from data.masks.body_mask import ct_body_mask, read_mask, remove_couch
+from data.outputs import check_free
+from data.prepared.case_names import case_name
+from data.settings.parser import CommandParser
+from data.settings.values import nonnegative_float
+from data.simulation.contrasts import CONTRASTS, parse_contrasts
+from data.simulation.simulated_mr import SimulationSettings, simulate_volume
+from data.simulation.simulation_volume import simulation_volume
+from data.values.intensity import AIR_HU
+from data.volumes.contrasts import ONLY_CONTRAST
+from data.volumes.slice_frame import SliceFrame
+from data.volumes.volume import Volume, read_volume, write_volume
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import case_volumes
+
+log = logging.getLogger(__name__)
+
+# The brightest tissue of a simulated MR. Scanners have units of their own, so another number would do.
+_WINDOW_END = 1000.0
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="python -m scripts.simulate_mr", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = SimulationSettings()
+    parser.add_argument("--ct", type=Path, required=True, help="CT in HU; a volume or a folder of cases")
+    parser.add_argument("--ct_pattern", metavar="PATTERN", help="where a case lies below --ct, e.g. '{case}/ct.nii.gz'")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a case")
+    parser.add_argument("--mask", type=Path, help="body mask of a single CT, non-zero inside (default: computed)")
+    parser.add_argument("--seed", type=int, default=0, help="random numbers: contrast, bias field, noise (default: 0)")
+    parser.add_argument(
+        "--contrasts", nargs="+", default=[ONLY_CONTRAST], metavar="NAME",
+        help=f"images of the scan: {ONLY_CONTRAST}, or some of {', '.join(CONTRASTS[1:])} (default: {ONLY_CONTRAST})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skin_mm", type=nonnegative_float, default=default.skin_mm, metavar="MM",
+        help=f"largest mean thickness of dark skin, as in train.py (default: {default.skin_mm:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bias", type=nonnegative_float, default=default.bias[1], metavar="B",
+        help=f"strength of the bias field at most, as in train.py (default: {default.bias[1]:g})",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace existing volumes")
+    options = parser.parse_args(arguments)
+    try:
+        options.contrasts = parse_contrasts(options.contrasts)
+    except InputError as error:
+        parser.error(f"--contrasts {' '.join(options.contrasts)}: {error}")
+    if not 0 <= options.seed < 2**62:
+        parser.error(f"--seed {options.seed}: expected 0 to 2^62 - 1")
+    return options
+
+
+def simulated_scan(
+    ct: Volume, body: np.ndarray, seed: int, settings: SimulationSettings
+) -> tuple[Volume, dict[str, Volume]]:
+    """Return a CT without its couch, and the MR simulated from it, on the CT's grid.
+
+    The MR does not show contrast agent and couch. Its values lie between 0 and 1000, the end of its window.
+
+    Args:
+        ct: CT in HU.
+        body: its body mask, booleans, shape (z, y, x).
+        seed: the same gives the same MR.
+        settings: of the simulation.
+
+    Returns:
+        The CT, and int16 volumes by contrast.
+    """
+    ct = remove_couch(ct, body)
+    frame = SliceFrame.of(ct, size=1, spacing_mm=1.0)
+    pixel_mm = frame.in_plane_mm
+    whole_mm = frame.body_extent_mm(np.ones(ct.array.shape, bool))
+    frame = SliceFrame.of(ct, 2 * math.ceil(whole_mm / pixel_mm / 2), pixel_mm)
+    slices, inside = frame.prepare(ct, AIR_HU), frame.prepare_labels(ct.with_array(body.astype(np.uint8))) > 0
+    maps = simulation_volume(slices, inside, pixel_mm, frame.through_mm)
+    images = simulate_volume(maps.hu, maps.depth, (frame.through_mm, pixel_mm), seed, settings)
+    scan = {}
+    for name, image in zip(settings.contrasts, images, strict=True):
+        restored = frame.restore((image + 1) * (_WINDOW_END / 2), fill=0.0)
+        scan[name] = restored.with_array(np.rint(restored.array).astype(np.int16))
+    return ct, scan
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate the MR of every case.
+
+    Raises:
+        InputError: bad input.
+    """
+    options = parse_arguments(arguments)
+    cases = case_volumes(CaseVolumes("--ct", options.ct, options.ct_pattern, "ct"))
+    if cases is not None and options.mask:
+        raise InputError(f"--mask {options.mask}: one mask, but --ct {options.ct} is a folder of {len(cases)} cases")
+    cases = cases or {case_name(options.ct): options.ct}
+    names = (*options.contrasts, "ct")
+    files = {case: {name: options.out / case / f"{name}.nii.gz" for name in names} for case in cases}
+    targets = [path for of_case in files.values() for path in of_case.values()]
+    inputs = [*cases.values(), *([options.mask] if options.mask else [])]
+    check_free(targets, "--out", inputs, overwrite=options.overwrite)
+    settings = SimulationSettings(contrasts=options.contrasts, skin_mm=options.skin_mm, bias=(0.0, options.bias))
+    for case, path in cases.items():
+        log.info("simulating the MR of %s", path)
+        ct = read_volume(path)
+        try:
+            body = read_mask(options.mask, ct, path) if options.mask else ct_body_mask(ct)
+        except InputError as error:
+            raise error if options.mask else InputError(f"{path}: {error}") from error
+        clean, scan = simulated_scan(ct, body, options.seed, settings)
+        for name, volume in (scan | {"ct": clean}).items():
+            write_volume(volume, files[case][name])
+    log.info("wrote %s and ct.nii.gz of %d cases below %s", ", ".join(f"{name}.nii.gz" for name in options.contrasts),
+             len(cases), options.out)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,97 @@
+"""scripts.simulate_mr: MR and true CT of one grid, from a CT alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
+from scripts import simulate_mr
+
+AIR, FAT, MUSCLE, COMPACT, MARROW = -1000, -100, 45, 1200, -40
+SPACING = (2.0, 2.0, 5.0)
+
+
+def limb() -> tuple[Volume, np.ndarray]:
+    """A thigh beside its couch, (6, 80, 70) voxels, and the distance of each from the femur's axis in mm."""
+    y, x = np.mgrid[:80, :70]
+    distance = 2 * np.hypot(y - 36, x - 33)
+    plane = np.full((80, 70), AIR)
+    for outer, hu in ((55, FAT), (42, MUSCLE), (14, COMPACT), (8, MARROW)):
+        plane[distance < outer] = hu
+    plane[72:74] = 300
+    turned = (1.0, 0.0, 0.0, 0.0, 0.8, -0.6, 0.0, 0.6, 0.8)
+    return Volume(np.stack([plane] * 6).astype(np.int16), SPACING, (5, -7, 11), turned), np.stack([distance] * 6)
+
+
+@pytest.fixture
+def ct(tmp_path):
+    return write_volume(limb()[0], tmp_path / "CT" / "P01" / "ct.nii.gz")
+
+
+def run(tmp_path, *options: str) -> None:
+    simulate_mr.main([f"--out={tmp_path / 'out'}", *options])
+
+
+def test_mr_and_ct_lie_on_the_cts_grid_and_the_tissues_have_their_signals(ct, tmp_path):
+    run(tmp_path, f"--ct={ct}", "--skin_mm=0", "--bias=0")
+    given, distance = limb()
+    mr, true = (read_volume(tmp_path / f"out/P01/{name}.nii.gz") for name in ("mr", "ct"))
+    assert same_grid(mr, given) and same_grid(true, given)
+    assert mr.array.dtype == true.array.dtype == np.int16
+    air, fat, muscle, cortex = (
+        np.median(mr.array[(distance > low) & (distance < high)])
+        for low, high in ((64, 70), (46, 51), (20, 38), (10.5, 12))
+    )
+    assert air < 60 and cortex < muscle < fat <= 1100
+    assert muscle > 150 and fat > 500
+    np.testing.assert_array_equal(true.array, np.where(given.array == 300, AIR, given.array))  # the couch is gone
+
+
+def test_the_seed_decides_all_that_is_random(ct, tmp_path):
+    mr = []
+    for seed in (0, 0, 1):
+        run(tmp_path, f"--ct={ct}", f"--seed={seed}", "--overwrite")
+        mr.append(read_volume(tmp_path / "out/P01/mr.nii.gz").array)
+    np.testing.assert_array_equal(mr[0], mr[1])
+    assert np.abs(mr[0].astype(float) - mr[2]).mean() > 5
+
+
+def test_images_of_a_dixon_scan(ct, tmp_path):
+    run(tmp_path, f"--ct={ct}", "--contrasts", "water", "fat", "--skin_mm=0")
+    distance = limb()[1]
+    muscle, of_fat = (distance > 20) & (distance < 38), (distance > 46) & (distance < 51)
+    water, fat = (read_volume(tmp_path / f"out/P01/{name}.nii.gz").array for name in ("water", "fat"))
+    assert np.median(water[muscle]) > 2 * np.median(fat[muscle])
+    assert np.median(fat[of_fat]) > 2 * np.median(water[of_fat])
+    assert not (tmp_path / "out/P01/mr.nii.gz").exists()
+
+
+def test_a_folder_of_cases_and_a_mask(ct, tmp_path):
+    write_volume(limb()[0], tmp_path / "CT" / "P02" / "ct.nii.gz")
+    folder = [f"--ct={tmp_path / 'CT'}", "--ct_pattern={case}/ct.nii.gz"]
+    run(tmp_path, *folder)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["P01", "P02"]
+    with pytest.raises(InputError, match="exists already; choose another --out"):
+        run(tmp_path, *folder)
+    given, distance = limb()
+    mask = write_volume(given.with_array((distance < 30).astype(np.uint8)), tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match=r"mask.nii.gz: one mask, but --ct .* is a folder of 2 cases"):
+        run(tmp_path, *folder, f"--mask={mask}", "--overwrite")
+    run(tmp_path, f"--ct={ct}", f"--mask={mask}", "--overwrite")
+    true = read_volume(tmp_path / "out/P01/ct.nii.gz").array
+    assert (true[distance > 35] == AIR).all()
+    np.testing.assert_array_equal(true[distance < 30], given.array[distance < 30])
+
+
+def test_what_is_no_ct_and_wrong_options_are_refused(ct, tmp_path, capsys):
+    given = limb()[0]
+    mr = write_volume(replace(given, array=(given.array + 1000).clip(0)), tmp_path / "mr.nii.gz")
+    with pytest.raises(InputError, match=rf"{mr}: .*not a CT in HU"):
+        run(tmp_path, f"--ct={mr}")
+    for option, said in (("--contrasts=t2", "expected mr, or different ones of"), ("--seed=-1", "expected 0 to")):
+        with pytest.raises(SystemExit):
+            run(tmp_path, f"--ct={ct}", option)
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
