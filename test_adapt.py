@@ -15,6 +15,7 @@ from cohort.checks import Check, describe_findings, finite, hu_statistics, join_
 from cohort.making import Made
 from cohort.scoring import single_command
 from data.errors import InputError, run_command
+from data.files import not_there
 from data.masks.body_mask import read_mask
 from data.outputs import check_free, check_writable, volume_targets
 from data.prepared.case_names import case_name
@@ -415,7 +416,7 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
     inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{path}: {not_there(path)}")
     # A name that is none is that of no target. Without a report there is no account of what was made.
     own = None if results.alone else [placed(results.main.parent / name) for name in made]
     for option, targets in results.targets.items():

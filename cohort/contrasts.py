@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cohort.inputs import Cohort, CohortCase, find_cohort, glob_below
 from data.errors import InputError
+from data.files import check_is_folder
 from data.prepared.case_names import case_name, name_cases
 from data.prepared.sources import is_image
 from data.volumes.contrasts import in_order, selector, split_name, without_name
@@ -32,8 +33,7 @@ def find_contrast_cohort(
         return replace(cohort, cases=tuple(replace(case, contrast=selector(names[0])) for case in cohort.cases))
     if series_description:
         raise InputError("--series_description: contrasts are distinguished by name; leave it out, or use a --list")
-    if not root.is_dir():
-        raise InputError(f"--input_dir {root}: no such folder")
+    check_is_folder("--input_dir", root)
     hidden = without.resolve() if without else None
     found: dict[str, dict[str, list[Path]]] = {}
     for name, pattern in zip(names, in_order("--pattern", given, names), strict=True):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pydicom
 
 from data.errors import InputError
-from data.files import check_regular
+from data.files import check_is_folder, check_regular
 from data.prepared.case_names import below, case_name, full_name, is_clean, short_hash
 from data.prepared.manifest import hash_files, hash_source
 from data.prepared.sources import find_paths, is_folder, is_volume
@@ -118,8 +118,7 @@ def find_cohort(
     Raises:
         InputError: `root` is no folder, or nothing is found.
     """
-    if not root.is_dir():
-        raise InputError(f"--input_dir {root}: no such folder")
+    check_is_folder("--input_dir", root)
     matches = {match for pattern in patterns or ["**"] for match in glob_below(root, pattern)}
     if not patterns:
         matches.add(Path())

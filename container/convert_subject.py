@@ -17,6 +17,7 @@ from pathlib import Path
 import test_adapt
 from cohort.inputs import glob_below
 from data.errors import InputError, listed, run_command
+from data.files import check_is_folder
 from data.prepared.sources import is_image
 from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser, command_words
@@ -87,8 +88,7 @@ def find_image(folder: Path, pattern: str) -> Path:
     Raises:
         InputError: there is none, or more than one; it says what there is.
     """
-    if not folder.is_dir():
-        raise InputError(f"--input_dir {folder}: no such folder")
+    check_is_folder("--input_dir", folder)
     named = [Path()] if pattern == "." else glob_below(folder, pattern)
     found = sorted(path for relative in named if is_image(path := folder / relative))
     if len(found) == 1:

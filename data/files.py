@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -104,3 +104,22 @@ def names_in(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
+
+
+def not_there(path: Path, kind: str = "file or folder") -> str:
+    """Return what is missing of a path, itself or a folder above it, and the name there that may be meant."""
+    gone = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    what = f"no such {kind}" if gone == path else f"no such folder: {gone}"
+    return what + did_you_mean(gone.name, names_in(gone.parent))
+
+
+def check_is_folder(option: str, path: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        InputError: it is a file, or not there; it names the folder that may be meant.
+    """
+    if path.is_dir():
+        return
+    found = "is a file; expected a folder" if path.exists() else not_there(path, "folder")
+    raise InputError(f"{option} {path}: {found}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import not_there
 from data.prepared.case_names import clean
 from data.volumes.dicom import list_series
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
@@ -27,6 +28,7 @@ class CaseVolumes:
 
     `kind`: what the volumes are: 'ct', 'sct' (synthetic), 'mr', 'mask', or '' where names do not tell.
     `takes_pattern`: whether the command has an option for the pattern.
+    `pattern_called`: that option, where it is not called after `option`.
     """
 
     option: str
@@ -34,6 +36,12 @@ class CaseVolumes:
     pattern: str | None = None
     kind: str = ""
     takes_pattern: bool = True
+    pattern_called: str = ""
+
+    @property
+    def pattern_option(self) -> str:
+        """The option that gives the pattern."""
+        return self.pattern_called or f"{self.option}_pattern"
 
     @property
     def example(self) -> str:
@@ -49,10 +57,10 @@ def search(source: CaseVolumes) -> dict[str, Path] | None:
     """
     path, pattern = source.path, source.pattern
     if not path.exists():
-        raise InputError(f"{source.option} {path}: no such file or folder")
+        raise InputError(f"{source.option} {path}: {not_there(path)}")
     if path.is_file() or (pattern is None and list_series(path)):
         if pattern is not None:
-            raise InputError(f"{source.option}_pattern {pattern}: {path} is a file; a pattern needs a folder of cases")
+            raise InputError(f"{source.pattern_option} {pattern}: {path} is a file; a pattern needs a folder of cases")
         return None
     found: dict[str, Path] = {}
     for name, file in _matches(source):
@@ -78,7 +86,7 @@ def _matches(source: CaseVolumes) -> list[tuple[str, Path]]:
     place = Path(source.pattern)
     if not tail or place.is_absolute() or ".." in place.parts or "*" in source.pattern:
         raise InputError(
-            f"{source.option}_pattern {source.pattern}: expected a path below {source.path} with {{case}} "
+            f"{source.pattern_option} {source.pattern}: expected a path below {source.path} with {{case}} "
             f"for the case name and no *, e.g. {source.example}"
         )
     regex = re.escape(head) + r"(?P<case>[^/.][^/]*)" + r"(?P=case)".join(map(re.escape, tail))

@@ -3,6 +3,7 @@
 import functools
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,12 +89,9 @@ def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:
     there = volumes_below(source.path)
     if (proposal := propose_alone(source, there)) is not None:
         pattern, count = proposal
-        way_out = f"add {source.option}_pattern {shlex.quote(pattern)}, which finds {count} case{'s' * (count > 1)}"
-    elif there:
-        held = listed([str(path) for path in there], _LISTED)
-        way_out = f"it holds {held}; give another folder, or {source.option}_pattern with {CASE} for the case name"
+        way_out = f"add {source.pattern_option} {shlex.quote(pattern)}, which finds {count} case{'s' * (count > 1)}"
     else:
-        way_out = "no volume file or DICOM series lies below it"
+        way_out = _another(source, there)
     raise InputError(f"{nothing_found(source)}; {way_out}")
 
 
@@ -135,7 +133,7 @@ def find_cases(
             "a folder of cases; expected only volumes or only folders"
         )
     if empty := [key for key in folders if not folders[key]]:
-        raise InputError(f"{nothing_found(given[empty[0]])}; {_way_out(given, empty)}")
+        raise InputError(f"{nothing_found(given[empty[0]])}; {_way_out(given, folders, empty)}")
     wanted = sorted(set(map(clean, names))) if names else sorted(folders["pred"])
     wanted = _complete(given, folders, wanted, skip_missing)
     unused = [] if names else sorted(folders["ref"].keys() - folders["pred"].keys())
@@ -166,22 +164,37 @@ def _complete(
     if not complete:
         results, references = (listed(sorted(found[key]), _LISTED) for key in ("pred", "ref"))
         held = f"{given['pred'].option} has {results}; --ref has {references}"
-        raise InputError(f"{problems}. No case is complete: {held}. Names must agree: {_way_out(given, lacking)}")
+        raise InputError(
+            f"{problems}. No case is complete: {held}. Names must agree: {_way_out(given, found, lacking)}"
+        )
     if not skip_missing:
-        way = _way_out(given, lacking, len(complete))
+        way = _way_out(given, found, lacking)
         raise InputError(f"{problems}. Score the {len(complete)} complete cases with --skip_missing, or {way}")
     log.warning("warning: %s; not scored", problems)
     return complete
 
 
-def _way_out(given: dict[str, CaseVolumes], lacking: list[str], known: int = 0) -> str:
-    """Return the patterns to add by which more than the `known` cases agree; without any, how to write patterns."""
+def _way_out(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], lacking: list[str]) -> str:
+    """Return the patterns to add by which more cases agree than were found; without any, how to write patterns."""
     pred, ways, look = given["pred"], [], functools.cache(volumes_below)
     for key in [key for key in lacking if key != "pred"] or ["ref"]:
         proposal = propose(pred, given[key], look)
-        if proposal and proposal.matched > known and (proposal.pred, proposal.other) != (pred, given[key]):
+        if proposal and proposal.matched > len(found["pred"].keys() & found[key].keys()):
             ways.append(proposal.describe(pred, given[key]))
             pred = proposal.pred
     if ways:
         return f"add {', and '.join(ways)}"
-    return f"show where the case name stands, e.g. {given[lacking[0]].option}_pattern {given[lacking[0]].example}"
+    first = given[lacking[0]]
+    if first.pattern is not None:  # what was given is no way out
+        return _another(first, look(first.path))
+    return f"show where the case name stands, e.g. {first.pattern_option} {first.example}"
+
+
+def _another(source: CaseVolumes, there: Sequence[Path]) -> str:
+    """Return what to give in place of a folder or its pattern, and what lies `there`, below the folder."""
+    if not there:
+        return f"give another folder: no volume file or DICOM series lies below {source.option}"
+    pattern = source.pattern_option
+    pattern = f"another {pattern}" if source.pattern else f"{pattern} with {CASE} for the case name"
+    held = listed([str(path) for path in there], _LISTED)
+    return f"give another folder, or {pattern}: {source.option} holds {held}"

@@ -49,7 +49,7 @@ class Proposal(NamedTuple):
 
     def _options(self, pred: CaseVolumes, other: CaseVolumes) -> tuple[str, bool]:
         changed = [new for new, old in ((self.pred, pred), (self.other, other)) if new != old]
-        return " ".join(f"{one.option}_pattern {shlex.quote(one.pattern or '')}" for one in changed), len(changed) > 1
+        return " ".join(f"{one.pattern_option} {shlex.quote(one.pattern or '')}" for one in changed), len(changed) > 1
 
 
 def with_case(text: str, key: str) -> str:

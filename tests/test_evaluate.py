@@ -501,8 +501,8 @@ def test_a_proposal_says_of_how_many_cases_it_is_true(tmp_path):
     # One that matches no more than what was given is none.
     given = CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz")
     assert refusal(pred, given).endswith(
-        "D lacks 1 of 3 cases: b. Score the 2 complete cases with --skip_missing, or show where the case name stands, "
-        "e.g. --ref_pattern '{case}/ct.nii.gz'"
+        "D lacks 1 of 3 cases: b. Score the 2 complete cases with --skip_missing, or give another folder, or another "
+        "--ref_pattern: --ref holds a1/ct.nii.gz, a2/ct.nii.gz, c/ct.nii.gz"
     )
     touched(tmp_path, "other/x/ct.nii.gz")
     said = refusal(pred, CaseVolumes("--ref", tmp_path / "other"))
@@ -591,8 +591,8 @@ ALONE = {
     ),
     "no word": (["A/vibe", "B/vibe", "A/CT"], "add --mr_pattern '{case}/vibe.nii.gz', which finds 2 cases"),
     "one": (["P7"], "add --mr_pattern '{case}.nii.gz', which finds 1 case"),
-    "others": (["A/CT"], "it holds A/CT.nii.gz; give another folder, or --mr_pattern with {case} for the case name"),
-    "nothing": ([], "no volume file or DICOM series lies below it"),
+    "others": (["A/CT"], "give another folder, or another --mr_pattern: --mr holds A/CT.nii.gz"),
+    "nothing": ([], "give another folder: no volume file or DICOM series lies below --mr"),
 }
 
 
@@ -603,6 +603,30 @@ def test_a_pattern_that_finds_nothing_in_a_folder_is_answered_by_one_that_does(t
     with pytest.raises(InputError) as error:
         case_volumes(mr)
     assert str(error.value) == f"--mr {tmp_path}: found nothing for {{case}}/mr.nii.gz; {way_out}"
+
+
+def test_a_pattern_that_has_just_failed_is_not_proposed(tmp_path):
+    """Nor is one that matches no more of its own folder than it did, where another option lacks cases, too."""
+    touched(tmp_path, "P/a.nii.gz", "P/b.nii.gz", "D/x/ct.nii.gz", "empty/notes.txt", "M/a_mr.nii.gz", "M/b_mr.nii.gz")
+    pred = CaseVolumes("--pred", tmp_path / "P", kind="sct")
+    ref = CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz", "ct")
+    assert refusal(pred, ref).endswith("give another folder, or another --ref_pattern: --ref holds x/ct.nii.gz")
+    said = refusal(pred, replace(ref, path=tmp_path / "empty"))
+    assert said.endswith("; give another folder: no volume file or DICOM series lies below --ref")
+    touched(tmp_path, "D/a/ct.nii.gz", "D/a_image.nii.gz")
+    mr = CaseVolumes("--mr", tmp_path / "M", "{case}_MR.nii.gz", "mr")
+    assert refusal(pred, ref, mr=mr, names=["a", "b"]).endswith(
+        "; add --mr_pattern '{case}_mr.nii.gz', which matches all 2 cases"
+    )
+
+
+def test_a_mistyped_folder_is_answered_by_the_nearest(tmp_path):
+    touched(tmp_path, "results/a.nii.gz", "patients/a/ct.nii.gz")
+    pred, ref = CaseVolumes("--pred", tmp_path / "resutls"), CaseVolumes("--ref", tmp_path / "patients")
+    assert refusal(pred, ref) == f"--pred {tmp_path}/resutls: no such file or folder; did you mean results?"
+    wrong = tmp_path / "patient/a"
+    said = f"--ref {wrong}: no such folder: {tmp_path}/patient; did you mean patients?"
+    assert refusal(replace(pred, path=tmp_path / "results"), replace(ref, path=wrong)) == said
 
 
 def test_a_mistyped_case_is_answered_by_the_nearest(tmp_path):

@@ -1,9 +1,14 @@
 """The study of scales and bias fields: what it changes, and its table."""
 
+import argparse
+import shlex
+
 import numpy as np
 import pytest
 
+from data.errors import InputError
 from data.volumes.volume import Volume
+from tools.patients import add_patients, patients
 from tools.scale_study import changed, table
 
 
@@ -23,3 +28,19 @@ def test_scales_and_fields_are_what_they_are_called():
 def test_the_table_compares_with_the_same_patient_unchanged():
     found = {"a": {"as it is": 50.0, "times 3": 51.0}, "b": {"as it is": 70.0, "times 3": 66.0}}
     assert table(found).splitlines()[2:] == ["| as it is | 60.0 | +0.0 | +0.0 |", "| times 3 | 58.5 | -1.5 | -4.0 |"]
+
+
+def test_patients_under_other_names_are_answered_by_options_that_there_are(tmp_path):
+    (tmp_path / "p1").mkdir()
+    for name in ("mr", "ct"):
+        (tmp_path / f"p1/{name}.nii.gz").touch()
+    parser = argparse.ArgumentParser()
+    add_patients(parser)
+    arguments = ["--data", str(tmp_path)]
+    for kind in ("mr", "ct"):
+        with pytest.raises(
+            InputError, match=f"add --{kind}_pattern '{{case}}/{kind}.nii.gz', which finds 1 case"
+        ) as error:
+            list(patients(parser.parse_args(arguments)))
+        arguments += shlex.split(str(error.value).rpartition("add ")[2].rpartition(", which")[0])
+    assert parser.parse_args(arguments).ct_pattern == "{case}/ct.nii.gz"

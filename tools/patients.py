@@ -29,8 +29,8 @@ def patients(options: argparse.Namespace) -> Iterator[tuple[str, Volume, Volume]
     seen: set[str] = set()
     for folder in options.data:
         mr, ct = (
-            case_volumes(CaseVolumes("--data", folder, pattern)) or {}
-            for pattern in (options.mr_pattern, options.ct_pattern)
+            case_volumes(CaseVolumes("--data", folder, pattern, kind, pattern_called=f"--{kind}_pattern")) or {}
+            for kind, pattern in (("mr", options.mr_pattern), ("ct", options.ct_pattern))
         )
         if not mr.keys() & ct.keys():
             raise InputError(f"--data {folder}: no patient has both an MR and a CT")

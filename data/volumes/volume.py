@@ -20,8 +20,8 @@ from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from data.errors import InputError, did_you_mean, listed
-from data.files import check_regular, names_in, whole_file
+from data.errors import InputError, listed
+from data.files import check_regular, not_there, whole_file
 from data.volumes import dicom
 from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.gipl import read_gipl
@@ -223,7 +223,7 @@ def read_volume(
     except UnicodeEncodeError as error:  # ITK ends the whole process on such a name
         raise InputError(f"{str(path)!a}: the name is not UTF-8 text; rename the file or folder") from error
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder{did_you_mean(path.name, names_in(path.parent))}")
+        raise InputError(f"{path}: {not_there(path)}")
     check_regular(path)
     try:
         is_dicom = path.is_dir() or dicom.is_multiframe(path)
