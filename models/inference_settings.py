@@ -24,6 +24,7 @@ from data.values.mr_rules import Rule, rules_in_order
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
 from data.volumes.slice_frame import VIEWS
 from models.networks import Architecture
+from models.shape_extractor import FILE_NAME as EXTRACTOR_NAME
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +140,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        known = sorted(p.parent.name for p in folder.parent.glob(f"*/{FILE_NAME}"))
-        what = f"{path}: no such file" if folder.exists() else f"{folder}: no such model"
-        near = did_you_mean(folder.name, known) or "."
-        raise InputError(f"{what}{near} Models in {folder.parent}: {', '.join(known) or 'none'}")
+        raise InputError(_no_model(folder))
     data = read_json(path)
     try:
         version = data.pop("format_version", None)
@@ -164,6 +162,26 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
+
+
+def usable_models(checkpoints_dir: Path) -> list[Path]:
+    """Return the folders below one that hold a generator and what its use must know, by name."""
+    folders = [file.parent for file in sorted(checkpoints_dir.glob(f"*/{FILE_NAME}"))]
+    return [folder for folder in folders if any(folder.glob("*_net_G_A.pth"))]
+
+
+def _no_model(folder: Path) -> str:
+    """Return what a folder is that is no model, and which models are beside it."""
+    known = [model.name for model in usable_models(folder.parent)]
+    if (folder / EXTRACTOR_NAME).exists():
+        what = (
+            f"{folder}: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices, and "
+            f"is for trainings: train.py --shape_extractor {shlex.quote(str(folder))}."
+        )
+    else:
+        what = f"{folder / FILE_NAME}: no such file" if folder.exists() else f"{folder}: no such model"
+        what += did_you_mean(folder.name, known) or "."
+    return f"{what} Models in {folder.parent}: {', '.join(known) or 'none'}"
 
 
 def _architecture_1(data: dict) -> Architecture:

@@ -23,7 +23,7 @@ from data.settings.values import (
 from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
-from models.inference_settings import FILE_NAME, read_inference_settings
+from models.inference_settings import FILE_NAME, read_inference_settings, usable_models
 from models.model_settings import ModelChoice, ModelSettings
 from models.run_folder import OPTIONS_NAME
 
@@ -185,7 +185,7 @@ def parse_use[T: UseSettings](
 
 def list_models(checkpoints_dir: Path) -> str:
     """Return in words which models a folder holds, each with the title of its card (README.md), or what is known."""
-    models = sorted(file.parent for file in checkpoints_dir.glob("*/inference.json"))
+    models = usable_models(checkpoints_dir)
     if not models:
         return f"There is none in {checkpoints_dir}: train one with train.py, or choose another --checkpoints_dir"
     lines = [f"  {folder.name:<20} {card_title(folder) or _known_of(folder)}".rstrip() for folder in models]
@@ -209,8 +209,7 @@ def _known_of(folder: Path) -> str:
     facts += [f"trained on {dataroot}"] if dataroot else []
     facts += [f"{steps} steps"] if steps else []
     weights = [path.stat().st_mtime for path in folder.glob("*_net_G_*.pth")]
-    facts += [f"weights of {time.strftime('%Y-%m-%d', time.localtime(max(weights)))}"] if weights else ["no weights"]
-    return ", ".join(facts)
+    return ", ".join([*facts, f"weights of {time.strftime('%Y-%m-%d', time.localtime(max(weights)))}"])
 
 
 def _read_dict(path: Path) -> dict:

@@ -160,6 +160,7 @@ def test_what_is_turned_off_and_how_models_are_fused_give_a_series_other_uids(tm
 
 
 def test_models_without_a_card_are_listed_with_what_is_known_of_them(tmp_path, capsys):
+    """Those without weights are not."""
     folder = write_model(tmp_path, settings=replace(SETTINGS, steps=1200))
     for name in ("card", "exported", "empty"):
         shutil.copytree(folder / NAME, folder / name)
@@ -175,7 +176,6 @@ def test_models_without_a_card_are_listed_with_what_is_known_of_them(tmp_path, c
     assert capsys.readouterr().err.splitlines() == [
         f"error: --name: expected a model. {folder} has:",
         "  card                 limbs, T1",
-        "  empty                no weights",
         "  exported             1200 steps, weights of 2026-03-04",
         f"  {NAME}                 paired, trained on datasets/x, 1200 steps, weights of 2026-03-04",
     ]

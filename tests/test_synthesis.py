@@ -390,8 +390,19 @@ def test_settings_survive_the_disk(tmp_path):
 
 def test_missing_and_damaged_models_are_named(tmp_path):
     SETTINGS.write(tmp_path / "good")
-    with pytest.raises(InputError, match=r"bad: no such model\. Models in .*: good"):
+    with pytest.raises(InputError, match=r"bad: no such model\. Models in .*: none$"):  # weights are missing
         read_inference_settings(tmp_path / "bad")
+    (tmp_path / "good/latest_net_G_A.pth").touch()
+    with pytest.raises(InputError, match=r"god: no such model; did you mean good\? Models in .*: good$"):
+        read_inference_settings(tmp_path / "god")
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes/extractor.pth").touch()
+    with pytest.raises(InputError) as error:
+        read_inference_settings(tmp_path / "shapes")
+    assert str(error.value) == (
+        f"{tmp_path}/shapes: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices, "
+        f"and is for trainings: train.py --shape_extractor {tmp_path}/shapes. Models in {tmp_path}: good"
+    )
     with pytest.raises(InputError, match=r"7_net_G_A\.pth: no such file"):
         load_synthesiser(tmp_path / "good", "7", CPU)
     with pytest.raises(InputError, match=r"has its own, 2 mm"):
