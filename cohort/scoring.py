@@ -1,11 +1,11 @@
 """The command that scores results, complete: where results, MR and true CT lie, and how their cases are called."""
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from data.commands import python_command
 from data.prepared.case_names import below, clean, patient_part, words
 from data.prepared.sources import is_folder, is_volume
 from data.volumes.dicom import holds_dicom
@@ -82,7 +82,7 @@ def _ct_beside(mr: Path) -> list[Path]:
 
 
 def _command(*arguments: object) -> str:
-    return shlex.join(["python", "-m", "scripts.evaluate", *map(str, arguments)])
+    return python_command("-m", "scripts.evaluate", *arguments)
 
 
 def _examples(cases: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shlex
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from ct_segmentation.training_data import (
     count_classes,
     split_images,
 )
+from data.commands import python_command
 from data.errors import InputError
 from data.loading.batches import LoadedBatches
 from data.loading.settings import DataSettings
@@ -201,7 +201,7 @@ class ShapeExtractorModel(BaseModel):
             "NAME",
             *([] if own else ["--shape_extractor", str(folder)]),
         ]
-        return shlex.join(["python", "train.py", *words])
+        return python_command("train.py", *words)
 
     def facts(self, data: DataSettings, dataset: ShapeData) -> dict[str, str]:
         """Return which patients train and validate: those that were trained on must not validate later."""

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
+from data.commands import python_command
 from data.errors import InputError, did_you_mean
 from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
@@ -120,11 +121,11 @@ class InferenceSettings:
         words += [] if folder.parent == Path("checkpoints") else ["--checkpoints_dir", str(folder.parent)]
         words += [] if epoch == "latest" else ["--epoch", epoch]
         if self.spacing_mm is None:
-            return shlex.join(["python", "test_pipeline.py", *words, "--input_dir", "IMAGES"])
+            return python_command("test_pipeline.py", *words, "--input_dir", "IMAGES")
         source = "MR.nii.gz" if self.direction == "AtoB" else "CT.nii.gz"
         inputs = [source] if len(self.contrasts) == 1 else [f"{name}={name}.nii.gz" for name in self.contrasts]
         words += [word for path in inputs for word in ("--input", path)]
-        return shlex.join(["python", "test_adapt.py", *words])
+        return python_command("test_adapt.py", *words)
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -175,8 +176,8 @@ def _no_model(folder: Path) -> str:
     known = [model.name for model in usable_models(folder.parent)]
     if (folder / EXTRACTOR_NAME).exists():
         what = (
-            f"{folder}: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices, and "
-            f"is for trainings: train.py --shape_extractor {shlex.quote(str(folder))}."
+            f"{folder}: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices "
+            f"and serves trainings: train.py --shape_extractor {shlex.quote(str(folder))}."
         )
     else:
         what = f"{folder / FILE_NAME}: no such file" if folder.exists() else f"{folder}: no such model"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.commands import python_command
 from data.errors import InputError
 from data.loading.images import list_images
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
@@ -232,17 +233,18 @@ def open_extractor(
         InputError: there is none, it cannot be used, or it knows slices that lie otherwise.
     """
     file = extractor_file(path)
+    training_command = python_command("-m", "ct_segmentation.train", "--dataroot", dataroot)
     if not file.exists():
         raise InputError(
             f"{file}: no such file: the shape constraint needs an extractor trained on this anatomy; train one with "
-            f"python -m ct_segmentation.train --dataroot {dataroot}, name one of the same anatomy with "
+            f"{training_command}, name one of the same anatomy with "
             "--shape_extractor, or train without the constraint: --lambda_shape 0 --lambda_shape_gan 0"
         )
     extractor = load_extractor(path, device, ct_map)
     if extractor.settings.view != view:
         raise InputError(
             f"{file}: was trained on {extractor.settings.view} slices, but {dataroot} has {view} ones; train one on "
-            f"them with python -m ct_segmentation.train --dataroot {dataroot}"
+            f"them with {training_command}"
         )
     learnt_mm = extractor.settings.spacing_mm
     if spacing_mm and learnt_mm and not 0.75 <= learnt_mm / spacing_mm <= 1.25:  # the scales that it was augmented with

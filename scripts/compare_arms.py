@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.commands import python_command
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.phantom.labels import arm_mask, body_mask
@@ -105,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     patients = sorted(path.parent for path in (options.phantom / "test").glob("*/labels.nii.gz"))
     if not patients:
         raise InputError(
-            f"--phantom {options.phantom}: no test patient (test/*/labels.nii.gz) in it; make some with python -m "
-            "scripts.make_phantom --test_patients 4"
+            f"--phantom {options.phantom}: no test patient (test/*/labels.nii.gz) in it; make some with "
+            + python_command("-m", "scripts.make_phantom", "--test_patients", 4)
         )
     folders = [folder.name for folder in options.checkpoints_dir]
     if len(set(folders)) < len(folders):

@@ -8,10 +8,10 @@ The same seed gives the same voxels. Existing patients are kept.
 
 import argparse
 import logging
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.commands import python_command
 from data.errors import run_command
 from data.phantom.mr_images import DIXON_NAMES
 from data.phantom.patients import PhantomSettings, write_dataset
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mr = [f"{contrast}={options.out}/train/mr/*_{contrast}.nii.gz" for contrast in DIXON_NAMES] if options.dixon else []
     words = [word for glob in mr or [f"{options.out}/train/mr/*"] for word in ("--mr", glob)]
     words += ["--ct", f"{options.out}/train/ct/*", "--out", "datasets/NAME"]
-    log.info("next: %s", shlex.join(["python", "-m", "scripts.prepare_dataset", *words]))
+    log.info("next: %s", python_command("-m", "scripts.prepare_dataset", *words))
 
 
 if __name__ == "__main__":

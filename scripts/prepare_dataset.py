@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.commands import python_command
 from data.errors import InputError, run_command
 from data.prepared.contrast_sources import find_contrasts
 from data.prepared.manifest import Manifest
@@ -236,7 +237,8 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     )
     log.info("try:  the small training for a CPU, minutes: README.md, step 2")
     if options.mr:
-        log.info("or:   python train.py --dataroot %s --name NAME   (the published method)", root)
+        published = python_command("train.py", "--dataroot", options.out, "--name", "NAME")
+        log.info("or:   %s   (the published method)", published)
     else:
         lacking = "other methods" if options.test_mr else "other methods, and validation on real MR,"
         log.info(

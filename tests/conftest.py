@@ -1,10 +1,13 @@
 """What holds for every test: one thread, no waiting for the disk, and no process left behind."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Before torch is imported: several processes test at once, and sums are those of the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As where the environment is active: commands that messages show then begin with `python`.
+os.environ["VIRTUAL_ENV"] = sys.prefix
 
 import pytest
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.commands import program, python_command
 from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.prepared.splits import VAL_SHARE
@@ -116,8 +117,9 @@ class RunSettings(ModelSettings):
         words += ["--checkpoints_dir", str(self.checkpoints_dir)] if self._is_elsewhere else []
         if machines > 1:
             return f"start torchrun on each of the {machines} machines as before, with: {shlex.join(words)}"
-        start = ["torchrun", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
-        return shlex.join([*start, *words])
+        if processes > 1:
+            return shlex.join([program("torchrun"), "--standalone", f"--nproc_per_node={processes}", *words])
+        return python_command(*words)
 
     @property
     def _is_elsewhere(self) -> bool:

@@ -1,10 +1,10 @@
 """Whether a data set can be trained on: volumes of each domain, MR and CT not swapped, MR where a method needs it."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.commands import python_command
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest
 from data.prepared.sources import Source
@@ -99,6 +99,6 @@ def check_has_mr(root: Path, manifest: Manifest, what: str) -> None:
     frame |= {"view": manifest.view} if manifest.view != "axial" else {}
     words = [word for name, value in frame.items() for word in (f"--{name}", str(value))]
     raise InputError(
-        f"{root}: prepared without MR, which {what} needs; add MR with: python -m scripts.prepare_dataset --mr GLOB "
-        f"--ct GLOB {shlex.join(['--out', str(root), *words])}"
+        f"{root}: prepared without MR, which {what} needs; add MR with: "
+        + python_command("-m", "scripts.prepare_dataset", "--mr", "GLOB", "--ct", "GLOB", "--out", root, *words)
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data.commands import python_command
 from data.errors import did_you_mean
 
 
@@ -91,7 +92,7 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"{name}: no such option{near} {self._help()}")
 
     def _start(self) -> str:
-        return self.prog if self.prog.startswith("python ") else f"python {self.prog}"
+        return python_command(*self.prog.removeprefix("python ").split())
 
     def _help(self) -> str:
         return f"All options: {self._start()} {'--help_all' if self._short_help else '--help'}"

@@ -20,6 +20,7 @@ from isal import igzip
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from data.commands import python_command
 from data.errors import InputError, listed
 from data.files import check_regular, not_there, whole_file
 from data.volumes import dicom
@@ -191,7 +192,7 @@ def describe_extent(volume: Volume) -> str:
 
 def resampling(what: object, like: object) -> str:
     """Return the command that resamples one volume to another one's grid, for messages."""
-    return f"python -m scripts.resample --input {what} --like {like}"
+    return python_command("-m", "scripts.resample", "--input", what, "--like", like)
 
 
 def read_volume(
