@@ -178,6 +178,7 @@ def test_models_without_a_card_are_listed_with_what_is_known_of_them(tmp_path, c
         "  card                 limbs, T1",
         "  exported             1200 steps, weights of 2026-03-04",
         f"  {NAME}                 paired, trained on datasets/x, 1200 steps, weights of 2026-03-04",
+        "help: python test_adapt.py --help",
     ]
 
 

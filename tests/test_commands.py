@@ -44,4 +44,4 @@ def test_what_is_printed_begins_so(checkout, capsys):
     assert run.resume_command(2) == f"{start} train.py --continue_train --name run"
     with pytest.raises(SystemExit):
         train_options.parse(["--dataroots", "D"])
-    assert capsys.readouterr().err.endswith(" All options: .venv/bin/python train.py --help_all\n")
+    assert capsys.readouterr().err.endswith("\nhelp: .venv/bin/python train.py --help_all\n")

@@ -24,13 +24,14 @@ VALUE = ". If it is a value, write --option=VALUE."
 
 
 def said(capsys, parse, *words: str) -> str:
-    """Return what a command says to a line that it refuses, without its end of line."""
+    """Return what a command says to a line that it refuses, and where help is, without its end of line."""
     with pytest.raises(SystemExit) as stop:
         parse(list(words))
     output = capsys.readouterr()
     assert (stop.value.code, output.out) == (2, "")
-    (line,) = output.err.splitlines()
-    return line
+    error, where = output.err.splitlines()
+    assert where.startswith("help: python ")
+    return f"{error} {where}"
 
 
 @pytest.mark.parametrize("form", ["{} 3", "{}=3"])
@@ -38,24 +39,24 @@ def test_an_option_of_one_patient_is_answered_by_the_column_of_a_cohort(capsys, 
     for name in ("reference", "mask", "series_uid", "patient_name", "patient_id"):
         assert said(capsys, pipeline_options.parse, "--input_dir", "d", *form.format(f"--{name}").split()) == (
             f"error: --{name}: no such option; give a --list with a column {name} (docs/batch_conversion.md). "
-            "All options: python test_pipeline.py --help_all"
+            "help: python test_pipeline.py --help_all"
         )
 
 
 @pytest.mark.parametrize(
     ("parse", "word", "meant"),
     [
-        (train_options.parse, "--ngff", "; did you mean --ngf? All options: python train.py --help_all"),
-        (train_options.parse, "--n-epochs", "; did you mean --n_epochs? All options: python train.py --help_all"),
-        (train_options.parse, "-name", "; did you mean --name? All options: python train.py --help_all"),
-        (train_options.parse, "--quux", f"{VALUE} All options: python train.py --help_all"),
-        (train_options.parse, "\u2014ngf", "; did you mean --ngf? All options: python train.py --help_all"),
-        (test_options.parse, "--Input", "; did you mean --input? All options: python test_adapt.py --help_all"),
-        (test_options.parse, "--inptu", "; did you mean --input? All options: python test_adapt.py --help_all"),
+        (train_options.parse, "--ngff", "; did you mean --ngf? help: python train.py --help_all"),
+        (train_options.parse, "--n-epochs", "; did you mean --n_epochs? help: python train.py --help_all"),
+        (train_options.parse, "-name", "; did you mean --name? help: python train.py --help_all"),
+        (train_options.parse, "--quux", f"{VALUE} help: python train.py --help_all"),
+        (train_options.parse, "\u2014ngf", "; did you mean --ngf? help: python train.py --help_all"),
+        (test_options.parse, "--Input", "; did you mean --input? help: python test_adapt.py --help_all"),
+        (test_options.parse, "--inptu", "; did you mean --input? help: python test_adapt.py --help_all"),
         (
             pipeline_options.parse,
             "--inputdir",
-            "; did you mean --input_dir? All options: python test_pipeline.py --help_all",
+            "; did you mean --input_dir? help: python test_pipeline.py --help_all",
         ),
     ],
 )
@@ -72,7 +73,7 @@ def test_every_command_answers_in_one_line(capsys, name):
         getattr(command, parse) for parse in ("parse", "parse_arguments", "_parse", "main") if hasattr(command, parse)
     )
     near = rf"(; did you mean --out\w*\?|{re.escape(VALUE)})"
-    expected = rf"error: --outt: no such option{near} All options: python -m {name} --help(_all)?"
+    expected = rf"error: --outt: no such option{near} help: python -m {name} --help(_all)?"
     assert re.fullmatch(expected, said(capsys, parse, "--outt", "x"))
 
 
@@ -80,7 +81,7 @@ def test_a_word_that_belongs_to_no_option(capsys, tmp_path):
     parser = CommandParser(prog="python -m scripts.x")
     parser.add_argument("--ct")
     parse = parser.parse_args
-    lost = "expected an option before it. All options: python -m scripts.x --help"
+    lost = "expected an option before it help: python -m scripts.x --help"
     assert said(capsys, parse, "--ct", "a", "b") == f"error: b: {lost}"
     assert said(capsys, parse, "--ct", "a", "b", "c") == f"error: b and 1 more word: {lost}"
     assert said(capsys, parse, "--ct", "a", "b" * 300) == f"error: {'b' * 300}: {lost}"
@@ -88,7 +89,7 @@ def test_a_word_that_belongs_to_no_option(capsys, tmp_path):
     files = [tmp_path / name for name in ("a.nii", "b.nii")]
     for file in files:
         file.touch()
-    assert "expected an option before it; put a glob in quotes. All" in said(capsys, parse, "--ct", *map(str, files))
+    assert "expected an option before it; put a glob in quotes help: " in said(capsys, parse, "--ct", *map(str, files))
 
 
 def test_numbers_and_texts_are_values(capsys):
@@ -98,12 +99,14 @@ def test_numbers_and_texts_are_values(capsys):
     assert vars(parser.parse_args(["--level", "-.5", "--text", "-a b"])) == {"level": -0.5, "text": "-a b"}
     assert parser.parse_args(["--level=-1e3"]).level == -1000
     assert vars(parser.parse_args(["--level", "-1e3", "--text", "-1.nii"])) == {"level": -1000, "text": "-1.nii"}
-    assert said(capsys, parser.parse_args, "--level", "low") == "error: argument --level: invalid float value: 'low'"
+    assert said(capsys, parser.parse_args, "--level", "low") == (
+        "error: argument --level: invalid float value: 'low' help: python x.py --help"
+    )
     assert said(capsys, parser.parse_args, "--txet=my text", "--level", "1") == (
-        "error: --txet: no such option; did you mean --text? All options: python x.py --help"
+        "error: --txet: no such option; did you mean --text? help: python x.py --help"
     )
     assert said(capsys, parser.parse_args, "--lev", "1") == (
-        "error: --lev: no such option; did you mean --level? All options: python x.py --help"
+        "error: --lev: no such option; did you mean --level? help: python x.py --help"
     )
 
 

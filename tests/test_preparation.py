@@ -200,7 +200,9 @@ def test_of_ct_alone_the_mr_simulated_from_it_validates(raw):
 def test_options_of_the_mr_need_mr(raw, option, capsys):
     with pytest.raises(SystemExit, match="2"):
         prepare(raw, *option, mr=None)
-    assert capsys.readouterr().err == f"error: {option[0]} does nothing without --mr\n"
+    assert capsys.readouterr().err == (
+        f"error: {option[0]} does nothing without --mr\nhelp: python -m scripts.prepare_dataset --help\n"
+    )
 
 
 @pytest.mark.parametrize("prepared_before", [False, True])

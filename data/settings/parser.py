@@ -1,4 +1,4 @@
-"""The parser of every command: a mistake on the command line is answered in one line."""
+"""The parser of every command: a mistake on the command line is answered in one line, and the next names the help."""
 
 import argparse
 import re
@@ -63,12 +63,13 @@ class CommandParser(argparse.ArgumentParser):
             # No name of a file is longer.
             glob = "; put a glob in quotes" if len(left[-1]) < 256 and Path(left[-1]).exists() else ""
             more = {1: "", 2: " and 1 more word"}.get(len(left), f" and {len(left) - 1} more words")
-            self.error(f"{left[0]}{more}: expected an option before it{glob}. {self._help()}")
+            self.error(f"{left[0]}{more}: expected an option before it{glob}")
         return found
 
-    def error(self, message: str) -> NoReturn:
-        """End the command with exit code 2 and one line."""
-        self.exit(2, f"error: {message}\n")
+    def error(self, message: str, of_all: bool = False) -> NoReturn:
+        """End the command with exit code 2, one line, and one that says how to get help; `of_all`: of all options."""
+        shown = "--help_all" if of_all and self._short_help else "--help"
+        self.exit(2, f"error: {message}\nhelp: {self._start()} {shown}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse what is none of an option's choices, and name the nearest of them."""
@@ -89,13 +90,10 @@ class CommandParser(argparse.ArgumentParser):
             if re.match(r"-\.?[^\d\s.]|[\u2010-\u2015]", word) and " " not in name and name not in options:
                 known = f"; {self.instead[name]}." if name in self.instead else did_you_mean(name, options)
                 near = known or ". If it is a value, write --option=VALUE."
-                self.error(f"{name}: no such option{near} {self._help()}")
+                self.error(f"{name}: no such option{near}", of_all=True)
 
     def _start(self) -> str:
         return python_command(*self.prog.removeprefix("python ").split())
-
-    def _help(self) -> str:
-        return f"All options: {self._start()} {'--help_all' if self._short_help else '--help'}"
 
 
 def command_words(arguments: Sequence[str] | None) -> list[str]:

@@ -87,13 +87,17 @@ def _hidden(path: Path) -> bool:
 
 
 def assert_one_clear_error(result: subprocess.CompletedProcess | processes.Program, *words: str) -> None:
-    """Check that a command ended with 2 and one line that holds all words, and no traceback."""
+    """Check that a command ended with 2, one line that holds all words, and no traceback; a line of help may follow."""
     assert result.returncode == USER_ERROR, result.stderr
     assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    last = _without_help(result.stderr.strip().splitlines())[-1]
     assert last.startswith("error: "), result.stderr
     for word in words:
         assert word in last, f"{word!r} not in {last!r}"
+
+
+def _without_help(lines: list[str]) -> list[str]:
+    return lines[:-1] if lines[-1].startswith("help: ") else lines
 
 
 def assert_refused(capsys: pytest.CaptureFixture, main: Callable[[], object], *words: str) -> None:
@@ -101,7 +105,7 @@ def assert_refused(capsys: pytest.CaptureFixture, main: Callable[[], object], *w
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run_command(main)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = _without_help(capsys.readouterr().err.splitlines())
     assert stop.value.code == USER_ERROR and line.startswith("error: "), line
     for word in words:
         assert word in line, f"{word!r} not in {line!r}"
