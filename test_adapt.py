@@ -14,6 +14,7 @@ import numpy as np
 from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings, shown_figures
 from cohort.making import Made
 from cohort.scoring import single_command
+from cohort.several import refuse_several
 from data.errors import InputError, run_command
 from data.files import not_there
 from data.masks.body_mask import read_mask
@@ -200,6 +201,8 @@ def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
 
 def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
     """Read all inputs of a patient."""
+    if len(paths) == 1:
+        refuse_several(next(iter(paths.values())), opt.model_words)
     source, *further = (
         read_volume(
             path, opt.series_uid, contrast=selector(name), chosen=opt.chosen, description=opt.series_description

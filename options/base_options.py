@@ -69,6 +69,13 @@ class UseSettings(ModelSettings):
         return [self.checkpoints_dir / name for name in self.name]
 
     @property
+    def model_words(self) -> list[str]:
+        """The words of a command line that choose the same weights."""
+        where = {"checkpoints_dir": str(self.checkpoints_dir), "epoch": self.epoch}
+        chosen = {name: value for name, value in where.items() if value != str(getattr(ModelSettings, name))}
+        return ["--name", *self.name, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
+
+    @property
     def purpose(self) -> str | None:
         """What the models are for, as the titles of their cards say; None without cards."""
         return "; ".join(dict.fromkeys(filter(None, map(card_title, self.folders)))) or None

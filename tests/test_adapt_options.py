@@ -197,3 +197,45 @@ def test_notes_are_said_once_in_log_report_and_page(tmp_path, monkeypatch, caplo
     assert json.loads((tmp_path / "sct/P07.json").read_text())["notes"] == notes
     page = html.unescape((tmp_path / "sct/P07_page/index.html").read_text())
     assert f"note: {'; '.join(notes)}</p>" in page
+
+
+SEVERAL = {
+    "patients with CT": (["P1/mr", "P1/ct", "P2/mr", "P2/ct"], 4, "P1/mr", "2 of them", " --pattern '*/mr.nii.gz'"),
+    "files": (["a", "b", "c"], 3, "a", "all", ""),
+    "no name tells": (
+        ["P1/vibe", "P1/ct", "P2/vibe", "P2/mask"],
+        4,
+        "P1/vibe",
+        "2 of them",
+        " --pattern '*/vibe.nii.gz'",
+    ),
+    "one patient": (["P1/ct", "P1/mr"], 2, "P1/mr", "", ""),
+    "one volume": (["P1/x"], 1, "P1/x", "", ""),
+}
+
+
+@pytest.mark.parametrize(("files", "count", "first", "which", "pattern"), SEVERAL.values(), ids=SEVERAL)
+def test_a_folder_of_patients_is_answered_by_the_command_for_cohorts(tmp_path, files, count, first, which, pattern):
+    write_model(tmp_path)
+    folder = tmp_path / "my patients"
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{file}.nii.gz").touch()
+    with pytest.raises(InputError) as error:
+        test_adapt.main(adapt(tmp_path, folder))
+    command = f"python test_pipeline.py --name {NAME} --checkpoints_dir {tmp_path}/checkpoints --input_dir '{folder}'"
+    volumes = "1 volume" if count == 1 else f"{count} volumes"
+    assert str(error.value) == (
+        f"{folder}: no DICOM series, but a folder of {volumes}, and one patient is converted here; give one: --input "
+        f"'{folder}/{first}.nii.gz'" + (f"; or convert {which}: {command}{pattern}" if which else "")
+    )
+
+
+def test_a_folder_of_dicom_series_is_answered_so_too(tmp_path):
+    write_model(tmp_path)
+    for name in ("P1", "P2"):
+        write_dicom_patient(tmp_path / "in" / name)
+    with pytest.raises(
+        InputError, match=r"folder of 2 volumes, .*: --input .*/in/P1; or convert all: python test_pipe"
+    ):
+        test_adapt.main(adapt(tmp_path, tmp_path / "in"))

@@ -1,0 +1,36 @@
+"""A folder of several volumes, given where one patient is converted: which commands convert them."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from cohort.inputs import glob_below
+from data.commands import python_command
+from data.errors import InputError
+from data.volumes.dicom import holds_slices
+from evaluation.patterns import kind_of, propose_glob, volumes_below
+
+
+def refuse_several(path: Path, model: Sequence[object]) -> None:
+    """Refuse a folder that holds no DICOM series itself, but volumes below it.
+
+    Args:
+        path: what was given as one volume.
+        model: the options that name the model.
+
+    Raises:
+        InputError: it gives the first volume that may be an MR, and the command that converts all.
+    """
+    if not path.is_dir() or holds_slices(path) or not (there := volumes_below(path)):
+        return
+    called_mr, unknown = ([volume for volume in there if kind_of(volume.as_posix()) == kind] for kind in ("mr", ""))
+    mr = called_mr or unknown or there
+    others = set(there) - set(mr)
+    count = "1 volume" if len(there) == 1 else f"{len(there)} volumes"
+    way_out = f"give one: --input {shlex.quote(str(path / mr[0]))}"
+    if len(mr) > 1:
+        pattern = propose_glob(mr, others, lambda glob: glob_below(path, glob)) if others else None
+        words = ["--input_dir", path, *(["--pattern", pattern[0]] if pattern else [])]
+        which = f"{pattern[1]} of them" if pattern else "all"
+        way_out += f"; or convert {which}: {python_command('test_pipeline.py', *model, *words)}"
+    raise InputError(f"{path}: no DICOM series, but a folder of {count}, and one patient is converted here; {way_out}")
