@@ -16,9 +16,11 @@ def describe_seconds(seconds: float) -> str:
 class TimeLeft:
     """An estimate of the time to the end of a run, from the pace since it began or resumed.
 
+    The first step counts for nothing: it also compiles, starts workers and fills caches.
+
     Attributes:
         steps: of the whole run; None if the clock ends it.
-        done: steps that were done when it began.
+        done: steps that were done when it began, and the first one after that.
         seconds: until the clock ends it, when it began; None if a number of steps does.
     """
 
@@ -26,12 +28,23 @@ class TimeLeft:
     done: int
     seconds: float | None = None
     _since: float = field(default_factory=lambda: time.monotonic())
+    _first_ended: float | None = None
+
+    def step(self) -> None:
+        """Take note of a step that is done."""
+        if self._first_ended is None:
+            self._first_ended = time.monotonic()
+            self.done += 1
+
+    def pace(self, done: int) -> float | None:
+        """Return the seconds a step, when `done` steps of the run are done; None while there is no pace yet."""
+        if self._first_ended is None or done <= self.done:
+            return None
+        return (time.monotonic() - self._first_ended) / (done - self.done)
 
     def after(self, done: int) -> float | None:
         """Return the seconds that are left after `done` steps of the run; None while there is no pace yet."""
-        spent = time.monotonic() - self._since
         if self.seconds is not None:
-            return max(0.0, self.seconds - spent)
-        if self.steps is None or done <= self.done:
-            return None
-        return spent / (done - self.done) * max(0, self.steps - done)
+            return max(0.0, self.seconds - (time.monotonic() - self._since))
+        pace = self.pace(done)
+        return None if self.steps is None or pace is None else pace * max(0, self.steps - done)

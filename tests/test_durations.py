@@ -30,10 +30,15 @@ def test_durations_are_said_as_people_say_them():
 
 
 def test_what_is_left_follows_the_pace_since_the_start(clock):
+    """But for the first step, which also compiles."""
     left = TimeLeft(steps=100, done=40)
     assert left.after(40) is None  # no pace yet
+    clock[0] += 500
+    left.step()
+    assert left.pace(41) is None and left.after(41) is None
     clock[0] += 30
-    assert left.after(50) == 30 / 10 * 50
+    left.step()
+    assert (left.pace(51), left.after(51)) == (3, 3 * 49)
     clock[0] += 30
     assert left.after(100) == 0
 
@@ -47,17 +52,17 @@ def test_a_run_by_the_clock_ends_by_the_clock(clock):
 
 
 def test_a_log_says_how_long_the_whole_run_will_take_yet(tmp_path, clock, capsys):
-    """Of 3 epochs of 10 steps one is done; 5 steps take 60 s."""
+    """Of 3 epochs of 10 steps one is done; the first of 5 steps takes 60 s, the others 3 s each."""
     run = run_info(tmp_path)
     total = run.epochs * run.steps_per_epoch
     with log_with(tmp_path, Console(tmp_path), start=(2, 0)) as training_log:
         training_log.start_epoch(2, 0)
-        clock[0] += 60
-        for _ in range(5):
+        for seconds in (60, 3, 3, 3, 3):
+            clock[0] += seconds
             training_log.step(0.0)
         training_log.write_losses(2, 5, losses(G=1.0), 1e-4)
     (record,) = map(json.loads, (tmp_path / "losses.jsonl").read_text().splitlines())
-    expected = 60 / 5 * (total - run.steps_per_epoch - 5)
+    expected = 3 * (total - run.steps_per_epoch - 5)
     assert record["seconds_left"] == expected
     assert f"  about {describe_seconds(expected)} left  G 1.0000" in capsys.readouterr().out
 

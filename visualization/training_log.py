@@ -86,14 +86,18 @@ class TrainingLog:
         self._explained.update(new)
         self._steps += 1
         self._data_seconds += data_seconds
+        if self._left:
+            self._left.step()
         self._bar.update()
         if self._is_silent and self.displays and time.perf_counter() - self._since > _SILENT_SECONDS:
             self._say_how_long()
 
     def _say_how_long(self) -> None:
-        """Say what a step and the run take, where the first losses are long in coming."""
-        seconds = (time.perf_counter() - self._since) / self._steps
-        left = self._left.after(self._left.done + self._steps) if self._left else None
+        """Say what a step and the run take, where the first losses are long in coming; after one step it is unknown."""
+        done = self._left.done + self._steps - 1 if self._left else 0
+        if not self._left or (seconds := self._left.pace(done)) is None:
+            return
+        left = self._left.after(done)
         run = f"; about {describe_seconds(left)} left" if left else ""
         log.info("%.1f s a step%s; losses follow", seconds, run)
         self._is_silent = False
