@@ -145,6 +145,7 @@ class BaseModel(ABC):
         defaults: other defaults than usual of the options that all methods share, by name.
         fixed_facts: names of `facts` that a run cannot resume without.
         validates_itself: whether `open_validator` returns something.
+        learns_from_mr: whether it trains on the MR of the data set.
         unused_options: options of all methods that do nothing to this one; its help lacks them, `check` refuses them.
         memory_options: its options of which smaller values need less memory, as a message names them.
 
@@ -161,6 +162,7 @@ class BaseModel(ABC):
     fixed_facts: ClassVar[tuple[str, ...]] = ()
     validates_itself: ClassVar[bool] = False
     unused_options: ClassVar[tuple[str, ...]] = ()
+    learns_from_mr: ClassVar[bool] = True
     memory_options: ClassVar[str] = ""
 
     @classmethod

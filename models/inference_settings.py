@@ -319,8 +319,8 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
         log.warning("warning: --init_from %s: %s", name, text)
 
 
-def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings) -> None:
-    """Refuse to resume a run on images of another frame or in other units; warn of other intensities.
+def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings, learns_from_mr: bool = True) -> None:
+    """Refuse to resume a run on images of another frame or in other units; warn of other intensities it learns from.
 
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
@@ -332,10 +332,11 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
             "new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
-    if old.training and old.training.section_cm2 is None and new.training:  # or not all, and spacings of the MR alone
-        in_plane, through = old.training.in_plane_mm, old.training.through_mm
-        same = replace(new.training, section_cm2=None, gas_share=None, in_plane_mm=in_plane, through_mm=through)
-        new = replace(new, training=same)
+    if old.training and new.training:
+        kept = set() if learns_from_mr else {"mr_high", "mr_median"}
+        kept |= set() if old.training.section_cm2 else {"section_cm2", "gas_share"}  # an older version
+        kept |= {"in_plane_mm", "through_mm"} if kept else set()  # in both cases perhaps of the MR alone
+        new = replace(new, training=replace(new.training, **{name: getattr(old.training, name) for name in kept}))
     if _differing(old, new, learnt):
         log.warning("warning: %s: the run resumes on volumes of other intensities than before", folder)
 

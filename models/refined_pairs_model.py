@@ -90,6 +90,7 @@ class RefinedPairsModel(SimulatedPairsModel):
     """Simulated pairs, a share of them with the MR refined by what real MR of other patients looks like."""
 
     settings_type = RefinedPairsSettings
+    learns_from_mr = True
     settings: RefinedPairsSettings
 
     def __init__(

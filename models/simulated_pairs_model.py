@@ -93,6 +93,7 @@ class SimulatedPairsModel(SlabModel):
     settings_type = SimulatedPairsSettings
     pair = "simulated"
     takes_contrasts = True
+    learns_from_mr = False
     settings: SimulatedPairsSettings
 
     def __init__(self, settings: SimulatedPairsSettings, data: DataSettings, ct: SimulationSet, place: Place) -> None:

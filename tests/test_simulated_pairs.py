@@ -408,6 +408,31 @@ def test_an_epoch_resumes_where_it_was_with_another_batch_size(dataroot, tmp_pat
     assert batches == [2, 2, 4, 4, 4]
 
 
+def changed(dataroot: Path, target: Path, **values) -> Path:
+    """Return a copy of a data set whose first MR, or CT with the figures of one, has other values in the manifest."""
+    domain = "B" if "hu_histogram" in values else "A"
+    shutil.copytree(dataroot, target)
+    manifest = read_manifest(target)
+    first = next(case for case in manifest.cases if case.domain == domain)
+    cases = tuple(replace(case, **values) if case is first else case for case in manifest.cases)
+    replace(manifest, cases=cases).write(target)
+    return target
+
+
+def test_other_mr_say_nothing_on_resume_to_a_training_on_ct_alone(dataroot, tmp_path, caplog):
+    """As after a corrected mask of the MR; those of CT do."""
+    length = ["--name", "x", "--steps_per_epoch", "1", "--n_epochs"]
+    assert run(dataroot, tmp_path, *length, "1") == 0
+    other_mr = changed(dataroot, tmp_path / "mr", percentiles=(0.0, 80.0))
+    assert run(other_mr, tmp_path, *length, "2", "--continue_train") == 0
+    assert "other intensities" not in caplog.text
+    counts = list(next(case for case in read_manifest(dataroot).cases if case.domain == "B").hu_histogram)
+    counts[40] += 10
+    assert run(changed(dataroot, tmp_path / "ct", hu_histogram=tuple(counts)), tmp_path, *length, "3",
+               "--continue_train") == 0  # fmt: skip
+    assert "other intensities" in caplog.text
+
+
 def test_a_training_by_the_clock_ends_with_it_and_resumes_with_the_time_that_is_left(dataroot, tmp_path, monkeypatch):
     open_simulation_set(dataroot)  # its processes wait by the clock that is put aside below
     now, taken, step = [0.0], [], SimulatedPairsModel.step

@@ -364,7 +364,7 @@ class TrainingRun:
                     self._in_use = replace(here, steps=self._steps)
                     self._in_use.write(self.folder)
                 else:
-                    check_continued(self.folder, self._in_use, here)
+                    check_continued(self.folder, self._in_use, here, self.model.learns_from_mr)
                     self._describe_steps()  # the run may have been killed after its state was saved
             return state
 
