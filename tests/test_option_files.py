@@ -198,6 +198,22 @@ def test_a_run_says_first_that_it_resumes_and_then_where(dataroot, tmp_path, cap
     assert "nothing is left to train; for more, give a larger --n_epochs or --seconds" in caplog.messages
 
 
+def test_fewer_epochs_than_a_run_has_are_answered_by_what_it_has(dataroot, tmp_path, caplog):  # noqa: F811
+    """It has two and one in which the rate falls; that one stays. Weights are kept every second epoch."""
+    folder = run(dataroot, tmp_path)
+    again = ["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "1"]
+    said = (
+        "warning: the run has 3 epochs, and --n_epochs 1 asks for 2 in all: nothing is trained; for more, give a "
+        "larger --n_epochs; the weights of epoch 2 "
+    )
+    train.main(again)
+    assert f"{said}are kept: use them with --epoch 2" in caplog.messages
+    (folder / "2_net_G_A.pth").unlink()
+    train.main(again)
+    assert f"{said}were not kept (--save_epoch_freq)" in caplog.messages
+    assert not any("nothing is left" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("limb_1", "; did you mean Limbs_1?"), ("limbs1", "; did you mean Limbs_1?"), ("xyz", ".")]
 )

@@ -128,8 +128,7 @@ class TrainingRun:
         ):  # fmt: skip
             self._saved_at = self._since = time.monotonic()
             received = 0
-            if self._is_complete(at):
-                log.info("nothing is left to train; for more, give a larger --n_epochs or --seconds")
+            self._say_what_is_left(at)
             while not self._is_complete(at) and not received:
                 advance = self._validate_last if self._is_done(at) else self._train_epoch
                 at = advance(at, training_log, interruption)
@@ -143,6 +142,20 @@ class TrainingRun:
         epoch = "best" if self.selection.best["epoch"] else "latest"
         log.info("next: %s", self.model.next_command(self.folder, epoch, self.described, settings.data))
         return 0
+
+    def _say_what_is_left(self, at: Position) -> None:
+        """Say that nothing is left to train, where that is so, and that the run is longer than asked for, if it is."""
+        asked, done = self.settings.epochs, at.epoch - 1
+        if asked is None or done <= asked:
+            if self._is_complete(at):
+                log.info("nothing is left to train; for more, give a larger --n_epochs or --seconds")
+            return
+        kept = run_folder.weights_path(self.folder, asked, next(iter(self.model.kept_networks))).exists()
+        log.warning(
+            "warning: the run has %d epochs, and --n_epochs %d asks for %d in all: nothing is trained; for more, give "
+            "a larger --n_epochs; the weights of epoch %d %s", done, self.settings.schedule.n_epochs, asked, asked,
+            f"are kept: use them with --epoch {asked}" if kept else "were not kept (--save_epoch_freq)",
+        )  # fmt: skip
 
     def _open_validator(self, cases: ValidationCases | None) -> Validator | None:
         """Return what validates the model, with `--val` by the generator's `cases`; None if nothing does."""
