@@ -432,6 +432,22 @@ def test_one_volume_under_two_names_in_train_and_test_is_refused(raw):
         prepare(raw, "--test_mr", str(raw / "other.nii.gz"))
 
 
+def test_one_volume_under_two_names_is_warned_of_with_both(raw, caplog):
+    write_volume(ct_volume().with_array(ct_volume().array + 1), raw / "ct/q1.mha")
+    (raw / "ct/q9.mha").write_bytes((raw / "ct/q0.mha").read_bytes())
+    (raw / "ct/notes.txt").write_text("q1 moved\n")
+    (raw / "ct/q1.json").write_text("{}")  # called after its volume
+    caplog.set_level("INFO")
+    code, manifest = prepare(raw)
+    names = [f"{raw}/ct/{name}.mha" for name in ("q0", "q9")]
+    assert [message for message in caplog.messages if "same volume" in message] == [
+        f"warning: {names[0]} and {names[1]} are the same volume, which counts twice: leave out one of them, e.g. "
+        f"{names[1]}, and run the command again"
+    ]
+    assert f"no volumes, and skipped: {raw}/ct/notes.txt" in caplog.messages
+    assert (code, len(manifest.select("train", "B"))) == (0, 3)
+
+
 def test_a_file_that_cannot_be_written_fails_its_volume_alone(raw, monkeypatch):
     def full(file, array):
         if "p0" in file.name:

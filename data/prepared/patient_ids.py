@@ -1,4 +1,4 @@
-"""Find patients that are in both MR and CT of an unpaired data set, by their DICOM PatientID."""
+"""Find patients that are in both MR and CT of an unpaired data set, by their DICOM PatientID; volumes given twice."""
 
 import logging
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydicom
 
+from data.prepared.manifest import Case
 from data.prepared.sources import Source
 from data.volumes.dicom import is_slice
 
@@ -22,6 +23,18 @@ def warn_of_same_patients(mr: Sequence[Source], ct: Sequence[Source]) -> None:
             "training use MR and CT of different patients, unless anonymisation gave them the same ID",
             len(pairs), ", ".join(f"{a} and {b}" for a, b in pairs),
         )  # fmt: skip
+
+
+def warn_of_twins(cases: Sequence[Case]) -> None:
+    """Warn of volumes of one split and domain whose files are the same, byte by byte."""
+    first: dict[tuple, Case] = {}
+    for case in cases:
+        twin = first.setdefault((case.split, case.domain, case.source_sha256, case.series_uid), case)
+        if twin is not case:
+            log.warning(
+                "warning: %s and %s are the same volume, which counts twice: leave out one of them, e.g. %s, and run "
+                "the command again", twin.source, case.source, case.source,
+            )  # fmt: skip
 
 
 def patient_id(path: Path) -> str | None:

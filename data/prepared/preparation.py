@@ -35,6 +35,7 @@ from data.prepared.manifest import (
     read_json,
     write_json,
 )
+from data.prepared.patient_ids import warn_of_twins
 from data.prepared.pixel_spacing import choose_spacing
 from data.prepared.sources import Source
 from data.prepared.trainable import check_swapped, check_trainable
@@ -120,6 +121,7 @@ def prepare_dataset(
     title = "checking what is prepared" if all(job.known for job in jobs) else "finding bodies"
     analysed, failures = run_jobs(analyse, jobs, workers, title)
     check_splits(analysed)
+    warn_of_twins(analysed)
     check_trainable(root, groups, analysed, failures)
     spacing_mm = spacing_mm or choose_spacing(analysed, size)
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}

@@ -5,7 +5,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from data.files import names_in
 from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
 from data.volumes.contrasts import without_name
 from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
-from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ def find_volumes(*patterns: str) -> list[Path]:
     A plain folder whose files are volumes stands for those volumes, less hidden ones; one that holds DICOM slices is
     its series, and volume files beside the slices (a mask, a converted copy) are skipped with a warning, unless
     a pattern names them and not the folder. Of other folders a wildcard, or several patterns, take only those that
-    hold DICOM files directly. What cannot be looked at counts as a volume: whoever reads it says why it cannot be read.
+    hold DICOM files directly. Other files that a pattern names are skipped, in one line of the log. What cannot be
+    looked at counts as a volume: whoever reads it says why it cannot be read.
 
     Raises:
         InputError: a pattern matches nothing, all together name no volume, or DICOM slices do without their folder.
@@ -64,6 +65,8 @@ def find_volumes(*patterns: str) -> list[Path]:
                 volumes.append(match)
     if not volumes:
         raise InputError(f"{_first(patterns)}: {_why_nothing(patterns[0], sorted(matches))}")
+    if strangers := _strangers(sorted(matches), volumes, series):
+        log.info("no volumes, and skipped: %s", listed(list(map(str, strangers)), _LISTED))
     return list(dict.fromkeys(volumes))
 
 
@@ -122,6 +125,17 @@ def _volumes_at(match: Path, pattern: str, series: set[Path], by_name: bool) -> 
             f"{pattern}: names DICOM slices ({match.name}, ...); name the folder that holds them, {folder}"
         )
     return [match] if is_volume(match) else []
+
+
+def _strangers(matches: Iterable[Path], volumes: Sequence[Path], series: set[Path]) -> list[Path]:
+    """Return the files among some matches that are no volume, nor called after one, as its voxels or its notes are."""
+    names = {(path.parent, volume_stem(path)) for path in volumes}
+    known = {*volumes, *series}
+    files = (path for path in matches if known.isdisjoint((path, path.parent)) and path.is_file())
+    return [
+        path for path in files
+        if not any((path.parent, path.name[: dot.start()]) in names for dot in re.finditer(r"\.", path.name))
+    ]  # fmt: skip
 
 
 def _volumes_in(folder: Path) -> list[Path]:
