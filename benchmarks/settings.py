@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from data.settings.declaration import Nature, option
-from data.settings.values import nonnegative_int, positive_int, torch_device
+from data.settings.devices import torch_device
+from data.settings.values import nonnegative_int, positive_int
 from models.networks import GENERATORS
 from models.precision import PRECISIONS
 

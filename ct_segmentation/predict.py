@@ -22,8 +22,9 @@ from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
 from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter
+from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
-from data.settings.values import positive_int, torch_device
+from data.settings.values import positive_int
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
 from data.volumes.slice_frame import SliceFrame

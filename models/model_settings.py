@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from data.settings.declaration import Nature, option
-from data.settings.values import epoch_name, run_name, torch_device
+from data.settings.devices import torch_device
+from data.settings.values import epoch_name, run_name
 
 
 @dataclass(frozen=True, kw_only=True)

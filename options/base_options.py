@@ -10,16 +10,11 @@ from pathlib import Path
 from data.errors import InputError
 from data.prepared.manifest import read_json
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
-from data.settings.parser import CommandParser, command_words
+from data.settings.devices import add_gpu_ids, settle_gpu_ids
+from data.settings.parser import CommandParser, checked, command_words
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import (
-    add_gpu_ids,
-    positive_float,
-    positive_int,
-    regular_expression,
-    settle_gpu_ids,
-)
+from data.settings.values import positive_float, positive_int, regular_expression
 from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
@@ -241,11 +236,3 @@ def _check_recorded(folder: Path, said: Mapping[str, Recorded]) -> None:
             raise InputError(
                 f"{option_name}: {folder} was trained with {name} {values[name]}, as its {FILE_NAME} says; {otherwise}"
             )
-
-
-def checked(parser: argparse.ArgumentParser, build, *args):
-    """Return `build(*args)`; its `InputError` ends the parsing."""
-    try:
-        return build(*args)
-    except InputError as error:
-        raise parser.error(str(error)) from error

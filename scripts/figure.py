@@ -12,10 +12,9 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, checked
 from data.settings.values import positive_float, positive_int
 from data.volumes.volume import read_volume, resampling, same_grid
-from options.base_options import checked
 from visualization.figures import (
     axial_slices,
     check_figure_name,

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,10 @@ def test_the_engine_knows_no_option_of_a_method():
         found = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         found |= set(re.findall(r"--(\w+)", path.read_text())) | set(re.findall(r'"(\w+)"', path.read_text()))
         assert not found & own, f"{path.relative_to(ROOT)} names {', '.join(sorted(found & own))}"
+
+
+def test_commands_that_run_no_network_start_without_torch():
+    """It takes most of the seconds that their help, or a mistake, would be waited for."""
+    names = ("prepare_dataset", "evaluate", "figure", "plot_losses", "make_phantom", "trivial_predictors")
+    code = f"import sys, fill_hole, scripts.{', scripts.'.join(names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

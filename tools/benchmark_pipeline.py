@@ -31,8 +31,9 @@ from benchmarks.networks import write_random_model
 from benchmarks.settings import upsampling
 from data.errors import InputError, run_command
 from data.phantom.patients import PhantomSettings, patient_files, patient_id, write_dataset
+from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
-from data.settings.values import positive_int, torch_device
+from data.settings.values import positive_int
 from models.networks import GENERATORS, Architecture, build_generator
 from models.run_folder import weights_path
 

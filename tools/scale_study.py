@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from data.errors import run_command
+from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
-from data.settings.values import torch_device
 from data.volumes.volume import Volume
 from evaluation.report import score_case
 from models.synthesis import Synthesiser, load_synthesiser, synthesize_volume

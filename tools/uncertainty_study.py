@@ -25,8 +25,8 @@ from data.errors import run_command
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.outputs import check_free
+from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
-from data.settings.values import torch_device
 from data.volumes.volume import Volume
 from evaluation.report import markdown_table, seen_voxels
 from models.ensemble import check_ensemble, synthesize_ensemble

@@ -28,15 +28,9 @@ from data.settings.declaration import (
     plain_values,
     redeclare,
 )
+from data.settings.devices import add_gpu_ids, settle_gpu_ids
 from data.settings.parser import CommandParser, command_words, show_first
-from data.settings.values import (
-    add_gpu_ids,
-    nonnegative_int,
-    positive_int,
-    positive_share,
-    run_name,
-    settle_gpu_ids,
-)
+from data.settings.values import nonnegative_int, positive_int, positive_share, run_name
 from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from models.base_model import BaseModel, MethodSettings
 from models.model_settings import ModelSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.commands import python_command
-from data.errors import did_you_mean
+from data.errors import InputError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -99,6 +99,14 @@ class CommandParser(argparse.ArgumentParser):
 def command_words(arguments: Sequence[str] | None) -> list[str]:
     """Return the words of a command line: those given, or those that the process was started with."""
     return sys.argv[1:] if arguments is None else list(arguments)
+
+
+def checked(parser: argparse.ArgumentParser, build, *args):
+    """Return `build(*args)`; its `InputError` ends the parsing."""
+    try:
+        return build(*args)
+    except InputError as error:
+        raise parser.error(str(error)) from error
 
 
 def show_first(action: argparse.Action) -> None:
