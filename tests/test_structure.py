@@ -88,7 +88,8 @@ def test_the_rule_can_fail(tmp_path):
 )
 def test_no_command_line_travels_below_the_commands(package):
     """Functions take settings; only what parses, and what converts words, knows argparse."""
-    allowed = {f"data/settings/{name}.py" for name in ("declaration", "parser", "values")} | {"training/settings.py"}
+    parsing = ("declaration", "devices", "parser", "values")
+    allowed = {f"data/settings/{name}.py" for name in parsing} | {"training/settings.py"}
     users = {
         str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")
         if any(module.partition(".")[0] == "argparse" for module in imports_of(path))
