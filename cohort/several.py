@@ -24,12 +24,13 @@ def refuse_several(path: Path, model: Sequence[object]) -> None:
     if not path.is_dir() or holds_slices(path) or not (there := volumes_below(path)):
         return
     called_mr, unknown = ([volume for volume in there if kind_of(volume.as_posix()) == kind] for kind in ("mr", ""))
-    mr = called_mr or unknown or there
+    like_mr = called_mr or unknown
+    mr = like_mr or there
     others = set(there) - set(mr)
     count = "1 volume" if len(there) == 1 else f"{len(there)} volumes"
     way_out = f"give one: --input {shlex.quote(str(path / mr[0]))}"
-    if len(mr) > 1:
-        pattern = propose_glob(mr, others, lambda glob: glob_below(path, glob)) if others else None
+    pattern = propose_glob(mr, others, lambda glob: glob_below(path, glob)) if others else None
+    if len(like_mr) > 1 and (pattern[1] > 1 if pattern else not others):
         words = ["--input_dir", path, *(["--pattern", pattern[0]] if pattern else [])]
         which = f"{pattern[1]} of them" if pattern else "all"
         way_out += f"; or convert {which}: {python_command('test_pipeline.py', *model, *words)}"

@@ -649,7 +649,12 @@ def test_a_line_of_wrong_type_does_not_stop_a_training(tmp_path):
 
 @pytest.mark.parametrize(
     ("backend", "kept"),
-    [("module://not_installed.backend", "None"), ("module://pytest.x", "module://pytest.x"), ("agg", "agg")],
+    [
+        ("module://not_installed.backend", "None"),
+        ("module://pytest.not_there", "None"),
+        ("module://json.decoder", "module://json.decoder"),
+        ("agg", "agg"),
+    ],
 )
 def test_a_notebooks_backend_that_is_not_installed_here_is_left_out(backend, kept):
     ask = "import os, visualization; print(os.environ.get('MPLBACKEND'))"

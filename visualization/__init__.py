@@ -7,7 +7,15 @@ can stop a training; `case_page` and `cohort_page` for results; `figures` for pa
 import importlib.util
 import os
 
+
 # Jupyter passes the backend of its kernel on to commands (`!python ...`), in whose environment it may not be installed.
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 _backend = os.environ.get("MPLBACKEND", "")
-if _backend.startswith("module://") and not importlib.util.find_spec(_backend.removeprefix("module://").split(".")[0]):
+if _backend.startswith("module://") and not _is_installed(_backend.removeprefix("module://")):
     del os.environ["MPLBACKEND"]
