@@ -21,6 +21,7 @@ class TimeLeft:
     Attributes:
         steps: of the whole run; None if the clock ends it.
         done: steps that were done when it began, and the first one after that.
+        taken: steps after these.
         seconds: until the clock ends it, when it began; None if a number of steps does.
     """
 
@@ -28,6 +29,7 @@ class TimeLeft:
     done: int
     seconds: float | None = None
     _since: float = field(default_factory=lambda: time.monotonic())
+    taken: int = 0
     _first_ended: float | None = None
 
     def step(self) -> None:
@@ -35,6 +37,8 @@ class TimeLeft:
         if self._first_ended is None:
             self._first_ended = time.monotonic()
             self.done += 1
+        else:
+            self.taken += 1
 
     def pace(self, done: int) -> float | None:
         """Return the seconds a step, when `done` steps of the run are done; None while there is no pace yet."""

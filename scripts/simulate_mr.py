@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError, run_command
-from data.masks.body_mask import ct_body_mask, read_mask, remove_couch
+from data.masks.body_mask import remove_couch
 from data.outputs import check_free
 from data.prepared.case_names import case_name
+from data.prepared.case_volumes import find_body
+from data.prepared.sources import Source
 from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_float
 from data.simulation.contrasts import CONTRASTS, parse_contrasts
@@ -120,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case, path in cases.items():
         log.info("simulating the MR of %s", path)
         ct = read_volume(path)
-        try:
-            body = read_mask(options.mask, ct, path) if options.mask else ct_body_mask(ct)
-        except InputError as error:
-            raise error if options.mask else InputError(f"{path}: {error}") from error
+        body = find_body(Source(case, case, path), "B", [ct], options.mask)
         clean, scan = simulated_scan(ct, body, options.seed, settings)
         for name, volume in (scan | {"ct": clean}).items():
             write_volume(volume, files[case][name])

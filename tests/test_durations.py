@@ -128,3 +128,10 @@ def test_a_terminal_has_a_bar(monkeypatch, caplog):
     assert list(shown_progress(range(3), 3, "finding bodies", "volume")) == [0, 1, 2]
     assert "finding bodies: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue()
     assert not caplog.messages
+
+
+def test_steps_are_counted_over_the_epochs_of_a_process():
+    left = TimeLeft(steps=100, done=40)
+    for _ in range(3):
+        left.step()
+    assert (left.done, left.taken) == (41, 2)

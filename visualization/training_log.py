@@ -94,7 +94,7 @@ class TrainingLog:
 
     def _say_how_long(self) -> None:
         """Say what a step and the run take, where the first losses are long in coming; after one step it is unknown."""
-        done = self._left.done + self._steps - 1 if self._left else 0
+        done = self._left.done + self._left.taken if self._left else 0
         if not self._left or (seconds := self._left.pace(done)) is None:
             return
         left = self._left.after(done)
