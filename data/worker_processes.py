@@ -102,4 +102,5 @@ def _do[**P, T](work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the pool sends another one when it finds a process gone: `finally` goes on
     sys.exit(exit_code(number))

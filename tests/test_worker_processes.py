@@ -37,6 +37,16 @@ def write_slowly(path: Path) -> Path:
     return path
 
 
+def wait_and_take_away(path: Path, seconds: float) -> None:
+    """Say at `path` that it began, and beside it, `seconds` after it was ended, that it took away what it had made."""
+    try:
+        path.touch()
+        time.sleep(60)
+    finally:
+        time.sleep(seconds)
+        path.with_suffix(".done").touch()
+
+
 def fail_on(number: int, waits: Path) -> None:
     if number == 0:
         raise ValueError("the first")
@@ -97,6 +107,17 @@ def test_a_second_signal_does_not_keep_processes_from_being_ended(tmp_path, monk
     process.join(30)
     assert not process.is_alive() and time.monotonic() - began < 50
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_ends_first_does_not_stop_another_one_from_taking_away_what_it_made(tmp_path):
+    """The pool finds it gone, and sends SIGTERM to all others once more."""
+    paths = [tmp_path / "fast", tmp_path / "slow"]
+    with pytest.raises(KeyboardInterrupt), WorkerProcesses(2) as pool:
+        for path, seconds in zip(paths, (0, 2), strict=True):
+            pool.submit(wait_and_take_away, path, seconds)
+        wait_until(lambda: all(path.exists() for path in paths))
+        raise KeyboardInterrupt
+    assert all(path.with_suffix(".done").exists() for path in paths)
 
 
 def test_a_failure_does_not_wait_for_the_others(tmp_path):
