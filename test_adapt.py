@@ -130,7 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
-    patient = read_patient(opt, paths)  # first: what cannot be read is said before whose result is in the way
+    patient = read_patient(
+        opt, paths, settings.direction
+    )  # first: what cannot be read is said before whose result is in the way
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)
     own = made_before(results, paths, opt.overwrite)
@@ -199,10 +201,10 @@ def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
         raise InputError(f"{asked[0]}: needs a synthetic CT, but the model makes MR; leave it out")
 
 
-def read_patient(opt: PatientSettings, paths: Mapping[str, Path]) -> Patient:
-    """Read all inputs of a patient."""
+def read_patient(opt: PatientSettings, paths: Mapping[str, Path], direction: str) -> Patient:
+    """Read all inputs of a patient, MR or, in the direction BtoA, a CT."""
     if len(paths) == 1:
-        refuse_several(next(iter(paths.values())), opt.model_words)
+        refuse_several(next(iter(paths.values())), opt.model_words, "mr" if direction == "AtoB" else "ct")
     source, *further = (
         read_volume(
             path, opt.series_uid, contrast=selector(name), chosen=opt.chosen, description=opt.series_description

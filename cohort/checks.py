@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
+from data.commands import python_command
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
 from data.prepared.training_statistics import (
@@ -56,7 +57,7 @@ NO_STATISTICS = (
 )
 NO_SECTIONS = (
     "body region against the training set: the model's inference.json, written by an earlier version, lacks its "
-    "values; add them with python -m scripts.export_model --dataroot"
+    f"values; add them with {python_command('-m', 'scripts.export_model')} --dataroot"
 )
 NO_MR = "MR intensities against the training set: the model was trained on CT alone, whose MR is simulated"
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"

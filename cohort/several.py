@@ -11,26 +11,27 @@ from data.volumes.dicom import holds_slices
 from evaluation.patterns import kind_of, propose_glob, volumes_below
 
 
-def refuse_several(path: Path, model: Sequence[object]) -> None:
+def refuse_several(path: Path, model: Sequence[object], kind: str = "mr") -> None:
     """Refuse a folder that holds no DICOM series itself, but volumes below it.
 
     Args:
         path: what was given as one volume.
-        model: the options that name the model.
+        model: the options that choose the model, and what is made with it.
+        kind: what the model takes, "mr" or "ct".
 
     Raises:
-        InputError: it gives the first volume that may be an MR, and the command that converts all.
+        InputError: it gives the first volume that may be of this kind, and the command that converts all.
     """
     if not path.is_dir() or holds_slices(path) or not (there := volumes_below(path)):
         return
-    called_mr, unknown = ([volume for volume in there if kind_of(volume.as_posix()) == kind] for kind in ("mr", ""))
-    like_mr = called_mr or unknown
-    mr = like_mr or there
-    others = set(there) - set(mr)
+    called_so, unknown = ([volume for volume in there if kind_of(volume.as_posix()) == one] for one in (kind, ""))
+    fitting = called_so or unknown
+    proposed = fitting or there
+    others = set(there) - set(proposed)
     count = "1 volume" if len(there) == 1 else f"{len(there)} volumes"
-    way_out = f"give one: --input {shlex.quote(str(path / mr[0]))}"
-    pattern = propose_glob(mr, others, lambda glob: glob_below(path, glob)) if others else None
-    if len(like_mr) > 1 and (pattern[1] > 1 if pattern else not others):
+    way_out = f"give one: --input {shlex.quote(str(path / proposed[0]))}"
+    pattern = propose_glob(proposed, others, lambda glob: glob_below(path, glob)) if others else None
+    if len(fitting) > 1 and (pattern[1] > 1 if pattern else not others):
         words = ["--input_dir", path, *(["--pattern", pattern[0]] if pattern else [])]
         which = f"{pattern[1]} of them" if pattern else "all"
         way_out += f"; or convert {which}: {python_command('test_pipeline.py', *model, *words)}"

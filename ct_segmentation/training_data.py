@@ -36,7 +36,7 @@ def count_classes(root: Path, cases: Sequence[Case]) -> int:
     if not labels or labels != set(range(1, len(labels) + 1)):
         raise InputError(
             f"{root}: the CT masks have the labels {sorted(labels)}; expected one, or 1 for body, 2 for bone, ... "
-            "(see --ct_mask of python -m scripts.prepare_dataset)"
+            "(see --ct_mask of scripts.prepare_dataset)"
         )
     partial = sorted(name for name, values in found.items() if values != labels)
     if partial:

@@ -109,8 +109,12 @@ def names_in(folder: Path) -> list[str]:
 def not_there(path: Path, kind: str = "file or folder") -> str:
     """Return what is missing of a path, itself or a folder above it, and the name there that may be meant."""
     gone = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    if gone.is_symlink():
+        return f"{gone} is a link to what is not there: {gone.readlink()}"
+    is_folder = kind == "folder" or gone != path
     what = f"no such {kind}" if gone == path else f"no such folder: {gone}"
-    return what + did_you_mean(gone.name, names_in(gone.parent))
+    near = [name for name in names_in(gone.parent) if not is_folder or (gone.parent / name).is_dir()]
+    return what + did_you_mean(gone.name, near)
 
 
 def check_is_folder(option: str, path: Path) -> None:

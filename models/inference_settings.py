@@ -174,15 +174,14 @@ def usable_models(checkpoints_dir: Path) -> list[Path]:
 def _no_model(folder: Path) -> str:
     """Return what a folder is that is no model, and which models are beside it."""
     known = [model.name for model in usable_models(folder.parent)]
+    there = f"Models in {folder.parent}: {', '.join(known) or 'none'}"
     if (folder / EXTRACTOR_NAME).exists():
-        what = (
-            f"{folder}: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices "
-            f"and serves trainings: train.py --shape_extractor {shlex.quote(str(folder))}."
+        return (
+            f"{folder}: a shape extractor, not a model that makes CT: it finds the body and its bones in CT slices. "
+            f"{there}. For a training: train.py --shape_extractor {shlex.quote(str(folder))}"
         )
-    else:
-        what = f"{folder / FILE_NAME}: no such file" if folder.exists() else f"{folder}: no such model"
-        what += did_you_mean(folder.name, known) or "."
-    return f"{what} Models in {folder.parent}: {', '.join(known) or 'none'}"
+    what = f"{folder / FILE_NAME}: no such file" if folder.exists() else f"{folder}: no such model"
+    return f"{what}{did_you_mean(folder.name, known) or '.'} {there}"
 
 
 def _architecture_1(data: dict) -> Architecture:

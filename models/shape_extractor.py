@@ -198,8 +198,8 @@ def load_extractor(
     version = content.get("format_version")
     if version is None and content and all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(
-            f"{path}: holds weights without a description of their input; make an extractor of them with python -m "
-            "ct_segmentation.import_extractor"
+            f"{path}: holds weights without a description of their input; make an extractor of them with "
+            f"{python_command('-m', 'ct_segmentation.import_extractor')}"
         )
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: not a shape extractor of format version {FORMAT_VERSION} (found {version})")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.commands import python_command
 from data.errors import InputError, listed
 from data.files import whole_file
 
@@ -84,8 +85,8 @@ def _check_whole(path: Path, taken_over: bool) -> None:
         if not taken_over:
             raise InputError(
                 f"{path}: cannot be read: it is in the format of torch before 1.6, which has no checksums, so damage "
-                "would go unnoticed; import the weights with python -m scripts.import_generator (a generator) or "
-                "python -m ct_segmentation.import_extractor (a shape extractor)"
+                f"would go unnoticed; import the weights with {python_command('-m', 'scripts.import_generator')} (a "
+                f"generator) or {python_command('-m', 'ct_segmentation.import_extractor')} (a shape extractor)"
             )
         log.warning(
             "warning: %s: is in the format of torch before 1.6, which has no checksums: damage cannot be detected; "

@@ -1,7 +1,6 @@
 """Options shared by the commands that use a model, the list of models, and the parsing of both."""
 
 import argparse
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from data.settings.devices import add_gpu_ids, settle_gpu_ids
 from data.settings.parser import CommandParser, checked, command_words
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import positive_float, positive_int, regular_expression
+from data.settings.values import positive_float, positive_int
 from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
 from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
@@ -65,10 +64,10 @@ class UseSettings(ModelSettings):
 
     @property
     def model_words(self) -> list[str]:
-        """The words of a command line that choose the same weights."""
-        where = {"checkpoints_dir": str(self.checkpoints_dir), "epoch": self.epoch}
-        chosen = {name: value for name, value in where.items() if value != str(getattr(ModelSettings, name))}
-        return ["--name", *self.name, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
+        """The words of a command line that choose the same weights, and what is made with them."""
+        names = ("checkpoints_dir", "epoch", "fusion", "direction", "spacing_mm")
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(UseSettings, name)}
+        return ["--name", *self.name, *(str(word) for pair in chosen.items() for word in (f"--{pair[0]}", pair[1]))]
 
     @property
     def purpose(self) -> str | None:
@@ -85,27 +84,6 @@ class UseSettings(ModelSettings):
             raise InputError(f"--name: expected a model. {list_models(self.checkpoints_dir)}")
         if len(set(self.name)) < len(self.name):
             raise InputError(f"--name {' '.join(self.name)}: a model is named twice; name each once")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DicomChoice:
-    """which images of DICOM series."""
-
-    series_description: re.Pattern | None = option(
-        None, parse=regular_expression, metavar="REGEX",
-        help="use the DICOM series whose description matches this regular expression, in upper or lower case",
-    )  # fmt: skip
-    contrast: str | None = option(
-        None, help="which volume, if a DICOM series holds several; without it, the error message lists their names"
-    )
-    echo: int | None = option(
-        None, parse=positive_int, metavar="N", help="which echo of such a series; 1 is the earliest"
-    )
-
-    @property
-    def chosen(self) -> list[str]:
-        """Names that the images must have."""
-        return [name for name in (self.contrast, self.echo and f"echo{self.echo}") if name]
 
 
 @dataclass(frozen=True, kw_only=True)

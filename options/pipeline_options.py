@@ -7,10 +7,10 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.settings.declaration import option, redeclare
+from data.settings.dicom_choice import DicomChoice
 from data.settings.published import Command
 from data.settings.values import positive_int
 from options.base_options import (
-    DicomChoice,
     DicomOutput,
     MuMapSettings,
     ReferenceChoice,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.settings.declaration import option, redeclare
+from data.settings.dicom_choice import DicomChoice
 from data.settings.published import Command
 from data.volumes.contrasts import split_name
 from data.volumes.dicom import holds_slices
 from data.volumes.dicom_series import check_text
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
 from options.base_options import (
-    DicomChoice,
     DicomOutput,
     MuMapSettings,
     ReferenceChoice,

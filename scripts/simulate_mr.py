@@ -20,7 +20,7 @@ from data.prepared.case_names import case_name
 from data.prepared.case_volumes import find_body
 from data.prepared.sources import Source
 from data.settings.parser import CommandParser
-from data.settings.values import nonnegative_float
+from data.settings.values import nonnegative_float, positive_float, share
 from data.simulation.contrasts import CONTRASTS, parse_contrasts
 from data.simulation.simulated_mr import SimulationSettings, simulate_volume
 from data.simulation.simulation_volume import simulation_volume
@@ -60,6 +60,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--bias", type=nonnegative_float, default=default.bias[1], metavar="B",
         help=f"strength of the bias field at most, as in train.py (default: {default.bias[1]:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--other_sequences", type=share, default=default.other_sequences, metavar="P",
+        help="probability that the sequence is not T1-weighted: fat and muscle of any brightness, as in train.py "
+        f"(default: {default.other_sequences:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--spacing_mm", type=positive_float, metavar="MM",
+        help="pixels to simulate with; coarse ones need less memory (default: those of the CT)",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing volumes")
     options = parser.parse_args(arguments)
     try:
@@ -72,7 +81,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def simulated_scan(
-    ct: Volume, body: np.ndarray, seed: int, settings: SimulationSettings
+    ct: Volume, body: np.ndarray, seed: int, settings: SimulationSettings, spacing_mm: float | None = None
 ) -> tuple[Volume, dict[str, Volume]]:
     """Return a CT without its couch, and the MR simulated from it, on the CT's grid.
 
@@ -83,13 +92,14 @@ def simulated_scan(
         body: its body mask, booleans, shape (z, y, x).
         seed: the same gives the same MR.
         settings: of the simulation.
+        spacing_mm: pixels that it works with; None: those of the CT.
 
     Returns:
         The CT, and int16 volumes by contrast.
     """
     ct = remove_couch(ct, body)
     frame = SliceFrame.of(ct, size=1, spacing_mm=1.0)
-    pixel_mm = frame.in_plane_mm
+    pixel_mm = spacing_mm or frame.in_plane_mm
     whole_mm = frame.body_extent_mm(np.ones(ct.array.shape, bool))
     frame = SliceFrame.of(ct, 2 * math.ceil(whole_mm / pixel_mm / 2), pixel_mm)
     slices, inside = frame.prepare(ct, AIR_HU), frame.prepare_labels(ct.with_array(body.astype(np.uint8))) > 0
@@ -118,12 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     targets = [path for of_case in files.values() for path in of_case.values()]
     inputs = [*cases.values(), *([options.mask] if options.mask else [])]
     check_free(targets, "--out", inputs, overwrite=options.overwrite)
-    settings = SimulationSettings(contrasts=options.contrasts, skin_mm=options.skin_mm, bias=(0.0, options.bias))
+    settings = SimulationSettings(
+        contrasts=options.contrasts, skin_mm=options.skin_mm, bias=(0.0, options.bias),
+        other_sequences=options.other_sequences,
+    )  # fmt: skip
     for case, path in cases.items():
         log.info("simulating the MR of %s", path)
         ct = read_volume(path)
         body = find_body(Source(case, case, path), "B", [ct], options.mask)
-        clean, scan = simulated_scan(ct, body, options.seed, settings)
+        clean, scan = simulated_scan(ct, body, options.seed, settings, options.spacing_mm)
         for name, volume in (scan | {"ct": clean}).items():
             write_volume(volume, files[case][name])
     log.info("wrote %s and ct.nii.gz of %d cases below %s", ", ".join(f"{name}.nii.gz" for name in options.contrasts),

@@ -211,6 +211,8 @@ SEVERAL = {
     ),
     "one patient": (["P1/ct", "P1/mr"], 2, "P1/mr", "", ""),
     "one volume": (["P1/x"], 1, "P1/x", "", ""),
+    "CT alone": (["P1/ct", "P2/ct"], 2, "P1/ct", "", ""),
+    "one MR among others": (["P1/mr", "P1/ct", "P2/ct"], 3, "P1/mr", "", ""),
 }
 
 
@@ -228,6 +230,22 @@ def test_a_folder_of_patients_is_answered_by_the_command_for_cohorts(tmp_path, f
     assert str(error.value) == (
         f"{folder}: no DICOM series, but a folder of {volumes}, and one patient is converted here; give one: --input "
         f"'{folder}/{first}.nii.gz'" + (f"; or convert {which}: {command}{pattern}" if which else "")
+    )
+
+
+def test_a_model_that_makes_mr_is_offered_the_ct_of_a_folder(tmp_path):
+    folder = tmp_path / "in"
+    for file in ("P1/mr", "P1/ct", "P2/mr", "P2/ct"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{file}.nii.gz").touch()
+    options = ["--direction=BtoA", "--spacing_mm=1.5", "--epoch=7"]
+    opt = test_options.parse([*adapt(tmp_path, folder), *options])
+    with pytest.raises(InputError) as error:
+        test_adapt.read_patient(opt, {"mr": folder}, "BtoA")
+    assert str(error.value).endswith(
+        f"give one: --input {folder}/P1/ct.nii.gz; or convert 2 of them: python test_pipeline.py --name {NAME} "
+        f"--checkpoints_dir {tmp_path}/checkpoints --epoch 7 --direction BtoA --spacing_mm 1.5 --input_dir {folder} "
+        "--pattern '*/ct.nii.gz'"
     )
 
 

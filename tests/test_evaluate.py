@@ -626,7 +626,16 @@ def test_a_mistyped_folder_is_answered_by_the_nearest(tmp_path):
     assert refusal(pred, ref) == f"--pred {tmp_path}/resutls: no such file or folder; did you mean results?"
     wrong = tmp_path / "patient/a"
     said = f"--ref {wrong}: no such folder: {tmp_path}/patient; did you mean patients?"
+    touched(tmp_path, "patient.txt")  # nearer, but no folder
     assert refusal(replace(pred, path=tmp_path / "results"), replace(ref, path=wrong)) == said
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path):
+    (tmp_path / "results").symlink_to("gone")
+    pred, ref = CaseVolumes("--pred", tmp_path / "results/leg"), CaseVolumes("--ref", tmp_path)
+    link = f"{tmp_path}/results is a link to what is not there: gone"
+    assert refusal(pred, ref) == f"--pred {tmp_path}/results/leg: {link}"
+    assert refusal(replace(pred, path=tmp_path / "results"), ref) == f"--pred {tmp_path}/results: {link}"
 
 
 def test_a_mistyped_case_is_answered_by_the_nearest(tmp_path):

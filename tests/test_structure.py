@@ -123,6 +123,7 @@ def test_the_engine_knows_no_option_of_a_method():
 
 def test_commands_that_run_no_network_start_without_torch():
     """It takes most of the seconds that their help, or a mistake, would be waited for."""
-    names = ("prepare_dataset", "evaluate", "figure", "plot_losses", "make_phantom", "trivial_predictors")
+    names = ("prepare_dataset", "prepare_sts", "evaluate", "figure", "plot_losses", "make_phantom", "resample")
+    names += ("trivial_predictors",)
     code = f"import sys, fill_hole, scripts.{', scripts.'.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -401,7 +401,7 @@ def test_missing_and_damaged_models_are_named(tmp_path):
         read_inference_settings(tmp_path / "shapes")
     assert str(error.value) == (
         f"{tmp_path}/shapes: a shape extractor, not a model that makes CT: it finds the body and its bones in CT "
-        f"slices and serves trainings: train.py --shape_extractor {tmp_path}/shapes. Models in {tmp_path}: good"
+        f"slices. Models in {tmp_path}: good. For a training: train.py --shape_extractor {tmp_path}/shapes"
     )
     with pytest.raises(InputError, match=r"7_net_G_A\.pth: no such file"):
         load_synthesiser(tmp_path / "good", "7", CPU)

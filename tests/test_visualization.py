@@ -344,6 +344,25 @@ def test_where_losses_are_long_in_coming_the_time_is_told_once(tmp_path, monkeyp
     assert caplog.messages == [f"32.5 s a step{left_words}; losses follow"]
 
 
+def test_the_time_of_a_step_is_told_without_the_validation_before_it(tmp_path, monkeypatch, caplog):
+    """Resumed at the last step of an epoch: a validation of 300 s follows it."""
+    now = 1000.0
+    monkeypatch.setattr("visualization.training_log.time.perf_counter", lambda: now)
+    monkeypatch.setattr("data.durations.time.monotonic", lambda: now)
+    caplog.set_level(logging.INFO)
+    run = RunInfo("run", tmp_path, {}, {}, None, 10, None)
+    with TrainingLog(run, VisualsStyle(CT_MAP), [("spy", Spy())], (1, 9)) as training_log:
+        training_log.start_epoch(1, 9)
+        now += 4
+        training_log.step(0.0)
+        now += 300
+        training_log.start_epoch(2, 0)
+        for _ in range(4):
+            now += 7
+            training_log.step(0.0)
+    assert caplog.messages == ["7.0 s a step; losses follow"]
+
+
 def test_no_time_is_told_where_losses_come_soon(tmp_path, monkeypatch, caplog):
     now = 1000.0
     monkeypatch.setattr("visualization.training_log.time.perf_counter", lambda: now)

@@ -85,6 +85,8 @@ class TrainingLog:
             log.info("losses, each with its weight: %s", text)
         self._explained.update(new)
         self._steps += 1
+        if self._steps == 1:
+            self._first_ended = time.perf_counter()
         self._data_seconds += data_seconds
         if self._left:
             self._left.step()
@@ -94,10 +96,10 @@ class TrainingLog:
 
     def _say_how_long(self) -> None:
         """Say what a step and the run take, where the first losses are long in coming; after one step it is unknown."""
-        done = self._left.done + self._left.taken if self._left else 0
-        if not self._left or (seconds := self._left.pace(done)) is None:
+        if not self._left or self._steps < 2:
             return
-        left = self._left.after(done)
+        seconds = (time.perf_counter() - self._first_ended) / (self._steps - 1)  # without validation, unlike the rest
+        left = self._left.after(self._left.done + self._left.taken)
         run = f"; about {describe_seconds(left)} left" if left else ""
         log.info("%.1f s a step%s; losses follow", seconds, run)
         self._is_silent = False
@@ -178,6 +180,7 @@ class TrainingLog:
 
     def _restart_clock(self) -> None:
         self._since, self._steps, self._data_seconds = time.perf_counter(), 0, 0.0
+        self._first_ended = self._since
 
 
 def _history_until(run: RunInfo, start: Place) -> History:

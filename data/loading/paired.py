@@ -72,7 +72,7 @@ def open_paired_set(
     if not pairs:
         raise InputError(
             f"{dataroot}: no patient has an MR and a CT on the MR's grid; register the CT to the MR, resample it to "
-            f"its grid ({resampling('CT', 'MR')}), and give both the same --patient_regex of python -m "
+            f"its grid ({resampling('CT', 'MR')}), and give both the same --patient_regex of "
             "scripts.prepare_dataset"
         )
     if len(pairs) < len(of_mr):

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data.commands import python_command
 from data.errors import InputError
 from data.loading.images import image_shape, list_images, read_gray, warn_if_dark
 from data.prepared.manifest import Case, FurtherContrast, Manifest
@@ -195,7 +196,8 @@ def _window(name: str, contrast: Case | FurtherContrast, rule: Rule) -> Intensit
     if rule == "tissue" and contrast.fat_level is None:
         raise InputError(
             f"{name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
-            "run python -m scripts.prepare_dataset again with the same options, or use --mr_window percentile or LO HI"
+            f"run {python_command('-m', 'scripts.prepare_dataset')} again with the same options, or use --mr_window "
+            "percentile or LO HI"
         )
     try:
         return mr_window(rule, contrast.percentiles, contrast.fat_level)

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 # removal, frame, the level of fat, the bias field.
 METHOD_VERSION = 3
 # What the record of a case says while its files are written for the first time.
-BEGUN = {"begun": "a run of python -m scripts.prepare_dataset that has not ended yet"}
+BEGUN = {"begun": "a run of scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.
 CT_STORED_HU = (-1024, 32767)
 

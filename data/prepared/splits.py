@@ -60,7 +60,7 @@ def split_by_patient[C: OfPatient](cases: Sequence[C], val_share: float, seed: i
         modality = "MR" if {case.domain for case in cases} == {"A"} else "CT"
         raise InputError(
             f"{len(patients)} {modality} patients to train on ({', '.join(patients)}); expected 2 or more: some are "
-            "needed for validation (--patient_regex of python -m scripts.prepare_dataset defines what a patient is)"
+            "needed for validation (--patient_regex of scripts.prepare_dataset defines what a patient is)"
         )
     count = min(max(round(val_share * len(patients)), 1), len(patients) - 1)
     chosen = set(patients[:count])
@@ -146,7 +146,7 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
             raise InputError(
                 f"validation would hold back every patient with {modality} ({', '.join(sorted(held_back))}); expected "
                 "some to train on: prepare more patients, or separate ones for validation, with --test_mr and "
-                "--test_ct of python -m scripts.prepare_dataset"
+                "--test_ct of scripts.prepare_dataset"
             )
     return ValidationCases(chosen("A"), chosen("B"), frozenset(held_back))
 
