@@ -87,7 +87,7 @@ function logTicks(low, high) {
   return list.length > 1 ? list : ticks(10 ** low, 10 ** high, 5).filter((v) => v > 0);
 }
 
-const W = 560, H = 240, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 30;
+const W = 560, H = 246, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 36;
 
 function range() {
   const last = run.points.length ? run.points[run.points.length - 1][0] : 1;
@@ -121,7 +121,7 @@ function drawChart(figure, group) {
     svg.append(shape("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: place, y2: place }));
     svg.append(shape("text", { x: LEFT - 6, y: place + 4, "text-anchor": "end", class: "faint" }, format(value)));
   }
-  svg.append(shape("text", { x: W - RIGHT, y: H - 1, "text-anchor": "end", class: "faint" }, "epoch"));
+  svg.append(shape("text", { x: W - RIGHT, y: H - 5, "text-anchor": "end", class: "faint" }, "epoch"));
   const clip = `clip-${figure.id}`;
   const box = shape("clipPath", { id: clip });
   box.append(shape("rect", { x: LEFT, y: TOP - 2, width: W - LEFT - RIGHT, height: H - TOP - BOTTOM + 4 }));
