@@ -81,7 +81,7 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
     rows = []
     for record in records:
         page = results.page_path(record.case)
-        warnings = record.warnings or ([] if record.unchecked else ["nothing unusual"])
+        warnings = record.warnings or ([] if record.unchecked else ["no warnings"])
         note = record.reason or "; ".join([*warnings, *record.notes])
         shown = page if record.status == "done" and page.exists() else None
         figures = {**record.scores, **shown_figures(record.hu, record.checks)}

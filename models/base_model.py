@@ -338,9 +338,14 @@ class BaseModel(ABC):
             return net(images).float()
 
     def _run_together(self, net: nn.Module, *images: Tensor) -> Iterable[Tensor]:
-        """Run a network on several batches: in one pass, unless batch norm would mix them or their sizes differ."""
+        """Run a network on several batches: in one pass, unless batch norm would mix them or their sizes differ.
+
+        The running statistics of batch norm are those of the first batch alone.
+        """
         if self.settings.uses_batch_norm or len({image.shape[1:] for image in images}) > 1:
-            return [self._run(net, image) for image in images]
+            first = self._run(net, images[0])
+            with unchanged_statistics(net):
+                return [first, *(self._run(net, image) for image in images[1:])]
         return self._run(net, torch.cat(images)).split([len(image) for image in images])
 
     def _update(self, name: str, losses: dict[str, Tensor], batch: dict, clip: float | None = None) -> Tensor:
@@ -384,6 +389,24 @@ def in_evaluation(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def unchanged_statistics(*networks: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are while the block lasts.
+
+    A batch is still normalised by its own statistics. The running ones, which a network has in use, must be those of
+    what it gets there: real images, and not what another network makes of them in training.
+    """
+    norms = [part for net in networks for part in net.modules() if isinstance(part, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 def process_seed(seed: int, rank: int, stream: int = 0) -> int:

@@ -27,7 +27,7 @@ from data.loading.slices import SliceSource
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
 from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, option, redeclare
-from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients
+from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients, unchanged_statistics
 from models.image_pool import ImagePool
 from models.inference_settings import InferenceSettings, describe_run
 from models.initialisation import InitialisationSettings, initialise
@@ -321,8 +321,9 @@ class CycleGANModel(BaseModel):
             images["fake_A"], images["idt_B"] = self._run_together(self.netG_B, real_B, as_B)
         else:
             images |= {"fake_B": self._run(self.netG_A, real_A), "fake_A": self._run(self.netG_B, real_B)}
-        images["rec_A"] = self._run(self.netG_B, images["fake_B"])
-        images["rec_B"] = self._run(self.netG_A, images["fake_A"])
+        with unchanged_statistics(self.netG_A, self.netG_B):
+            images["rec_A"] = self._run(self.netG_B, images["fake_B"])
+            images["rec_B"] = self._run(self.netG_A, images["fake_A"])
         return images
 
     def _source_and_target(self, batch: dict, prefix: str = "") -> tuple[Tensor, Tensor]:

@@ -77,6 +77,27 @@ def test_every_loss_has_its_own_weight():
         assert float(weighted[name] / published[name]) == pytest.approx(ratio, rel=1e-4), name
 
 
+@pytest.mark.parametrize("identity", [0.0, 0.5])
+def test_batch_norm_remembers_real_images_alone(identity):
+    """In use a generator never gets what another one made: neither cycles nor identity change its statistics."""
+    options = TINY | {"norm": "batch", "lambda_identity": identity, "lambda_simulated": 10.0}
+    model = CycleGANModel(CycleGANSettings(**options), CPU)
+    data, pairs = batch(samples=2), batch(samples=2, seed=7)
+    data |= {"simulated_A": pairs["A"], "simulated_B": pairs["B"]}
+    expected = copy.deepcopy(model.networks)
+    model.step(data)
+    for letter in "AB":
+        for given in (data[letter], data[f"simulated_{letter}"]):
+            expected[f"G_{letter}"](given)
+        found = dict(model.networks[f"G_{letter}"].named_buffers())
+        means = {name: value for name, value in expected[f"G_{letter}"].named_buffers() if "running" in name}
+        assert len(means) > 10
+        for name, value in means.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+        norms = [part for part in model.networks[f"G_{letter}"].modules() if isinstance(part, torch.nn.BatchNorm2d)]
+        assert {norm.momentum for norm in norms} == {0.1}
+
+
 def test_terms_of_weight_zero_are_left_out():
     settings = CycleGANSettings(**TINY, lambda_identity=0, lambda_correlation_A=0, lambda_correlation_B=0)
     assert set(CycleGANModel(settings, CPU).step(batch())) == {
