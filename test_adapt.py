@@ -15,6 +15,7 @@ from cohort.checks import Check, describe_findings, finite, hu_statistics, join_
 from cohort.making import Made
 from cohort.patient_results import (
     DICOM,
+    MODELS_JOINED,
     MU_MAP,
     OUTPUT,
     UNCERTAINTY,
@@ -82,12 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
     settings = synthesisers[0].settings
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
-    patient = read_patient(
-        opt, paths, settings.direction
-    )  # first: what cannot be read is said before whose result is in the way
+    # First: what cannot be read is said before whose result is in the way.
+    patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)
-    own = made_before(results, paths, opt.overwrite)
+    own = made_before(results, paths, opt.folders, opt.overwrite)
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
         refuse_for_mr(results, opt)
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     row: dict = {
         "case": case,
         "input": description_of(paths),
-        "model": " + ".join(map(str, opt.folders)),
+        "model": MODELS_JOINED.join(map(str, opt.folders)),
         "epoch": opt.epoch,
         "direction": settings.direction,
     }

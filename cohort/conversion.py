@@ -14,6 +14,7 @@ from cohort.checks import describe_findings, finite, hu_statistics, shown_figure
 from cohort.extras import Extras
 from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
+from cohort.patient_results import account_in, description_of
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import read_mask
@@ -303,8 +304,12 @@ class Conversion:
         return names
 
     def _made(self, work: Work) -> list[str]:
-        """Return the names of what earlier runs made of this case's input."""
+        """Return the names of what earlier runs, or `test_adapt.py` with the same model, made of this case's input."""
         record = self.results.read(work.case.name)
+        if record is None:
+            account = account_in(self.results.folder / f"{work.case.name}.json")
+            if account and account.input == description_of(work.case.paths):
+                return [*self.results.made(work.case.name), *account.made]
         same = record is None or record.input == str(work.case.path.absolute())
         if not same and record is not None and record.key.get("input_sha256") != work.key.get("input_sha256"):
             return []

@@ -1,6 +1,6 @@
 """The files of one patient's conversion: where they go, what they may replace, and the report that claims them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from options.test_options import PatientSettings, is_file
 
 # Options that say where the volume goes, and what is made beside it.
 OUTPUT, DICOM, MU_MAP, UNCERTAINTY = "--output", "--dicom", "--mu_map", "--uncertainty"
+MODELS_JOINED = " + "  # between the folders of several models, in a report
 
 
 class Results(NamedTuple):
@@ -76,24 +77,45 @@ def description_of(paths: Mapping[str, Path]) -> str:
     return describe_paths({name: path.resolve() for name, path in paths.items()})
 
 
-def made_before(results: Results, paths: Mapping[str, Path], overwrite: bool) -> set[str]:
-    """Return the names of files that this command made there from the same input, by its report."""
-    if results.alone:
-        return set()
+class Account(NamedTuple):
+    """What a report says of its results: the names of the files, the input as `description_of` says it, and the models.
+
+    `models`: their names.
+    """
+
+    made: set[str]
+    input: str
+    models: list[str]
+
+
+def account_in(report: Path) -> Account | None:
+    """Return the account in a report of `test_adapt.py`; None where there is none."""
     try:
-        report = read_json(results.report)
-        names, earlier = report["made"], report["input"]
+        said = read_json(report)
+        names, source, models = said["made"], said["input"], said["model"]
     except (InputError, KeyError, TypeError):
-        return set()
-    if not (isinstance(names, list) and isinstance(earlier, str)):  # no report of this command
-        return set()
+        return None
+    if not (isinstance(names, list) and isinstance(source, str) and isinstance(models, str)):
+        return None
     made = {name for name in names if isinstance(name, str) and "\0" not in name}
-    if earlier == description_of(paths):
-        return made
-    if overwrite:
+    return Account(made, source, [Path(model).name for model in models.split(MODELS_JOINED)])
+
+
+def made_before(results: Results, paths: Mapping[str, Path], models: Collection[Path], overwrite: bool) -> set[str]:
+    """Return the names of files that this command made there from the same input with the same models, by its report.
+
+    Raises:
+        InputError: they are another patient's or other models', and `overwrite` is not set.
+    """
+    account = None if results.alone else account_in(results.report)
+    if account is None:
         return set()
+    of_input, of_models = account.input == description_of(paths), account.models == [model.name for model in models]
+    if overwrite or (of_input and of_models):
+        return account.made if of_input else set()
+    earlier, what = (account.input, "patient") if not of_input else (f"the model {' + '.join(account.models)}", "model")
     raise InputError(
-        f"{results.main}: is the result of {earlier}; choose another --output for this patient, or replace it with "
+        f"{results.main}: is the result of {earlier}; choose another --output for this {what}, or replace it with "
         "--overwrite"
     )
 

@@ -66,12 +66,14 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
         on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    account = "%s: resampled to the %s's grid; %.1f %% of that grid lies outside the CT and is air"
+    account = "%s: resampled to the %s's grid"
+    if outside:
+        account += f"; {100 * outside:.1f} %% of that grid lies outside the CT and is air"
     level = logging.INFO
     if outside > _FOREIGN:
         account = f"warning: {account}: probably the CT of another patient or position, or of a part of the body"
         level = logging.WARNING
-    log.log(level, account, path, whose, 100 * outside)
+    log.log(level, account, path, whose)
     return on_grid
 
 
@@ -169,7 +171,8 @@ def _complete(
         )
     if not skip_missing:
         way = _way_out(given, found, lacking)
-        raise InputError(f"{problems}. Score the {len(complete)} complete cases with --skip_missing, or {way}")
+        count = "complete case" if len(complete) == 1 else f"{len(complete)} complete cases"
+        raise InputError(f"{problems}. Score the {count} with --skip_missing, or {way}")
     log.warning("warning: %s; not scored", problems)
     return complete
 

@@ -162,7 +162,8 @@ def score_cohort(
         except InputError as error:
             failed.append({"case": case.name, "reason": str(error)})
     if not rows:
-        others = f" (nor can the {len(failed) - 1} others be scored)" if len(failed) > 1 else ""
+        more = len(failed) - 1
+        others = f" (nor can {'the other one' if more == 1 else f'the {more} others'} be scored)" if more else ""
         raise InputError(f"case {failed[0]['case']}: {failed[0]['reason']}{others}")
     return {"cases": rows, "failed": failed, **summarise(rows)}
 

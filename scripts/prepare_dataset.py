@@ -235,7 +235,7 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     log.info(
         "next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; a GPU takes minutes)", root
     )
-    log.info("try:  the small training for a CPU, minutes: README.md, step 2")
+    log.info("or:   the small try, minutes on a CPU: its command is in README.md, step 2")
     if options.mr:
         published = python_command("train.py", "--dataroot", options.out, "--name", "NAME")
         log.info("or:   %s   (the published method)", published)

@@ -62,6 +62,35 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_conversion(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "file", "mr.nii.gz"]
 
 
+def test_the_result_of_another_model_is_not_replaced(tmp_path):
+    """Of one patient, with one --output; the same model's is, wherever the model now lies."""
+    source, out = write_volume(patient_mr(), tmp_path / "mr.nii.gz"), tmp_path / "sct.nii.gz"
+    first, second, moved = (tmp_path / name for name in ("first", "second", "moved"))
+    for seed, root in enumerate((first, second, moved)):
+        write_model(root, seed)
+    (second / "checkpoints" / NAME).rename(second / "checkpoints/other")
+
+    def convert(root, *more):
+        assert test_adapt.main([*adapt(root, source, f"--output={out}"), *more]) == 0
+        return read_volume(out).array
+
+    made = convert(first)
+    with pytest.raises(InputError) as error:
+        convert(second, "--name=other")
+    assert str(error.value) == (
+        f"{out}: is the result of the model {NAME}; choose another --output for this model, or replace it with "
+        "--overwrite"
+    )
+    np.testing.assert_array_equal(read_volume(out).array, made)
+    by_other = convert(second, "--name=other", "--overwrite")
+    assert (by_other != made).any()
+    with pytest.raises(InputError, match="is the result of the model other"):
+        convert(first)
+    again = convert(first, "--overwrite")
+    np.testing.assert_array_equal(again, made)
+    assert (convert(moved) != made).any()
+
+
 def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
     """The result is then that of the same weights without them, voxel by voxel."""
     write_volume(patient_mr(), tmp_path / "mr.nii.gz")

@@ -48,6 +48,7 @@ def test_an_option_of_one_patient_is_answered_by_the_column_of_a_cohort(capsys, 
     [
         (train_options.parse, "--ngff", "; did you mean --ngf? help: python train.py --help_all"),
         (train_options.parse, "--n-epochs", "; did you mean --n_epochs? help: python train.py --help_all"),
+        (train_options.parse, "--epochs", "; did you mean --n_epochs? help: python train.py --help_all"),
         (train_options.parse, "-name", "; did you mean --name? help: python train.py --help_all"),
         (train_options.parse, "--quux", f"{VALUE} help: python train.py --help_all"),
         (train_options.parse, "\u2014ngf", "; did you mean --ngf? help: python train.py --help_all"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import test_adapt
 import test_pipeline
 from cohort import conversion, making, pipeline, summary
 from cohort.results import Results
@@ -72,6 +73,27 @@ def site(tmp_path) -> Path:
     write_model(tmp_path)
     write_patients(tmp_path / "in")
     return tmp_path
+
+
+def test_a_result_of_one_patient_is_taken_over_by_the_cohort(site):
+    """`test_adapt.py` made it, from the same input with the same model; that of another input stays."""
+    of_one = command(site, source=("--input", "in/p1/mr.nii.gz"))
+    assert test_adapt.main(of_one) == 0
+    volume = site / "out" / NAME / "p1.nii.gz"
+    before = volume.stat().st_mtime_ns
+    code, cases = run(site)
+    assert code == 0 and {case["status"] for case in cases.values()} == {"done"}
+    assert volume.stat().st_mtime_ns > before
+    assert test_adapt.main(of_one) == 0
+    code, cases = run(site, source=("--input_dir", "in"), results="out")
+    assert code == 0
+    write_patients(site / "elsewhere")
+    assert test_adapt.main(command(site, source=("--input", "elsewhere/p1/mr.nii.gz"), results="new")) == 0
+    code, cases = run(site, results="new")
+    assert code == 1 and cases["p1"]["reason"].endswith(
+        "p1.nii.gz: exists already, and was not made by this command from this input; choose another --results_dir, or "
+        "replace it with --overwrite"
+    )
 
 
 def test_good_ones_are_done_broken_ones_reported_and_a_second_run_does_nothing(site):

@@ -16,7 +16,7 @@ class Interruption(FirstSignal):
 
     def on_first(self, number: int) -> None:
         """Say that the state is saved first."""
-        name = signal.Signals(number).name
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         log.info("%s: saving the state after this step, then stopping%s", name, again)
 

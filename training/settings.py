@@ -126,7 +126,10 @@ class ScheduleSettings:
 
     n_epochs: int = option(
         100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter",),
-        first=True, help="number of epochs with the initial learning rate", needs=Need("seconds", off=True),
+        first=True,
+        help="number of epochs with the initial learning rate; with --lr_policy warmup_cosine the length of the run, "
+             "over which the rate rises and falls",
+        needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(
         100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter_decay",),

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,12 +88,18 @@ class CommandParser(argparse.ArgumentParser):
             # As above: a number is a value, and so is a word with a space before any =.
             # A dash of another kind comes from a page or a word processor.
             if re.match(r"-\.?[^\d\s.]|[\u2010-\u2015]", word) and " " not in name and name not in options:
-                known = f"; {self.instead[name]}." if name in self.instead else did_you_mean(name, options)
+                known = f"; {self.instead[name]}." if name in self.instead else _nearest(name, options)
                 near = known or ". If it is a value, write --option=VALUE."
                 self.error(f"{name}: no such option{near}", of_all=True)
 
     def _start(self) -> str:
         return python_command(*self.prog.removeprefix("python ").split())
+
+
+def _nearest(name: str, options: Collection[str]) -> str:
+    """Return "; did you mean --OPTION?": for a number of something its whole name, else the most similar one."""
+    number = f"--n_{name.lstrip('-')}"
+    return f"; did you mean {number}?" if number in options else did_you_mean(name, options)
 
 
 def command_words(arguments: Sequence[str] | None) -> list[str]:
