@@ -290,7 +290,7 @@ def test_cases_missing_on_either_side_are_listed(cohort):
     for part in ("--ref", "D lacks 1 of 2 cases: c.2;", "--mask", "D lacks 1 of 2 cases: a_1. No case is complete"):
         assert part in str(error.value)
     assert "--mr" not in str(error.value)
-    with pytest.raises(InputError, match=r"lacks 1 of 2 cases: c\.2\. Score the 1 complete cases with --skip_missing"):
+    with pytest.raises(InputError, match=r"lacks 1 of 2 cases: c\.2\. Score the complete case with --skip_missing"):
         find_cases(pred, ref)
     assert [case.name for case in find_cases(pred, ref, names=["a_1"])] == ["a_1"]
     with pytest.raises(InputError, match=r"lacks 1 of 1 cases: z;"):

@@ -112,7 +112,8 @@ def test_a_signal_is_kept_and_said_at_once_and_its_handler_given_back(number, ca
         os.kill(os.getpid(), number)
         assert interruption.received == number
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        said = f"{signal.Signals(number).name}: saving the state after this step, then stopping{again}"
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        said = f"{name}: saving the state after this step, then stopping{again}"
         assert caplog.messages == [said]
     assert signal.getsignal(number) == before
 

@@ -85,7 +85,7 @@ class TrainingLog:
             log.info("losses, each with its weight: %s", text)
         self._explained.update(new)
         self._steps += 1
-        if self._steps == 1:
+        if self._is_silent and self._steps == 1:
             self._first_ended = time.perf_counter()
         self._data_seconds += data_seconds
         if self._left:

@@ -105,13 +105,8 @@ def test_a_disk_that_is_full_after_the_volume_is_no_run_that_was_not_started(sit
     write_volume(ct, site / "ct.nii.gz")
     volume = site / "new/sct.nii.gz"
     arguments = adapt(site, site / "good.nii.gz", "--reference", site / "ct.nii.gz", "--output", volume)
-    real = getattr(test_adapt, part)
-    calls = []
 
     def full(*given, **named):
-        calls.append(given)
-        if part == "write_report" and len(calls) == 1:  # that of before the volume, which says whose it is
-            return real(*given, **named)
         raise InputError("cannot be written: No space left on device")
 
     with monkeypatch.context() as patched:
