@@ -306,14 +306,12 @@ class Conversion:
     def _made(self, work: Work) -> list[str]:
         """Return the names of what earlier runs, or `test_adapt.py` with the same model, made of this case's input."""
         record = self.results.read(work.case.name)
+        made = self.results.made(work.case.name)
         if record is None:
             account = account_in(self.results.folder / f"{work.case.name}.json")
-            if account and account.input == description_of(work.case.paths):
-                return [*self.results.made(work.case.name), *account.made]
-        same = record is None or record.input == str(work.case.path.absolute())
-        if not same and record is not None and record.key.get("input_sha256") != work.key.get("input_sha256"):
-            return []
-        return self.results.made(work.case.name)
+            return [*made, *account.made] if account and account.input == description_of(work.case.paths) else made
+        same = record.input == str(work.case.path.absolute())
+        return made if same or record.key.get("input_sha256") == work.key.get("input_sha256") else []
 
     def _reserve(self, work: Work) -> None:
         """Record what is about to be written, so that the files of a killed run are known to be its own."""

@@ -110,10 +110,13 @@ def made_before(results: Results, paths: Mapping[str, Path], models: Collection[
     account = None if results.alone else account_in(results.report)
     if account is None:
         return set()
-    of_input, of_models = account.input == description_of(paths), account.models == [model.name for model in models]
-    if overwrite or (of_input and of_models):
+    of_input = account.input == description_of(paths)
+    if overwrite or (of_input and account.models == [model.name for model in models]):
         return account.made if of_input else set()
-    earlier, what = (account.input, "patient") if not of_input else (f"the model {' + '.join(account.models)}", "model")
+    if of_input:
+        earlier, what = f"the model {MODELS_JOINED.join(account.models)}", "model"
+    else:
+        earlier, what = account.input, "patient"
     raise InputError(
         f"{results.main}: is the result of {earlier}; choose another --output for this {what}, or replace it with "
         "--overwrite"

@@ -11,7 +11,7 @@ from data.volumes.dicom import holds_slices
 from evaluation.patterns import kind_of, propose_glob, volumes_below
 
 
-def refuse_several(path: Path, model: Sequence[object], kind: str = "mr") -> None:
+def refuse_several(path: Path, model: Sequence[object], kind: str) -> None:
     """Refuse a folder that holds no DICOM series itself, but volumes below it.
 
     Args:

@@ -21,3 +21,8 @@ def program(name: str) -> str:
 def python_command(*words: object) -> str:
     """Return the command that starts Python with some words, quoted for a shell."""
     return shlex.join([program("python"), *map(str, words)])
+
+
+def prepare_command(*options: object) -> str:
+    """Return the command that prepares a data set."""
+    return python_command("-m", "scripts.prepare_dataset", *options)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import run_command
 from data.phantom.mr_images import DIXON_NAMES
 from data.phantom.patients import PhantomSettings, write_dataset
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mr = [f"{contrast}={options.out}/train/mr/*_{contrast}.nii.gz" for contrast in DIXON_NAMES] if options.dixon else []
     words = [word for glob in mr or [f"{options.out}/train/mr/*"] for word in ("--mr", glob)]
     words += ["--ct", f"{options.out}/train/ct/*", "--out", "datasets/NAME"]
-    log.info("next: %s", python_command("-m", "scripts.prepare_dataset", *words))
+    log.info("next: %s", prepare_command(*words))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import importlib.util
 import os
 
 
-# Jupyter passes the backend of its kernel on to commands (`!python ...`), in whose environment it may not be installed.
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -16,6 +15,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+# Jupyter passes the backend of its kernel on to commands (`!python ...`), in whose environment it may not be installed.
 _backend = os.environ.get("MPLBACKEND", "")
 if _backend.startswith("module://") and not _is_installed(_backend.removeprefix("module://")):
     del os.environ["MPLBACKEND"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError, did_you_mean
 from data.prepared.manifest import MANIFEST_NAME
 
@@ -31,5 +31,5 @@ def check_data_root(root: Path) -> None:
     there = ", ".join(map(str, known[:8])) + (" ..." if len(known) > 8 else "")
     raise InputError(
         f"--dataroot {root}: {what}{near or '.'} "
-        + (f"Data sets: {there}" if known else f"Make one with {python_command('-m', 'scripts.prepare_dataset')}")
+        + (f"Data sets: {there}" if known else f"Make one with {prepare_command()}")
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError
 from data.files import check_regular
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
@@ -24,7 +24,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # Pillow's modes of 8 bits or fewer, beside its 16-bit ones, whose names start with I.
 _GRAY_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _GRAY_ALONE = ("1", "L", "P", "I", "I;16", "I;16B")
-_WAY_OUT = f"or volumes prepared with {python_command('-m', 'scripts.prepare_dataset')}"
+_WAY_OUT = f"or volumes prepared with {prepare_command()}"
 # Tags of TIFF: bits of a pixel, what 0 shows, type of a pixel; of EXIF: how the picture is turned.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _ORIENTATION = 258, 262, 339, 274
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -166,7 +166,7 @@ def warn_if_dark(images: Sequence[Path]) -> None:
         "networks see the whole range of the format: write the images again with their values times %d, or prepare a "
         "data set from the volumes with %s",
         os.path.commonpath([path.parent for path in images]), brightest, full_range, bits, factor,
-        python_command("-m", "scripts.prepare_dataset"),
+        prepare_command(),
     )  # fmt: skip
 
 

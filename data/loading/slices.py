@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError
 from data.loading.images import image_shape, list_images, read_gray, warn_if_dark
 from data.prepared.manifest import Case, FurtherContrast, Manifest
@@ -196,7 +196,7 @@ def _window(name: str, contrast: Case | FurtherContrast, rule: Rule) -> Intensit
     if rule == "tissue" and contrast.fat_level is None:
         raise InputError(
             f"{name}: prepared by a version that did not record where fat lies, which --mr_window tissue needs; "
-            f"run {python_command('-m', 'scripts.prepare_dataset')} again with the same options, or use --mr_window "
+            f"run {prepare_command()} again with the same options, or use --mr_window "
             "percentile or LO HI"
         )
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError
 from data.loading.augmentation import Augmentation
 from data.loading.batches import EpochSampler
@@ -186,7 +186,7 @@ def open_unaligned(
         if slab > 1:
             raise InputError(
                 f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes "
-                f"with {python_command('-m', 'scripts.prepare_dataset')}, or train with --slab 1"
+                f"with {prepare_command()}, or train with --slab 1"
             )
         if isinstance(mr_rule, Mapping):
             raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
@@ -204,7 +204,7 @@ def open_unaligned(
     if simulate_mr and spacing_mm is None:
         raise InputError(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
-            f"from volumes with {python_command('-m', 'scripts.prepare_dataset')}, or train with --warm_start none"
+            f"from volumes with {prepare_command()}, or train with --warm_start none"
         )
     to_simulate = contrasts_to_simulate(contrasts)
     if simulate_mr and not to_simulate:

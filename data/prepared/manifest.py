@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError
 from data.files import check_regular, whole_file
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
@@ -193,9 +193,7 @@ def read_manifest(root: str | Path) -> Manifest:
     """
     path = Path(root) / MANIFEST_NAME
     if not path.exists():
-        raise InputError(
-            f"{path}: no such file; make the data set with {python_command('-m', 'scripts.prepare_dataset')}"
-        )
+        raise InputError(f"{path}: no such file; make the data set with {prepare_command()}")
     data = read_json(path)
     version = data.pop("format_version", None)
     if version is True or version != FORMAT_VERSION:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.commands import python_command
+from data.commands import prepare_command
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest
 from data.prepared.sources import Source
@@ -100,5 +100,5 @@ def check_has_mr(root: Path, manifest: Manifest, what: str) -> None:
     words = [word for name, value in frame.items() for word in (f"--{name}", str(value))]
     raise InputError(
         f"{root}: prepared without MR, which {what} needs; add MR with: "
-        + python_command("-m", "scripts.prepare_dataset", "--mr", "GLOB", "--ct", "GLOB", "--out", root, *words)
+        + prepare_command("--mr", "GLOB", "--ct", "GLOB", "--out", root, *words)
     )
