@@ -28,7 +28,8 @@ from data.settings.values import nonnegative_float, share
 from data.simulation.contrasts import parse_contrasts
 from data.simulation.draws import Draws
 from data.simulation.pasted_limbs import paste_limbs
-from data.simulation.simulated_mr import SimulationSettings, field_of_view, simulate_mr
+from data.simulation.settings import SimulationSettings
+from data.simulation.simulated_mr import field_of_view, simulate_mr
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU

@@ -20,7 +20,7 @@ from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.draws import Draws
-from data.simulation.simulated_mr import SimulationSettings
+from data.simulation.settings import SimulationSettings
 from data.simulation.slab_stock import BODY_HU, Crop, SlabStock
 from data.values.curve import curve, inverse
 from data.values.intensity import AIR_HU

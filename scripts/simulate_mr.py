@@ -22,7 +22,8 @@ from data.prepared.sources import Source
 from data.settings.parser import CommandParser
 from data.settings.values import nonnegative_float, positive_float, share
 from data.simulation.contrasts import CONTRASTS, parse_contrasts
-from data.simulation.simulated_mr import SimulationSettings, simulate_volume
+from data.simulation.settings import SimulationSettings
+from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_volume import simulation_volume
 from data.values.intensity import AIR_HU
 from data.volumes.contrasts import ONLY_CONTRAST

@@ -31,7 +31,8 @@ from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
 from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
 from data.simulation.contrasts import contrasts_to_simulate, shown_alike
-from data.simulation.simulated_mr import SimulationSettings, simulate_volume
+from data.simulation.settings import SimulationSettings
+from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_set import simulation_maps
 from data.values.intensity import IntensityMap
 from data.volumes.slice_frame import view_direction
