@@ -11,7 +11,8 @@ from typing import NamedTuple
 import data  # noqa: F401  # isort: skip  # first: it says what to do where packages are missing
 import numpy as np
 
-from cohort.checks import Check, describe_findings, finite, hu_statistics, join_findings, shown_figures
+from cohort.checks import Check, finite, hu_statistics, shown_figures
+from cohort.findings import describe_findings, join_findings
 from cohort.making import Made
 from cohort.patient_results import (
     DICOM,

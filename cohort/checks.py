@@ -6,12 +6,13 @@ The limits are meant to be crossed seldom by a model that does its work on data 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 
+from cohort.findings import Findings
 from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
+from cohort.mr_contrast import below_skin, check_contrast
 from data.commands import python_command
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
@@ -66,16 +67,6 @@ FEW_STEPS = 1000
 OF_CT_ALONE = "HU, body and MR intensities: the units of a synthetic MR are arbitrary and cannot be checked"
 
 
-@dataclass
-class Findings:
-    """Figures by name, warnings, what could not be checked, and notes: what is worth knowing and nothing to act on."""
-
-    figures: dict[str, float | None] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 class Check:
     """Checks one synthetic CT against its MR and the training set; of a synthetic MR only the geometry.
 
@@ -97,6 +88,7 @@ class Check:
             self.findings.warnings.append(f"the model was trained for {steps} steps only: expect a poor CT")
         self._distances: list[float] = []
         self._sections: list[tuple[float, float]] = []
+        self._below_skin: list[float] = []
         self._at_ends, self._counted = [0, 0], 0
         self._looks = plan.to_ct and self._do(self._begin)
 
@@ -137,7 +129,10 @@ class Check:
         if self.training is not None:
             reference, window = self.training.hu_histogram, self.plan.target_map.range
             self._distances += slice_distances(hu[None], mask[None], reference, window).tolist()
-        dark = mask & (self._mr[index] < self._dark_below)
+        mr = self._mr[index]
+        if self.plan.own_scale:
+            self._below_skin.append(below_skin(mr, mask, self.plan.frame.spacing_mm))
+        dark = mask & (mr < self._dark_below)
         self._sections += zip(*cross_sections(mask[None], dark[None], self.plan.frame.spacing_mm), strict=True)
 
     def _finish(self, volume: Volume) -> None:
@@ -155,6 +150,8 @@ class Check:
             else:
                 self._do(lambda: _check_histograms(findings, np.array(self._distances), training))
             self._do(lambda: _check_mr(findings, plan, self._mr_figures, training))
+            if plan.own_scale:
+                self._do(lambda: check_contrast(findings, plan, np.array(self._below_skin)))
             areas, dark = np.array(self._sections).reshape(-1, 2).T
             self._do(lambda: _check_region(findings, areas, dark, training))
         self._do(lambda: _check_spacing(findings, plan, training))
@@ -365,30 +362,6 @@ def _check_spacing(findings: Findings, plan: VolumePlan, training: TrainingStati
         low, high = getattr(training, name)
         if not low / SPACING_FACTOR <= found <= high * SPACING_FACTOR:
             findings.warnings.append(f"spacing of {found:.3g} mm {where}; in the training set {_range((low, high))} mm")
-
-
-def join_findings(findings: Mapping[str, Findings]) -> Findings:
-    """Join the findings of an ensemble's models, by name; what all of them report appears once.
-
-    Figures are the models' own: their names begin with the model's.
-    """
-    if len(findings) == 1:
-        return next(iter(findings.values()))
-    figures = {f"{name}: {key}": value for name, one in findings.items() for key, value in one.figures.items()}
-    kinds = ("warnings", "unchecked", "notes")
-    texts = {kind: _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in kinds}
-    return Findings(figures, **texts)
-
-
-def describe_findings(findings: Findings) -> dict[str, str | None]:
-    """Return the lines of a results page on the findings; None if there are none."""
-    lines = {"warnings": findings.warnings, "not checked": findings.unchecked, "notes": findings.notes}
-    return {name: "; ".join(texts) or None for name, texts in lines.items()}
-
-
-def _joined(texts: Mapping[str, list[str]]) -> list[str]:
-    common = [text for text in next(iter(texts.values())) if all(text in others for others in texts.values())]
-    return common + [f"{name}: {text}" for name, own in texts.items() for text in own if text not in common]
 
 
 def _range(values: Range) -> str:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cohort.checks import describe_findings, finite, hu_statistics, shown_figures
+from cohort.checks import finite, hu_statistics, shown_figures
 from cohort.extras import Extras
+from cohort.findings import describe_findings
 from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
 from cohort.patient_results import account_in, description_of

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cohort.checks import Check, Findings, join_findings
+from cohort.checks import Check
+from cohort.findings import Findings, join_findings
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.ensemble import Fusion, stream_with_variance

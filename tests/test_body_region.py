@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohort.checks import MAX_UNSEEN_SLICES, NO_SECTIONS, SECTION_FACTOR, Check, Findings
+from cohort.checks import MAX_UNSEEN_SLICES, NO_SECTIONS, SECTION_FACTOR, Check
+from cohort.findings import Findings
 from data.errors import InputError
 from data.loading.training_figures import describe_training_set
 from data.masks.body_mask import mr_body_mask

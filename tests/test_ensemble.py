@@ -10,7 +10,8 @@ import torch
 
 import test_adapt
 import test_pipeline
-from cohort.checks import Check, Findings, join_findings
+from cohort.checks import Check
+from cohort.findings import Findings, join_findings
 from data.errors import InputError
 from data.loading.single_dataset import SlabSpread
 from data.masks.body_mask import mr_body_mask

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cohort.checks import Findings, check_bone
+from cohort.checks import check_bone
+from cohort.findings import Findings
 from cohort.isolated_bone import LARGEST_ML, SMALLEST_ML, isolated_bone
 from data.volumes.volume import Volume, write_volume
 from tools import isolated_bone as command

@@ -185,6 +185,8 @@ NO_MRS = {
     "CT, drawn": (drawn_ct, "look like CT in HU"),
     "CT, padding -3024": (lambda: padded(measured_ct(), -3024), "look like CT in HU"),
     "CT with metal": (lambda: np.where(RADIUS < 0.05, 30000, measured_ct()), "look like CT in HU"),
+    "CT plus 1000": (lambda: measured_ct() + 1000, "lies between 840 and 1180: this looks like CT plus 1000 or 1024"),
+    "CT plus 1024": (lambda: (measured_ct() + 1024).astype(np.uint16), "this looks like CT plus 1000 or 1024"),
     "padding -32768": (lambda: padded(mr(), -32768), "below -1124, far below intensities: padding"),
     "padding -9999": (lambda: padded(mr(), -9999), "padding"),
     "padding -2000": (lambda: padded(mr(), -2000), "padding"),

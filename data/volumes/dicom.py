@@ -16,7 +16,13 @@ from pydicom.errors import InvalidDicomError
 
 from data.errors import InputError
 from data.volumes.dicom_checks import PLAIN_SYNTAXES, check_header, check_length, numbers, transfer_syntax, whole_number
-from data.volumes.dicom_contrasts import DISTINGUISHING, check_one_volume, describe_choices, pick_contrast
+from data.volumes.dicom_contrasts import (
+    DISTINGUISHING,
+    check_one_volume,
+    describe_choices,
+    other_than_t1,
+    pick_contrast,
+)
 from data.volumes.dicom_frames import SEQUENCES, frame_number, frames_of, write_frames
 from data.volumes.dicom_origin import DicomOrigin, SourceImage
 from data.volumes.reader_process import find_unreadable, is_nested, read_slices
@@ -31,7 +37,8 @@ _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
     "SOPClassUID", "SOPInstanceUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
-    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength", *DISTINGUISHING, *SEQUENCES,
+    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength", "RepetitionTime",
+    "ScanningSequence", *DISTINGUISHING, *SEQUENCES,
 ]  # fmt: skip
 _SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 128
@@ -181,7 +188,8 @@ def read_series(
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
     image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
-    return image, DicomOrigin(files[0][0], tuple(_source_image(header) for _, header in files))
+    first, header = files[0]
+    return image, DicomOrigin(first, tuple(_source_image(one) for _, one in files), other_than_t1(header))
 
 
 def _source_image(header: pydicom.Dataset) -> SourceImage | None:

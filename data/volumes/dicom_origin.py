@@ -39,10 +39,12 @@ class DicomOrigin:
     Attributes:
         file: of the first slice.
         images: of each slice, in the order of the volume's z axis; None for a slice without an instance UID.
+        other_contrast: in words what the header says that the images are, where that is no T1 in phase.
     """
 
     file: Path
     images: tuple[SourceImage | None, ...]
+    other_contrast: str | None = None
 
     def read_header(self) -> pydicom.Dataset:
         """Return the first slice's header: patient, study and place.
