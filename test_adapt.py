@@ -34,7 +34,7 @@ from data.prepared.case_names import case_name
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
 from data.volumes.dicom import list_series
-from data.volumes.dicom_series import Derivation, Identity, check_identity, source_hash, write_series
+from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
@@ -112,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
+    if opt.anonymous:
+        log.info("%s", NAMES_KEPT)
     parts = {path: makers[option] for option, path in results.extras.items()}
     if not results.alone:
         parts |= shown_parts(results, patient, made, settings, row, describe_paths(paths), opt.purpose)
@@ -214,7 +216,9 @@ def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
     }
     if made.deviation is not None:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
-        log.info("uncertainty: %.1f HU on average", row["uncertainty_mean_hu"])
+        log.info(
+            "uncertainty: %.1f HU on average, the standard deviation of what was averaged", row["uncertainty_mean_hu"]
+        )
     return row
 
 

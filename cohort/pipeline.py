@@ -1,6 +1,7 @@
 """The batch conversion: find what is to be done, do it with all processes, and report."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from data.durations import describe_seconds
 from data.errors import InputError
 from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
+from data.volumes.dicom_series import NAMES_KEPT
+from evaluation.report import summarise
 from models.ensemble import called, check_ensemble, ensemble_sha256
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
@@ -273,9 +276,15 @@ def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras
 def _say_next(
     opt: CohortSettings, results: Results, done: Sequence[CohortCase], records: Mapping[str, CaseRecord]
 ) -> None:
-    """Log where the page is, and the command that scores what has no scores yet."""
+    """Log where the page is, the mean of the scores, and the command that scores what has none yet."""
     if (results.folder / "index.html").exists():
         log.info("page: %s", results.folder / "index.html")
+    if opt.anonymous:
+        log.info("%s", NAMES_KEPT)
+    if scored := [record.scores for case in done if (record := records[case.name]).scores]:
+        rows = [{name: math.nan if value is None else value for name, value in one.items()} for one in scored]
+        mean = summarise(rows, ("mae", "dice_bone"))["mean"]
+        log.info("scored %d: on average MAE %.1f HU, bone Dice %.3f", len(scored), mean["mae"], mean["dice_bone"])
     if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
         alone = not opt.chosen and all(case.alone and not (case.contrast and case.path.is_dir()) for case in done)
         log.info("%s", cohort_command(results.folder, unscored, opt.input_dir, mr_alone=alone))

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import run_command
+from data.errors import InputError, run_command
 from data.outputs import check_free
+from data.prepared.manifest import read_json
 from data.settings.parser import CommandParser
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases
@@ -61,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--any_values", action="store_true", help="score a --pred whose values are not those of a CT in HU, too"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json, of other results, too")
     options = parser.parse_args(arguments)
     for name in _INPUTS:
         if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:
@@ -85,18 +86,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = find_cases(**sources, names=options.cases, skip_missing=options.skip_missing)
     if options.json is not None:
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
-        check_free([options.json], "--json", inputs, overwrite=options.overwrite)
+        check_free([options.json], "--json", inputs, _made(options), options.overwrite)
     report = score_cohort(cases, options.resample_reference, options.any_values)
     where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
-    report = {"mask": where, **report}
+    report = {**_scored(options), "mask": where, **report}
     sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")
     if options.json is not None:
-        write_report(report, options.json)
+        log.info("scores: %s", write_report(report, options.json))
     for one in report["failed"]:
         log.error("failed: %s: %s", one["case"], one["reason"])
     if report["failed"]:
         log.error("%d of %d cases scored, %d failed", len(report["cases"]), len(cases), len(report["failed"]))
     return 1 if report["failed"] else 0
+
+
+def _scored(options: argparse.Namespace) -> dict[str, str]:
+    """Return what the JSON says of where results and true CT lie."""
+    return {name: str(getattr(options, name).absolute()) for name in ("pred", "ref")}
+
+
+def _made(options: argparse.Namespace) -> list[Path]:
+    """Return the file of --json if an earlier run wrote it for the same results and true CT: it may be renewed."""
+    try:
+        earlier = read_json(options.json)
+    except InputError:
+        return []
+    return [options.json] if {name: earlier.get(name) for name in ("pred", "ref")} == _scored(options) else []
 
 
 if __name__ == "__main__":

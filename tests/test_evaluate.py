@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -409,6 +410,26 @@ def test_an_mr_is_no_prediction_and_costs_no_other_case(cohort, capsys, caplog):
     loaded = json.loads((cohort / "scores.json").read_text())
     assert loaded["failed"] == [{"case": "b", "reason": reason}]
     assert (loaded["mean"]["mae"], loaded["n"]["mae"]) == (pytest.approx(20), 2)
+
+
+def test_scores_are_renewed_for_the_same_results_and_not_replaced_by_those_of_others(cohort, caplog):
+    scores = cohort / "scores.json"
+    with caplog.at_level("INFO"):
+        evaluate.main(command(cohort, f"--json={scores}"))
+    assert f"scores: {scores}" in caplog.text
+    first = json.loads(scores.read_text())
+    assert (first["pred"], first["ref"]) == (str(cohort / "P"), str(cohort / "D"))
+    evaluate.main(command(cohort, "--cases=b", f"--json={scores}"))
+    assert [case["case"] for case in json.loads(scores.read_text())["cases"]] == ["b"]
+    shutil.copytree(cohort / "P", cohort / "other")
+    other = [word.replace(f"--pred={cohort / 'P'}", f"--pred={cohort / 'other'}") for word in command(cohort)]
+    with pytest.raises(InputError, match=r"scores\.json: exists already, and was not made by this command"):
+        evaluate.main([*other, f"--json={scores}"])
+    evaluate.main([*other, f"--json={scores}", "--overwrite"])
+    assert json.loads(scores.read_text())["pred"] == str(cohort / "other")
+    scores.write_text("{}")
+    with pytest.raises(InputError, match="exists already"):
+        evaluate.main(command(cohort, f"--json={scores}"))
 
 
 def test_mr_alone_as_predictions_are_an_error_that_names_the_file(cohort):

@@ -393,7 +393,8 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
     assert code == 0 and "elsewhere" in replaced["p1"]["input"]
 
 
-def test_references_are_scored_and_bad_ones_are_warnings(site):
+def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
+    caplog.set_level("INFO")
     mr = patient_mr(32.0)
     reference = mr.with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
     write_volume(reference, site / "ct.nii.gz")
@@ -406,6 +407,7 @@ def test_references_are_scored_and_bad_ones_are_warnings(site):
     scores = score_case(read_volume(site / "out" / NAME / "a.nii.gz"), reference, mr=mr)
     for name, value in cases["a"]["scores"].items():
         assert value == pytest.approx(scores[name], rel=1e-5) or (value is None and not np.isfinite(scores[name]))
+    assert f"scored 1: on average MAE {scores['mae']:.1f} HU, bone Dice {scores['dice_bone']:.3f}" in caplog.text
     assert cases["b"]["scores"] == {} and "not on the MR's grid" in cases["b"]["warnings"][-1]
     assert "not scored" in cases["c"]["warnings"][-1] and "no such file" in cases["c"]["warnings"][-1]
     write_volume(mr.with_array(reference.array + np.int16(10)), site / "ct.nii.gz")

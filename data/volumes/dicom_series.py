@@ -31,6 +31,11 @@ from data.volumes.volume import Volume, describe_difference, from_sitk, read_vol
 PROJECT = "unpaired-mr-to-ct"
 # In the header of every file that is written here, and of none that others write.
 IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, PROJECT).int}"
+# To be said where a series without the patient was asked for.
+NAMES_KEPT = (
+    "--anonymous took the patient out of the DICOM series; names of files and folders, records and pages still name "
+    "whom the input's names name"
+)
 _SERIES_NUMBER = 9001
 _LO_LENGTH = 64
 # What is compared after writing lies this near (mm, and direction cosines).
