@@ -93,7 +93,7 @@ def plain_soft_tissue(ct: Tensor, depth_mm: Tensor, fat: Tensor, muscle: Tensor,
     cell, rarity = float(d.integer(25, 70)), -d.uniform(-1.6, -0.6)
     organs = ramp(d.smooth_field(shape, cell, SPACING), rarity, rarity + 0.15) * d.uniform(-1.2, 0.7)
     texture = texture + organs + plain_below_wall(lean, d) * d.uniform(-0.3, 0.6)
-    texture = texture + plain_between_bones(depth_mm) * d.uniform(-2.3, 0.2)
+    texture = texture + plain_between_bones(depth_mm) * d.uniform(-3.0, 0.0)
     lean = lean * (1 - d.uniform(0, 1) * (1 - lean))
     signal = (fat + (muscle - fat) * lean) * torch.exp(texture * lean)
     return signal * ramp(ct, d.uniform(0, 70) - 1000, -130) * (1 - ramp(ct, d.uniform(80, 180), d.uniform(400, 800)))

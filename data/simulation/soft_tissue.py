@@ -71,7 +71,7 @@ def _texture(lean: Tensor, depth_mm: Tensor, spacing: tuple[float, float], draws
     # A liver is brighter than the thin wall of muscle about it: else a dark shell about something bright is a skull.
     texture.addcmul_(_below_wall(lean, spacing, draws), draws.uniform(-0.3, 0.6))
     # Spinal fluid, ligaments and the eye are darker than muscle.
-    return texture.addcmul_(_between_bones(depth_mm, spacing[1]), draws.uniform(-2.3, 0.2))
+    return texture.addcmul_(_between_bones(depth_mm, spacing[1]), draws.uniform(-3.0, 0.0))
 
 
 def _below_wall(lean: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
