@@ -16,6 +16,7 @@ from cohort.inputs import Cohort, CohortCase, read_list
 from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
+from cohort.references import with_references
 from cohort.results import CaseRecord, Results, now
 from cohort.scoring import cohort_command
 from cohort.stray_ct import failures, warning_by_name
@@ -137,6 +138,13 @@ def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) ->
             opt.input_dir, opt.pattern, opt.series_description, opt.results_dir, contrasts, modality,
             partial(_known_name, results),
         )  # fmt: skip
+        if opt.reference_pattern:
+            if modality == "CT":
+                raise InputError(
+                    "--reference_pattern: the model makes MR from CT, and MR in arbitrary units is not scored; "
+                    "leave it out"
+                )
+            cohort = with_references(cohort, opt.input_dir, opt.reference_pattern)
     return replace(cohort, cases=cohort.cases[: opt.num_test])
 
 

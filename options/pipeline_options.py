@@ -39,6 +39,11 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
         help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); "
              "several are allowed; for several contrasts a NAME=GLOB each",
     )  # fmt: skip
+    reference_pattern: str | None = option(
+        None, metavar="PATTERN", first=True,
+        help="where the true CT of a case lies below --input_dir, to score against, e.g. '{case}/ct.nii.gz'; cases "
+             "without one are converted, too",
+    )  # fmt: skip
     num_test: int | None = option(
         None, parse=positive_int, aliases=("--how_many",), metavar="N", help="convert at most this many volumes"
     )
@@ -76,8 +81,17 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
             raise InputError("--list: not allowed with --input_dir; expected one of them")
         if self.list and (self.pattern or self.series_description):
             raise InputError("--pattern and --series_description: they search --input_dir; leave them out with --list")
-        if self.resample_reference and not self.list:
-            raise InputError("--resample_reference does nothing without --list, whose column reference names true CT")
+        if self.list and self.reference_pattern:
+            raise InputError("--reference_pattern: it searches --input_dir; give a --list the column reference")
+        if self.reference_pattern and not self.pattern:
+            raise InputError(
+                "--reference_pattern: needs --pattern, which says what the MR is called, e.g. --pattern '*/mr.nii.gz'"
+            )
+        if self.resample_reference and not (self.list or self.reference_pattern):
+            raise InputError(
+                "--resample_reference does nothing without true CT: give --reference_pattern, or --list with the "
+                "column reference"
+            )
         if self.anonymous and not self.dicom:
             raise InputError("--anonymous: it concerns DICOM series; add --dicom")
         MuMapSettings.__post_init__(self)
@@ -91,7 +105,10 @@ def pipeline_parser() -> argparse.ArgumentParser:
         "2 nothing was started."
     )
     parser = use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)
-    for name in ("reference", "mask", "series_uid", "patient_name", "patient_id"):
+    parser.instead["--reference"] = (
+        "give --reference_pattern with --input_dir, or a --list with a column reference (docs/batch_conversion.md)"
+    )
+    for name in ("mask", "series_uid", "patient_name", "patient_id"):
         parser.instead[f"--{name}"] = f"give a --list with a column {name} (docs/batch_conversion.md)"
     return parser
 

@@ -36,9 +36,11 @@ def said(capsys, parse, *words: str) -> str:
 
 @pytest.mark.parametrize("form", ["{} 3", "{}=3"])
 def test_an_option_of_one_patient_is_answered_by_the_column_of_a_cohort(capsys, form):
+    with_pattern = {"reference": "--reference_pattern with --input_dir, or "}
     for name in ("reference", "mask", "series_uid", "patient_name", "patient_id"):
         assert said(capsys, pipeline_options.parse, "--input_dir", "d", *form.format(f"--{name}").split()) == (
-            f"error: --{name}: no such option; give a --list with a column {name} (docs/batch_conversion.md). "
+            f"error: --{name}: no such option; give {with_pattern.get(name, '')}a --list with a column {name} "
+            "(docs/batch_conversion.md). "
             "help: python test_pipeline.py --help_all"
         )
 
@@ -158,8 +160,8 @@ SHORT = {
     ),
     pipeline_options.parse: (
         "usage: test_pipeline.py --name NAME --input_dir FOLDER [options]",
-        "--help_all --input_dir --list --pattern --overwrite --results_dir --name --device --resample_reference "
-        "--dicom",
+        "--help_all --input_dir --list --pattern --reference_pattern --overwrite --results_dir --name --device "
+        "--resample_reference --dicom",
         "19 more options: python test_pipeline.py --help_all, or docs/options.md",
     ),
     prepare_dataset.parse: (

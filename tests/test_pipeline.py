@@ -415,6 +415,36 @@ def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
     assert redone(cases, again) == {"a"}
 
 
+def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
+    caplog.set_level("INFO")
+    reference = patient_mr(32.0).with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    write_volume(reference, site / "in/p0/ct.nii.gz")
+    choice = ("--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
+    code, cases = run(site, *choice)
+    assert code == 0 and len(cases) > 1
+    scores = score_case(read_volume(site / "out" / NAME / "p0.nii.gz"), reference, mr=patient_mr(32.0))
+    assert cases["p0"]["scores"]["mae"] == pytest.approx(scores["mae"], rel=1e-5)
+    assert {name for name, case in cases.items() if case["scores"]} == {"p0"}
+    without = ", ".join(sorted(set(cases) - {"p0"}))
+    assert f"{len(cases) - 1} of {len(cases)} cases have no true CT, and are not scored: {without}" in caplog.text
+    assert "scored 1: on average MAE" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/gone.nii.gz"], "found nothing for {case}/gone"),
+        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "*/ct.nii.gz"], "--reference_pattern .* with {case}"),
+        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"], "its cases .x. are none of those"),
+    ],
+)
+def test_a_pattern_of_true_ct_that_fits_nothing_is_an_error(site, options, message):
+    (site / "in/other").mkdir()
+    write_volume(ct_volume(), site / "in/other/x.nii.gz")
+    with pytest.raises(InputError, match=message):
+        test_pipeline.main(command(site, *options))
+
+
 def test_a_supplied_mask_is_used_and_a_listed_file_that_is_missing_is_reported(site):
     mask = np.zeros((6, 60, 60), np.uint8)
     mask[2:4, 20:40, 20:40] = 1
@@ -524,7 +554,7 @@ OPTIONS_OF_BOTH = (
 OPTIONS = {
     test_options: "input series_uid mask reference output no_mirrored "
     "volume_only no_solid_body patient_name patient_id".split(),
-    pipeline_options: "input_dir list pattern num_test num_threads no_html".split(),
+    pipeline_options: "input_dir list pattern reference_pattern num_test num_threads no_html".split(),
 }
 WHAT = {test_options: ["--input", "mr.nii"], pipeline_options: ["--input_dir", "d"]}
 
@@ -535,6 +565,20 @@ def test_the_options_are_these(module):
     settings = module.parse(["--name", "n", *WHAT[module]])
     assert sorted(field.name for field, _ in options_of(type(settings))) == sorted(OPTIONS_OF_BOTH + OPTIONS[module])
     assert vars(settings).keys() == {field.name for field, _ in options_of(type(settings))}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--input_dir d --reference_pattern {case}/ct.nii.gz", "--reference_pattern: needs --pattern"),
+        ("--list l.csv --reference_pattern {case}/ct.nii.gz", "it searches --input_dir"),
+        ("--input_dir d --resample_reference", "does nothing without true CT"),
+    ],
+)
+def test_true_ct_needs_a_place(options, message, capsys):
+    with pytest.raises(SystemExit):
+        pipeline_options.parse(["--name", "n", *options.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_defaults_and_published_names_of_options():

@@ -1,0 +1,47 @@
+"""Find the true CT of a cohort's cases below the folder that was searched for their MR."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from cohort.inputs import Cohort
+from data.errors import InputError
+from evaluation.case_folders import CaseVolumes, nothing_found, search
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # so many of several names are said
+
+
+def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
+    """Return the cohort with the true CT of each case that has one.
+
+    Args:
+        cohort: cases without references.
+        folder: where they were searched for.
+        pattern: where the CT of a case lies below it, with {case} for its name, alone or among other volumes.
+
+    Raises:
+        InputError: the pattern is unusable, or fits no case.
+    """
+    source = CaseVolumes("--input_dir", folder, pattern, "ct", pattern_called="--reference_pattern")
+    if not (found := search(source)):
+        raise InputError(nothing_found(source))
+    cases, without = [], []
+    for case in cohort.cases:
+        names = [name for name in (case.name, *case.other_names) if name in found]
+        cases.append(replace(case, reference=found[names[0]]) if names else case)
+        without += [] if names else [case.name]
+    if cases and len(without) == len(cases):
+        raise InputError(
+            f"--reference_pattern {pattern}: its cases ({_some(list(found))}) are none of those to convert "
+            f"({_some(without)})"
+        )
+    if without:
+        log.warning("%d of %d cases have no true CT, and are not scored: %s", len(without), len(cases), _some(without))
+    return replace(cohort, cases=tuple(cases))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
