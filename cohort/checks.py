@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from cohort.findings import Findings
 from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
+from cohort.missing_bone import describe_missing_bone, slices_without_bone
 from cohort.mr_contrast import below_skin, check_contrast
 from data.commands import python_command
 from data.errors import InputError
@@ -25,7 +26,7 @@ from data.prepared.training_statistics import (
     slice_distances,
 )
 from data.values.intensity import mr_percentiles
-from data.volumes.volume import Volume
+from data.volumes.volume import Volume, axial_order
 from evaluation.metrics import BONE_ABOVE_HU, dice
 from models.synthesis import SPACING_FACTOR, VolumePlan
 
@@ -225,7 +226,7 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
 
 
 def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
-    """Note small pieces of bone that lie apart, and warn where they are more of the bone than in any true CT."""
+    """Note slices without bone and small pieces that lie apart; warn where these are more than in any true CT."""
     found = isolated_bone(synthetic, body)
     findings.figures |= {
         "isolated_bone_pieces": found.pieces, "isolated_bone_ml": found.ml, "isolated_bone_share": found.share,
@@ -235,6 +236,10 @@ def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
         findings.warnings.append(f"{found.describe()}; {known}: spots, or bone that is in fragments")
     elif found.pieces:
         findings.notes.append(found.describe())
+    without = slices_without_bone(synthetic, body)
+    findings.figures["slices_without_bone"] = len(without)
+    if missing := describe_missing_bone(without, synthetic.array.shape[axial_order(synthetic.direction)[0][0]]):
+        findings.notes.append(missing)
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:

@@ -105,7 +105,9 @@ def findings_of(ct: Volume) -> Findings:
 def test_isolated_bone_is_a_note_and_much_of_it_a_warning():
     none, little = findings_of(limb()), findings_of(limb(SPOT))
     assert none.notes == none.warnings == little.warnings == []
-    assert none.figures == {"isolated_bone_pieces": 0, "isolated_bone_ml": 0, "isolated_bone_share": 0}
+    assert none.figures == dict.fromkeys(
+        ("isolated_bone_pieces", "isolated_bone_ml", "isolated_bone_share", "slices_without_bone"), 0
+    )
     assert little.notes == [isolated_bone(limb(SPOT), WHOLE).describe()]
     spots = [(slice(k, k + 1), slice(20, 24), slice(20, 24)) for k in (2, 4, 6)]
     much = findings_of(limb(*spots))
