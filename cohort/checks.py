@@ -114,6 +114,7 @@ class Check:
         frame, source = self.plan.frame, self.plan.source
         self._used = iter(self.plan.used)
         self._masks, self._mr = frame.labels_of(source.with_array(self.plan.body)), frame.labels_of(source)
+        self._seen = frame.labels_of(source.with_array(np.ones(source.array.shape, bool)))
         # Now, while there is no result yet that takes memory.
         self._mr_figures = _mr_figures(self.plan)
         low, high = self._mr_figures["mr_low"], self._mr_figures["mr_high"]
@@ -131,8 +132,8 @@ class Check:
             reference, window = self.training.hu_histogram, self.plan.target_map.range
             self._distances += slice_distances(hu[None], mask[None], reference, window).tolist()
         mr = self._mr[index]
-        if self.plan.own_scale:
-            self._below_skin.append(below_skin(mr, mask, self.plan.frame.spacing_mm))
+        if self.plan.t1_in_phase:
+            self._below_skin.append(below_skin(mr, mask, self._seen[index], self.plan.frame.spacing_mm))
         dark = mask & (mr < self._dark_below)
         self._sections += zip(*cross_sections(mask[None], dark[None], self.plan.frame.spacing_mm), strict=True)
 
@@ -151,7 +152,7 @@ class Check:
             else:
                 self._do(lambda: _check_histograms(findings, np.array(self._distances), training))
             self._do(lambda: _check_mr(findings, plan, self._mr_figures, training))
-            if plan.own_scale:
+            if plan.t1_in_phase:
                 self._do(lambda: check_contrast(findings, plan, np.array(self._below_skin)))
             areas, dark = np.array(self._sections).reshape(-1, 2).T
             self._do(lambda: _check_region(findings, areas, dark, training))

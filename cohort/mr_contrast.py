@@ -8,6 +8,8 @@ Two figures, each for what makes a wrong CT without looking wrong in its histogr
   same T1 MR. It is below .75 where fat is dark and not thin, as in water images and with fat suppression.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -21,6 +23,8 @@ _FAT_FROM, _LEAN_FROM, _LEAN_TO = 0.6, 0.15, 0.65
 # A border is dark below this share of its darker side.
 _DARK = 0.75
 MAX_DARK_BORDERS = 0.02
+# Lines are as wide as voxels of whole-body Dixon images: finer ones are averaged to about that. So many planes do.
+_PIXEL_MM, _MOST_PLANES = 1.7, 150
 # With fewer borders nothing is said.
 LEAST_BORDERS = 1000
 # Fat below the skin lies here, in mm from the body's outline; deep tissue beyond the last.
@@ -57,7 +61,8 @@ def check_contrast(findings: Findings, plan: VolumePlan, below_skins: np.ndarray
 def dark_borders(mr: Volume, fat: float) -> tuple[int, int]:
     """Return how many borders between fat and lean tissue are dark, and how many there are.
 
-    A border is a voxel with fat on one side and lean tissue on the other, along either of the two finest axes.
+    A border is a pixel with fat on one side and lean tissue on the other, along either of the two finest axes, in
+    pixels of 1.3 to 2.6 mm where voxels are smaller. Of large volumes some planes are looked at.
 
     Args:
         mr: intensities, 0 without signal.
@@ -65,9 +70,13 @@ def dark_borders(mr: Volume, fat: float) -> tuple[int, int]:
     """
     coarse = 2 - int(np.argmax(mr.spacing))  # spacing is (x, y, z), the array (z, y, x)
     dark = every = 0
-    for plane in np.moveaxis(mr.array, coarse, 0):
-        for rows in (plane, plane.T):
-            smooth = ndimage.uniform_filter1d(rows.astype(np.float32), 3, axis=0)  # along the border: less noise
+    sides = [s for axis, s in enumerate(mr.spacing[::-1]) if axis != coarse]
+    pools = [max(1, round(_PIXEL_MM / side)) for side in sides]
+    planes = np.moveaxis(mr.array, coarse, 0)
+    for plane in planes[:: -(-len(planes) // _MOST_PLANES)]:
+        pooled = _means(plane, pools)
+        for rows in (pooled, pooled.T):
+            smooth = ndimage.uniform_filter1d(rows, 3, axis=0)  # along the border: less noise
             one, middle, other = (smooth[:, k : rows.shape[1] - 2 + k] for k in range(3))
             low, high = np.minimum(one, other), np.maximum(one, other)
             border = (high > _FAT_FROM * fat) & (low > _LEAN_FROM * fat) & (low < _LEAN_TO * high)
@@ -76,15 +85,30 @@ def dark_borders(mr: Volume, fat: float) -> tuple[int, int]:
     return dark, every
 
 
-def below_skin(mr: np.ndarray, body: np.ndarray, pixel_mm: float) -> float:
+def _means(plane: np.ndarray, pools: Sequence[int]) -> np.ndarray:
+    """Return the means of blocks of a plane, float32; what fills no block is left out."""
+    rows, columns = pools
+    height, width = (n // pool for n, pool in zip(plane.shape, pools, strict=True))
+    blocks = plane[: height * rows, : width * columns].reshape(height, rows, width, columns)
+    return blocks.mean((1, 3), dtype=np.float32)
+
+
+def below_skin(mr: np.ndarray, body: np.ndarray, seen: np.ndarray, pixel_mm: float) -> float:
     """Return how bright a slice is 3 to 9 mm below the body's outline, relative to what lies deeper than 20 mm.
 
-    Medians. NaN where there is too little of either, or no signal deep inside.
+    Medians. NaN where there is too little of either, no signal deep inside, or no outline.
 
     Args:
-        mr: intensities, (H, W). body: where the body is, bool, (H, W). pixel_mm: size of a pixel.
+        mr: intensities, (H, W).
+        body: where the body is, bool, (H, W).
+        seen: where the field of view is, bool, (H, W): its edge is no outline.
+        pixel_mm: size of a pixel.
     """
-    depth = ndimage.distance_transform_edt(body, sampling=pixel_mm)
+    outside = seen & ~body
+    if not outside.any():
+        return float("nan")
+    depth = ndimage.distance_transform_edt(~outside, sampling=pixel_mm)
+    depth[~body] = 0
     shallow, deep = mr[(depth > _SKIN_MM) & (depth < _FAT_MM)], mr[depth > _DEEP_MM]
     if min(shallow.size, deep.size) < _LEAST_PIXELS or (median := np.median(deep)) <= 0:
         return float("nan")

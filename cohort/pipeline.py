@@ -292,7 +292,8 @@ def _say_next(
     if scored := [record.scores for case in done if (record := records[case.name]).scores]:
         rows = [{name: math.nan if value is None else value for name, value in one.items()} for one in scored]
         mean = summarise(rows, ("mae", "dice_bone"))["mean"]
-        log.info("scored %d: on average MAE %.1f HU, bone Dice %.3f", len(scored), mean["mae"], mean["dice_bone"])
+        bone = "" if math.isnan(mean["dice_bone"]) else f", bone Dice {mean['dice_bone']:.3f}"
+        log.info("scored %d: on average MAE %.1f HU%s", len(scored), mean["mae"], bone)
     if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
         alone = not opt.chosen and all(case.alone and not (case.contrast and case.path.is_dir()) for case in done)
         log.info("%s", cohort_command(results.folder, unscored, opt.input_dir, mr_alone=alone))

@@ -1,15 +1,18 @@
 """Find the true CT of a cohort's cases below the folder that was searched for their MR."""
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from cohort.inputs import Cohort
 from data.errors import InputError
+from data.prepared.case_names import patient_part
 from evaluation.case_folders import CaseVolumes, nothing_found, search
 
 log = logging.getLogger(__name__)
 
+_WAY_OUT = "or name each true CT in the column reference of a --list"
 _NAMED = 5  # so many of several names are said
 
 
@@ -19,24 +22,29 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
     Args:
         cohort: cases without references.
         folder: where they were searched for.
-        pattern: where the CT of a case lies below it, with {case} for its name, alone or among other volumes.
+        pattern: where the CT of a case lies below it, with {case} for its name, alone or among other volumes, or for
+            the patient's part of that: P07 of P07_MR_T1.
 
     Raises:
         InputError: the pattern is unusable, or fits no case.
     """
     source = CaseVolumes("--input_dir", folder, pattern, "ct", pattern_called="--reference_pattern")
     if not (found := search(source)):
-        raise InputError(nothing_found(source))
+        raise InputError(f"--reference_pattern: {nothing_found(source)} there; {_WAY_OUT}")
     cases, without = [], []
     for case in cohort.cases:
-        names = [name for name in (case.name, *case.other_names) if name in found]
+        called = (case.name, *case.other_names, *map(patient_part, (case.name, *case.other_names)))
+        names = [name for name in called if name in found]
         cases.append(replace(case, reference=found[names[0]]) if names else case)
         without += [] if names else [case.name]
     if cases and len(without) == len(cases):
         raise InputError(
             f"--reference_pattern {pattern}: its cases ({_some(list(found))}) are none of those to convert "
-            f"({_some(without)})"
+            f"({_some(without)}); {_WAY_OUT}"
         )
+    used = Counter(case.reference for case in cases if case.reference)
+    if shared := [path for path, count in used.items() if count > 1]:
+        raise InputError(f"--reference_pattern {pattern}: {shared[0]} fits several cases; {_WAY_OUT}")
     if without:
         log.warning("%d of %d cases have no true CT, and are not scored: %s", len(without), len(cases), _some(without))
     return replace(cohort, cases=tuple(cases))

@@ -63,6 +63,7 @@ class InferenceSettings:
         slab: neighbouring slices that the network takes and gives at a time, odd.
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         steps: for how many steps it was trained, from random weights on; None if that is not known.
+        hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
     """
 
     generator: Architecture
@@ -82,6 +83,12 @@ class InferenceSettings:
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
     view: str = "axial"
     steps: int | None = None
+    hu_curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def ct_out(self) -> IntensityMap:
+        """The map of a synthetic CT: that of the training, then the HU curve."""
+        return self.ct.corrected(self.hu_curve) if self.hu_curve else self.ct
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -113,6 +120,7 @@ class InferenceSettings:
         return replace(
             self, generator=replace(g, input_nc=g.output_nc, output_nc=g.input_nc),
             direction="BtoA" if self.direction == "AtoB" else "AtoB", training=None, solid_body=False,
+            hu_curve=(),
         )  # fmt: skip
 
     def use_command(self, folder: Path, epoch: str = "latest") -> str:
@@ -153,6 +161,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         data["mr_window"] = _as_rule(data["mr_window"])
         if "contrasts" in data:
             data["contrasts"] = tuple(data["contrasts"])
+        data["hu_curve"] = tuple((x, y) for x, y in data.get("hu_curve", ()))
         if data.get("training"):
             data["training"] = TrainingStatistics.from_dict(data["training"])
         settings = InferenceSettings(**data)
@@ -223,9 +232,18 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "bias_correction": isinstance(s.bias_correction, bool),
         "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
+        "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
+        "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
     return [f"{name} is not a possible value" for name, fine in good.items() if not fine]
+
+
+def _rises(settings: InferenceSettings) -> bool:
+    try:
+        return bool(settings.ct_out)
+    except InputError:
+        return False
 
 
 def _is_number(value: object) -> bool:
@@ -294,6 +312,8 @@ def model_sha256(settings: InferenceSettings, weights: Path) -> str:
     used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training", "steps")}
     if settings.view == "axial":  # as it was before there were others
         del used["view"]
+    if not settings.hu_curve:  # as above
+        del used["hu_curve"]
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
     digest.update(hash_files([weights]).encode())
     return digest.hexdigest()

@@ -119,7 +119,7 @@ def describe(settings: InferenceSettings, names: tuple[str, str]) -> dict[str, A
         name: _describe_rule(rule)
         for name, rule in zip(s.contrasts, rules_in_order(s.mr_window, s.contrasts), strict=True)
     }
-    ct, units = {"knots": s.ct.to_dict()["knots"], "unit": "HU"}, s.mr_units
+    ct, units = {"knots": s.ct_out.to_dict()["knots"], "unit": "HU"}, s.mr_units
     synthetic_mr = {"knots": units.to_dict()["knots"], "unit": "MR"} if units else None
     offsets = [k - s.slab // 2 for k in range(s.slab)]
     to_ct = s.direction == "AtoB"

@@ -22,7 +22,7 @@ from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_windo
 from data.values.modality import check_ct, check_mr, in_hu
 from data.values.mr_rules import Rule, rules_in_order
 from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
-from data.volumes.contrasts import check_together
+from data.volumes.contrasts import ONLY_CONTRAST, check_together
 from data.volumes.slice_frame import FrameSlices, SliceFrame
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
@@ -60,6 +60,7 @@ class VolumePlan:
         solid_body: whether there is no air in the body.
         trained_px: width of the slices that the model was trained on.
         own_scale: whether the MR's window is set by its own fat, so that its scanner's scaling does not matter.
+        t1_in_phase: whether the source is T1-weighted MR in phase, as far as the model's settings tell.
     """
 
     source: Volume
@@ -72,6 +73,7 @@ class VolumePlan:
     solid_body: bool
     trained_px: int
     own_scale: bool = False
+    t1_in_phase: bool = False
 
     @property
     def used(self) -> list[int]:
@@ -308,9 +310,11 @@ def plan_volume(
     if settings.slab > 1:  # a slab's slices are neighbours
         used[used.argmax() : len(used) - used[::-1].argmax()] = True
     own_scale = rules_in_order(settings.mr_window, settings.contrasts)[0] == "tissue"
+    t1_in_phase = own_scale and settings.contrasts[0] in (ONLY_CONTRAST, "in_phase")
     plan = VolumePlan(
-        source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, settings.size, own_scale
-    )
+        source, body, frame, used, source_maps[0], target_map, to_ct, settings.solid_body, settings.size, own_scale,
+        t1_in_phase,
+    )  # fmt: skip
     clean = volumes if to_ct else [remove_couch(source, body)]
     slices = [frame.slices_of(one, fill=float(given.array.min())) for one, given in zip(clean, volumes, strict=True)]
     return NetworkSlices(slices, source_maps, plan.used, frame.size, settings.slab), plan
@@ -384,7 +388,7 @@ def intensity_maps(
             )
         return [settings.ct], settings.mr_units
     rules = rules_in_order(settings.mr_window, settings.contrasts)
-    return [_mr_map(rule, volume, body) for rule, volume in zip(rules, volumes, strict=True)], settings.ct
+    return [_mr_map(rule, volume, body) for rule, volume in zip(rules, volumes, strict=True)], settings.ct_out
 
 
 def _mr_map(rule: Rule, mr: Volume, body: np.ndarray) -> IntensityMap:

@@ -62,7 +62,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--any_values", action="store_true", help="score a --pred whose values are not those of a CT in HU, too"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --json, of other results, too")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file of --json even if it holds other scores"
+    )
     options = parser.parse_args(arguments)
     for name in _INPUTS:
         if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_free([options.json], "--json", inputs, _made(options), options.overwrite)
     report = score_cohort(cases, options.resample_reference, options.any_values)
     where = describe_mask(with_mask=options.mask is not None, with_mr=options.mr is not None)
-    report = {**_scored(options), "mask": where, **report}
+    report = {"inputs": _scored(options), "mask": where, **report}
     sys.stdout.write(f"{format_report(report)}\nscored in: {where}\n")
     if options.json is not None:
         log.info("scores: %s", write_report(report, options.json))
@@ -100,18 +102,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report["failed"] else 0
 
 
-def _scored(options: argparse.Namespace) -> dict[str, str]:
-    """Return what the JSON says of where results and true CT lie."""
-    return {name: str(getattr(options, name).absolute()) for name in ("pred", "ref")}
+def _scored(options: argparse.Namespace) -> dict[str, object]:
+    """Return what the JSON says of what was scored: where volumes lie and what they are called."""
+    paths = {name: path and str(path.absolute()) for name, path in _given(options).items()}
+    patterns = {f"{name}_pattern": getattr(options, f"{name}_pattern") for name in _INPUTS}
+    return {**paths, **patterns, "cases": options.cases}
+
+
+def _given(options: argparse.Namespace) -> dict[str, Path | None]:
+    return {name: getattr(options, name) for name in _INPUTS}
 
 
 def _made(options: argparse.Namespace) -> list[Path]:
-    """Return the file of --json if an earlier run wrote it for the same results and true CT: it may be renewed."""
+    """Return the file of --json if an earlier run wrote it for the same volumes: it may be renewed."""
     try:
         earlier = read_json(options.json)
     except InputError:
         return []
-    return [options.json] if {name: earlier.get(name) for name in ("pred", "ref")} == _scored(options) else []
+    return [options.json] if earlier.get("inputs") == _scored(options) else []
 
 
 if __name__ == "__main__":

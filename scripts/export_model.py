@@ -62,6 +62,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="in use, correct the MR's bias field (N4); not needed if the data set was prepared with --bias_correction",
     )  # fmt: skip
     add(
+        "--hu_curve", nargs="+", type=parse_knot, metavar="HU:HU", default=None,
+        help="in use, what the network gives as the first HU becomes the second, linear between, e.g. 130:130 200:250 "
+             "1000:1130 for bone that comes out too soft; the ends of the CT window stay",
+    )  # fmt: skip
+    add(
         "--dataroot", type=Path, metavar="DIR",
         help="data set that the model was trained on: record again the values that results are checked against "
              "(models of earlier versions lack some)",
@@ -81,9 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
     source = find_weights(folder, opt.epoch, "G_A")
-    for name in ("solid_body", "bias_correction"):
+    for name in ("solid_body", "bias_correction", "hu_curve"):
         if getattr(opt, name) and settings.direction == "BtoA":
             raise InputError(f"{folder}: --{name} is for models that make CT; this one makes MR")
+    if opt.hu_curve:
+        try:
+            settings.ct.corrected(opt.hu_curve)
+        except InputError as error:
+            raise InputError(f"--hu_curve: {error}") from error
     net = build_generator(settings.generator)
     load_network_weights(net, source)  # refuses what is not of this network
     weights = net.state_dict()
@@ -98,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
     ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
     exported = replace(settings, training=training, steps=steps, **ways)
+    if opt.hu_curve:
+        exported = replace(exported, hu_curve=tuple(opt.hu_curve))
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)
@@ -110,6 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_atomically(weights, target)
     log.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
     log.info("next: %s", exported.use_command(opt.out))
+
+
+def parse_knot(text: str) -> tuple[float, float]:
+    """Return the two HU of `X:Y`."""
+    try:
+        x, y = map(float, text.split(":"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two HU, as in 200:250") from error
+    return x, y
 
 
 def training_figures(dataroot: Path, settings: InferenceSettings) -> TrainingStatistics:

@@ -418,15 +418,19 @@ def test_scores_are_renewed_for_the_same_results_and_not_replaced_by_those_of_ot
         evaluate.main(command(cohort, f"--json={scores}"))
     assert f"scores: {scores}" in caplog.text
     first = json.loads(scores.read_text())
-    assert (first["pred"], first["ref"]) == (str(cohort / "P"), str(cohort / "D"))
-    evaluate.main(command(cohort, "--cases=b", f"--json={scores}"))
-    assert [case["case"] for case in json.loads(scores.read_text())["cases"]] == ["b"]
+    assert (first["inputs"]["pred"], first["inputs"]["ref"]) == (str(cohort / "P"), str(cohort / "D"))
+    scores.write_text(json.dumps(first | {"cases": []}))
+    evaluate.main(command(cohort, f"--json={scores}"))
+    assert json.loads(scores.read_text()) == first
+    for other in (["--cases=b"], ["--mr", str(cohort / "D"), "--mr_pattern", "{case}/{case}_MR.mha"]):
+        with pytest.raises(InputError, match=r"scores\.json: exists already, and was not made by this command"):
+            evaluate.main([*command(cohort, *other), f"--json={scores}"])
     shutil.copytree(cohort / "P", cohort / "other")
     other = [word.replace(f"--pred={cohort / 'P'}", f"--pred={cohort / 'other'}") for word in command(cohort)]
     with pytest.raises(InputError, match=r"scores\.json: exists already, and was not made by this command"):
         evaluate.main([*other, f"--json={scores}"])
     evaluate.main([*other, f"--json={scores}", "--overwrite"])
-    assert json.loads(scores.read_text())["pred"] == str(cohort / "other")
+    assert json.loads(scores.read_text())["inputs"]["pred"] == str(cohort / "other")
     scores.write_text("{}")
     with pytest.raises(InputError, match="exists already"):
         evaluate.main(command(cohort, f"--json={scores}"))

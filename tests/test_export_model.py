@@ -48,6 +48,14 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     export_model.main([*options, "--out", str(tmp_path / "out/corrected"), "--bias_correction"])
     corrected = replace(read_inference_settings(out), bias_correction=True)
     assert read_inference_settings(tmp_path / "out/corrected") == corrected != read_inference_settings(out)
+    export_model.main([*options, "--out", str(tmp_path / "out/curve"), "--hu_curve", "-200:-100", "20:30", "--float32"])
+    assert read_inference_settings(tmp_path / "out/curve").hu_curve == ((-200.0, -100.0), (20.0, 30.0))
+    curved = synthesize_volume(patient_mr(), load_synthesiser(tmp_path / "out/curve", "latest", CPU)).array
+    low, high = read_inference_settings(out).ct.range
+    expected = np.interp(results[0], [low, -200, 20, high], [low, -100, 30, high])
+    assert (
+        np.abs(curved - expected).mean() < 3 < 9 < np.abs(curved - results[0]).mean()
+    )  # slices are resampled after it
     again = ["--checkpoints_dir", str(tmp_path / "out"), "--name", "solid", "--float32"]
     export_model.main([*again, "--out", str(tmp_path / "out/again")])  # without the flag: as it was
     assert read_inference_settings(tmp_path / "out/again") == solid
@@ -77,15 +85,30 @@ def test_weights_of_an_epoch_that_is_not_there_name_those_that_are(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("way", ["--solid_body", "--bias_correction"])
+@pytest.mark.parametrize("way", ["--solid_body", "--bias_correction", "--hu_curve=1:2"])
 def test_a_model_that_makes_mr_has_no_solid_body_and_corrects_no_mr(tmp_path, way):
     write_model(tmp_path)
     folder = tmp_path / "checkpoints" / NAME
     replace(read_inference_settings(folder), direction="BtoA").write(folder)
     options = ["--checkpoints_dir", str(folder.parent), "--name", NAME, "--out", str(tmp_path / "out"), way]
-    with pytest.raises(InputError, match=f"{way} is for models that make CT; this one makes MR"):
+    with pytest.raises(InputError, match=f"{way.partition('=')[0]} is for models that make CT; this one makes MR"):
         export_model.main(options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [(["300:200", "400:100"], "rise"), (["1500:1600"], "rise")])
+def test_a_curve_of_hu_that_does_not_rise_is_refused(tmp_path, words, message):
+    write_model(tmp_path)
+    options = ["--checkpoints_dir", str(tmp_path / "checkpoints"), "--name", NAME, "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=f"--hu_curve: curve .*{message}"):
+        export_model.main([*options, "--hu_curve", *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_knot_that_is_none_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_model.main(["--name", "x", "--out", str(tmp_path), "--hu_curve", "200"])
+    assert "expected two HU, as in 200:250" in capsys.readouterr().err
 
 
 def test_values_beyond_half_precision_are_refused():

@@ -47,6 +47,22 @@ def test_a_curve_goes_through_its_knots_like_numpy_s_interpolation():
     assert muscle - fat == pytest.approx(0.33)
 
 
+def test_a_corrected_map_gives_back_what_the_curve_makes_of_the_values():
+    curve, soft = [(130, 130), (200, 250), (1000, 1130)], parse_ct_transfer("soft_tissue")
+    corrected = soft.corrected(curve)
+    assert corrected.range == soft.range
+    hu = np.array([-1000, -250, 0, 130, 165, 200, 250, 600, 1000, 1200, 1400])
+    expected = [-1000, -250, 0, 130, 190, 250, 305, 690, 1130, 1265, 1400]
+    np.testing.assert_allclose(corrected.to_physical(soft.to_network(hu)), expected, atol=0.01)
+    np.testing.assert_allclose(soft.corrected([]).to_physical(soft.to_network(hu)), hu, atol=0.01)
+
+
+@pytest.mark.parametrize("curve", [[(200, 100), (300, 90)], [(200, 250), (150, 300)], [(1400, 1400)], [(0, 1500)]])
+def test_a_curve_that_does_not_rise_within_the_window_is_refused(curve):
+    with pytest.raises(InputError, match="expected values that rise within -1000 to 1400"):
+        parse_ct_transfer("soft_tissue").corrected(curve)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

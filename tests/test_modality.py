@@ -167,6 +167,9 @@ MRS = {
     "8 bit, every voxel twice": lambda: (mr() / 4).clip(0, 255).astype(np.uint8).repeat(2, axis=2),
     "smooth, 12 bits": lambda: ndimage.gaussian_filter(mr(), 3).astype(np.int16),
     "scaled to 0 .. 1": lambda: mr() / 1000,
+    "water, muscle near 1000": lambda: np.where(
+        BODY, 1000 * (1 + 0.08 * np.random.default_rng(0).normal(size=SHAPE)), 0
+    ).round(),
 }
 
 
@@ -186,7 +189,7 @@ NO_MRS = {
     "CT, padding -3024": (lambda: padded(measured_ct(), -3024), "look like CT in HU"),
     "CT with metal": (lambda: np.where(RADIUS < 0.05, 30000, measured_ct()), "look like CT in HU"),
     "CT plus 1000": (lambda: measured_ct() + 1000, "lies between 840 and 1180: this looks like CT plus 1000 or 1024"),
-    "CT plus 1024": (lambda: (measured_ct() + 1024).astype(np.uint16), "this looks like CT plus 1000 or 1024"),
+    "CT plus 1024": (lambda: (measured_ct() + 1024).astype(np.int16), "this looks like CT plus 1000 or 1024"),
     "padding -32768": (lambda: padded(mr(), -32768), "below -1124, far below intensities: padding"),
     "padding -9999": (lambda: padded(mr(), -9999), "padding"),
     "padding -2000": (lambda: padded(mr(), -2000), "padding"),

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from cohort.checks import Check
 from cohort.findings import Findings
 from cohort.mr_contrast import LEAST_BORDERS, below_skin, check_contrast, dark_borders
 from data.volumes.dicom_contrasts import other_than_t1
 from data.volumes.volume import Volume, read_volume
+from models.inference_settings import InferenceSettings
 from models.synthesis import prepare_volume
 from tests.cohort_data import write_dicom_patient
 from tests.test_cohort import MR_SETTINGS
@@ -55,11 +57,11 @@ def test_noise_about_a_border_is_no_dark_border():
     assert borders > LEAST_BORDERS and dark / borders < 0.01
 
 
-def limb(below: float, deep: float) -> tuple[np.ndarray, np.ndarray]:
-    """A disc of 60 mm radius in pixels of 2 mm: skin of 2 mm, 9 mm of `below`, and `deep`; and where it is."""
+def limb(below: float, deep: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A disc of 60 mm radius in pixels of 2 mm: skin of 2 mm, 9 mm of `below`, and `deep`; where it is, and all."""
     y, x = np.mgrid[:80, :80]
     radius = 2 * np.hypot(y - 40, x - 40)
-    return np.where(radius < 49, deep, np.where(radius < 58, below, 0.0)), radius < 60
+    return np.where(radius < 49, deep, np.where(radius < 58, below, 0.0)), radius < 60, np.ones((80, 80), bool)
 
 
 @pytest.mark.parametrize(("below", "deep"), [(900, 300), (300, 900), (500, 500)])
@@ -68,10 +70,18 @@ def test_what_lies_below_the_skin_is_compared_with_what_lies_deep(below, deep):
 
 
 def test_too_little_of_either_says_nothing():
-    mr, body = limb(900, 300)
-    assert np.isnan(below_skin(mr, body, 0.5))  # 15 mm: nothing lies deep
-    assert np.isnan(below_skin(mr, np.zeros_like(body), 2.0))
-    assert np.isnan(below_skin(np.where(mr == 300, 0, mr), body, 2.0))
+    mr, body, seen = limb(900, 300)
+    assert np.isnan(below_skin(mr, body, seen, 0.5))  # 15 mm: nothing lies deep
+    assert np.isnan(below_skin(mr, np.zeros_like(body), seen, 2.0))
+    assert np.isnan(below_skin(np.where(mr == 300, 0, mr), body, seen, 2.0))
+    assert np.isnan(below_skin(mr, seen, seen, 2.0))  # no outline
+
+
+def test_the_edge_of_the_field_of_view_is_no_skin():
+    mr, body, seen = limb(900, 300)
+    seen[:, :20] = seen[:, 60:] = False  # muscle at both edges
+    body &= seen
+    assert below_skin(mr, body, seen, 2.0) == 3.0
 
 
 HEADERS = {
@@ -81,8 +91,9 @@ HEADERS = {
     "an opposed-phase image (echo time 2.3 ms at 1.5 T)": {
         "ScanningSequence": ["GR"], "EchoTime": 2.3, "MagneticFieldStrength": 1.5,
     },
-    "T2-weighted (echo time 90 ms, repetition time 4000 ms)": {
-        "ScanningSequence": ["SE"], "EchoTime": 90, "RepetitionTime": 4000,
+    "T2-weighted (echo time 90 ms)": {"ScanningSequence": ["SE"], "EchoTime": 90, "RepetitionTime": 1400},
+    "an opposed-phase image (echo time 1.15 ms at 3 T)": {
+        "EchoPulseSequence": "GRADIENT", "EchoTime": 1.15, "MagneticFieldStrength": 3,
     },
 }  # fmt: skip
 T1_HEADERS = [
@@ -126,8 +137,8 @@ def scan(kind: str) -> Volume:
     return Volume(np.abs(mr + noise).astype(np.float32), (2.0, 2.0, 5.0), (0.0,) * 3, tuple(np.eye(3).ravel()))
 
 
-def warnings(kind: str) -> str:
-    slices, plan = prepare_volume(scan(kind), T1)
+def warnings(volume: Volume, settings: InferenceSettings = T1) -> str:
+    slices, plan = prepare_volume(volume, settings)
     check = Check(plan, None)
     for index in range(len(slices)):
         check.add(slices[index])
@@ -137,13 +148,31 @@ def warnings(kind: str) -> str:
 
 def test_a_synthesis_warns_of_opposed_phase_and_of_dark_fat_and_not_of_t1():
     expected = "the model expects T1-weighted MR in phase"
-    assert expected not in warnings("T1")
-    opposed, water = warnings("opposed"), warnings("water")
+    assert expected not in warnings(scan("T1"))
+    opposed, water = warnings(scan("opposed")), warnings(scan("water"))
     assert "are dark lines, as in opposed-phase" in opposed and expected in opposed
     assert "0.33 times as bright" in water and "as in water images" in water and expected in water
 
 
-def test_a_model_without_a_scale_of_its_own_is_not_asked(monkeypatch):
+@pytest.mark.parametrize("factor", [2, 3])
+def test_opposed_phase_is_found_in_interpolated_images(factor):
+    for kind, found in (("opposed", True), ("T1", False)):
+        coarse = scan(kind)
+        fine = ndimage.zoom(coarse.array, (1, factor, factor), order=1, grid_mode=True, mode="nearest")
+        side = 2.0 / factor
+        volume = Volume(fine, (side, side, 5.0), coarse.origin, coarse.direction)
+        assert ("dark lines" in warnings(volume)) == found
+
+
+def test_a_model_of_other_contrasts_is_not_told_that_it_expects_t1():
+    settings = replace(T1, contrasts=("water", "fat"), generator=replace(T1.generator, input_nc=2))
+    _, plan = prepare_volume(scan("water"), settings, further=[scan("T1")])
+    assert plan.own_scale and not plan.t1_in_phase
+    _, plan = prepare_volume(scan("T1"), replace(settings, contrasts=("in_phase", "fat")), further=[scan("water")])
+    assert plan.t1_in_phase
+
+
+def test_a_model_without_a_scale_of_its_own_is_not_asked():
     slices, plan = prepare_volume(scan("opposed"), MR_SETTINGS)
     check = Check(plan, None)
     for index in range(len(slices)):

@@ -430,10 +430,23 @@ def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
     assert "scored 1: on average MAE" in caplog.text
 
 
+def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
+    for k in range(3):
+        (site / f"in/p{k}/mr.nii.gz").rename(site / f"in/p{k}_mr.nii.gz")
+    reference = patient_mr(32.0).with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    write_volume(reference, site / "in/p0_ct.nii.gz")
+    choice = ("--pattern", "*_mr.nii.gz", "--reference_pattern", "{case}_ct.nii.gz")
+    code, cases = run(site, *choice)
+    assert code == 0 and [name for name, case in sorted(cases.items()) if case["scores"]] == ["p0_mr"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/gone.nii.gz"], "found nothing for {case}/gone"),
+        (
+            ["--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/gone.nii.gz"],
+            "found nothing .* column reference",
+        ),
         (["--pattern", "*/mr.nii.gz", "--reference_pattern", "*/ct.nii.gz"], "--reference_pattern .* with {case}"),
         (["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"], "its cases .x. are none of those"),
     ],

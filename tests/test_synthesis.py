@@ -416,6 +416,9 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     replace(SETTINGS, solid_body=True, direction="BtoA").write(tmp_path)
     with pytest.raises(InputError, match="solid_body of a model that makes MR is not a possible value"):
         read_inference_settings(tmp_path)
+    replace(SETTINGS, hu_curve=((300.0, 200.0), (400.0, 100.0))).write(tmp_path)
+    with pytest.raises(InputError, match="hu_curve is not a possible value"):
+        read_inference_settings(tmp_path)
     for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
         with pytest.raises(InputError, match="mirrored and solid_body is not a possible value"):

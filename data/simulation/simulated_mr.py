@@ -1,15 +1,16 @@
 """T1-like MR simulated from CT on the training device: pairs whose CT is known, from patients without any MR.
 
 What belongs to a CT volume (its noise removed, depth in bone) is computed once
-(`data/simulation/simulation_volume.py`). What is drawn anew for every pair is here: a few dozen
-pointwise operations and blurs on whole batches, in torch.
+(`data/simulation/simulation_volume.py`). What is drawn anew for every pair is here and in
+`data/simulation/soft_tissue.py`: a few dozen pointwise operations and blurs on whole batches, in torch.
 
 A voxel's signal is the sum of what its tissues give, by volume (v, m: shares of fat and of mineral, from HU):
 
-    outside bone    s = (1 - m) (w fat + (1 - w) muscle)     w = v (1 + c (1 - v)), c >= 0
+    outside bone    s = (1 - m) (w fat + (1 - w) muscle) e^(t (1 - w))     w = v (1 + c (1 - v)), c >= 0
     inside bone     s = (1 - m) marrow + m cortex            marrow: from red (like muscle) to fatty (like fat)
 
-Thin fat between muscles is brighter in MR than its share of a CT voxel says, by c. How much of a signal is fat's gives
+Thin fat between muscles is brighter in MR than its share of a CT voxel says, by c. Lean tissues of one HU differ by t:
+organs, tumours, fluid. How much of a signal is fat's gives
 the images of a Dixon acquisition (`data/simulation/contrasts.py`).
 
 Every number is drawn anew for every pair (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg,

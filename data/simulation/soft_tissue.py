@@ -75,7 +75,7 @@ def _texture(lean: Tensor, depth_mm: Tensor, spacing: tuple[float, float], draws
 
 
 def _below_wall(lean: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
-    """Return 1 where lean tissue lies deeper than a depth of 2 to 11 mm, drawn to vary about the body, else 0.
+    """Return 1 where lean tissue lies deeper than some mm, 2 to 11 on average over the body, else 0.
 
     Depth counts from where fat or air begins, whatever its direction in the slice.
     """
@@ -90,7 +90,7 @@ def _below_wall(lean: Tensor, spacing: tuple[float, float], draws: Draws) -> Ten
 
 
 def _between_bones(depth_mm: Tensor, pixel_mm: float) -> Tensor:
-    """Return 1 where bone lies near on at least three of the four sides in the slice or the one beside it, else 0."""
+    """Return 1 where bone lies near on at least three of the four sides in the slice or a neighbour, else 0."""
     pool, coarse_mm = _coarse(pixel_mm)
     bone = (depth_mm > 0).to(depth_mm.dtype)[:, None]
     bone = F.max_pool3d(bone, (3, pool, pool), (1, pool, pool), (1, 0, 0), ceil_mode=True)[:, 0]

@@ -3,6 +3,7 @@
 A map is a monotone piecewise-linear curve through knots; a linear window is the curve with two knots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,6 +63,24 @@ class IntensityMap:
     def to_physical(self, values: np.ndarray) -> np.ndarray:
         """Map network values of any shape to float32 physical values; the inverse of `to_network`."""
         return self._curve(np.asarray(values, dtype=np.float32), tuple((y, x) for x, y in self.knots))
+
+    def corrected(self, curve: Sequence[tuple[float, float]]) -> "IntensityMap":
+        """Return this map with its physical values sent through a curve: what came back as x comes back as y.
+
+        Args:
+            curve: knots (x, y) between the ends of the range, which stay where they are; linear between knots.
+
+        Raises:
+            InputError: x or y does not rise from one end of the range to the other.
+        """
+        low, high = self.range
+        x, y = np.array([(low, low), *curve, (high, high)], float).T
+        if not (np.all(np.diff(x) > 0) and np.all(np.diff(y) > 0)):
+            raise InputError(f"curve {list(curve)}: expected values that rise within {low:g} to {high:g} on both sides")
+        physical, network = np.array(self.knots).T
+        places = np.union1d(x, physical)
+        knots = zip(np.interp(places, x, y), np.interp(places, physical, network), strict=True)
+        return IntensityMap(tuple((float(value), float(out)) for value, out in knots))
 
     def to_dict(self) -> dict:
         """Return a JSON-ready form."""

@@ -104,10 +104,17 @@ def _offset_ct(sample: np.ndarray) -> str | None:
     """Return the reason if nearly all that is not air has the values of fat to soft tissue, 1000 or 1024 above HU."""
     seen = sample[sample > np.percentile(sample, 99) / 10]
     share = np.mean((seen > _OFFSET_SOFT[0]) & (seen < _OFFSET_SOFT[1])) if seen.size else 0.0
-    if share < _OFFSET_SHARE or _is_drawn(seen):
+    if share < _OFFSET_SHARE or _is_drawn(seen) or not any(_has_fat_and_muscle(seen - at) for at in (1000, 1024)):
         return None
     low, high = _OFFSET_SOFT
     return f"{100 * share:.0f} % of what is not air lies between {low} and {high}: this looks like CT plus 1000 or 1024"
+
+
+def _has_fat_and_muscle(hu: np.ndarray) -> bool:
+    """Tell whether the values have two modes with a valley between them where those of a CT lie."""
+    density, _ = np.histogram(hu, np.arange(-150, 120, 15))
+    fat, valley, muscle = density[:6].max(), density[6:10].min(), density[10:].max()  # from -150, -60 and 0 HU
+    return bool(valley < 0.7 * min(fat, muscle))
 
 
 def check_ct(ct: Volume, synthetic: bool = False) -> None:

@@ -37,8 +37,8 @@ _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
     "SOPClassUID", "SOPInstanceUID", "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
-    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength", "RepetitionTime",
-    "ScanningSequence", *DISTINGUISHING, *SEQUENCES,
+    "RescaleType", "ImageType", "EchoTime", "MagneticFieldStrength",
+    "ScanningSequence", "EchoPulseSequence", *DISTINGUISHING, *SEQUENCES,
 ]  # fmt: skip
 _SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 128

@@ -44,8 +44,8 @@ _VALUES = (
 # What is read of a header, beside ImageType and EchoTime, to tell contrasts apart.
 DISTINGUISHING = ("ComplexImageComponent", "StackID", *(keyword for keyword, _ in _VALUES))
 _SHIFT_HZ_PER_T = 3.4 * 42.577
-# Longer times, in ms, are of no T1-weighted sequence.
-_T2_ECHO_MS, _T2_REPETITION_MS = 50.0, 1500.0
+# Longer echo times, in ms, are of no T1-weighted sequence.
+_T2_ECHO_MS = 50.0
 # How far from in or opposed phase an echo may lie, in periods.
 _PHASE_TOLERANCE = 0.15
 
@@ -89,16 +89,16 @@ def other_than_t1(header: pydicom.Dataset) -> str | None:
     name = next(iter(_by_image_type(header)), None)
     if name in ("water", "fat"):
         return f"a {name} image"
-    echo_ms, repetition_ms = (_number(header, keyword) for keyword in ("EchoTime", "RepetitionTime"))
-    tesla = _number(header, "MagneticFieldStrength")
-    if name is None and echo_ms and "GR" in str(header.get("ScanningSequence") or ""):
+    echo_ms, tesla = (_number(header, keyword) for keyword in ("EchoTime", "MagneticFieldStrength"))
+    sequence = f"{header.get('ScanningSequence') or ''} {header.get('EchoPulseSequence') or ''}"
+    if name is None and echo_ms and "GR" in sequence:
         name = next(iter(_by_phase(echo_ms, tesla)), None)  # spin echoes are in phase at any echo time
         if name == "opposed_phase":
             return f"an opposed-phase image (echo time {echo_ms:g} ms at {tesla:g} T)"
     if name == "opposed_phase":
         return "an opposed-phase image"
-    if echo_ms and repetition_ms and echo_ms > _T2_ECHO_MS and repetition_ms > _T2_REPETITION_MS:
-        return f"T2-weighted (echo time {echo_ms:g} ms, repetition time {repetition_ms:g} ms)"
+    if echo_ms and echo_ms > _T2_ECHO_MS:
+        return f"T2-weighted (echo time {echo_ms:g} ms)"
     return None
 
 
