@@ -12,16 +12,17 @@ from typing import Any
 
 from cohort.checks import finite, hu_statistics, shown_figures
 from cohort.extras import Extras
-from cohort.findings import describe_findings
+from cohort.findings import Findings, describe_findings
 from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part
 from cohort.patient_results import account_in, description_of
+from cohort.result_keys import result_key, without_reference
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
-from data.masks.body_mask import read_mask
+from data.masks.body_mask import mr_body_mask, read_mask
 from data.outputs import check_free
 from data.prepared.case_names import short_hash
-from data.prepared.manifest import hash_files, hash_source
+from data.prepared.manifest import hash_files
 from data.values.attenuation import mu_map
 from data.volumes.contrasts import describe_paths, shown_name
 from data.volumes.dicom_origin import DicomOrigin
@@ -36,6 +37,8 @@ from visualization.case_page import write_case_page
 from visualization.preview import heading, save_preview
 
 log = logging.getLogger(__name__)
+
+_NOT_SCORED = "not scored: "
 
 
 @dataclass
@@ -61,29 +64,6 @@ class Outcome:
     case: CohortCase
     what: str
     record: CaseRecord | None = None
-
-
-def result_key(
-    case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = (), resample_reference: bool = False
-) -> dict:
-    """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
-
-    `chosen`: names of the images in a DICOM series of several volumes.
-    `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
-    as the same.
-    """
-    return {
-        "input_sha256": case.hash(),
-        "series_uid": case.series_uid,
-        "mask_sha256": case.mask and hash_source(case.mask),
-        # A missing one is a matter of scoring, and no reason not to convert.
-        "reference_sha256": hash_source(case.reference) if case.reference and exists(case.reference) else None,
-        "model_sha256": model_sha256,
-        "precision": precision,
-        "method": METHOD_VERSION,
-        **({"chosen": list(chosen)} if chosen else {}),
-        **({"resample_reference": True} if resample_reference and case.reference else {}),
-    }
 
 
 class Conversion:
@@ -148,6 +128,9 @@ class Conversion:
                     claim.release()
                     return Outcome(case, "elsewhere", earlier)
                 self._targets(work)
+            if record := self._volume_made(work):
+                return self._score_again(work, record)
+            with _timed(work, "read"):
                 source, *further = (
                     read_volume(path, case.series_uid, contrast=name, chosen=self.chosen if path.is_dir() else ())
                     for name, path in ((case.contrast, case.path), *case.further)
@@ -215,6 +198,42 @@ class Conversion:
             return Outcome(work.case, "done", record)
         return failure[0]
 
+    def _volume_made(self, work: Work) -> CaseRecord | None:
+        """Return the record of a volume, its page and extras that only lack the scores against another true CT."""
+        record, asked = self.known.get(work.case.name), self.extras.asked(work.case)
+        if record is None or self.overwrite or without_reference(record.key) != without_reference(work.key):
+            return None
+        return record if self.results.is_current(record, record.key, asked) else None
+
+    def _score_again(self, work: Work, record: CaseRecord) -> Outcome:
+        """Score a volume that is there, and make its page anew."""
+        case = work.case
+        with _timed(work, "read"):
+            source = read_volume(
+                case.path, case.series_uid, contrast=case.contrast, chosen=self.chosen if case.path.is_dir() else ()
+            )
+            synthetic = read_volume(self.results.volume_path(case.name))
+            uncertainty = self.results.extra_path(UNCERTAINTY, case.name)
+            deviation = read_volume(uncertainty) if self.extras.uncertainty else None
+            body = read_mask(case.mask, source) if case.mask else mr_body_mask(source)
+        warnings = [text for text in record.warnings if not text.startswith(_NOT_SCORED)]
+        made = Made(synthetic, deviation, body, Findings(dict(record.checks), warnings, record.unchecked, record.notes))
+        with _timed(work, "score"):
+            scores, reference = self._score(work, source, made)
+        with _timed(work, "show"):
+            self._show(work, source, made, reference, scores | shown_figures(record.hu, record.checks))
+        work.seconds["total"] = time.perf_counter() - work.started
+        again = replace(
+            self._record(work, "done"), warnings=made.findings.warnings, unchecked=record.unchecked,
+            notes=record.notes, output=record.output, output_sha256=record.output_sha256, geometry=record.geometry,
+            hu=record.hu, checks=record.checks, scores=finite(scores), unwritten=work.unwritten, extras=record.extras,
+            run=record.run,
+        )  # fmt: skip
+        self.results.write(again)
+        if work.claim is not None:
+            work.claim.release()
+        return Outcome(case, "done", again)
+
     def _write_extras(self, work: Work, made: Made) -> dict[str, dict]:
         """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
@@ -242,7 +261,7 @@ class Conversion:
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
-            made.findings.warnings.append(f"not scored: {error}")
+            made.findings.warnings.append(f"{_NOT_SCORED}{error}")
             return {}, None
 
     def _show(
@@ -396,7 +415,7 @@ def _timed(work: Work, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        work.seconds[stage] = time.perf_counter() - started
+        work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def _geometry(volume: Volume) -> dict:

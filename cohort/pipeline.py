@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cohort.contrasts import find_contrast_cohort
-from cohort.conversion import Conversion, Outcome, result_key
+from cohort.conversion import Conversion, Outcome
 from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list
 from cohort.making import Models
 from cohort.overlap import run_overlapped
 from cohort.progress import Progress
 from cohort.references import with_references
+from cohort.result_keys import result_key
 from cohort.results import CaseRecord, Results, now
 from cohort.scoring import cohort_command
 from cohort.stray_ct import failures, warning_by_name

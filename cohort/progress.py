@@ -71,4 +71,6 @@ def _describe(what: str, record: CaseRecord) -> str:
         return f"{record.status} by another process"
     if what == "failed":
         return f"failed: {record.reason}"
+    if "device" not in record.seconds:
+        return f"scored in {record.seconds['total']:.1f} s; its volume was there"
     return f"done in {record.seconds['total']:.1f} s, {record.seconds['device']:.1f} s on the device"

@@ -430,6 +430,36 @@ def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
     assert "scored 1: on average MAE" in caplog.text
 
 
+def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, monkeypatch):
+    _, before = run(site, "--pattern", "*/mr.nii.gz")
+    volumes = {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
+    body = patient_mr(32.0)
+    write_volume(body.with_array(np.where(body.array > 100, 40, -1000).astype(np.int16)), site / "in/p0/ct.nii.gz")
+    write_volume(ct_volume(), site / "in/p1/ct.nii.gz")  # on another grid
+
+    def refuse(self, work):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(conversion.Conversion, "translate", refuse)
+    references = ("--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
+    code, after = run(site, *references)
+    assert code == 0 and redone(before, after) == {"p0", "p1"}
+    scores = score_case(read_volume(site / "out" / NAME / "p0.nii.gz"), read_volume(site / "in/p0/ct.nii.gz"), mr=body)
+    assert after["p0"]["scores"]["mae"] == pytest.approx(scores["mae"], rel=1e-5)
+    kept = ("hu", "checks", "geometry", "output_sha256", "notes", "warnings")
+    assert {name: after["p0"][name] for name in kept} == {name: before["p0"][name] for name in kept}
+    assert "MAE" in (site / "out" / NAME / "pages/p0/index.html").read_text()
+    assert after["p1"]["scores"] == {} and after["p1"]["warnings"][-1].startswith("not scored: ")
+    # Resampled it is scored, what is right stays as it is, and the warning goes.
+    code, resampled = run(site, *references, "--resample_reference")
+    assert code == 0 and resampled["p1"]["scores"]["mae"] > 0
+    assert not any(text.startswith("not scored") for text in resampled["p1"]["warnings"])
+    # And without true CT the scores go.
+    code, without = run(site, "--pattern", "*/mr.nii.gz")
+    assert code == 0 and without["p0"]["scores"] == {}
+    assert volumes == {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
+
+
 def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
     for k in range(3):
         (site / f"in/p{k}/mr.nii.gz").rename(site / f"in/p{k}_mr.nii.gz")

@@ -1,0 +1,37 @@
+"""What a case's result depends on, and what of that concerns its scores alone."""
+
+from collections.abc import Sequence
+
+from cohort.inputs import CohortCase, exists
+from data.prepared.manifest import hash_source
+from models.synthesis import METHOD_VERSION
+
+_OF_SCORES = ("reference_sha256", "resample_reference")
+
+
+def result_key(
+    case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = (), resample_reference: bool = False
+) -> dict:
+    """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
+
+    `chosen`: names of the images in a DICOM series of several volumes.
+    `precision` is the one asked for: machines of one cluster may resolve 'auto' differently, and their results count
+    as the same.
+    """
+    return {
+        "input_sha256": case.hash(),
+        "series_uid": case.series_uid,
+        "mask_sha256": case.mask and hash_source(case.mask),
+        # A missing one is a matter of scoring, and no reason not to convert.
+        "reference_sha256": hash_source(case.reference) if case.reference and exists(case.reference) else None,
+        "model_sha256": model_sha256,
+        "precision": precision,
+        "method": METHOD_VERSION,
+        **({"chosen": list(chosen)} if chosen else {}),
+        **({"resample_reference": True} if resample_reference and case.reference else {}),
+    }
+
+
+def without_reference(key: dict) -> dict:
+    """Return what the volume depends on: a true CT matters to its scores alone."""
+    return {name: value for name, value in key.items() if name not in _OF_SCORES}
