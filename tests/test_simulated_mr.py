@@ -308,7 +308,7 @@ def test_echoes_give_water_and_fat_by_their_half_sum_and_difference():
         assert torch.equal(chosen, images[:, [DIXON.index(name) for name in names]])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 4, 6])  # not sharp to the voxel, and muscle within the window
+@pytest.mark.parametrize("seed", [0, 1, 2, 6])  # scans that are not sharp to the voxel
 def test_fat_is_in_the_fat_image_muscle_in_the_water_image_and_their_border_dark_in_opposed_phase(seed):
     ct, radius = limb()
     in_phase, opposed, water, fat = dixon(ct, seed, marrow=(1.0, 1.0), **STILL)
@@ -358,6 +358,6 @@ def test_dixon_images_simulated_from_the_ct_of_a_generated_patient_are_like_its_
     like = np.array([
         [np.corrcoef(made[body], patient.dixon[name].array[z][body])[0, 1] for name in DIXON] for made in simulated
     ])  # fmt: skip
-    assert (like.diagonal() > 0.45).all(), like  # organs are drawn brighter or darker than the patient's
+    assert (like.diagonal() > 0.5).all(), like
     assert like[2].argmax() == 2 and like[3].argmax() == 3, like
     assert like[:2, 2].max() < 0 < like[:2, :2].min(), like

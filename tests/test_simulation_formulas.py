@@ -9,7 +9,7 @@ from data.simulation.draws import Draws
 from data.simulation.settings import SimulationSettings
 from data.simulation.simulated_mr import simulate_mr
 from data.simulation.slab_stock import _grid
-from data.simulation.soft_tissue import _below_wall, _between_bones, interfaces
+from data.simulation.soft_tissue import interfaces
 from tests.test_simulated_mr import draws, limb
 
 SPACING = (5.0, 2.0)
@@ -54,48 +54,16 @@ def ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return ((x - low) / (high - low)).clamp(0, 1)
 
 
-def pairs_of_pixels(image: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels."""
-    return (image[:, :, ::2, ::2] + image[:, :, 1::2, ::2] + image[:, :, ::2, 1::2] + image[:, :, 1::2, 1::2]) / 4
-
-
-def plain_below_wall(lean: Tensor, d: Draws) -> Tensor:
-    """1 in lean tissue below its outermost layer, on pixels of 4 mm."""
-    inside = plain_blur(pairs_of_pixels(lean), 6 / 4 * torch.ones(len(lean), 1, 1, 1))
-    depth = 6 * torch.special.ndtri(inside.clamp(0.01, 0.99))
-    wall = d.uniform(2, 11)
-    wall = (wall + 1.5 * d.smooth_field(depth.shape[1:], 80.0, (SPACING[0], 4.0))).clamp(max=11.5)
-    below = (0.5 + (depth - wall) / d.uniform(1, 4)).clamp(0, 1)
-    return F.interpolate(below, scale_factor=2, mode="bilinear")
-
-
-def plain_between_bones(depth_mm: Tensor) -> Tensor:
-    """1 where bone is near on three of four sides, on pixels of 4 mm."""
-    bone = pairs_of_pixels((depth_mm > 0).float()) > 0
-    near = torch.zeros_like(bone)
-    slices, height, width = bone.shape[1:]
-    for z in range(slices):
-        slab = bone[:, max(0, z - 1) : z + 2].any(1)
-        for y in range(height):
-            for x in range(width):
-                up, left = slice(max(0, y - 4), y + 1), slice(max(0, x - 4), x + 1)
-                sides = (slab[:, up, x], slab[:, y : y + 5, x], slab[:, y, left], slab[:, y, x : x + 5])
-                near[:, z, y, x] = sum(side.any(1).int() for side in sides) >= 3
-    return F.interpolate(near.float(), scale_factor=2, mode="bilinear")
-
-
-def plain_soft_tissue(ct: Tensor, depth_mm: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tensor:
+def plain_soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tensor:
     """Fat, muscle and what is between, without bone."""
     shape = ct.shape[1:]
     lean = torch.where(ct > -200, ramp(ct, d.uniform(-110, -85), d.uniform(25, 60)), 1 - ramp(ct, -500, -200))
+    lean = lean * (1 - d.uniform(0, 1) * (1 - lean))
     cell, spread = float(d.integer(15, 80)), d.uniform(0, 0.15)
     texture = spread * d.smooth_field(shape, cell, SPACING)
     cell, rarity = float(d.integer(25, 70)), -d.uniform(-1.6, -0.6)
     organs = ramp(d.smooth_field(shape, cell, SPACING), rarity, rarity + 0.15) * d.uniform(-1.2, 0.7)
-    texture = texture + organs + plain_below_wall(lean, d) * d.uniform(-0.3, 0.6)
-    texture = texture + plain_between_bones(depth_mm) * d.uniform(-3.0, 0.0)
-    lean = lean * (1 - d.uniform(0, 1) * (1 - lean))
-    signal = (fat + (muscle - fat) * lean) * torch.exp(texture * lean)
+    signal = (fat + (muscle - fat) * lean) * torch.exp((texture + organs) * lean)
     return signal * ramp(ct, d.uniform(0, 70) - 1000, -130) * (1 - ramp(ct, d.uniform(80, 180), d.uniform(400, 800)))
 
 
@@ -141,9 +109,7 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     ct = plain_blur(ct, d.uniform(0, 1) / pixel_mm)
     ct = torch.where(depth_mm > 3, plain_blur(ct, 1.5 / pixel_mm * ones), ct)
     fat, muscle = d.uniform(*SETTINGS.fat), d.uniform(*SETTINGS.muscle)
-    signal = (
-        plain_soft_tissue(ct, depth_mm, fat, muscle, d) * (1 - plain_interfaces(ct, d)) * (1 - plain_details(shape, d))
-    )
+    signal = plain_soft_tissue(ct, fat, muscle, d) * (1 - plain_interfaces(ct, d)) * (1 - plain_details(shape, d))
     inside = (depth_mm - d.uniform(0.2, 1.2)).clamp(0, 1)
     signal = torch.lerp(signal, plain_bone(ct, fat, muscle, d), inside)
     sigma_mm = max(3.0, 1.2 * pixel_mm)
@@ -214,31 +180,3 @@ def test_a_fascia_is_a_part_of_a_large_pixel():
     assert 0.5 < lost[1.0].max() <= 0.8
     assert 0.5 < lost[2.0].max() <= 0.8
     assert 0.2 < lost[4.0].max() <= 0.4  # 2 mm of 4
-
-
-@pytest.mark.parametrize("pixel_mm", [1.0, 2.0, 3.9])
-def test_a_canal_between_bones_is_found_and_a_muscle_beside_a_bone_is_not(pixel_mm):
-    """A ring of bone with a canal of 20 mm, open on one side; outside it a muscle."""
-    size = round(128 / pixel_mm)
-    y, x = torch.meshgrid(*(torch.arange(size) * pixel_mm - 64.0,) * 2, indexing="ij")
-    radius = torch.hypot(y, x)
-    ring = (radius >= 10) & (radius < 22) & ~((x > 0) & (y.abs() < 6))
-    between = _between_bones(ring.float()[None, None], pixel_mm)[0, 0]
-    assert between[radius < 5].min() == 1
-    assert between[radius > 34].max() == 0
-    solid = _between_bones((radius < 22).float()[None, None], pixel_mm)[0, 0]
-    assert solid[radius > 30].max() == 0
-
-
-@pytest.mark.parametrize("pixel_mm", [1.0, 2.0, 3.9])
-def test_what_lies_below_the_wall_begins_at_the_depth_that_was_drawn(pixel_mm):
-    size = round(128 / pixel_mm)
-    depth = (torch.arange(size) + 0.5) * pixel_mm - 32  # of a flat surface
-    lean = (depth > 0).float().expand(300, 1, size, size)
-    below = _below_wall(lean, (3.0, pixel_mm), draws(300, 0))[:, 0, size // 2]
-    start = torch.stack([depth[(one > 0.5).int().argmax()] for one in below])
-    assert start.mean() == pytest.approx(6.5, abs=1)
-    assert torch.quantile(start, 0.05) == pytest.approx(2.5, abs=2)
-    assert torch.quantile(start, 0.95) == pytest.approx(11, abs=2.5)
-    assert below[:, depth < -2].max() == 0
-    assert (below[:, depth > 24] == 1).all()

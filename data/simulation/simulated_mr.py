@@ -10,7 +10,7 @@ A voxel's signal is the sum of what its tissues give, by volume (v, m: shares of
     inside bone     s = (1 - m) marrow + m cortex            marrow: from red (like muscle) to fatty (like fat)
 
 Thin fat between muscles is brighter in MR than its share of a CT voxel says, by c. Lean tissues of one HU differ by t:
-organs, tumours, fluid. How much of a signal is fat's gives
+organs and tumours. How much of a signal is fat's gives
 the images of a Dixon acquisition (`data/simulation/contrasts.py`).
 
 Every number is drawn anew for every pair (domain randomisation: Tobin et al., IROS 2017; Billot et al., SynthSeg,
@@ -98,7 +98,7 @@ def simulate_mr(
     fat, muscle = brightness(draws, settings)
     several = settings.contrasts != (ONLY_CONTRAST,)
     # The whole signal and, where several contrasts are made of it, that of fat.
-    parts = soft_tissue(ct, depth_mm, fat, muscle, spacing, draws, several)
+    parts = soft_tissue(ct, fat, muscle, spacing, draws, several)
     for lost in (interfaces(ct, pixel_mm, draws), dark_details(shape, spacing, draws)):
         parts = [_less(part, lost) for part in parts]
     inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp_(0, 1)

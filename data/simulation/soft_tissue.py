@@ -1,4 +1,4 @@
-"""MR signal of what is not bone: fat, muscle, organs, fluid, and what darkens them that CT does not show."""
+"""MR signal of what is not bone: fat, muscle, organs, and what darkens them that CT does not show."""
 
 import numpy as np
 import torch
@@ -6,18 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.simulation.draws import Draws
-from data.simulation.filters import blur, line, normal_quantile, ramp
+from data.simulation.filters import blur, line, ramp
 from data.simulation.settings import SimulationSettings
 from data.values.intensity import AIR_HU
 
 # What fasciae, tendons and chemical shift darken is as wide as this at most: a part of a larger pixel.
 _THIN_MM = 2.0
-# What lies between bones has bone within this on at least three of four sides: the spinal canal, joints, an orbit.
-_BETWEEN_BONES_MM = 16.0
-# Depth in lean tissue is told down to 2.3 times this.
-_WALL_SIGMA_MM = 6.0
-# Both are found on coarser pixels, for speed.
-_COARSE_MM = 4.0
 
 
 def brightness(draws: Draws, settings: SimulationSettings) -> tuple[Tensor, Tensor]:
@@ -33,22 +27,22 @@ def brightness(draws: Draws, settings: SimulationSettings) -> tuple[Tensor, Tens
 
 
 def soft_tissue(
-    ct: Tensor,
-    depth_mm: Tensor,
-    fat: Tensor,
-    muscle: Tensor,
-    spacing: tuple[float, float],
-    draws: Draws,
-    with_fat: bool,
+    ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws, with_fat: bool
 ) -> list[Tensor]:
     """Return the signal outside bones, and with `with_fat` that of fat in it."""
+    shape = ct.shape[1:]
     # Lung and the slope to air hold water, not fat, however low their HU.
     lean = line(ct, draws.uniform(-110, -85), draws.uniform(25, 60))
     lean = torch.maximum(lean, line(ct, -200.0, -500.0), out=lean).clamp_(0, 1)
-    texture = _texture(lean, depth_mm, spacing, draws)
     bright = draws.uniform(0, 1)
     lean = (lean * bright).add_(1 - bright).mul_(lean)
-    texture.mul_(lean).exp_()
+    # Muscles, organs and tumours differ more than their HU do: smoothly, and one from another.
+    texture = draws.smooth_field(shape, float(draws.integer(15, 80)), spacing, draws.uniform(0, 0.15))
+    edge = 0.15  # of organs, in standard deviations
+    places = draws.smooth_field(
+        shape, float(draws.integer(25, 70)), spacing, 1 / edge, draws.uniform(-1.6, -0.6) / edge
+    )
+    texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7)).mul_(lean).exp_()
     of_fat = [(1 - lean).mul_(fat)] if with_fat else []
     signal = lean.mul_(muscle - fat).add_(fat)
     # Lung by its density, or as much less as its short T2* takes.
@@ -56,61 +50,6 @@ def soft_tissue(
     mineral = line(ct, draws.uniform(80, 180), draws.uniform(400, 800))
     tissue = torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1)
     return [part.mul_(texture).mul_(tissue) for part in (signal, *of_fat)]
-
-
-def _texture(lean: Tensor, depth_mm: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
-    """Return the logarithm of how much brighter than muscle lean tissue is, where CT shows one HU for all of it."""
-    shape = lean.shape[1:]
-    # Muscles, organs and tumours differ more than their HU do: smoothly, and one from another.
-    texture = draws.smooth_field(shape, float(draws.integer(15, 80)), spacing, draws.uniform(0, 0.15))
-    edge = 0.15  # of organs, in standard deviations
-    places = draws.smooth_field(
-        shape, float(draws.integer(25, 70)), spacing, 1 / edge, draws.uniform(-1.6, -0.6) / edge
-    )
-    texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7))
-    # A liver is brighter than the thin wall of muscle about it: else a dark shell about something bright is a skull.
-    texture.addcmul_(_below_wall(lean, spacing, draws), draws.uniform(-0.3, 0.6))
-    # Spinal fluid, ligaments and the eye are darker than muscle.
-    return texture.addcmul_(_between_bones(depth_mm, spacing[1]), draws.uniform(-3.0, 0.0))
-
-
-def _below_wall(lean: Tensor, spacing: tuple[float, float], draws: Draws) -> Tensor:
-    """Return 1 where lean tissue lies deeper than some mm, 2 to 11 on average over the body, else 0.
-
-    Depth counts from where fat or air begins, whatever its direction in the slice.
-    """
-    pool, coarse_mm = _coarse(spacing[1])
-    coarse = F.avg_pool2d(lean, pool, ceil_mode=True, count_include_pad=False)
-    sigma = _WALL_SIGMA_MM / coarse_mm
-    inside = blur(coarse, torch.full_like(lean[:, :1, :1, :1], sigma), sigma, 2.5)
-    depth = normal_quantile(inside).mul_(_WALL_SIGMA_MM)
-    wall = draws.smooth_field(tuple(depth.shape[1:]), 80.0, (spacing[0], coarse_mm), 1.5, draws.uniform(2, 11))
-    wall.clamp_(max=11.5)
-    return _fine(depth.sub_(wall).div_(draws.uniform(1, 4)).add_(0.5).clamp_(0, 1), pool, lean)
-
-
-def _between_bones(depth_mm: Tensor, pixel_mm: float) -> Tensor:
-    """Return 1 where bone lies near on at least three of the four sides in the slice or a neighbour, else 0."""
-    pool, coarse_mm = _coarse(pixel_mm)
-    bone = (depth_mm > 0).to(depth_mm.dtype)[:, None]
-    bone = F.max_pool3d(bone, (3, pool, pool), (1, pool, pool), (1, 0, 0), ceil_mode=True)[:, 0]
-    reach = max(1, round(_BETWEEN_BONES_MM / coarse_mm))
-    padded = F.pad(bone, (reach, reach, reach, reach))
-    columns = F.max_pool2d(padded[:, :, :, reach:-reach], (reach + 1, 1), 1)
-    rows = F.max_pool2d(padded[:, :, reach:-reach], (1, reach + 1), 1)
-    sides = columns[:, :, reach:] + columns[:, :, :-reach] + rows[..., reach:] + rows[..., :-reach]
-    return _fine((sides >= 3).to(bone.dtype), pool, depth_mm)
-
-
-def _coarse(pixel_mm: float) -> tuple[int, float]:
-    """Return how many pixels make one of about 4 mm, and its size in mm."""
-    pool = max(1, round(_COARSE_MM / pixel_mm))
-    return pool, pool * pixel_mm
-
-
-def _fine(coarse: Tensor, pool: int, like: Tensor) -> Tensor:
-    """Return a map of coarse pixels on the pixels of `like`, interpolated."""
-    return F.interpolate(coarse, scale_factor=pool, mode="bilinear")[:, :, : like.shape[2], : like.shape[3]]
 
 
 def interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
