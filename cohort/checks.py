@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from cohort.findings import Findings
 from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
-from cohort.missing_bone import describe_missing_bone, slices_without_bone
+from cohort.missing_bone import missing_bone
 from cohort.mr_contrast import below_skin, check_contrast
 from data.commands import python_command
 from data.errors import InputError
@@ -26,7 +26,7 @@ from data.prepared.training_statistics import (
     slice_distances,
 )
 from data.values.intensity import mr_percentiles
-from data.volumes.volume import Volume, axial_order
+from data.volumes.volume import Volume
 from evaluation.metrics import BONE_ABOVE_HU, dice
 from models.synthesis import SPACING_FACTOR, VolumePlan
 
@@ -114,7 +114,8 @@ class Check:
         frame, source = self.plan.frame, self.plan.source
         self._used = iter(self.plan.used)
         self._masks, self._mr = frame.labels_of(source.with_array(self.plan.body)), frame.labels_of(source)
-        self._seen = frame.labels_of(source.with_array(np.ones(source.array.shape, bool)))
+        # True wherever the source has voxels, in no memory.
+        self._seen = frame.labels_of(source.with_array(np.broadcast_to(np.True_, source.array.shape)))
         # Now, while there is no result yet that takes memory.
         self._mr_figures = _mr_figures(self.plan)
         low, high = self._mr_figures["mr_low"], self._mr_figures["mr_high"]
@@ -237,10 +238,10 @@ def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
         findings.warnings.append(f"{found.describe()}; {known}: spots, or bone that is in fragments")
     elif found.pieces:
         findings.notes.append(found.describe())
-    without = slices_without_bone(synthetic, body)
-    findings.figures["slices_without_bone"] = len(without)
-    if missing := describe_missing_bone(without, synthetic.array.shape[axial_order(synthetic.direction)[0][0]]):
-        findings.notes.append(missing)
+    missing = missing_bone(synthetic, body)
+    findings.figures["slices_without_bone"] = len(missing.slices)
+    if note := missing.describe():
+        findings.notes.append(note)
 
 
 def _check_window(findings: Findings, at_ends: Sequence[int], voxels: int, window: Range) -> None:

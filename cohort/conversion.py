@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cohort.checks import finite, hu_statistics, shown_figures
@@ -132,8 +133,7 @@ class Conversion:
                 return self._score_again(work, record)
             with _timed(work, "read"):
                 source, *further = (
-                    read_volume(path, case.series_uid, contrast=name, chosen=self.chosen if path.is_dir() else ())
-                    for name, path in ((case.contrast, case.path), *case.further)
+                    self._read(case, name, path) for name, path in ((case.contrast, case.path), *case.further)
                 )
                 body = read_mask(case.mask, source) if case.mask else None
                 if self.extras.dicom:
@@ -192,11 +192,19 @@ class Conversion:
                 unwritten=work.unwritten,
                 extras=extras,
             )
-            self.results.write(record)
-            if work.claim is not None:
-                work.claim.release()
-            return Outcome(work.case, "done", record)
+            return self._done(work, record)
         return failure[0]
+
+    def _read(self, case: CohortCase, contrast: str | None, path: Path) -> Volume:
+        """Read one contrast of a case."""
+        return read_volume(path, case.series_uid, contrast=contrast, chosen=self.chosen if path.is_dir() else ())
+
+    def _done(self, work: Work, record: CaseRecord) -> Outcome:
+        """Put a finished case on record and let others have it."""
+        self.results.write(record)
+        if work.claim is not None:
+            work.claim.release()
+        return Outcome(work.case, "done", record)
 
     def _volume_made(self, work: Work) -> CaseRecord | None:
         """Return the record of a volume, its page and extras that only lack the scores against another true CT."""
@@ -209,9 +217,7 @@ class Conversion:
         """Score a volume that is there, and make its page anew."""
         case = work.case
         with _timed(work, "read"):
-            source = read_volume(
-                case.path, case.series_uid, contrast=case.contrast, chosen=self.chosen if case.path.is_dir() else ()
-            )
+            source = self._read(case, case.contrast, case.path)
             synthetic = read_volume(self.results.volume_path(case.name))
             uncertainty = self.results.extra_path(UNCERTAINTY, case.name)
             deviation = read_volume(uncertainty) if self.extras.uncertainty else None
@@ -229,10 +235,7 @@ class Conversion:
             hu=record.hu, checks=record.checks, scores=finite(scores), unwritten=work.unwritten, extras=record.extras,
             run=record.run,
         )  # fmt: skip
-        self.results.write(again)
-        if work.claim is not None:
-            work.claim.release()
-        return Outcome(case, "done", again)
+        return self._done(work, again)
 
     def _write_extras(self, work: Work, made: Made) -> dict[str, dict]:
         """Write the requested extras; return what the record says of them."""

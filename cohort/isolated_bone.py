@@ -39,7 +39,7 @@ class IsolatedBone(NamedTuple):
     def describe(self) -> str:
         """Return in a line how much it is, and where."""
         pieces = "1 piece" if self.pieces == 1 else f"{self.pieces} pieces"
-        spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in joined(self.slices)]
+        spans = span_words(self.slices)
         where = f"axial slice{'s' if len(spans) > 1 or ' ' in spans[0] else ''} {listed(spans, _LISTED)}"
         return f"isolated bone: {pieces}, {self.ml:.1f} ml, {100 * self.share:.1f} % of the bone, in {where}"
 
@@ -97,7 +97,12 @@ def _pieces(
     return IsolatedBone(int(small.sum()), float(ml[small].sum()), float(ml.sum()), tuple(sorted(spans)))
 
 
-def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def span_words(spans: Iterable[tuple[int, int]]) -> list[str]:
+    """Return spans, in order, in words: those that overlap or follow each other are one."""
+    return [f"{low}" if low == high else f"{low} to {high}" for low, high in _joined(spans)]
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return spans in order, those joined that overlap or follow each other."""
     joined: list[tuple[int, int]] = []
     for low, high in spans:

@@ -1,8 +1,10 @@
 """Slices of a synthetic CT without bone: a limb, trunk or head has some in every slice that shows all of it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from cohort.isolated_bone import joined
+from cohort.isolated_bone import span_words
 from data.errors import listed
 from data.volumes.volume import Volume, axial_order, flipped
 from evaluation.metrics import BONE_ABOVE_HU
@@ -15,8 +17,25 @@ LEAST_SLICES = 3
 _LISTED = 5
 
 
-def slices_without_bone(ct: Volume, body: np.ndarray) -> list[int]:
-    """Return the numbers, the lowest is 1, of axial slices with much body and hardly any bone.
+class MissingBone(NamedTuple):
+    """Axial slices with much body and hardly any bone: their numbers, the lowest is 1, and of how many."""
+
+    slices: list[int]
+    of: int
+
+    def describe(self) -> str | None:
+        """Return in a line which slices have no bone; None where they are too few to look at."""
+        if len(self.slices) < LEAST_SLICES:
+            return None
+        where = listed(span_words((k, k) for k in self.slices), _LISTED)
+        return (
+            f"no bone in {len(self.slices)} of {self.of} axial slices, {where}: right only where the field of view "
+            "leaves bone out"
+        )
+
+
+def missing_bone(ct: Volume, body: np.ndarray) -> MissingBone:
+    """Return which axial slices of a CT have no bone.
 
     Args:
         ct: in HU.
@@ -26,20 +45,10 @@ def slices_without_bone(ct: Volume, body: np.ndarray) -> list[int]:
     hu, inside = (flipped(array.transpose(order), flips) for array in (ct.array, body))
     _, height, width = (ct.spacing[::-1][axis] for axis in order)
     pixel_cm2 = height * width / 100
-    return [
+    slices = [
         k
         for k, (plane, seen) in enumerate(zip(hu, inside, strict=True), 1)
         if np.count_nonzero(seen) * pixel_cm2 >= LEAST_BODY_CM2
         and np.count_nonzero((plane > BONE_ABOVE_HU) & seen) * pixel_cm2 < LEAST_BONE_CM2
     ]
-
-
-def describe_missing_bone(slices: list[int], count: int) -> str | None:
-    """Return in a line which of `count` slices have no bone; None where they are too few to look at."""
-    if len(slices) < LEAST_SLICES:
-        return None
-    spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in joined([(k, k) for k in slices])]
-    return (
-        f"no bone in {len(slices)} of {count} axial slices, {listed(spans, _LISTED)}: right only where the field of "
-        "view leaves bone out"
-    )
+    return MissingBone(slices, len(hu))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cohort.inputs import Cohort
-from data.errors import InputError
+from data.errors import InputError, listed
 from data.prepared.case_names import patient_part
 from evaluation.case_folders import CaseVolumes, nothing_found, search
 
@@ -39,17 +39,14 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
         without += [] if names else [case.name]
     if cases and len(without) == len(cases):
         raise InputError(
-            f"--reference_pattern {pattern}: its cases ({_some(list(found))}) are none of those to convert "
-            f"({_some(without)}); {_WAY_OUT}"
+            f"--reference_pattern {pattern}: its cases ({listed(list(found), _NAMED)}) are none of those to convert "
+            f"({listed(without, _NAMED)}); {_WAY_OUT}"
         )
     used = Counter(case.reference for case in cases if case.reference)
     if shared := [path for path, count in used.items() if count > 1]:
         raise InputError(f"--reference_pattern {pattern}: {shared[0]} fits several cases; {_WAY_OUT}")
     if without:
-        log.warning("%d of %d cases have no true CT, and are not scored: %s", len(without), len(cases), _some(without))
+        log.warning(
+            "%d of %d cases have no true CT, and are not scored: %s", len(without), len(cases), listed(without, _NAMED)
+        )
     return replace(cohort, cases=tuple(cases))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -104,13 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _scored(options: argparse.Namespace) -> dict[str, object]:
     """Return what the JSON says of what was scored: where volumes lie and what they are called."""
-    paths = {name: path and str(path.absolute()) for name, path in _given(options).items()}
+    paths = {name: (path := getattr(options, name)) and str(path.absolute()) for name in _INPUTS}
     patterns = {f"{name}_pattern": getattr(options, f"{name}_pattern") for name in _INPUTS}
     return {**paths, **patterns, "cases": options.cases}
-
-
-def _given(options: argparse.Namespace) -> dict[str, Path | None]:
-    return {name: getattr(options, name) for name in _INPUTS}
 
 
 def _made(options: argparse.Namespace) -> list[Path]:

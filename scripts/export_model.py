@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="in use, correct the MR's bias field (N4); not needed if the data set was prepared with --bias_correction",
     )  # fmt: skip
     add(
-        "--hu_curve", nargs="+", type=parse_knot, metavar="HU:HU", default=None,
+        "--hu_curve", nargs="+", type=parse_knot, metavar="HU:HU",
         help="in use, what the network gives as the first HU becomes the second, linear between, e.g. 130:130 200:250 "
              "1000:1130 for bone that comes out too soft; the ends of the CT window stay",
     )  # fmt: skip
@@ -107,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
     steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
     ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
-    exported = replace(settings, training=training, steps=steps, **ways)
-    if opt.hu_curve:
-        exported = replace(exported, hu_curve=tuple(opt.hu_curve))
+    curve = tuple(opt.hu_curve or settings.hu_curve)
+    exported = replace(settings, training=training, steps=steps, hu_curve=curve, **ways)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)

@@ -5,7 +5,7 @@ import pytest
 
 from cohort.checks import check_bone
 from cohort.findings import Findings
-from cohort.missing_bone import LEAST_BODY_CM2, LEAST_BONE_CM2, describe_missing_bone, slices_without_bone
+from cohort.missing_bone import LEAST_BODY_CM2, LEAST_BONE_CM2, MissingBone, missing_bone
 from data.volumes.volume import Volume
 
 AXIAL = tuple(np.eye(3).ravel())
@@ -22,7 +22,7 @@ def limb(without: range, pixel_mm: float = 2.0, bone_px: int = 6) -> Volume:
 
 
 def found(ct: Volume) -> list[int]:
-    return slices_without_bone(ct, ct.array > -300)
+    return missing_bone(ct, ct.array > -300).slices
 
 
 def test_slices_are_counted_from_the_feet_from_1():
@@ -47,8 +47,8 @@ def test_areas_are_in_cm2():
     ct = limb(range(20))
     few, enough = (np.zeros(ct.array.shape, bool) for _ in range(2))
     few[:, :20, :24], enough[:, :20, :25] = True, True
-    assert slices_without_bone(ct, few) == [] and pytest.approx(LEAST_BODY_CM2) == 500 * 0.04
-    assert len(slices_without_bone(ct, enough)) == 20
+    assert missing_bone(ct, few).slices == [] and pytest.approx(LEAST_BODY_CM2) == 500 * 0.04
+    assert len(missing_bone(ct, enough).slices) == 20
 
 
 def test_three_slices_are_noted_and_two_are_not():
@@ -61,4 +61,4 @@ def test_three_slices_are_noted_and_two_are_not():
         check_bone(findings, ct, ct.array > -300)
         assert findings.figures["slices_without_bone"] == len(without) and findings.warnings == []
         assert [text[: len(note or "")] for text in findings.notes] == ([note] if note else [])
-    assert "slices, 1, 3, 5 to 6:" in (describe_missing_bone([1, 3, 5, 6], 9) or "")
+    assert "slices, 1, 3, 5 to 6:" in (MissingBone([1, 3, 5, 6], 9).describe() or "")

@@ -137,13 +137,18 @@ def scan(kind: str) -> Volume:
     return Volume(np.abs(mr + noise).astype(np.float32), (2.0, 2.0, 5.0), (0.0,) * 3, tuple(np.eye(3).ravel()))
 
 
-def warnings(volume: Volume, settings: InferenceSettings = T1) -> str:
+def checked(volume: Volume, settings: InferenceSettings) -> Findings:
+    """What the checks of a conversion find of an MR; its own slices stand for the network's."""
     slices, plan = prepare_volume(volume, settings)
     check = Check(plan, None)
     for index in range(len(slices)):
         check.add(slices[index])
     check.finish(plan.source)
-    return "; ".join(check.findings.warnings)
+    return check.findings
+
+
+def warnings(volume: Volume) -> str:
+    return "; ".join(checked(volume, T1).warnings)
 
 
 def test_a_synthesis_warns_of_opposed_phase_and_of_dark_fat_and_not_of_t1():
@@ -173,12 +178,7 @@ def test_a_model_of_other_contrasts_is_not_told_that_it_expects_t1():
 
 
 def test_a_model_without_a_scale_of_its_own_is_not_asked():
-    slices, plan = prepare_volume(scan("opposed"), MR_SETTINGS)
-    check = Check(plan, None)
-    for index in range(len(slices)):
-        check.add(slices[index])
-    check.finish(plan.source)
-    assert "dark_border_share" not in check.findings.figures
+    assert "dark_border_share" not in checked(scan("opposed"), MR_SETTINGS).figures
 
 
 def test_the_header_of_a_series_is_believed(tmp_path):

@@ -21,7 +21,7 @@ from cohort.results import Results
 from data.errors import InputError
 from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
 from data.settings.declaration import options_of
-from data.volumes.volume import read_volume, same_grid, write_volume
+from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
 from options import pipeline_options, test_options
@@ -60,6 +60,12 @@ def run(root: Path, *arguments, **where) -> tuple[int, dict[str, dict]]:
     code = test_pipeline.main(command(root, *arguments, **where))
     summary = json.loads((root / where.get("results", "out") / NAME / "summary.json").read_text())
     return code, {case["case"]: case for case in summary["cases"]}
+
+
+def true_ct() -> Volume:
+    """A CT on the grid of the first patient's MR: 40 HU where that has signal."""
+    mr = patient_mr(32.0)
+    return mr.with_array(np.where(mr.array > 100, 40, -1000).astype(np.int16))
 
 
 def expected_ct(root: Path, path: Path):
@@ -395,8 +401,7 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
 
 def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
     caplog.set_level("INFO")
-    mr = patient_mr(32.0)
-    reference = mr.with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    mr, reference = patient_mr(32.0), true_ct()
     write_volume(reference, site / "ct.nii.gz")
     write_volume(ct_volume(), site / "other_grid.nii.gz")
     (site / "list.csv").write_text(
@@ -417,7 +422,7 @@ def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
 
 def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
     caplog.set_level("INFO")
-    reference = patient_mr(32.0).with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    reference = true_ct()
     write_volume(reference, site / "in/p0/ct.nii.gz")
     choice = ("--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
     code, cases = run(site, *choice)
@@ -433,8 +438,7 @@ def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
 def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, monkeypatch):
     _, before = run(site, "--pattern", "*/mr.nii.gz")
     volumes = {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
-    body = patient_mr(32.0)
-    write_volume(body.with_array(np.where(body.array > 100, 40, -1000).astype(np.int16)), site / "in/p0/ct.nii.gz")
+    write_volume(true_ct(), site / "in/p0/ct.nii.gz")
     write_volume(ct_volume(), site / "in/p1/ct.nii.gz")  # on another grid
 
     def refuse(self, work):
@@ -444,7 +448,7 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
     references = ("--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
     code, after = run(site, *references)
     assert code == 0 and redone(before, after) == {"p0", "p1"}
-    scores = score_case(read_volume(site / "out" / NAME / "p0.nii.gz"), read_volume(site / "in/p0/ct.nii.gz"), mr=body)
+    scores = score_case(read_volume(site / "out" / NAME / "p0.nii.gz"), true_ct(), mr=patient_mr(32.0))
     assert after["p0"]["scores"]["mae"] == pytest.approx(scores["mae"], rel=1e-5)
     kept = ("hu", "checks", "geometry", "output_sha256", "notes", "warnings")
     assert {name: after["p0"][name] for name in kept} == {name: before["p0"][name] for name in kept}
@@ -463,7 +467,7 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
 def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
     for k in range(3):
         (site / f"in/p{k}/mr.nii.gz").rename(site / f"in/p{k}_mr.nii.gz")
-    reference = patient_mr(32.0).with_array(np.where(patient_mr(32.0).array > 100, 40, -1000).astype(np.int16))
+    reference = true_ct()
     write_volume(reference, site / "in/p0_ct.nii.gz")
     choice = ("--pattern", "*_mr.nii.gz", "--reference_pattern", "{case}_ct.nii.gz")
     code, cases = run(site, *choice)
