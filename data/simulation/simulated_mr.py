@@ -79,7 +79,8 @@ def simulate_mr(
 
     Args:
         ct: (N, S, H, W) in HU, without noise, couch and contrast agent.
-        depth_mm: (N, S, H, W), how deep below its bone's surface a pixel's centre lies; 0 outside bones.
+        depth_mm: (N, S, H, W), how deep below its bone's surface a pixel's centre lies; in the spinal canal how far
+            from its wall, below zero; 0 elsewhere.
         spacing: mm between slices and between pixels.
         draws: all that is random.
         settings: what it is drawn from.
@@ -98,7 +99,7 @@ def simulate_mr(
     fat, muscle = brightness(draws, settings)
     several = settings.contrasts != (ONLY_CONTRAST,)
     # The whole signal and, where several contrasts are made of it, that of fat.
-    parts = soft_tissue(ct, fat, muscle, spacing, draws, several)
+    parts = soft_tissue(ct, (-depth_mm).clamp_(min=0), fat, muscle, spacing, draws, settings)
     for lost in (interfaces(ct, pixel_mm, draws), dark_details(shape, spacing, draws)):
         parts = [_less(part, lost) for part in parts]
     inside = (depth_mm - draws.uniform(0.2, 1.2)).clamp_(0, 1)

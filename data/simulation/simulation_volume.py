@@ -1,4 +1,6 @@
-"""What the simulation of MR needs of a CT volume, computed once: CT without noise and contrast agent, depth in bone."""
+"""What the simulation of MR needs of a CT volume, computed once: CT without noise and contrast agent, depth in bone and
+in the spinal canal.
+"""
 
 from dataclasses import dataclass
 
@@ -6,10 +8,11 @@ import numpy as np
 from scipy import ndimage
 from skimage import restoration
 
+from data.simulation.spinal_canal import spinal_canal
 from data.values.intensity import AIR_HU
 
 # Raised when the same CT gives other maps: what is kept of a data set is then computed anew.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 # Where bone begins when whole bones are outlined, and the smallest and largest outlines that count.
 _BONE_HU = 160.0
 _SMALLEST_BONE_MM2 = 25.0
@@ -26,7 +29,11 @@ _SOFT_TISSUE_HU = 60.0
 
 @dataclass(frozen=True)
 class SimulationVolume:
-    """A CT volume for the simulation: `hu` int16 (N, H, W) and `depth` uint8 (N, H, W), in quarters of a mm."""
+    """A CT volume for the simulation: `hu` int16 (N, H, W) and `depth` int8 (N, H, W).
+
+    `depth`: how deep below the surface of its bone the centre of a pixel lies, in quarters of a mm, at most 31 mm; in
+    the spinal canal how far from its wall, below zero; 0 elsewhere.
+    """
 
     hu: np.ndarray
     depth: np.ndarray
@@ -42,8 +49,12 @@ def simulation_volume(ct: np.ndarray, body: np.ndarray, pixel_mm: float, slice_m
     """
     clean = np.stack([denoised(plane) for plane in ct])
     clean = without_contrast_agent(clean, body, pixel_mm, slice_mm)
-    depth = np.stack([bone_depth(plane, pixel_mm) for plane in clean])
-    return SimulationVolume(np.rint(clean).astype(np.int16), np.rint(4 * depth.clip(0, 63)).astype(np.uint8))
+    outlines = [_bones(plane, pixel_mm) for plane in clean]
+    compact, whole = (np.stack(masks) for masks in zip(*outlines, strict=True))
+    canal = spinal_canal(clean, compact, whole & ~compact, pixel_mm, slice_mm)
+    depth = np.stack([_depth(plane, pixel_mm) for plane in whole & ~canal])
+    depth -= np.stack([_depth(plane, pixel_mm) for plane in canal])
+    return SimulationVolume(np.rint(clean).astype(np.int16), np.rint(4 * depth.clip(-31, 31)).astype(np.int8))
 
 
 def denoised(ct: np.ndarray) -> np.ndarray:
@@ -86,8 +97,21 @@ def without_contrast_agent(ct: np.ndarray, body: np.ndarray, pixel_mm: float, sl
 def bone_depth(ct: np.ndarray, pixel_mm: float) -> np.ndarray:
     """Return how deep in mm below its bone's surface the centre of each pixel of a slice lies; 0 outside bones.
 
-    A bone is compact bone with all that it encloses, where the edge of the picture may be part of the enclosure. Its
-    surface runs between pixels: the outermost ones lie half a pixel deep.
+    A bone is compact bone with all that it encloses. Its surface runs between pixels: the outermost ones lie half a
+    pixel deep.
+    """
+    return _depth(_bones(ct, pixel_mm)[1], pixel_mm)
+
+
+def _depth(mask: np.ndarray, pixel_mm: float) -> np.ndarray:
+    # What is inside continues beyond the picture.
+    pixels = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1]
+    return (pixels - 0.5).clip(min=0) * pixel_mm
+
+
+def _bones(ct: np.ndarray, pixel_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the compact bone of a slice, and it with all that it encloses, where the edge of the picture may be part
+    of the enclosure; both bool (H, W).
     """
     pad = max(1, round(3 / pixel_mm))
     dense = np.pad(ndimage.gaussian_filter(ct, 0.6 / pixel_mm) > _BONE_HU, pad, mode="edge")
@@ -105,6 +129,4 @@ def bone_depth(ct: np.ndarray, pixel_mm: float) -> np.ndarray:
             edge = sum(int(side.sum()) for side in (candidate[0], candidate[-1], candidate[:, 0], candidate[:, -1]))
             if edge < _LARGEST_OPENING * wall.sum():
                 whole |= candidate
-    # The bone continues beyond the picture.
-    pixels = ndimage.distance_transform_edt(np.pad(whole, 1, mode="edge"))[1:-1, 1:-1]
-    return (pixels - 0.5).clip(min=0) * pixel_mm
+    return bone, whole

@@ -1,4 +1,4 @@
-"""MR signal of what is not bone: fat, muscle, organs, and what darkens them that CT does not show."""
+"""MR signal of what is not bone: fat, muscle, organs, the spinal canal, and what darkens them that CT does not show."""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from data.simulation.draws import Draws
 from data.simulation.filters import blur, line, ramp
 from data.simulation.settings import SimulationSettings
 from data.values.intensity import AIR_HU
+from data.volumes.contrasts import ONLY_CONTRAST
 
 # What fasciae, tendons and chemical shift darken is as wide as this at most: a part of a larger pixel.
 _THIN_MM = 2.0
@@ -27,9 +28,18 @@ def brightness(draws: Draws, settings: SimulationSettings) -> tuple[Tensor, Tens
 
 
 def soft_tissue(
-    ct: Tensor, fat: Tensor, muscle: Tensor, spacing: tuple[float, float], draws: Draws, with_fat: bool
+    ct: Tensor,
+    canal_mm: Tensor,
+    fat: Tensor,
+    muscle: Tensor,
+    spacing: tuple[float, float],
+    draws: Draws,
+    settings: SimulationSettings,
 ) -> list[Tensor]:
-    """Return the signal outside bones, and with `with_fat` that of fat in it."""
+    """Return the signal outside bones and, where several contrasts are made, that of fat in it.
+
+    `canal_mm`: how far from the wall of the spinal canal pixels in it lie, (N, S, H, W).
+    """
     shape = ct.shape[1:]
     # Lung and the slope to air hold water, not fat, however low their HU.
     lean = line(ct, draws.uniform(-110, -85), draws.uniform(25, 60))
@@ -42,14 +52,27 @@ def soft_tissue(
     places = draws.smooth_field(
         shape, float(draws.integer(25, 70)), spacing, 1 / edge, draws.uniform(-1.6, -0.6) / edge
     )
-    texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7)).mul_(lean).exp_()
-    of_fat = [(1 - lean).mul_(fat)] if with_fat else []
+    texture.addcmul_(places.clamp_(0, 1), draws.uniform(-1.2, 0.7))
+    texture.lerp_(_spinal_canal(canal_mm, draws, settings), canal_mm.clamp(0, 1)).mul_(lean).exp_()
+    of_fat = [(1 - lean).mul_(fat)] if settings.contrasts != (ONLY_CONTRAST,) else []
     signal = lean.mul_(muscle - fat).add_(fat)
     # Lung by its density, or as much less as its short T2* takes.
     tissue = line(ct, AIR_HU + draws.uniform(0, 70), -130.0)
     mineral = line(ct, draws.uniform(80, 180), draws.uniform(400, 800))
     tissue = torch.minimum(tissue, mineral.neg_().add_(1), out=tissue).clamp_(0, 1)
     return [part.mul_(texture).mul_(tissue) for part in (signal, *of_fat)]
+
+
+def _spinal_canal(canal_mm: Tensor, draws: Draws, settings: SimulationSettings) -> Tensor:
+    """Return the logarithm of how much brighter than muscle fluid and cord are: a CT shows no cord.
+
+    On T1-weighted MR the fluid is dark, as compact bone is. It fills the canal up to a cord whose distance from the
+    wall varies; low in the spine there is none.
+    """
+    brightest = 5.0 if settings.other_sequences else 0.8
+    fluid, cord = draws.uniform(np.log(0.08), np.log(brightest)), draws.uniform(np.log(0.7), np.log(1.5))
+    inside = (canal_mm - draws.uniform(0.5, 9.0)).div_(draws.uniform(0.5, 2.0)).clamp_(0, 1)
+    return fluid + (cord - fluid) * inside
 
 
 def interfaces(ct: Tensor, pixel_mm: float, draws: Draws) -> Tensor:
