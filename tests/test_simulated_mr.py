@@ -142,7 +142,7 @@ def test_contrast_agent_becomes_soft_tissue_and_bones_stay():
 def test_a_volume_is_kept_in_whole_hu_and_quarters_of_a_mm():
     ct, body = trunk()
     volume = simulation_volume(ct[:6], body[:6], 2.0, 4.0)
-    assert (volume.hu.dtype, volume.depth.dtype) == (np.int16, np.uint8)
+    assert (volume.hu.dtype, volume.depth.dtype) == (np.int16, np.int8)
     assert volume.depth[3, 92, 80] == pytest.approx(4 * 27, abs=8)  # the middle of a bone 54 mm wide
     assert not volume.depth[:, 30:60, 40:120].any()
 

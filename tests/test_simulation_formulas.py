@@ -54,7 +54,7 @@ def ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return ((x - low) / (high - low)).clamp(0, 1)
 
 
-def plain_soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tensor:
+def plain_soft_tissue(ct: Tensor, depth_mm: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tensor:
     """Fat, muscle and what is between, without bone."""
     shape = ct.shape[1:]
     lean = torch.where(ct > -200, ramp(ct, d.uniform(-110, -85), d.uniform(25, 60)), 1 - ramp(ct, -500, -200))
@@ -63,7 +63,12 @@ def plain_soft_tissue(ct: Tensor, fat: Tensor, muscle: Tensor, d: Draws) -> Tens
     texture = spread * d.smooth_field(shape, cell, SPACING)
     cell, rarity = float(d.integer(25, 70)), -d.uniform(-1.6, -0.6)
     organs = ramp(d.smooth_field(shape, cell, SPACING), rarity, rarity + 0.15) * d.uniform(-1.2, 0.7)
-    signal = (fat + (muscle - fat) * lean) * torch.exp((texture + organs) * lean)
+    fluid, cord = (d.uniform(*torch.tensor(ends).log().tolist()) for ends in ((0.08, 0.8), (0.7, 1.5)))
+    cord_share = ((-depth_mm - d.uniform(0.5, 9)) / d.uniform(0.5, 2)).clamp(0, 1)
+    canal = torch.lerp(fluid, cord, cord_share)
+    signal = (fat + (muscle - fat) * lean) * torch.exp(
+        lean * torch.lerp(texture + organs, canal, (-depth_mm).clamp(0, 1))
+    )
     return signal * ramp(ct, d.uniform(0, 70) - 1000, -130) * (1 - ramp(ct, d.uniform(80, 180), d.uniform(400, 800)))
 
 
@@ -109,7 +114,9 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     ct = plain_blur(ct, d.uniform(0, 1) / pixel_mm)
     ct = torch.where(depth_mm > 3, plain_blur(ct, 1.5 / pixel_mm * ones), ct)
     fat, muscle = d.uniform(*SETTINGS.fat), d.uniform(*SETTINGS.muscle)
-    signal = plain_soft_tissue(ct, fat, muscle, d) * (1 - plain_interfaces(ct, d)) * (1 - plain_details(shape, d))
+    signal = (
+        plain_soft_tissue(ct, depth_mm, fat, muscle, d) * (1 - plain_interfaces(ct, d)) * (1 - plain_details(shape, d))
+    )
     inside = (depth_mm - d.uniform(0.2, 1.2)).clamp(0, 1)
     signal = torch.lerp(signal, plain_bone(ct, fat, muscle, d), inside)
     sigma_mm = max(3.0, 1.2 * pixel_mm)
@@ -131,10 +138,11 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
 
 
 def limbs(slabs: int = 12, slices: int = 3) -> tuple[Tensor, Tensor]:
-    """Slabs of a thigh with a lung's HU on one side, and the depth in its bone; (N, S, 64, 64)."""
+    """Slabs of a thigh with a lung's HU on one side and a canal on the other, and the depth in bone; (N, S, 64, 64)."""
     ct, radius = limb(64, (32, 30))
     ct[20:30, 2:9] = -700
     depth = torch.from_numpy((14 - radius).clip(0)).float()
+    depth[26:38, 48:60] = -4.0
     return tuple(torch.as_tensor(a).float().expand(slabs, slices, 64, 64).contiguous() for a in (ct, depth))
 
 
