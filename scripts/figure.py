@@ -41,7 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--labels", nargs="+", help="titles of MR, CTs and true CT, in this order")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--at", type=float, nargs=3, metavar=("L", "P", "S"), help="planes through this point (LPS, mm)")
-    rows.add_argument("--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet")
+    rows.add_argument("--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet (the lowest is 1)")
     rows.add_argument("--n_slices", type=positive_int, help="number of axial slices, evenly spaced")
     names = ", ".join(CT_WINDOWS)
     add(

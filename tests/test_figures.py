@@ -77,7 +77,7 @@ def test_one_volume_has_its_slices_in_a_numbered_grid_with_as_many_pixels_a_mm_e
     columns = columns_of(mr, [], None, ["$ MR"], WINDOW, 300)
     drawn = draw_comparison(columns, axial_slices(mr, 5))
     panels = [axes for axes in drawn.axes if axes.images]
-    assert [axes.get_title() for axes in panels] == [f"axial, slice {k}" for k in (5, 4, 3, 2, 1)]
+    assert [axes.get_title() for axes in panels] == [f"axial, slice {k}" for k in (6, 5, 4, 3, 2)]
     assert [axes.get_subplotspec().get_geometry()[:2] for axes in panels] == [(2, 3)] * 5
     assert drawn.get_suptitle() == "$ MR"
     planes = draw_comparison(columns, planes_through(mr, None))
@@ -90,7 +90,7 @@ def test_one_volume_has_its_slices_in_a_numbered_grid_with_as_many_pixels_a_mm_e
     assert list(sizes) == ["axial, slice 3", "coronal", "sagittal"]
     for name, mm in (("axial, slice 3", (16, 20)), ("coronal", (16, 24)), ("sagittal", (20, 24))):
         assert np.array(sizes[name]) / mm == pytest.approx([sizes["coronal"][0] / 16] * 2, rel=0.03)
-    several = draw_comparison(columns_of(mr, [volumes["a"]], None, None, WINDOW, 300), axial_slices(mr, [4, 0]))
+    several = draw_comparison(columns_of(mr, [volumes["a"]], None, None, WINDOW, 300), axial_slices(mr, [5, 1]))
     assert [axes.get_ylabel() for axes in several.axes if axes.images][::2] == ["axial\nslice 4", "axial\nslice 0"]
 
 
@@ -99,7 +99,7 @@ def test_a_mask_is_outlined_along_the_edges_of_its_pixels(volumes):
     mask = np.zeros(mr.array.shape, np.uint8)
     mask[2, 3:6, 0:4] = 1  # up to the image's left border
     columns = columns_of(mr, [], None, None, WINDOW, 300)
-    drawn = draw_comparison(columns, axial_slices(mr, [3]), mr.with_array(mask))  # stored upside down: 5 - 2
+    drawn = draw_comparison(columns, axial_slices(mr, [4]), mr.with_array(mask))  # stored upside down: 5 - 2
     (panel,) = [axes for axes in drawn.axes if axes.images]
     outlines = [line for line in panel.collections if line.get_paths() and len(line.get_paths()[0].vertices)]
     assert len(outlines) == 2  # black below yellow
@@ -134,10 +134,10 @@ def test_cuts_are_where_they_are_asked_for(volumes):
     grid = volumes["mr"]  # S from 80 (stored last) to 100, every 4 mm
     cuts = {plane.name: index for plane, index in planes_through(grid, (-10 + 2 * 7, -20 + 2 * 3, 80 + 4 * 1))}
     assert cuts == {"axial": 1, "coronal": 3, "sagittal": 7}
-    assert [index for _, index in axial_slices(grid, [0, 5])] == [0, 5]
+    assert [index for _, index in axial_slices(grid, [1, 6])] == [0, 5]
     assert [index for _, index in axial_slices(grid, 2)] == [4, 2]
-    with pytest.raises(InputError, match="--slices 6: the volume has slices 0 to 5"):
-        axial_slices(grid, [6])
+    with pytest.raises(InputError, match="--slices 0: the volume has slices 1 to 6"):
+        axial_slices(grid, [0])
     assert [index for _, index in axial_slices(grid, 6)] == [5, 4, 3, 2, 1, 0]
     with pytest.raises(InputError, match="--n_slices 7: the volume has 6 axial slices"):
         axial_slices(grid, 7)

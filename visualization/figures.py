@@ -150,7 +150,7 @@ def _empty(size_inches: tuple[float, float]) -> Figure:
 
 def _name(plane: Plane, index: int, separator: str) -> str:
     """Return what a cut is called; axial slices have the number that `--slices` takes."""
-    return f"{plane.name}{separator}slice {index}" if plane is PLANES[0] else plane.name
+    return f"{plane.name}{separator}slice {index + 1}" if plane is PLANES[0] else plane.name
 
 
 def _size_mm(grid: Volume, lie: PatientOrder, plane: Plane) -> tuple[float, float]:
@@ -204,7 +204,7 @@ def planes_through(grid: Volume, point_mm: tuple[float, float, float] | None) ->
 
 
 def axial_slices(grid: Volume, slices: Sequence[int] | int) -> list[tuple[Plane, int]]:
-    """Return axial cuts: at slices counted from the feet (0 is the lowest), or so many evenly spaced ones.
+    """Return axial cuts: at slices counted from the feet (1 is the lowest), or so many evenly spaced ones.
 
     Raises:
         InputError: there is no such slice, or there are fewer.
@@ -213,11 +213,11 @@ def axial_slices(grid: Volume, slices: Sequence[int] | int) -> list[tuple[Plane,
     if isinstance(slices, int):
         if slices > count:
             raise InputError(f"--n_slices {slices}: the volume has {count} axial slices; expected at most that many")
-        slices = [int((k + 1) * count / (slices + 1)) for k in reversed(range(slices))]
-    for index in slices:
-        if not 0 <= index < count:
-            raise InputError(f"--slices {index}: the volume has slices 0 to {count - 1}, counted from the feet")
-    return [(PLANES[0], index) for index in slices]
+        slices = [1 + int((k + 1) * count / (slices + 1)) for k in reversed(range(slices))]
+    for number in slices:
+        if not 1 <= number <= count:
+            raise InputError(f"--slices {number}: the volume has slices 1 to {count}, counted from the feet")
+    return [(PLANES[0], number - 1) for number in slices]
 
 
 def draw_losses(runs: Mapping[str, Sequence[LossRecord]], names: Sequence[str] | None, smooth: float) -> Figure:

@@ -20,7 +20,7 @@ SHEET_SIZE = ((2 + _COLUMNS) * _STEP_PX - _GAP_PX, _TALL_PX)
 def sheet_slices(count: int) -> list[int]:
     """Return which of `count` axial slices a sheet shows: up to eight, evenly spaced, from the head down.
 
-    They are counted from the feet.
+    They are indices, counted from the feet.
     """
     shown = min(count, _ROWS * _COLUMNS)
     return [int((k + 0.5) * count / shown) for k in reversed(range(shown))]
@@ -50,7 +50,7 @@ def mask_sheet(volume: Volume, mask: np.ndarray, domain: str) -> Image.Image:
         place(plane, image.shape[plane.axis] // 2, plane.name, (column * _STEP_PX, 0), _TALL_PX)
     for k, index in enumerate(sheet_slices(image.shape[0])):
         row, column = divmod(k, _COLUMNS)
-        place(PLANES[0], index, f"slice {index}", ((2 + column) * _STEP_PX, row * _STEP_PX), _BOX_PX)
+        place(PLANES[0], index, f"slice {index + 1}", ((2 + column) * _STEP_PX, row * _STEP_PX), _BOX_PX)
     return sheet
 
 
