@@ -6,6 +6,7 @@ Every command imports this package first. Without the packages that it needs, it
 import importlib.util
 import sys
 from pathlib import Path
+from types import TracebackType
 
 
 def check_environment() -> None:
@@ -19,4 +20,14 @@ def check_environment() -> None:
         sys.exit(f"error: {sys.executable} has no {', '.join(missing)}; run first: {way}")
 
 
+def say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say what Ctrl-C did, also while packages are still loading, without a traceback; for `sys.excepthook`."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 check_environment()
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = say_interrupted

@@ -1,5 +1,6 @@
 """Every command says in one line what to do where Python is too old or packages are missing."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,18 @@ def test_an_older_python_is_told(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     with pytest.raises(SystemExit, match=r"this is Python 3\.9; expected 3\.12 or newer; run first: "):
         data.check_environment()
+
+
+def test_ctrl_c_while_packages_load_is_said_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", "import data; raise KeyboardInterrupt"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
+def test_other_errors_keep_their_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", "import data; raise ValueError('x')"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: x\n")

@@ -87,11 +87,11 @@ def test_one_volume_has_its_slices_in_a_numbered_grid_with_as_many_pixels_a_mm_e
     for axes in planes.axes:
         box = axes.get_position()
         sizes[axes.get_title()] = (box.width * inches[0], box.height * inches[1])
-    assert list(sizes) == ["axial, slice 3", "coronal", "sagittal"]
-    for name, mm in (("axial, slice 3", (16, 20)), ("coronal", (16, 24)), ("sagittal", (20, 24))):
+    assert list(sizes) == ["axial, slice 4", "coronal", "sagittal"]
+    for name, mm in (("axial, slice 4", (16, 20)), ("coronal", (16, 24)), ("sagittal", (20, 24))):
         assert np.array(sizes[name]) / mm == pytest.approx([sizes["coronal"][0] / 16] * 2, rel=0.03)
     several = draw_comparison(columns_of(mr, [volumes["a"]], None, None, WINDOW, 300), axial_slices(mr, [5, 1]))
-    assert [axes.get_ylabel() for axes in several.axes if axes.images][::2] == ["axial\nslice 4", "axial\nslice 0"]
+    assert [axes.get_ylabel() for axes in several.axes if axes.images][::2] == ["axial\nslice 5", "axial\nslice 1"]
 
 
 def test_a_mask_is_outlined_along_the_edges_of_its_pixels(volumes):
