@@ -69,7 +69,7 @@ def test_a_figure_shows_each_cut_in_patient_orientation_and_proportion(volumes):
     assert axial.images[0].get_clim() == (-160, 240)
     assert panels[3].images[0].get_clim() == (-300, 300)
     bars = {axes.get_ylabel(): axes.get_ylim() for axes in drawn.axes if "HU" in axes.get_ylabel()}
-    assert bars == {"difference [HU]": (-300, 300), "CT [HU]": (-160, 240)}
+    assert bars == {"synthetic - true CT [HU]": (-300, 300), "CT [HU]": (-160, 240)}
 
 
 def test_one_volume_has_its_slices_in_a_numbered_grid_with_as_many_pixels_a_mm_each_way(volumes):

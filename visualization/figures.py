@@ -76,7 +76,7 @@ def columns_of(
         for title, ct in zip(titles[first : first + len(cts)], cts, strict=True):
             difference = ct.with_array(ct.array.astype(np.float32) - reference.array)
             shown = f"{title} \N{MINUS SIGN} {titles[-1]}"
-            columns.append(Column(shown, difference, -spread_hu, spread_hu, True, "difference [HU]"))
+            columns.append(Column(shown, difference, -spread_hu, spread_hu, True, "synthetic - true CT [HU]"))
     return columns
 
 

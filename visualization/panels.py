@@ -161,7 +161,7 @@ def ct_tile(title: str, hu: np.ndarray, limits: tuple[float, float]) -> Tile:
 
 
 def _difference_tile(made: np.ndarray, true: np.ndarray) -> Tile:
-    return ct_tile("difference [HU]", made - true.astype(np.float32), (-DIFFERENCE_HU, DIFFERENCE_HU))
+    return ct_tile("CT made - true [HU]", made - true.astype(np.float32), (-DIFFERENCE_HU, DIFFERENCE_HU))
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:
