@@ -1,4 +1,4 @@
-"""Fill holes in binary masks by iterated voting: ``python fill_hole.py --input F|DIR --output F|DIR``.
+"""Fill holes in binary masks by iterated voting: `python fill_hole.py --input F|DIR --output F|DIR`.
 
 A background voxel becomes foreground if the foreground has a majority in the box around it. This repeats until nothing
 changes or --iterations are done (SimpleITK's VotingBinaryIterativeHoleFilling). Masks are volumes (.nii.gz .nii .mha

@@ -61,6 +61,6 @@ def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: P
     if found is None:
         return "choose the MR with --pattern"
     pattern, count = found
-    others = "the other one" if len(mr) == 1 else f"the {len(mr)} others"
+    others = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
     taken = others if count == len(mr) else f"{count} of {others}"
-    return f"--pattern {shlex.quote(pattern)} takes {taken} alone"
+    return f"--pattern {shlex.quote(pattern)} takes only {taken}"

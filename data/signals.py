@@ -95,19 +95,25 @@ class Stop(FirstSignal):
 
     def on_first(self, number: int) -> None:
         """Say what is waited for."""
-        name = signal.Signals(number).name
-        _say(f"{name}: stopping after {self._what_ends}; send it again, or press Ctrl-C, to stop at once")
+        _say(
+            f"{signal_name(number)}: stopping after {self._what_ends}; send it again, or press Ctrl-C, to stop at once"
+        )
 
     def on_further(self, number: int, seconds: float) -> None:
         """End at once."""
         if seconds > _SAME_REQUEST_S:
-            _say(f"{signal.Signals(number).name}: stopped at once")
+            _say(f"{signal_name(number)}: stopped at once")
             os._exit(exit_code(number))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    _say(f"{signal.Signals(number).name}: stopping")
+    _say(f"{signal_name(number)}: stopping")
     sys.exit(exit_code(number))
+
+
+def signal_name(number: int) -> str:
+    """Return what messages call a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _say(text: str) -> None:

@@ -173,24 +173,30 @@ def _complete(
         way = _way_out(given, found, lacking)
         count = "complete case" if len(complete) == 1 else f"{len(complete)} complete cases"
         raise InputError(f"{problems}. Score the {count} with --skip_missing, or {way}")
-    log.warning("warning: %s; not scored", problems)
+    way = _more_cases(given, found, lacking)
+    log.warning("warning: %s; not scored%s", problems, f". To score more, {way}" if way else "")
     return complete
 
 
 def _way_out(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], lacking: list[str]) -> str:
     """Return the patterns to add by which more cases agree than were found; without any, how to write patterns."""
+    if ways := _more_cases(given, found, lacking):
+        return ways
+    first = given[lacking[0]]
+    if first.pattern is not None:  # what was given is no way out
+        return _another(first, volumes_below(first.path))
+    return f"show where the case name stands, e.g. {first.pattern_option} {first.example}"
+
+
+def _more_cases(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]], lacking: list[str]) -> str:
+    """Return the patterns to add by which more cases agree than were found, '' for none."""
     pred, ways, look = given["pred"], [], functools.cache(volumes_below)
     for key in [key for key in lacking if key != "pred"] or ["ref"]:
         proposal = propose(pred, given[key], look)
         if proposal and proposal.matched > len(found["pred"].keys() & found[key].keys()):
             ways.append(proposal.describe(pred, given[key]))
             pred = proposal.pred
-    if ways:
-        return f"add {', and '.join(ways)}"
-    first = given[lacking[0]]
-    if first.pattern is not None:  # what was given is no way out
-        return _another(first, look(first.path))
-    return f"show where the case name stands, e.g. {first.pattern_option} {first.example}"
+    return f"add {', and '.join(ways)}" if ways else ""
 
 
 def _another(source: CaseVolumes, there: Sequence[Path]) -> str:

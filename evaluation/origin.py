@@ -1,5 +1,6 @@
 """Tells results of this project from other volumes, by the records and reports beside them."""
 
+import logging
 from pathlib import Path
 
 from data.errors import InputError
@@ -7,17 +8,27 @@ from data.prepared.manifest import read_json
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 from evaluation.case_folders import CaseVolumes, search
 
+log = logging.getLogger(__name__)
+
 # Folders of a cohort's extras, whose records lie beside the folder.
 _EXTRAS = ("dicom", "mu_maps", "uncertainty")
 
 
 def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
-    """Refuse results as references where the predictions are not known to be results.
+    """Refuse results as references where the predictions are not known to be results; else warn of them.
 
     Raises:
         InputError: it names the record that tells, and what each option takes.
     """
-    if (record := _record_of(ref)) and not _record_of(pred):
+    if (record := _record_of(ref)) is None:
+        return
+    if _record_of(pred):
+        log.warning(
+            "warning: %s %s: synthetic CT, as %s says. The scores tell how far two results agree, not how far they are "
+            "from a true CT",
+            ref.option, ref.path, record,
+        )  # fmt: skip
+    else:
         raise InputError(
             f"{ref.option} {ref.path}: synthetic CT, as {record} says, while nothing says so of {pred.option} "
             f"{pred.path}. They seem to be exchanged: {pred.option} takes the synthetic CT, {ref.option} the true CT"

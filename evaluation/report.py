@@ -163,7 +163,7 @@ def score_cohort(
             failed.append({"case": case.name, "reason": str(error)})
     if not rows:
         more = len(failed) - 1
-        others = f" (nor can {'the other one' if more == 1 else f'the {more} others'} be scored)" if more else ""
+        others = f" ({more} more case{'s' * (more > 1)} cannot be scored either)" if more else ""
         raise InputError(f"case {failed[0]['case']}: {failed[0]['reason']}{others}")
     return {"cases": rows, "failed": failed, **summarise(rows)}
 

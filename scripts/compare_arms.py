@@ -1,4 +1,4 @@
-"""Compare trained models on generated patients, whose truth is known: ``python -m scripts.compare_arms``.
+"""Compare trained models on generated patients, whose truth is known: `python -m scripts.compare_arms`.
 
 Every model of every --checkpoints_dir (one folder for each seed) converts the test patients of scripts.make_phantom.
 Scores are taken in the true body. "Arms kept" is the share of the true arms' voxels that are not air in the synthetic
@@ -68,7 +68,7 @@ def volume_path(out: Path, checkpoints: Path, name: str, patient: Path) -> Path:
 
 
 def score_model(checkpoints: Path, name: str, patients: list[Path], out: Path, device) -> list[dict]:
-    """Convert and score all patients with one model; the volumes go to ``out/FOLDER/NAME/PATIENT.nii.gz``."""
+    """Convert and score all patients with one model; the volumes go to `out/FOLDER/NAME/PATIENT.nii.gz`."""
     synthesiser = load_synthesiser(checkpoints / name, "latest", device)
     rows = []
     for patient in patients:
@@ -98,7 +98,7 @@ def format_comparison(rows: list[dict], names: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert, score, print the table and write ``scores.json``.
+    """Convert, score, print the table and write `scores.json`.
 
     Raises:
         InputError: no test patient, or a model cannot be loaded.

@@ -1,4 +1,4 @@
-"""Score synthetic CT against true CT: ``python -m scripts.evaluate --pred F --ref F``.
+"""Score synthetic CT against true CT: `python -m scripts.evaluate --pred F --ref F`.
 
 Every path is one volume or a folder of cases. Cases are matched by name. In a folder the name of a case is the file
 name without .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. Where names do not match, the error

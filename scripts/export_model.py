@@ -1,7 +1,7 @@
-"""Copy a model for use out of its run: ``python -m scripts.export_model --name NAME --out DIR``.
+"""Copy a model for use out of its run: `python -m scripts.export_model --name NAME --out DIR`.
 
 Writes DIR/latest_net_G_A.pth, the generator in half precision (half the size; loaded as float32), and
-DIR/inference.json, so that ``test_adapt.py --checkpoints_dir DIR/..`` finds a model there.
+DIR/inference.json, so that `test_adapt.py --checkpoints_dir DIR/..` finds a model there.
 
 --onnx also writes DIR/model.onnx, for other software, and DIR/model.json, which describes its input and output. Its
 weights are those of the .pth file, in float32.

@@ -1,4 +1,4 @@
-"""Draw volumes side by side for a paper: ``python -m scripts.figure --mr F --ct F... --out fig.png``.
+"""Draw volumes side by side for a paper: `python -m scripts.figure --mr F --ct F... --out fig.png`.
 
 A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
 through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.
@@ -41,7 +41,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--labels", nargs="+", help="titles of MR, CTs and true CT, in this order")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--at", type=float, nargs=3, metavar=("L", "P", "S"), help="planes through this point (LPS, mm)")
-    rows.add_argument("--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet (the lowest is 1)")
+    rows.add_argument(
+        "--slices", type=int, nargs="+", help="axial slices instead of planes, counted from the feet (the lowest is 1)"
+    )
     rows.add_argument("--n_slices", type=positive_int, help="number of axial slices, evenly spaced")
     names = ", ".join(CT_WINDOWS)
     add(

@@ -1,4 +1,4 @@
-"""Generate whole-body patients: ``python -m scripts.make_phantom --out DIR``.
+"""Generate whole-body patients: `python -m scripts.make_phantom --out DIR`.
 
 Writes DIR/train/mr/ID_mr.nii.gz and DIR/train/ct/ID_ct.nii.gz (different patients; MR with the arms down, CT with the
 arms up and a couch), DIR/test/ID/{mr,ct,labels}.nii.gz (one anatomy), DIR/truth/ID_labels.nii.gz and DIR/phantom.json.

@@ -1,4 +1,4 @@
-"""Compare the losses of training runs in one figure: ``python -m scripts.plot_losses NAME... --out losses.png``."""
+"""Compare the losses of training runs in one figure: `python -m scripts.plot_losses NAME... --out losses.png`."""
 
 import argparse
 import logging

@@ -213,7 +213,7 @@ def report(
     for failure in failures:
         log.error("failed: %s", failure.reason)
     if failures:
-        log.error("the data set lacks what failed; mend it and run the command again before you train")
+        log.error("what failed is not in the data set; if it belongs there, mend it and run the command again")
 
 
 def page_of_masks(

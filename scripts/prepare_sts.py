@@ -1,4 +1,4 @@
-"""Prepare the public soft-tissue-sarcoma volumes as inputs: ``python -m scripts.prepare_sts --source S --out DIR``.
+"""Prepare the public soft-tissue-sarcoma volumes as inputs: `python -m scripts.prepare_sts --source S --out DIR`.
 
 S is the folder `ibsi_validation` of the repository github.com/theibsi/data_sets (Creative Commons Attribution 3.0;
 Vallieres et al. 2015, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2015.7GO2GSKS), with `dicom/` or `nifti/` in it:

@@ -1,4 +1,4 @@
-"""Resample a volume to another one's grid: ``python -m scripts.resample --input A --like B [--output C]``.
+"""Resample a volume to another one's grid: `python -m scripts.resample --input A --like B [--output C]`.
 
 Nothing is registered: both volumes stay where their headers put them. Voxels outside A are air in a CT (-1000 HU) and
 0 in an MR, a mask or any other volume. Masks and label maps keep their labels (nearest neighbour) unless

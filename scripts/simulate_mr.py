@@ -1,4 +1,4 @@
-"""Simulate the MR of a CT, as training on simulated pairs does: ``python -m scripts.simulate_mr --ct F --out DIR``.
+"""Simulate the MR of a CT, as training on simulated pairs does: `python -m scripts.simulate_mr --ct F --out DIR`.
 
 Writes DIR/CASE/mr.nii.gz, a T1-like MR, and DIR/CASE/ct.nii.gz, the CT without its couch, on the CT's grid.
 Compare the MR with yours, or score a model on CT that it was not trained on, where no true pairs are at hand. Such

@@ -1,4 +1,4 @@
-"""Write the synthetic CT of the baselines: ``python -m scripts.trivial_predictors --mr F --out DIR``.
+"""Write the synthetic CT of the baselines: `python -m scripts.trivial_predictors --mr F --out DIR`.
 
 Writes DIR/constant/CASE.nii.gz (40 HU in the body) and DIR/threshold/CASE.nii.gz (three levels of a T1 MR),
 the baselines of a results table. --mr and --mask are one volume or a folder of cases, as in scripts.evaluate.

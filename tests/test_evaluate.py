@@ -438,7 +438,7 @@ def test_scores_are_renewed_for_the_same_results_and_not_replaced_by_those_of_ot
 
 def test_mr_alone_as_predictions_are_an_error_that_names_the_file(cohort):
     mr_as_prediction(cohort, "a_1", "b", "c.2")
-    with pytest.raises(InputError, match=r"^case a_1: .*/P/a_1\.nii\.gz: not a CT .*\(nor can the 2 others be "):
+    with pytest.raises(InputError, match=r"^case a_1: .*/a_1\.nii\.gz: not a CT .*\(2 more cases cannot be"):
         evaluate.main(command(cohort, f"--json={cohort / 'scores.json'}"))
     assert not (cohort / "scores.json").exists()
     with pytest.raises(InputError, match=r"^case b: .*/P/b\.nii\.gz: not a CT in HU \(values 0 to 1200\)"):
@@ -679,7 +679,7 @@ def test_names_are_cleaned_on_every_side(tmp_path):
 
 @pytest.mark.parametrize("record", ["P/records/b.json", "P/b.json"])
 @pytest.mark.parametrize("folders", [True, False])
-def test_results_and_references_that_are_exchanged_are_noticed(record, folders, cohort, capsys):
+def test_results_and_references_that_are_exchanged_are_noticed(record, folders, cohort, caplog):
     """By the record of a cohort, or the report of one patient."""
     told = cohort / record
     told.parent.mkdir(exist_ok=True)
@@ -702,7 +702,12 @@ def test_results_and_references_that_are_exchanged_are_noticed(record, folders, 
     told.write_text(json.dumps({"case": "b", "mae": 3}))  # scores, of no result
     evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])
     told.write_text(json.dumps({"case": "b", "input": "/in/b.nii", "made": ["b.nii.gz"]}))
+    caplog.clear()
     evaluate.main([f"--pred={paths[1]}", f"--ref={paths[1]}"])  # of two results either may be the reference
+    assert caplog.messages[0] == (
+        f"warning: --ref {paths[1]}: synthetic CT, as {told} says. The scores tell how far two results agree, not how "
+        "far they are from a true CT"
+    )
 
 
 @pytest.mark.parametrize("extra", ["dicom", "mu_maps", "uncertainty"])

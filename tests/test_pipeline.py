@@ -221,7 +221,7 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
         write_volume(ct_volume(32.0), site / f"in/p{k}/ct_on_mr_grid.nii.gz")
     code, cases = run(site)
     assert code == 1 and [case["status"] for case in cases.values()].count("failed") == 3
-    way_out = "--pattern '*/mr.nii.gz' takes the 3 others alone"
+    way_out = "--pattern '*/mr.nii.gz' takes only the 3 others"
     said = [one.getMessage() for one in caplog.records]
     before = next(k for k, text in enumerate(said) if "CT by their names" in text)
     assert said[before] == (
@@ -241,7 +241,7 @@ def test_ct_that_no_name_tells_are_named_by_their_values(site, caplog):
     write_volume(ct_volume(32.0), site / "in/p0/b.nii.gz")
     assert run(site)[0] == 1
     assert "by their names" not in caplog.text
-    told = "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes the 3 others alone"
+    told = "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes only the 3 others"
     assert told in caplog.text
     (site / "list.csv").write_text("id,path\na,in/p0/b.nii.gz\n")
     caplog.clear()

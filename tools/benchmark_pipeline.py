@@ -1,9 +1,9 @@
-"""Measure batch conversion: ``python -m tools.benchmark_pipeline --work DIR [--memory 3 20]``.
+"""Measure batch conversion: `python -m tools.benchmark_pipeline --work DIR [--memory 3 20]`.
 
 Times a cohort of generated whole-body patients against the published way written plainly: slices to PNG files, one by
 one through the network in float32, PNG files back to a volume. Both take turns with the same cohort, so that other
 work on the machine touches both alike: look at the ratio, and at the share of the time that the device is busy. With
-``--memory`` the peak memory of test_pipeline.py is measured instead, for cohorts of those sizes.
+`--memory` the peak memory of test_pipeline.py is measured instead, for cohorts of those sizes.
 
 The network is of the published architecture with random weights: they change neither time nor memory.
 """

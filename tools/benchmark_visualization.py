@@ -1,4 +1,4 @@
-"""Measure what visualisation costs a training: ``python -m tools.benchmark_visualization [--visdom]``.
+"""Measure what visualisation costs a training: `python -m tools.benchmark_visualization [--visdom]`.
 
 Prints the share of the training time that it takes at the default frequencies, in epochs of --steps_per_epoch steps
 (the last of which always has a record and a picture), with the published networks on slices of --size pixels on the

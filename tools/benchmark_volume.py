@@ -1,4 +1,4 @@
-"""Measure the conversion of one large volume: ``python -m tools.benchmark_volume --work DIR [--root CHECKOUT ...]``.
+"""Measure the conversion of one large volume: `python -m tools.benchmark_volume --work DIR [--root CHECKOUT ...]`.
 
 Prints the peak memory and the seconds of `test_adapt.py`, from its start to its end, on a generated whole body: one
 that is enlarged to the wanted size, with noise. The network has random weights, which change neither. With several

@@ -1,7 +1,7 @@
-"""Try curves of HU on results with a true CT: ``python -m tools.hu_curve --pred F --ref F``.
+"""Try curves of HU on results with a true CT: `python -m tools.hu_curve --pred F --ref F`.
 
 A network that learns from the absolute error makes bone too soft where it is not sure of its place. A curve raises
-these HU afterwards (``scripts.export_model --hu_curve``). Curves tried keep HU below LOW, turn AT into 250 HU, the
+these HU afterwards (`scripts.export_model --hu_curve`). Curves tried keep HU below LOW, turn AT into 250 HU, the
 threshold of bone, and raise what is above by SLOPE up to 1000 HU. Results must come from a model without a curve.
 
 Prints the mean over patients of each curve, and of the best one (bone Dice less a hundredth of the MAE) chosen with

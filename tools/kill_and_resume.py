@@ -1,4 +1,4 @@
-"""Kill a training at random moments and resume it: ``python -m tools.kill_and_resume --work DIR``.
+"""Kill a training at random moments and resume it: `python -m tools.kill_and_resume --work DIR`.
 
 A small training of generated patients runs once undisturbed, and once killed by SIGKILL again and again, while it
 starts, trains or saves, and continued each time with another number of loading threads. In the end all weights must

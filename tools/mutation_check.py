@@ -1,4 +1,4 @@
-"""Break the code on purpose, and see that a test notices: ``python -m tools.mutation_check``.
+"""Break the code on purpose, and see that a test notices: `python -m tools.mutation_check`.
 
 Each mutation is a mistake that a careless programmer could make, put into a copy of the project in a temporary folder:
 the checkout itself is never changed. The tests named in the table first pass there as the code is; then each mutation

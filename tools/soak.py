@@ -1,4 +1,4 @@
-"""Hours of training under faults, beside the same training undisturbed: ``python -m tools.soak --work DIR``.
+"""Hours of training under faults, beside the same training undisturbed: `python -m tools.soak --work DIR`.
 
 The full method trains on generated patients, with dropout, pictures, pages and a visdom server. Every minute or so a
 fault strikes one of the two runs: SIGKILL, SIGTERM, a pause, a disk that is full until the training gives up, a visdom

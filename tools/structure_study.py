@@ -1,4 +1,4 @@
-"""What ties a synthetic CT to its MR, one view or three: ``python -m tools.structure_study --work DIR --out FILE``.
+"""What ties a synthetic CT to its MR, one view or three: `python -m tools.structure_study --work DIR --out FILE`.
 
 Trains small CycleGANs of one budget on generated trunks, in every arm: without a loss of structure, with the
 correlation over the slice, the local correlation, mutual information over the slice and in tiles; and with the

@@ -1,4 +1,4 @@
-"""How well criteria without pairs follow the true error: ``python -m tools.validation_study --work DIR --out FILE``.
+"""How well criteria without pairs follow the true error: `python -m tools.validation_study --work DIR --out FILE`.
 
 Trains small models by several methods on generated patients and keeps the weights of every epoch. Each of these
 checkpoints is measured twice: by a validation without pairs, on patients of its own, and by the true MAE on test

@@ -3,7 +3,7 @@
 import logging
 import signal
 
-from data.signals import FirstSignal
+from data.signals import FirstSignal, signal_name
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ class Interruption(FirstSignal):
 
     def on_first(self, number: int) -> None:
         """Say that the state is saved first."""
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        name = signal_name(number)
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         log.info("%s: saving the state after this step, then stopping%s", name, again)
 

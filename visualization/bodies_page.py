@@ -93,7 +93,8 @@ def write_bodies_page(
             tags.p(f"{len(sheets)} volumes")
         tags.p(
             "The outline should follow the skin, with arms and legs inside and the couch outside. To correct a mask, "
-            "edit its file and prepare the data set again. Axial slices are counted from the feet, the lowest is 1 (index 0 in Python).",
+            "edit its file and prepare the data set again. Axial slices are counted from the feet, "
+            "the lowest is 1 (index 0 in Python).",
             cls="note",
         )
         if failures:

@@ -136,7 +136,7 @@ def prepare_dataset(
     if todo:
         _remove(root / MANIFEST_NAME)
     else:
-        log.info("nothing to do: %d volumes are prepared already", len(cases))
+        log.info("already prepared: %d volumes", len(cases))
     written, failed = run_jobs(writer, todo, workers, "writing slices")
     cases, failures = [*cases, *written], [*failures, *failed]
     check_trainable(root, groups, cases, failures)

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # More than any count or size can be that a computer takes.
@@ -76,7 +77,9 @@ def _number(text: str, kind: type, fits: Callable[[Any], bool], expected: str) -
 def run_name(text: str) -> str:
     """Return a name that is one folder, not a path out of the folder of models."""
     if not NAME_PATTERN.fullmatch(text) or text in (".", ".."):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes")
+        last = Path(text).name
+        meant = f", as in {last}" if NAME_PATTERN.fullmatch(last) and last != ".." else ""
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without slashes{meant}")
     return text
 
 
