@@ -1,7 +1,10 @@
 """The mu-map: published constants, tissues against tabulated coefficients, smoothing, and both commands."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -13,6 +16,8 @@ from data.volumes.volume import Volume, from_sitk, read_volume, same_grid, write
 from tests.cohort_data import NAME, patient_mr, write_model
 from tests.faults.commands import adapt, pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS, SHARED = ROOT / "checkpoints", ROOT.parent / "shared/data/sts/dicom"
 # Hubbell and Seltzer, NIST Standard Reference Database 126: mass attenuation (cm2/g) at 500 and 600 keV, density
 # (g/cm3) of ICRU-44's tissues.
 NIST = {
@@ -59,6 +64,25 @@ def test_air_is_nothing_water_is_water_and_the_lines_meet(kvp):
 def test_bone_has_the_published_lines(kvp, at_1000_hu):
     """a * 2000 + b of the paper's table, worked out by hand."""
     assert mu_of(1000, kvp) == pytest.approx(at_1000_hu, abs=1e-6)
+
+
+def test_what_the_documentation_says_of_a_wrong_curve():
+    """docs/clinical_formats.md and the models' cards: 120 kVp in place of 140, in per cent."""
+    found = [round(100 * (mu_of(hu, 120) / mu_of(hu, 140) - 1), 1) for hu in (45, 500, 1000, 1500)]
+    assert found == [0.6, -1.4, -2.9, -4.0]
+
+
+@pytest.mark.parametrize("card", sorted(CHECKPOINTS.glob("[!.]*/README.md")), ids=lambda card: card.parent.name)
+def test_every_card_says_what_is_known_of_the_tube_voltage(card):
+    assert card.read_text().count("**Tube voltage of the training CT") == 1
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="development data absent")
+@pytest.mark.parametrize("patient", ["STS_024", "STS_042"])
+def test_the_cards_tube_voltage_is_that_of_the_headers(patient):
+    found = [pydicom.dcmread(file, specific_tags=["KVP"]) for file in (SHARED / patient / "CT").glob("*.dcm")]
+    assert len(found) > 40 and {header.KVP for header in found} == {140}
 
 
 @pytest.mark.parametrize("kvp", EFFECTIVE_KEV)

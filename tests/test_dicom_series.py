@@ -28,7 +28,7 @@ from tests.test_volume import OBLIQUE, example_volume
 SHARED = Path(__file__).resolve().parents[1].parent / "shared/data/sts"
 PATIENT = {
     "PatientName": "Müller^Jürgen", "PatientID": "id-4711", "PatientBirthDate": "19500102", "PatientSex": "M",
-    "StudyInstanceUID": "1.2.840.1.77", "StudyDate": "20240304", "StudyTime": "101112", "StudyID": "st-9",
+    "StudyInstanceUID": "1.2.840.1.77", "StudyDate": "20240304", "StudyTime": "101112.123", "StudyID": "st-9",
     "AccessionNumber": "acc-3", "ReferringPhysicianName": "Refer^Ring", "FrameOfReferenceUID": "1.2.840.1.88",
     "PatientPosition": "FFS", "PositionReferenceIndicator": "bed of Mx", "StudyDescription": "Leg left",
     "PatientWeight": "71.5", "BodyPartExamined": "LEG",
@@ -403,6 +403,25 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     named = ["--dicom", tmp_path / "named", "--patient_id", "7", "--patient_name", "Doe^Jane"]
     assert test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", *named)) == 0
     assert (headers(tmp_path / "named")[0].PatientID, headers(tmp_path / "named")[0].PatientName) == ("7", "Doe^Jane")
+
+
+def test_both_commands_say_which_names_anonymous_leaves(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_model(tmp_path)
+    write_mr(tmp_path / "in/DoeJane1950")
+    single = adapt(tmp_path, tmp_path / "in/DoeJane1950", "--output", f"{tmp_path}/one/", "--anonymous")
+    assert test_adapt.main([*single, "--mu_map", str(tmp_path / "one/mu.mha")]) == 0
+    assert caplog.text.count(dicom_series.NAMES_KEPT) == 1
+    assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--dicom", "--anonymous")) == 0
+    assert caplog.text.count(dicom_series.NAMES_KEPT) == 2
+    for series, records in ((tmp_path / "one", "*.json"), (tmp_path / "out" / NAME / "dicom", "../*.json")):
+        (folder,) = (path for path in series.iterdir() if path.is_dir() and not path.name.endswith("_page"))
+        assert folder.name == "DoeJane1950", "as it says"
+        assert any(b"DoeJane1950" in file.read_bytes() for file in series.glob(records)), "as it says"
+        assert len(list(folder.iterdir())) == 6
+        secrets = (b"DoeJane", b"id-4711", b"1.2.840.1.77", b"1.2.840.1.88", str(tmp_path).encode())
+        for file in (*folder.iterdir(), *series.glob("*.mha")):
+            assert not [secret for secret in secrets if secret in file.read_bytes()]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])

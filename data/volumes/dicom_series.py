@@ -35,8 +35,8 @@ PROJECT = "unpaired-mr-to-ct"
 IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, PROJECT).int}"
 # To be said where a series without the patient was asked for.
 NAMES_KEPT = (
-    "--anonymous took the patient out of the DICOM series only: names of files and folders, records and pages still "
-    "hold the names of the input; rename the input before, if they name the patient"
+    "--anonymous took the patient out of the DICOM files only: names of files and folders (the series' too), records "
+    "and pages still hold the names of the input; rename the input before, if they name the patient"
 )
 _SERIES_NUMBER = 9001
 _LO_LENGTH, _LT_LENGTH = 64, 10240
