@@ -5,6 +5,7 @@ A model of several contrasts takes each by name, in any order: `--input in_phase
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from cohort.several import refuse_several
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
 from data.prepared.case_names import case_name
-from data.values.attenuation import mu_map
+from data.values.attenuation import describe_mu, mu_map
 from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
 from data.volumes.dicom import list_series
 from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
@@ -258,6 +259,7 @@ def volume_parts(
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
         derivation = derivation_of(opt, generators, synthesisers, source)
+        derivation = replace(derivation, warnings=tuple(made.findings.warnings))
         further, notes = [one.dicom for one in patient.further], list[str]()
         write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)
         say_notes(notes)
@@ -265,7 +267,7 @@ def volume_parts(
 
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"
-        write_volume(mu_map(made.synthetic, opt.mu_settings), results.extras[MU_MAP])
+        write_volume(mu_map(made.synthetic, opt.mu_settings), results.extras[MU_MAP], describe_mu(opt.mu_settings))
 
     def uncertainty() -> None:
         assert made.deviation is not None, "it was asked for"

@@ -24,7 +24,7 @@ from data.masks.body_mask import mr_body_mask, read_mask
 from data.outputs import check_free
 from data.prepared.case_names import short_hash
 from data.prepared.manifest import hash_files
-from data.values.attenuation import mu_map
+from data.values.attenuation import describe_mu, mu_map
 from data.volumes.contrasts import describe_paths, shown_name
 from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
@@ -241,13 +241,14 @@ class Conversion:
         """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
-            of = (METHOD_VERSION, model.precision, work.source_sha256)
+            of = (METHOD_VERSION, model.precision, work.source_sha256, tuple(made.findings.warnings))
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
             identity, notes = self.extras.identity(case), made.findings.notes
             write_series(synthetic, folder, derivation, identity, work.further, notes)
         if self.extras.mu:
-            write_volume(mu_map(synthetic, self.extras.mu), self.results.extra_path(MU_MAP, case.name))
+            path, mu = self.results.extra_path(MU_MAP, case.name), self.extras.mu
+            write_volume(mu_map(synthetic, mu), path, describe_mu(mu))
         if made.deviation is not None:
             write_volume(made.deviation, self.results.extra_path(UNCERTAINTY, case.name))
         described = {

@@ -1,16 +1,23 @@
 """The mu-map: published constants, tissues against tabulated coefficients, smoothing, and both commands."""
 
+from pathlib import Path
+
+import nibabel
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 
 import test_adapt
 import test_pipeline
 from data.errors import InputError
-from data.values.attenuation import LINES, MuSettings, mu_map
-from data.volumes.volume import Volume, read_volume, same_grid, write_volume
+from data.values.attenuation import LINES, MuSettings, describe_mu, mu_map
+from data.volumes.volume import Volume, from_sitk, read_volume, same_grid, write_volume
 from tests.cohort_data import NAME, patient_mr, write_model
 from tests.faults.commands import adapt, pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS, SHARED = ROOT / "checkpoints", ROOT.parent / "shared/data/sts/dicom"
 # Hubbell and Seltzer, NIST Standard Reference Database 126: mass attenuation (cm2/g) at 500 and 600 keV, density
 # (g/cm3) of ICRU-44's tissues.
 NIST = {
@@ -59,6 +66,25 @@ def test_bone_has_the_published_lines(kvp, at_1000_hu):
     assert mu_of(1000, kvp) == pytest.approx(at_1000_hu, abs=1e-6)
 
 
+def test_what_the_documentation_says_of_a_wrong_curve():
+    """docs/clinical_formats.md and the models' cards: 120 kVp in place of 140, in per cent."""
+    found = [round(100 * (mu_of(hu, 120) / mu_of(hu, 140) - 1), 1) for hu in (45, 500, 1000, 1500)]
+    assert found == [0.6, -1.4, -2.9, -4.0]
+
+
+@pytest.mark.parametrize("card", sorted(CHECKPOINTS.glob("[!.]*/README.md")), ids=lambda card: card.parent.name)
+def test_every_card_says_what_is_known_of_the_tube_voltage(card):
+    assert card.read_text().count("**Tube voltage of the training CT") == 1
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="development data absent")
+@pytest.mark.parametrize("patient", ["STS_024", "STS_042"])
+def test_the_cards_tube_voltage_is_that_of_the_headers(patient):
+    found = [pydicom.dcmread(file, specific_tags=["KVP"]) for file in (SHARED / patient / "CT").glob("*.dcm")]
+    assert len(found) > 40 and {header.KVP for header in found} == {140}
+
+
 @pytest.mark.parametrize("kvp", EFFECTIVE_KEV)
 def test_tissues_are_near_their_tabulated_attenuation(kvp):
     assert mu_of(45, kvp) == pytest.approx(tabulated("muscle"), rel=0.01)  # muscle: 40 to 50 HU at any voltage
@@ -85,6 +111,25 @@ def test_smoothing_is_a_gaussian_of_that_width_in_mm():
     np.testing.assert_allclose(mu_map(water, MuSettings(120, 8.0)).array, 0.096, rtol=1e-5)  # no dark rim
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize("kvp", LINES)
+def test_every_format_says_what_the_values_are(tmp_path, suffix, kvp):
+    says = describe_mu(MuSettings(kvp))
+    assert len(says) < 80 and says == (
+        f"mu in 1/cm at 511 keV, curve for CT of {kvp} kVp; synthetic, not for clinical use"
+    )
+    mu = Volume(np.linspace(0, 0.2, 24, dtype=np.float32).reshape(2, 3, 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    path = write_volume(mu, tmp_path / f"mu{suffix}", says)
+    for back in (read_volume(path), from_sitk(sitk.ReadImage(str(path)))):
+        np.testing.assert_array_equal(back.array, mu.array)
+        assert same_grid(back, mu)
+    if suffix in (".nii", ".nii.gz"):
+        assert nibabel.load(path).header["descrip"].item().decode() == says
+    else:
+        between = b":=" if suffix == ".nrrd" else b" = "
+        assert path.read_bytes().count(b"\nComment" + between + says.encode() + b"\n") == 1
+
+
 def test_one_patient_and_a_cohort_write_the_map_of_their_ct(tmp_path):
     write_model(tmp_path)
     write_volume(patient_mr(), tmp_path / "in/a.nii.gz")
@@ -95,6 +140,8 @@ def test_one_patient_and_a_cohort_write_the_map_of_their_ct(tmp_path):
     expected = mu_map(ct, MuSettings(140, 5.0))
     assert mu.array.dtype == np.float32 and same_grid(mu, ct)
     np.testing.assert_array_equal(mu.array, expected.array)
+    said = b"mu in 1/cm at 511 keV, curve for CT of 140 kVp; synthetic, not for clinical use"
+    assert nibabel.load(tmp_path / "mu.nii.gz").header["descrip"] == said
 
     out = tmp_path / "cohort" / NAME
     arguments = [*pipeline(tmp_path, tmp_path / "in", "--no_html", "--results_dir", tmp_path / "cohort"), "--mu_map"]
@@ -102,6 +149,7 @@ def test_one_patient_and_a_cohort_write_the_map_of_their_ct(tmp_path):
     np.testing.assert_array_equal(
         read_volume(out / "mu_maps/a.nii.gz").array, mu_map(read_volume(out / "a.nii.gz"), MuSettings()).array
     )
+    assert b"CT of 120 kVp" in nibabel.load(out / "mu_maps/a.nii.gz").header["descrip"].item()
     made = (out / "mu_maps/a.nii.gz").stat().st_mtime_ns
     assert test_pipeline.main(arguments) == 0
     assert (out / "mu_maps/a.nii.gz").stat().st_mtime_ns == made

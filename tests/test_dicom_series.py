@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage
 
 import test_adapt
 import test_pipeline
+from cohort.results import Results as CaseResults
 from data.errors import InputError
 from data.files import whole_folder
 from data.volumes import dicom_series
@@ -27,9 +28,10 @@ from tests.test_volume import OBLIQUE, example_volume
 SHARED = Path(__file__).resolve().parents[1].parent / "shared/data/sts"
 PATIENT = {
     "PatientName": "Müller^Jürgen", "PatientID": "id-4711", "PatientBirthDate": "19500102", "PatientSex": "M",
-    "StudyInstanceUID": "1.2.840.1.77", "StudyDate": "20240304", "StudyTime": "101112", "StudyID": "st-9",
+    "StudyInstanceUID": "1.2.840.1.77", "StudyDate": "20240304", "StudyTime": "101112.123", "StudyID": "st-9",
     "AccessionNumber": "acc-3", "ReferringPhysicianName": "Refer^Ring", "FrameOfReferenceUID": "1.2.840.1.88",
-    "PatientPosition": "FFS", "StudyDescription": "Leg left", "PatientWeight": "71.5", "BodyPartExamined": "LEG",
+    "PatientPosition": "FFS", "PositionReferenceIndicator": "bed of Mx", "StudyDescription": "Leg left",
+    "PatientWeight": "71.5", "BodyPartExamined": "LEG",
 }  # fmt: skip
 MADE = Derivation("recommended", "latest", "ab" * 32, 2, "fp32", "cd" * 32)
 
@@ -154,6 +156,7 @@ def test_the_same_conversion_has_the_same_bytes_and_any_other_has_other_uids(mr,
         instances("mask", replace(MADE, source_sha256=source_hash([mr], mr.array > 3))),
         instances("moved", source=moved),
         instances("voxel", replace(MADE, source_sha256=source_hash([mr.with_array(mr.array + 1)]))),
+        instances("warnings", made_of(mr, warnings=("something is odd",))),
         instances("anonymous", identity=Identity(anonymous=True)),
         instances("pseudonym", identity=Identity(patient_id="P7", anonymous=True)),
     ]
@@ -174,9 +177,45 @@ def test_anonymous_leaves_nothing_that_leads_to_the_patient(mr, tmp_path):
     for header in headers(folder):
         assert header.PatientIdentityRemoved == "YES" and header.DeidentificationMethod
         assert header.PatientSex == header.PatientBirthDate == header.StudyDate == header.AccessionNumber == ""
+        assert header.StudyID == header.StudyTime == header.ReferringPhysicianName == ""
+        assert header.LongitudinalTemporalInformationModified == "REMOVED"
         assert "SourceImageSequence" not in header and header.PatientPosition == "FFS"
     pseudonym = write_series(ct_of(mr), tmp_path / "p", made_of(mr), Identity("A^B", "P7", anonymous=True))
     assert {(str(h.PatientName), h.PatientID) for h in headers(pseudonym)} == {("A^B", "P7")}
+
+
+@pytest.mark.parametrize("of_a_file", [False, True])
+def test_an_anonymous_series_is_consistent_and_nobody_who_has_the_mr_can_compute_its_uids(mr, tmp_path, of_a_file):
+    mr = replace(mr, dicom=None) if of_a_file else mr
+    levels = ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID", "PatientID", "PatientName")
+    sources = [pydicom.dcmread(file) for file in (tmp_path / "mr").glob("*.dcm")]
+    seen = {str(h[name].value) for h in sources for name in (*levels, "SOPInstanceUID")}
+    for name, anonymous in (("named", False), ("once", True), ("again", True)):
+        found = headers(write_series(ct_of(mr), tmp_path / name, made_of(mr), Identity(anonymous=anonymous)))
+        shared = {level: {str(h[level].value) for h in found} for level in levels}
+        assert {len(values) for values in shared.values()} == {1}, "one patient, study, frame and series"
+        new = {value for values in shared.values() for value in values} | {h.SOPInstanceUID for h in found}
+        assert len(new) == len(levels) + len(found)
+        assert all(pydicom.uid.UID(value).is_valid for value in new if value.startswith("2.25."))
+        if anonymous:
+            assert not new & seen, "neither the MR's, nor those of another run"
+            assert made_of(mr).source_sha256[:8] not in "".join(new)
+        seen |= new
+
+
+def test_warnings_travel_with_every_image(mr, tmp_path):
+    (plain, *_) = headers(write_series(ct_of(mr), tmp_path / "plain", made_of(mr), Identity()))
+    assert plain.ImageComments == "Synthetic CT, not for clinical use."
+    two = ("dark lines, as in\n opposed phase", "12 of 20 slices are larger: 500 cm² of body")
+    found = headers(write_series(ct_of(mr), tmp_path / "two", made_of(mr, warnings=two), Identity(anonymous=True)))
+    assert {h.ImageComments for h in found} == {
+        "Synthetic CT, not for clinical use.\r\nWarning: dark lines, as in opposed phase\r\n"
+        "Warning: 12 of 20 slices are larger: 500 cm² of body"
+    }
+    assert found[0].DerivationDescription == plain.DerivationDescription
+    (long, *_) = headers(write_series(ct_of(mr), tmp_path / "l", made_of(mr, warnings=("x" * 6000,) * 2), Identity()))
+    assert len(long.ImageComments) == 10240, "what the value representation LT takes"
+    assert long.ImageComments.endswith("xxx ... (cut: the report has all warnings)")
 
 
 def test_of_a_volume_file_there_is_a_patient_and_two_are_not_one(tmp_path):
@@ -340,6 +379,9 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", *both)) == 0
     assert test_adapt.main(adapt(tmp_path, tmp_path / "mr", "--output", f"{tmp_path}/out/")) == 0
     volume = read_volume(tmp_path / "out/ct.nii.gz")
+    warnings = json.loads((tmp_path / "out/ct.json").read_text())["warnings"]
+    comments = "\r\n".join(["Synthetic CT, not for clinical use.", *(f"Warning: {text}" for text in warnings)])
+    assert warnings and {h.ImageComments for h in headers(tmp_path / "elsewhere/ct")} == {comments}
     for folder in ("elsewhere/ct", "out/mr"):
         back = read_volume(tmp_path / folder)
         np.testing.assert_array_equal(back.array, volume.array)
@@ -361,6 +403,25 @@ def test_one_patient_as_a_series_beside_or_instead_of_the_volume(tmp_path, capsy
     named = ["--dicom", tmp_path / "named", "--patient_id", "7", "--patient_name", "Doe^Jane"]
     assert test_adapt.main(adapt(tmp_path, tmp_path / "other.nii.gz", *named)) == 0
     assert (headers(tmp_path / "named")[0].PatientID, headers(tmp_path / "named")[0].PatientName) == ("7", "Doe^Jane")
+
+
+def test_both_commands_say_which_names_anonymous_leaves(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_model(tmp_path)
+    write_mr(tmp_path / "in/DoeJane1950")
+    single = adapt(tmp_path, tmp_path / "in/DoeJane1950", "--output", f"{tmp_path}/one/", "--anonymous")
+    assert test_adapt.main([*single, "--mu_map", str(tmp_path / "one/mu.mha")]) == 0
+    assert caplog.text.count(dicom_series.NAMES_KEPT) == 1
+    assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--dicom", "--anonymous")) == 0
+    assert caplog.text.count(dicom_series.NAMES_KEPT) == 2
+    for series, records in ((tmp_path / "one", "*.json"), (tmp_path / "out" / NAME / "dicom", "../*.json")):
+        (folder,) = (path for path in series.iterdir() if path.is_dir() and not path.name.endswith("_page"))
+        assert folder.name == "DoeJane1950", "as it says"
+        assert any(b"DoeJane1950" in file.read_bytes() for file in series.glob(records)), "as it says"
+        assert len(list(folder.iterdir())) == 6
+        secrets = (b"DoeJane", b"id-4711", b"1.2.840.1.77", b"1.2.840.1.88", str(tmp_path).encode())
+        for file in (*folder.iterdir(), *series.glob("*.mha")):
+            assert not [secret for secret in secrets if secret in file.read_bytes()]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -433,6 +494,9 @@ def test_a_cohort_s_series_are_written_once_and_renewed_where_one_was_changed(tm
         np.testing.assert_array_equal(back.array, volume.array)
         assert same_grid(back, volume, tolerance=1e-4)
     assert headers(out / "dicom/a")[0].PatientID == "id-4711"
+    warnings = CaseResults(out).read("a").warnings
+    assert warnings and headers(out / "dicom/a")[0].ImageComments.count("Warning: ") == len(warnings)
+    assert all(text in headers(out / "dicom/a")[0].ImageComments for text in warnings)
     elsewhere = ("--output", tmp_path / "single.nii.gz", "--dicom", tmp_path / "one")
     assert test_adapt.main(adapt(tmp_path, tmp_path / "in/a", "--precision", "fp32", *elsewhere)) == 0
     assert [h.SOPInstanceUID for h in headers(out / "dicom/a")] == [h.SOPInstanceUID for h in headers(tmp_path / "one")]
@@ -449,6 +513,9 @@ def test_a_cohort_s_series_are_written_once_and_renewed_where_one_was_changed(tm
     assert changed == {"a"} and len(times()) == 12
     assert test_pipeline.main([*arguments, "--dicom", "--anonymous"]) == 0
     assert all(h.PatientID.startswith("synthetic_") for h in headers(out / "dicom/a"))
+    before = times()
+    assert test_pipeline.main([*arguments, "--dicom", "--anonymous"]) == 0
+    assert times() == before, "random UIDs are no reason to write a series again"
     (out / "dicom/a/notes.txt").write_text("mine")
     assert test_pipeline.main([*arguments, "--dicom", "--overwrite"]) == 1
     assert (out / "dicom/a/notes.txt").read_text() == "mine"

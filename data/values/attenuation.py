@@ -51,6 +51,11 @@ class MuSettings:
     pet_fwhm_mm: float | None = None
 
 
+def describe_mu(settings: MuSettings) -> str:
+    """Return what the header of a mu-map says of its values, in at most the 79 characters that a NIfTI file has."""
+    return f"mu in 1/cm at 511 keV, curve for CT of {settings.kvp} kVp; synthetic, not for clinical use"
+
+
 def mu_map(ct: Volume, settings: MuSettings) -> Volume:
     """Return the linear attenuation coefficient at 511 keV in 1/cm, float32 on the CT's grid; 0 below -1000 HU."""
     line = LINES[settings.kvp]

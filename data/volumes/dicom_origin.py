@@ -18,8 +18,9 @@ OPTIONAL = (
     "IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
     "StudyDescription", "PatientAge", "PatientSize", "PatientWeight", "AcquisitionDate", "AcquisitionTime",
 )  # fmt: skip
-# What says nothing of who the patient is.
-PLACE = ("PositionReferenceIndicator", "PatientPosition", "BodyPartExamined", "Laterality")
+# Free text on where the frame of reference lies; then coded values, which say nothing of who the patient is.
+PLACE = ("PositionReferenceIndicator",)
+ANATOMY = ("PatientPosition", "BodyPartExamined", "Laterality")
 
 
 class SourceImage(NamedTuple):
@@ -47,12 +48,12 @@ class DicomOrigin:
     other_contrast: str | None = None
 
     def read_header(self) -> pydicom.Dataset:
-        """Return the first slice's header: patient, study and place.
+        """Return the first slice's header: patient, study, place and anatomy.
 
         Raises:
             InputError: it cannot be read any more.
         """
-        tags = [*PATIENT, *STUDY, *OPTIONAL, *PLACE]
+        tags = [*PATIENT, *STUDY, *OPTIONAL, *PLACE, *ANATOMY]
         try:
             return pydicom.dcmread(self.file, specific_tags=list(tags), stop_before_pixels=True, force=True)
         except Exception as error:  # pydicom raises errors of many types on damaged headers

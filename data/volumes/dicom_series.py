@@ -4,15 +4,17 @@ Made of a DICOM MR it belongs to the MR's patient and study, and lies in its fra
 and dose carry over. It is a series of its own, which says that it is synthetic, of what images and by what model.
 
 UIDs are those of UUIDs (PS3.5 B.2) and follow from what the result depends on, so that the same conversion has the same
-UIDs. No instance says when it was made, so that it has the same bytes, too.
+UIDs. No instance says when it was made, so that it has the same bytes, too. Of an anonymous series the UIDs are random:
+whoever has the MR could compute its hash, and find its CT by it (PS3.15 E.1.1 warns of hashes).
 """
 
 import hashlib
 import json
+import secrets
 import tomllib
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from pydicom.valuerep import format_number_as_ds, validate_value
 
 from data.errors import InputError
 from data.files import whole_folder
-from data.volumes.dicom_origin import OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin
+from data.volumes.dicom_origin import ANATOMY, OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin
 from data.volumes.volume import Volume, describe_difference, from_sitk, read_volume, same_grid
 
 PROJECT = "unpaired-mr-to-ct"
@@ -33,11 +35,13 @@ PROJECT = "unpaired-mr-to-ct"
 IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, PROJECT).int}"
 # To be said where a series without the patient was asked for.
 NAMES_KEPT = (
-    "--anonymous took the patient out of the DICOM series only: names of files and folders, records and pages still "
-    "hold the names of the input; rename the input before, if they name the patient"
+    "--anonymous took the patient out of the DICOM files only: names of files and folders (the series' too), records "
+    "and pages still hold the names of the input; rename the input before, if they name the patient"
 )
 _SERIES_NUMBER = 9001
-_LO_LENGTH = 64
+_LO_LENGTH, _LT_LENGTH = 64, 10240
+NOT_CLINICAL = "Synthetic CT, not for clinical use."
+_CUT = " ... (cut: the report has all warnings)"
 # What is compared after writing lies this near (mm, and direction cosines).
 _SAME_GRID = 1e-4
 # Values that are taken over as they are, valid or not: changed they would name another patient or study.
@@ -54,6 +58,7 @@ class Derivation:
         method: number of the way from an MR to a CT, to be raised with it.
         precision: in which the networks computed.
         source_sha256: hash of all that went in (`source_hash`).
+        warnings: of the checks of the result, for whoever sees the series alone.
     """
 
     model: str
@@ -62,6 +67,7 @@ class Derivation:
     method: int
     precision: str
     source_sha256: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class Identity:
 
     Attributes:
         name, patient_id: for an MR that does not say it, or in place of what it says with `anonymous`. None: made up
-            of the source's hash, so that no two patients become one.
-        anonymous: whether patient, study and source images of a DICOM MR are left out.
+            of the source's hash, or at random if anonymous, so that no two patients become one.
+        anonymous: whether patient, study and source images of a DICOM MR are left out, and all UIDs are random.
     """
 
     name: str | None = None
@@ -176,6 +182,8 @@ def write_series(
     slices = ct if ct.dicom else from_sitk(sitk.DICOMOrient(ct.to_sitk(), "LPS"))
     if len(slices.array) < 2:
         raise InputError(f"{folder}: a DICOM series of one slice; expected two or more: write a volume file instead")
+    if identity.anonymous:
+        made = replace(made, source_sha256=secrets.token_hex(32))
     header = _header(ct.dicom, made, identity, [] if notes is None else notes)
     origins = [] if identity.anonymous else [origin for origin in (ct.dicom, *further) if origin]
     with whole_folder(folder) as scratch:
@@ -226,13 +234,14 @@ def _put_identity(
     header: Dataset, origin: DicomOrigin | None, made: Derivation, identity: Identity, notes: list[str]
 ) -> None:
     source = origin.read_header() if origin else Dataset()
-    _carry(source, header, PLACE, notes)
+    _carry(source, header, ANATOMY, notes)
     if not identity.anonymous:
-        _carry(source, header, (*PATIENT, *STUDY, *OPTIONAL), notes)
+        _carry(source, header, (*PATIENT, *STUDY, *OPTIONAL, *PLACE), notes)
     elif origin:
         header.PatientIdentityRemoved = "YES"
-        header.DeidentificationMethod = "Patient, study and source images left out, new UIDs"
-    for name in (*PATIENT, *STUDY, "PositionReferenceIndicator", "PatientPosition", "Laterality"):
+        header.DeidentificationMethod = "Patient, study and source images left out, random UIDs"
+        header.LongitudinalTemporalInformationModified = "REMOVED"
+    for name in (*PATIENT, *STUDY, *PLACE, "PatientPosition", "Laterality"):
         header.setdefault(name, None)
     made_up = made.source_sha256[:8]
     header.PatientName = header.PatientName or identity.name or f"synthetic^{made_up}"
@@ -251,9 +260,16 @@ def _put_derivation(header: Dataset, made: Derivation) -> None:
         f"Synthetic CT in HU, made from MR by the model {made.model}, epoch {made.epoch}, SHA-256 {made.model_sha256}. "
         "Not for clinical use."
     )
+    header.ImageComments = _comments(made.warnings)
     header.Manufacturer = PROJECT
     header.ManufacturerModelName = made.model[:_LO_LENGTH]
     header.SoftwareVersions = _version()
+
+
+def _comments(warnings: Iterable[str]) -> str:
+    """Return what viewers show beside an image: a line that it is not for clinical use, and one for each warning."""
+    text = "\r\n".join([NOT_CLINICAL, *(f"Warning: {' '.join(warning.split())}" for warning in warnings)])
+    return text if len(text) <= _LT_LENGTH else text[: _LT_LENGTH - len(_CUT)] + _CUT
 
 
 def _version() -> str:

@@ -246,8 +246,14 @@ def read_volume(
     return volume
 
 
-def write_volume(volume: Volume, path: str | Path) -> Path:
-    """Write a volume; the file appears whole under its name or not at all. The ending of `path` names the format.
+def write_volume(volume: Volume, path: str | Path, description: str = "") -> Path:
+    """Write a volume; the file appears whole under its name or not at all.
+
+    Args:
+        volume: what is written.
+        path: of the file; its ending names the format.
+        description: what the header says of the values: `descrip` of a NIfTI file, which has 79 ASCII characters, and
+            `Comment` of the others.
 
     Raises:
         InputError: the ending is not a format that can be written, or writing failed.
@@ -263,16 +269,19 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
             # ITK knows most endings in lower case only.
             written = scratch.with_name(path.name[: -len(suffix)] + suffix)
             if suffix in (".nii", ".nii.gz"):
-                _write_nifti(volume, written)
+                _write_nifti(volume, written, description)
             else:
-                sitk.WriteImage(volume.to_sitk(), str(written), useCompression=suffix in (".mha", ".nrrd"))
+                image = volume.to_sitk()
+                if description:
+                    image.SetMetaData("Comment", description)
+                sitk.WriteImage(image, str(written), useCompression=suffix in (".mha", ".nrrd"))
             written.replace(scratch)
     except (RuntimeError, HeaderDataError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
     return path
 
 
-def _write_nifti(volume: Volume, path: Path) -> None:
+def _write_nifti(volume: Volume, path: Path, description: str) -> None:
     """Write what ITK would, .nii.gz at a sixth of its processor time; equal volumes become equal bytes.
 
     ITK's writer of .nii does not notice a full disk, and leaves a truncated file.
@@ -283,6 +292,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     affine[:2] *= -1  # LPS to RAS
     array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
     image = nibabel.Nifti1Image(array.T, None, dtype=array.dtype)
+    image.header["descrip"] = description
     set_forms(image.header, affine, volume.nifti)
     with path.open("wb") as file:
         if path.suffix == ".nii":
