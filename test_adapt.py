@@ -183,7 +183,8 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     checks: list[Check] = []
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
-        checks.append(Check(plan, synthesiser.settings.training, synthesiser.settings.steps))
+        settings = synthesiser.settings
+        checks.append(Check(plan, settings.training, settings.steps, settings.caution))
         return checks[-1]
 
     arguments = (patient.body, opt.batch_size, patient.further)

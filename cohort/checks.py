@@ -75,16 +75,21 @@ class Check:
     and costs no volume.
     """
 
-    def __init__(self, plan: VolumePlan, training: TrainingStatistics | None, steps: int | None = None) -> None:
+    def __init__(
+        self, plan: VolumePlan, training: TrainingStatistics | None, steps: int | None = None, caution: str = ""
+    ) -> None:
         """Begin.
 
         Args:
             plan: how the MR goes through the network.
             training: what the training set is like; None leaves out what needs it.
             steps: for how many the model was trained, if that is known.
+            caution: a warning that the model gives with every result, '' for none.
         """
         self.plan, self.training, self.body = plan, training, plan.body
         self.findings = Findings()
+        if caution:
+            self.findings.warnings.append(caution)
         if steps is not None and steps < FEW_STEPS:
             self.findings.warnings.append(f"the model was trained for {steps} steps only: expect a poor CT")
         self._distances: list[float] = []

@@ -95,9 +95,8 @@ class Stop(FirstSignal):
 
     def on_first(self, number: int) -> None:
         """Say what is waited for."""
-        _say(
-            f"{signal_name(number)}: stopping after {self._what_ends}; send it again, or press Ctrl-C, to stop at once"
-        )
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send it again, or press Ctrl-C,"
+        _say(f"{signal_name(number)}: stopping after {self._what_ends}; {again} to stop at once")
 
     def on_further(self, number: int, seconds: float) -> None:
         """End at once."""

@@ -64,6 +64,7 @@ class InferenceSettings:
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         steps: for how many steps it was trained, from random weights on; None if that is not known.
         hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
+        caution: a warning that stands with every result, such as what the model is no use for; '' for none.
     """
 
     generator: Architecture
@@ -84,6 +85,7 @@ class InferenceSettings:
     view: str = "axial"
     steps: int | None = None
     hu_curve: tuple[tuple[float, float], ...] = ()
+    caution: str = ""
 
     @property
     def ct_out(self) -> IntensityMap:
@@ -233,6 +235,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
+        "caution": isinstance(s.caution, str),
         "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
@@ -303,13 +306,17 @@ def describe_run(
     )
 
 
+# What is recorded of a model that changes no voxel of its results.
+_NOT_OF_RESULTS = ("versions", "training", "steps", "caution")
+
+
 def model_sha256(settings: InferenceSettings, weights: Path) -> str:
     """Return the hash of all of a model that its results depend on: the file `weights` and the settings.
 
     Raises:
         InputError: the weights cannot be read.
     """
-    used = {key: value for key, value in asdict(settings).items() if key not in ("versions", "training", "steps")}
+    used = {key: value for key, value in asdict(settings).items() if key not in _NOT_OF_RESULTS}
     if settings.view == "axial":  # as it was before there were others
         del used["view"]
     if not settings.hu_curve:  # as above

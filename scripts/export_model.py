@@ -66,6 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="in use, what the network gives as the first HU becomes the second, linear between, e.g. 130:130 200:250 "
              "1000:1130 for bone that comes out too soft; the ends of the CT window stay",
     )  # fmt: skip
+    add("--caution", metavar="TEXT", help="in use, a warning that stands with every result, e.g. what it is no use for")
     add(
         "--dataroot", type=Path, metavar="DIR",
         help="data set that the model was trained on: record again the values that results are checked against "
@@ -108,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
     ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
     curve = tuple(opt.hu_curve or settings.hu_curve)
-    exported = replace(settings, training=training, steps=steps, hu_curve=curve, **ways)
+    caution = settings.caution if opt.caution is None else opt.caution
+    exported = replace(settings, training=training, steps=steps, hu_curve=curve, caution=caution, **ways)
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)

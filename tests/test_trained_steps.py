@@ -45,6 +45,23 @@ def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_p
     assert len(hashes) == 1  # no result depends on it
 
 
+def test_a_model_s_caution_is_a_warning_of_every_result(dataroot, tmp_path):  # noqa: F811
+    folder = run(dataroot, tmp_path)
+    settings, small = read_inference_settings(folder), tmp_path / "small"
+    assert settings.caution == ""
+    command = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--out", str(small)]
+    export_model.main([*command, "--caution", "of no use on heads"])
+    exported = read_inference_settings(small)
+    plan = SimpleNamespace(body=None, to_ct=False)
+    assert Check(plan, None, None, exported.caution).findings.warnings == ["of no use on heads"]
+    assert Check(plan, None, None, settings.caution).findings.warnings == []
+    assert model_sha256(settings, weights_path(folder, "latest", "G_A")) == model_sha256(
+        exported, weights_path(folder, "latest", "G_A")
+    )
+    export_model.main([*command[:-1], str(tmp_path / "plain"), "--caution", ""])
+    assert read_inference_settings(tmp_path / "plain").caution == ""
+
+
 def test_steps_are_counted_also_where_the_batches_change(dataroot, tmp_path):  # noqa: F811
     folder = run(dataroot, tmp_path, "--batch_size", "2")
     more = ["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"]
