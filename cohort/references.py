@@ -8,7 +8,8 @@ from pathlib import Path
 from cohort.inputs import Cohort
 from data.errors import InputError, listed
 from data.prepared.case_names import patient_part
-from evaluation.case_folders import CaseVolumes, nothing_found, search
+from evaluation.case_folders import CaseVolumes
+from evaluation.cases import case_volumes
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,13 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
             the patient's part of that: P07 of P07_MR_T1.
 
     Raises:
-        InputError: the pattern is unusable, or fits no case.
+        InputError: the pattern is unusable, or fits no case: it proposes another one.
     """
     source = CaseVolumes("--input_dir", folder, pattern, "ct", pattern_called="--reference_pattern")
-    if not (found := search(source)):
-        raise InputError(f"--reference_pattern: {nothing_found(source)} there; {_WAY_OUT}")
+    try:
+        found = case_volumes(source) or {}
+    except InputError as error:
+        raise InputError(f"{error}; {_WAY_OUT}") from error
     cases, without = [], []
     for case in cohort.cases:
         called = (case.name, *case.other_names, *map(patient_part, (case.name, *case.other_names)))
