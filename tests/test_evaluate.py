@@ -175,6 +175,14 @@ def test_summary_leaves_undefined_scores_out():
     assert math.isnan(single["std"]["mae"])
 
 
+@pytest.mark.parametrize(("count", "shown"), [(2, "-"), (3, "10.0")])
+def test_two_cases_have_a_mean_and_no_standard_deviation(count, shown):
+    rows = [row(f"p{k}", mae=30 + 10 * k) for k in range(count)]
+    table = report.format_report({"cases": rows, **report.summarise(rows)}).splitlines()
+    mean, std = ([cell.strip() for cell in line.strip("|").split("|")][:2] for line in table[-2:])
+    assert (mean, std) == (["mean", f"{25 + 5 * count:.1f}"], ["std", shown])
+
+
 def test_table_is_aligned_and_marks_what_is_undefined():
     rows = [row("short", mae=12.345, psnr=math.inf), row("a_longer_name", mae=1234.5, dice_bone=math.nan)]
     lines = report.format_report({"cases": rows, **report.summarise(rows)}).splitlines()
