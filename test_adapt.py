@@ -308,7 +308,7 @@ def shown_parts(
 
     def picture() -> None:
         lines = heading(row["case"], row["model"], scores(), kind)
-        save_preview(mr, ct, reference, results.picture, lines, kind, contrast)
+        save_preview(mr, ct, reference, results.picture, lines, kind, contrast, made.deviation)
 
     def page() -> None:
         details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}

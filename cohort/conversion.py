@@ -282,7 +282,7 @@ class Conversion:
             if not self.pages:
                 picture = self.results.folder / f"{work.case.name}.png"
                 lines = heading(work.case.name, self.extras.model, figures, kind)
-                save_preview(mr, ct, reference, picture, lines, kind, contrast)
+                save_preview(mr, ct, reference, picture, lines, kind, contrast, made.deviation)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,
