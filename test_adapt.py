@@ -39,7 +39,7 @@ from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_id
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, synthesize_ensemble
+from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, mixed_air, synthesize_ensemble
 from models.inference_settings import InferenceSettings
 from models.synthesis import (
     METHOD_VERSION,
@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, [one.settings for one in synthesisers], opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
+    if caution := mixed_air(opt.name, [one.settings for one in synthesisers], opt.fusion):
+        log.warning("warning: %s", caution)
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     # First: what cannot be read is said before whose result is in the way.
@@ -109,7 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
-    row |= account_of(made, patient.source, settings.direction == "AtoB")
+    said = [*([caution] if caution else []), *patient.source.notes]
+    row |= account_of(made, said, settings.direction == "AtoB")
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
@@ -200,13 +203,13 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     return Made(synthetic, deviation, checks[0].body, findings)
 
 
-def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
-    """Return what the report says of checks and uncertainty, and log warnings and notes."""
+def account_of(made: Made, said: Sequence[str], to_ct: bool) -> dict:
+    """Return what the report says of checks and uncertainty, and log warnings and notes; `said`: warnings before."""
     findings = made.findings
     for text in findings.warnings:
         log.warning("warning: %s", text)
     say_notes(findings.notes)
-    findings.warnings += source.notes  # reading it has said them already
+    findings.warnings += said
     for text in findings.unchecked:
         log.info("not checked: %s", text)
     row: dict = {

@@ -276,6 +276,7 @@ class Conversion:
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
         contrast, findings = shown_name(self.models.settings.contrasts), made.findings
+        cautions = [self.models.caution] if self.models.caution else []
         to_ct = self.models.settings.direction == "AtoB"
         mr, ct, kind = (source, made.synthetic, "CT") if to_ct else (made.synthetic, source, "MR")
         try:
@@ -298,7 +299,7 @@ class Conversion:
                     "model": self.extras.model,
                     "epoch": self.extras.epoch,
                     "model for": self.purpose,
-                    **describe_findings(findings),
+                    **describe_findings(replace(findings, warnings=cautions + findings.warnings)),
                 },
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,

@@ -28,7 +28,7 @@ from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
 from data.volumes.dicom_series import NAMES_KEPT
 from evaluation.report import summarise
-from models.ensemble import called, check_ensemble, ensemble_sha256
+from models.ensemble import called, check_ensemble, ensemble_sha256, mixed_air
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
@@ -44,12 +44,15 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """The start of a run: the cohort, its cases to convert, the records as they were, and the models' hash."""
+    """The start of a run: the cohort, its cases to convert, the records as they were, the models' hash, and a warning
+    that holds for every case.
+    """
 
     cohort: Cohort
     todo: tuple[CohortCase, ...]
     known: dict[str, CaseRecord]
     model_sha256: str
+    caution: str | None
 
 
 def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
@@ -115,10 +118,13 @@ def make_survey(
     one_mr_each = generators[0].settings.direction == "AtoB" and not any(case.further for case in cohort.cases)
     if opt.input_dir and one_mr_each and (said := warning_by_name(todo, cohort.cases, opt.input_dir)):
         log.warning("warning: %s", said)
+    caution = mixed_air(opt.name, [one.settings for one in generators], opt.fusion)
+    if caution and todo:
+        log.warning("warning: %s", caution)
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
-    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
+    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model, caution)
 
 
 def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) -> Cohort:
@@ -278,6 +284,7 @@ def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras
         "for": opt.purpose,
         "direction": direction,
         **({"fusion": opt.fusion} if opt.fusion else {}),
+        **({"warning": survey.caution} if survey.caution else {}),
         "sha256": survey.model_sha256,
     }
 

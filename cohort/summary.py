@@ -88,6 +88,7 @@ def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) ->
         scores = {name: value for name, value in figures.items() if value is not None}
         rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
     details = {"model": model["name"], "epoch": model["epoch"], "model for": model["for"], "folder": model["folder"]}
+    details |= {"warnings": model.get("warning")}
     try:
         write_cohort_page(results.folder, rows, model["name"], details)
     except Exception as error:

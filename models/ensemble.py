@@ -52,6 +52,24 @@ def check_ensemble(
         )
 
 
+def mixed_air(names: Sequence[str], models: Sequence[InferenceSettings], fusion: str | None = None) -> str | None:
+    """Return a warning for models of which only some fill the air inside the body; None for others."""
+    filling = [name for name, one in zip(names, models, strict=True) if one.solid_body]
+    leaving = [name for name, one in zip(names, models, strict=True) if not one.solid_body]
+    if not (filling and leaving):
+        return None
+    if fusion == "median":
+        effect = "the median keeps gas and lungs only where most models leave them"
+    else:
+        share = len(leaving) / len(names)
+        effect = f"in the mean, gas is about {-1000 * share:.0f} HU instead of -1000 HU, and lungs are too dense"
+    return (
+        f"the models treat air inside the body differently: {', '.join(filling)} fills it with tissue, "
+        f"{', '.join(leaving)} leaves it; {effect}; for a trunk leave out {', '.join(filling)}, or use test_adapt.py "
+        "with --no_solid_body"
+    )
+
+
 def called(names: Sequence[str], generators: Sequence[TrainedGenerator]) -> str:
     """Return what models are called together, in the name of the results' folder."""
     return "+".join(name + one.suffix for name, one in zip(names, generators, strict=True))

@@ -42,7 +42,7 @@ def write_cohort_page(
         folder: where; usually the one that holds the cases' folders.
         rows: the cases; the tables show those with the highest MAE first, then the others in this order.
         title: the page's heading.
-        details: further lines, e.g. model and epoch; what is None is left out.
+        details: further lines, e.g. model and epoch; what is None is left out. `warnings` stand at the top, too.
 
     Returns:
         The page.
@@ -59,6 +59,8 @@ def write_cohort_page(
             tags.h1(title)
             tags.p(_cases(len(rows)) + (f", {failed} failed" if failed else ""))
             tags.p("Not for clinical use")
+        if warnings := (details or {}).get("warnings"):
+            tags.p(f"warning: {warnings}", cls="warning", role="note")
         if names:
             scored = [name for name in names if name in COLUMNS]
             _add_boxes(rows, scored or names, folder)
