@@ -113,7 +113,6 @@ class Conversion:
         try:
             claim = self.results.claim(case.name)
         except InputError as error:  # not put on record: another process may be at work on the case
-            log.error("%s: %s", case.name, error)
             return Outcome(case, "failed", self._failure(Work(case, None, {}), error))
         if claim is None:
             return Outcome(case, "held")

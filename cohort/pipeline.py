@@ -260,8 +260,9 @@ def _account(
             "converted in %s; the device was busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
         )  # fmt: skip
-    for name in failed:
-        log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
+    for name in failed:  # the others were named when they failed
+        if name not in by_name:
+            log.error("failed: %s: not recorded; see above", name)
     if direction == "AtoB" and (said := failures(survey.cohort.cases, by_name, opt.input_dir)):
         log.error("%s", said)
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
