@@ -46,6 +46,7 @@ from models.synthesis import (
     Synthesiser,
     TrainedGenerator,
     VolumePlan,
+    check_sources,
     find_generator,
     load_synthesiser,
     synthesize_volume,
@@ -91,7 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)
-    own = made_before(results, paths, opt.folders, opt.overwrite)
+    try:
+        own = made_before(results, paths, opt.folders, opt.overwrite)
+    except InputError:  # a CT beside the MR is called like it: what it is says more than whose result is in the way
+        refuse_other_modality(patient, paths, settings)
+        raise
     refuse_to_replace(results, own, paths, opt)
     if settings.direction != "AtoB":
         refuse_for_mr(results, opt)
@@ -172,8 +177,19 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path], direction: str
     )
     check_identity(source, identity_of(opt))
     body = read_mask(opt.mask, source) if opt.mask else None
-    reference = read_reference(opt.reference, source, opt.resample_reference) if opt.reference else None
+    reference = None
+    if opt.reference:
+        reference = read_reference(opt.reference, source, opt.resample_reference, at=next(iter(paths.values())))
     return Patient(source, further, body, reference)
+
+
+def refuse_other_modality(patient: Patient, paths: Mapping[str, Path], settings: InferenceSettings) -> None:
+    """Refuse inputs that the model does not take by their values."""
+    try:
+        check_sources([patient.source, *patient.further], settings)
+    except InputError as error:
+        hint = "; a true CT goes to --reference" if settings.direction == "AtoB" else ""
+        raise InputError(f"{describe_paths(paths)}: {error}{hint}") from error
 
 
 def identity_of(opt: PatientSettings) -> Identity:

@@ -260,7 +260,7 @@ class Conversion:
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, source, self.resample_reference)
+            reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)

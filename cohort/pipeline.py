@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome
@@ -27,6 +28,7 @@ from data.errors import InputError
 from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
 from data.volumes.dicom_series import NAMES_KEPT
+from evaluation.patterns import kind_of
 from evaluation.report import summarise
 from models.ensemble import called, check_ensemble, ensemble_sha256, mixed_air
 from models.inference_settings import InferenceSettings
@@ -170,7 +172,10 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
     path = str(case.path.absolute())
     if record.status != "done" or record.input == path or record.key.get("input_sha256") == key["input_sha256"]:
         return case
-    problem = f"{path}: {record.case}.nii.gz is the result of {record.input}; use another --results_dir, or --overwrite"
+    way_out = "use another --results_dir, or --overwrite"
+    if kind_of(Path(path).name) == "ct" and kind_of(Path(record.input).name) != "ct":
+        way_out = "if it is the true CT of that, leave it out here and give it by --reference_pattern or a --list"
+    problem = f"{path}: would be converted as {record.case}, which is the result of {record.input}; {way_out}"
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 

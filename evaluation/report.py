@@ -184,7 +184,7 @@ def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dic
             raise InputError(
                 f"{case.pred}: {error}; --pred takes the synthetic CT (--any_values scores this all the same)"
             ) from error
-    ref = read_reference(case.ref, pred, resample_reference, "result")
+    ref = read_reference(case.ref, pred, resample_reference, "result", case.pred)
     mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
     return score_case(pred, ref, mask, mr, called=str(case.pred))
 

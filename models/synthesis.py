@@ -283,7 +283,7 @@ def prepare_volume(
     """
     to_ct = settings.direction == "AtoB"
     volumes = [source, *further]
-    _check_sources(volumes, settings)
+    check_sources(volumes, settings)
     if not to_ct:
         volumes = [in_hu(source)]
     if body is None:
@@ -333,8 +333,12 @@ def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings)
     return replace(frame, size=math.ceil(frame.body_extent_mm(body) / settings.spacing_mm / step) * step)
 
 
-def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:
-    """Refuse volumes of the other modality, and contrasts that are not the model's or do not go together."""
+def check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:
+    """Refuse volumes of the other modality, and contrasts that are not the model's or do not go together.
+
+    Raises:
+        InputError: names the contrast, where there are several.
+    """
     names = settings.contrasts
     if len(volumes) != len(names):
         raise InputError(f"{len(volumes)} contrasts; the model takes {len(names)}: {', '.join(names)}")

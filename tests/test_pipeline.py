@@ -391,12 +391,24 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
     code, cases = run(site, source=("--input_dir", "elsewhere"))
     (refused,) = (case for case in cases.values() if case["status"] == "failed")
     assert code == 1 and "is the result of" in refused["reason"] and str(site / "in/p1") in refused["reason"]
+    assert refused["reason"].endswith("; use another --results_dir, or --overwrite")
     assert cases["p1"]["attempt"] == first["p1"]["attempt"]
     (site / "in").rename(site / "moved")  # the same patients in another place are the same patients
     code, moved = run(site, source=("--input_dir", "moved"))
     assert code == 0 and {name: moved[name]["attempt"] for name in first} == attempts(first)
     code, replaced = run(site, "--overwrite", source=("--input_dir", "elsewhere"))
     assert code == 0 and "elsewhere" in replaced["p1"]["input"]
+
+
+def test_a_true_ct_given_in_place_of_its_mr_is_told_where_it_goes(site):
+    run(site)
+    ct = write_volume(true_ct(), site / "in/p1/ct.nii.gz")
+    code, cases = run(site, "--pattern", "*/ct.nii.gz")
+    (refused,) = (case for case in cases.values() if case["status"] == "failed")
+    assert code == 1 and refused["reason"] == (
+        f"{ct}: would be converted as p1, which is the result of {site}/in/p1/mr.nii.gz; if it is the true CT of that, "
+        "leave it out here and give it by --reference_pattern or a --list"
+    )
 
 
 def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
@@ -413,7 +425,10 @@ def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
     for name, value in cases["a"]["scores"].items():
         assert value == pytest.approx(scores[name], rel=1e-5) or (value is None and not np.isfinite(scores[name]))
     assert f"scored 1: on average MAE {scores['mae']:.1f} HU, bone Dice {scores['dice_bone']:.3f}" in caplog.text
-    assert cases["b"]["scores"] == {} and "not on the MR's grid" in cases["b"]["warnings"][-1]
+    assert (
+        cases["b"]["scores"] == {}
+        and f"other_grid.nii.gz: not on the MR's grid ({site}/in/p1/mr.nii.gz)" in cases["b"]["warnings"][-1]
+    )
     assert "not scored" in cases["c"]["warnings"][-1] and "no such file" in cases["c"]["warnings"][-1]
     write_volume(mr.with_array(reference.array + np.int16(10)), site / "ct.nii.gz")
     _, again = run(site, source=("--list", "list.csv"))
@@ -482,7 +497,10 @@ def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
             "found nothing .* column reference",
         ),
         (["--pattern", "*/mr.nii.gz", "--reference_pattern", "*/ct.nii.gz"], "--reference_pattern .* with {case}"),
-        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"], "its cases .x. are none of those"),
+        (
+            ["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"],
+            r"CT of x \(.*/in/other/x\.nii\.gz\); MR of p0 \(.*/in/p0/mr\.nii\.gz\), p1 \(",
+        ),
     ],
 )
 def test_a_pattern_of_true_ct_that_fits_nothing_is_an_error(site, options, message):
