@@ -92,14 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)
-    try:
-        own = made_before(results, paths, opt.folders, opt.overwrite)
-    except InputError:  # a CT beside the MR is called like it: what it is says more than whose result is in the way
-        refuse_other_modality(patient, paths, settings)
-        raise
-    refuse_to_replace(results, own, paths, opt)
-    if settings.direction != "AtoB":
-        refuse_for_mr(results, opt)
+    own = own_results(results, patient, paths, settings, opt)
     try:
         made = synthesize(patient, synthesisers, opt)
     except InputError as error:
@@ -153,6 +146,25 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
         if not any(getattr(generator.settings, name) for generator in generators):
             raise InputError(f"--no_{name} does nothing: {called(opt.name, generators)} {without[name]}; leave it out")
     return off
+
+
+def own_results(
+    results: Results, patient: Patient, paths: Mapping[str, Path], settings: InferenceSettings, opt: PatientSettings
+) -> set[str]:
+    """Return the names of files that may be renewed.
+
+    Raises:
+        InputError: another patient's or model's files are in the way, or the results cannot be written.
+    """
+    try:
+        own = made_before(results, paths, opt.folders, opt.overwrite)
+    except InputError:  # a CT beside the MR is called like it: what it is says more than whose result is in the way
+        refuse_other_modality(patient, paths, settings)
+        raise
+    refuse_to_replace(results, own, paths, opt)
+    if settings.direction != "AtoB":
+        refuse_for_mr(results, opt)
+    return own
 
 
 def refuse_for_mr(results: Results, opt: PatientSettings) -> None:

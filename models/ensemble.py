@@ -18,7 +18,15 @@ from data.progress import shown_progress
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, model_sha256
-from models.synthesis import Look, Synthesiser, TrainedGenerator, VolumePlan, prepare_volume, restore_volume
+from models.synthesis import (
+    Look,
+    Synthesiser,
+    TrainedGenerator,
+    VolumePlan,
+    prepare_volume,
+    progress_title,
+    restore_volume,
+)
 
 FUSIONS = ("mean", "median")
 
@@ -89,7 +97,7 @@ def ensemble_sha256(models: Sequence[tuple[InferenceSettings, Path]], fusion: st
 
 
 def stream_with_variance(
-    synthesiser: Synthesiser, slices: Slices, plan: VolumePlan, batch_size: int | None = None, bar: bool = False
+    synthesiser: Synthesiser, slices: Slices, plan: VolumePlan, batch_size: int | None = None, bar: str = ""
 ) -> tuple[Iterator[np.ndarray], RestoredVolume]:
     """Return the slices that come from a network, and the volume of their variances, which fills as these are taken.
 
@@ -173,11 +181,11 @@ def synthesize_ensemble(
     for synthesiser in each:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        variance = None
+        variance, title = None, progress_title(plan) if bar else ""
         if uncertainty:
-            translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, bar)
+            translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, title)
         else:
-            translated = synthesiser.model.stream(slices, batch_size, bar=bar)
+            translated = synthesiser.model.stream(slices, batch_size, bar=title)
         watch = None if look is None else look(synthesiser, plan)
         together.add(restore_volume(translated, plan, watch), variance)
     return together.result()

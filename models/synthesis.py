@@ -271,7 +271,16 @@ def synthesize_volume(
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     watch = None if look is None else look(synthesiser, plan)
-    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=bar), plan, watch)
+    title = progress_title(plan) if bar else ""
+    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=title), plan, watch)
+
+
+def progress_title(plan: VolumePlan) -> str:
+    """Return what is said of the slices that go through a network: they may be other, and fewer, than the volume's."""
+    own = replace(plan.frame, slice_mm=None).slices
+    resampled = f", {own} slices resampled to {plan.frame.slice_mm:.3g} mm" if plan.frame.slice_mm else ""
+    part = "" if plan.with_body.all() else ", where there is body"
+    return f"converting{resampled}{part}"
 
 
 def prepare_volume(
