@@ -400,6 +400,20 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
     assert code == 0 and "elsewhere" in replaced["p1"]["input"]
 
 
+def test_the_page_shows_the_cases_of_the_last_run_and_names_the_older_ones_below(site):
+    write_volume(patient_mr(36.0), site / "in/p0/second.nii.gz")
+    _, first = run(site)
+    (site / "list.csv").write_text("id,path\nnew,in/p0/second.nii.gz\n")
+    run(site, source=("--list", "list.csv"))
+    folder = site / "out" / NAME
+    shown, older = (folder / "index.html").read_text().split("<details")
+    assert 'href="pages/new/index.html"' in shown and 'href="pages/p1/index.html"' not in shown
+    assert ">1 case<" in shown and older.count('href="pages/p1/index.html"') == 1
+    assert "4 older results lie in this folder, too, of cases that the last run was not given" in older
+    with (folder / "summary.csv").open() as table:
+        assert [row["case"] for row in csv.DictReader(table)] == sorted([*first, "new"])
+
+
 def test_a_true_ct_given_in_place_of_its_mr_is_told_where_it_goes(site):
     run(site)
     ct = write_volume(true_ct(), site / "in/p1/ct.nii.gz")

@@ -34,7 +34,11 @@ class CohortRow:
 
 
 def write_cohort_page(
-    folder: Path, rows: Sequence[CohortRow], title: str = "Results", details: Mapping[str, object] | None = None
+    folder: Path,
+    rows: Sequence[CohortRow],
+    title: str = "Results",
+    details: Mapping[str, object] | None = None,
+    others: Sequence[CohortRow] = (),
 ) -> Path:
     """Write `index.html` of a cohort into `folder`; links to the cases' pages are relative, so folders move together.
 
@@ -43,6 +47,7 @@ def write_cohort_page(
         rows: the cases; the tables show those with the highest MAE first, then the others in this order.
         title: the page's heading.
         details: further lines, e.g. model and epoch; what is None is left out. `warnings` stand at the top, too.
+        others: results of earlier runs with other cases; they are named, and count nowhere.
 
     Returns:
         The page.
@@ -65,6 +70,8 @@ def write_cohort_page(
             scored = [name for name in names if name in COLUMNS]
             _add_boxes(rows, scored or names, folder)
         _add_tables(rows, names, folder)
+        if others:
+            _add_others(others, folder)
         with tags.section(aria_label="Details"):
             tags.h2("Details")
             written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
@@ -130,6 +137,18 @@ def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> No
             _add_table(scored, scores, folder)
             tags.h3("All cases: figures that need no true CT")
         _add_table(rows, [name for name in names if name not in scores], folder, all_of_it=True)
+
+
+def _add_others(others: Sequence[CohortRow], folder: Path) -> None:
+    """Add a line on results of earlier runs, which opens to their names."""
+    lie = "1 older result lies" if len(others) == 1 else f"{len(others)} older results lie"
+    with tags.details(cls="panel"):
+        tags.summary(f"{lie} in this folder, too, of cases that the last run was not given; not counted above")
+        with tags.ul():
+            for row in others:
+                entry = tags.li(tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case)
+                if row.failed:
+                    entry.add(": failed")
 
 
 def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of_it: bool = False) -> None:
