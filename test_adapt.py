@@ -84,8 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, [one.settings for one in synthesisers], opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
-    if caution := mixed_air(opt.name, [one.settings for one in synthesisers], opt.fusion):
-        log.warning("warning: %s", caution)
+    if mixture := mixed_air(opt.name, [one.settings for one in synthesisers], opt.fusion):
+        log.warning("warning: %s", mixture)
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     # First: what cannot be read is said before whose result is in the way.
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
-    said = [*([caution] if caution else []), *patient.source.notes]
+    said = [*([mixture] if mixture else []), *patient.source.notes]
     row |= account_of(made, said, settings.direction == "AtoB")
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)

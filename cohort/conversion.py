@@ -240,7 +240,8 @@ class Conversion:
         """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
-            of = (METHOD_VERSION, model.precision, work.source_sha256, tuple(made.findings.warnings))
+            warnings = (*made.findings.warnings, *self.models.mixture)
+            of = (METHOD_VERSION, model.precision, work.source_sha256, warnings)
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
             identity, notes = self.extras.identity(case), made.findings.notes
@@ -275,7 +276,6 @@ class Conversion:
         A picture that fails is no reason to lose a patient: it becomes a warning.
         """
         contrast, findings = shown_name(self.models.settings.contrasts), made.findings
-        cautions = [self.models.caution] if self.models.caution else []
         to_ct = self.models.settings.direction == "AtoB"
         mr, ct, kind = (source, made.synthetic, "CT") if to_ct else (made.synthetic, source, "MR")
         try:
@@ -298,7 +298,7 @@ class Conversion:
                     "model": self.extras.model,
                     "epoch": self.extras.epoch,
                     "model for": self.purpose,
-                    **describe_findings(replace(findings, warnings=cautions + findings.warnings)),
+                    **describe_findings(replace(findings, warnings=self.models.mixture + findings.warnings)),
                 },
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,

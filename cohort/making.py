@@ -67,10 +67,11 @@ class Models:
         return self.first.settings
 
     @property
-    def caution(self) -> str | None:
-        """A warning on the models that holds for every case; None without any."""
+    def mixture(self) -> list[str]:
+        """The warning of models that do not go together, which holds for every case; empty without one."""
         settings = [one.settings for one in self.synthesisers.values()]
-        return mixed_air(list(self.synthesisers), settings, self.fusion)
+        said = mixed_air(list(self.synthesisers), settings, self.fusion)
+        return [said] if said else []
 
     def prepare(self, source: Volume, body: np.ndarray | None, further: Sequence[Volume]) -> list[Part]:
         """Return what goes through each network; the body is found once. Errors as in `prepare_volume`."""

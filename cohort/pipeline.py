@@ -54,7 +54,7 @@ class Survey:
     todo: tuple[CohortCase, ...]
     known: dict[str, CaseRecord]
     model_sha256: str
-    caution: str | None
+    mixture: str | None
 
 
 def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
@@ -120,13 +120,13 @@ def make_survey(
     one_mr_each = generators[0].settings.direction == "AtoB" and not any(case.further for case in cohort.cases)
     if opt.input_dir and one_mr_each and (said := warning_by_name(todo, cohort.cases, opt.input_dir)):
         log.warning("warning: %s", said)
-    caution = mixed_air(opt.name, [one.settings for one in generators], opt.fusion)
-    if caution and todo:
-        log.warning("warning: %s", caution)
+    mixture = mixed_air(opt.name, [one.settings for one in generators], opt.fusion)
+    if mixture and todo:
+        log.warning("warning: %s", mixture)
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
-    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model, caution)
+    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model, mixture)
 
 
 def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) -> Cohort:
@@ -290,7 +290,7 @@ def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras
         "for": opt.purpose,
         "direction": direction,
         **({"fusion": opt.fusion} if opt.fusion else {}),
-        **({"warning": survey.caution} if survey.caution else {}),
+        **({"warning": survey.mixture} if survey.mixture else {}),
         "sha256": survey.model_sha256,
     }
 

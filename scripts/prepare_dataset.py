@@ -188,8 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     page = None if options.no_html else page_of_masks(options, groups, manifest, failures)
     if failures:
         log.error(
-            "%d of %d volumes failed%s, and are not in the data set; if they belong there, mend them and run the command "
-            "again",
+            "%d of %d volumes failed%s, and are not in the data set; if they belong there, mend them and run the "
+            "command again",
             len(failures), len(manifest.cases) + len(failures), f", listed on {page}" if page else "",
         )  # fmt: skip
         return 1

@@ -529,7 +529,9 @@ def test_an_mr_without_contrast_is_refused_by_its_name(raw, caplog, make, words)
     failed = [text for text in caplog.messages if "failed" in text]
     assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", failed[0]) and len(failed) == 2
     page = raw / "set/bodies/index.html"
-    assert failed[1].startswith(f"1 of {len(manifest.cases) + 1} volumes failed, listed on {page}; ")
+    assert failed[1].startswith(
+        f"1 of {len(manifest.cases) + 1} volumes failed, listed on {page}, and are not in the data set; "
+    )
     assert "mr/p0.nii.gz" in page.read_text()
 
 
