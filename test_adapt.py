@@ -39,13 +39,14 @@ from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_id
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
-from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, synthesize_ensemble
+from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, mixed_air, synthesize_ensemble
 from models.inference_settings import InferenceSettings
 from models.synthesis import (
     METHOD_VERSION,
     Synthesiser,
     TrainedGenerator,
     VolumePlan,
+    check_sources,
     find_generator,
     load_synthesiser,
     synthesize_volume,
@@ -83,16 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
     synthesisers = [load_synthesiser(folder, *how) for folder in opt.folders]
     check_ensemble(opt.name, [one.settings for one in synthesisers], opt.uncertainty is not None, opt.fusion)
     settings = synthesisers[0].settings
+    if mixture := mixed_air(opt.name, [one.settings for one in synthesisers], opt.fusion):
+        log.warning("warning: %s", mixture)
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
     # First: what cannot be read is said before whose result is in the way.
     patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)
-    own = made_before(results, paths, opt.folders, opt.overwrite)
-    refuse_to_replace(results, own, paths, opt)
-    if settings.direction != "AtoB":
-        refuse_for_mr(results, opt)
+    own = own_results(results, patient, paths, settings, opt)
     try:
         made = synthesize(patient, synthesisers, opt)
     except InputError as error:
@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
-    row |= account_of(made, patient.source, settings.direction == "AtoB")
+    said = [*([mixture] if mixture else []), *patient.source.notes]
+    row |= account_of(made, said, settings.direction == "AtoB")
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
@@ -147,6 +148,25 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
     return off
 
 
+def own_results(
+    results: Results, patient: Patient, paths: Mapping[str, Path], settings: InferenceSettings, opt: PatientSettings
+) -> set[str]:
+    """Return the names of files that may be renewed.
+
+    Raises:
+        InputError: another patient's or model's files are in the way, or the results cannot be written.
+    """
+    try:
+        own = made_before(results, paths, opt.folders, opt.overwrite)
+    except InputError:  # a CT beside the MR is called like it: what it is says more than whose result is in the way
+        refuse_other_modality(patient, paths, settings)
+        raise
+    refuse_to_replace(results, own, paths, opt)
+    if settings.direction != "AtoB":
+        refuse_for_mr(results, opt)
+    return own
+
+
 def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
     """Refuse options that need a CT, for a model that makes MR."""
     if opt.reference:
@@ -169,8 +189,19 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path], direction: str
     )
     check_identity(source, identity_of(opt))
     body = read_mask(opt.mask, source) if opt.mask else None
-    reference = read_reference(opt.reference, source, opt.resample_reference) if opt.reference else None
+    reference = None
+    if opt.reference:
+        reference = read_reference(opt.reference, source, opt.resample_reference, at=next(iter(paths.values())))
     return Patient(source, further, body, reference)
+
+
+def refuse_other_modality(patient: Patient, paths: Mapping[str, Path], settings: InferenceSettings) -> None:
+    """Refuse inputs that the model does not take by their values."""
+    try:
+        check_sources([patient.source, *patient.further], settings)
+    except InputError as error:
+        hint = "; a true CT goes to --reference" if settings.direction == "AtoB" else ""
+        raise InputError(f"{describe_paths(paths)}: {error}{hint}") from error
 
 
 def identity_of(opt: PatientSettings) -> Identity:
@@ -200,13 +231,13 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     return Made(synthetic, deviation, checks[0].body, findings)
 
 
-def account_of(made: Made, source: Volume, to_ct: bool) -> dict:
-    """Return what the report says of checks and uncertainty, and log warnings and notes."""
+def account_of(made: Made, said: Sequence[str], to_ct: bool) -> dict:
+    """Return what the report says of checks and uncertainty, and log warnings and notes; `said`: warnings before."""
     findings = made.findings
     for text in findings.warnings:
         log.warning("warning: %s", text)
     say_notes(findings.notes)
-    findings.warnings += source.notes  # reading it has said them already
+    findings.warnings += said
     for text in findings.unchecked:
         log.info("not checked: %s", text)
     row: dict = {
@@ -308,7 +339,7 @@ def shown_parts(
 
     def picture() -> None:
         lines = heading(row["case"], row["model"], scores(), kind)
-        save_preview(mr, ct, reference, results.picture, lines, kind, contrast)
+        save_preview(mr, ct, reference, results.picture, lines, kind, contrast, made.deviation)
 
     def page() -> None:
         details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}

@@ -113,7 +113,6 @@ class Conversion:
         try:
             claim = self.results.claim(case.name)
         except InputError as error:  # not put on record: another process may be at work on the case
-            log.error("%s: %s", case.name, error)
             return Outcome(case, "failed", self._failure(Work(case, None, {}), error))
         if claim is None:
             return Outcome(case, "held")
@@ -241,7 +240,8 @@ class Conversion:
         """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
-            of = (METHOD_VERSION, model.precision, work.source_sha256, tuple(made.findings.warnings))
+            warnings = (*made.findings.warnings, *self.models.mixture)
+            of = (METHOD_VERSION, model.precision, work.source_sha256, warnings)
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
             identity, notes = self.extras.identity(case), made.findings.notes
@@ -261,7 +261,7 @@ class Conversion:
         if not work.case.reference:
             return {}, None
         try:
-            reference = read_reference(work.case.reference, source, self.resample_reference)
+            reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
@@ -282,7 +282,7 @@ class Conversion:
             if not self.pages:
                 picture = self.results.folder / f"{work.case.name}.png"
                 lines = heading(work.case.name, self.extras.model, figures, kind)
-                save_preview(mr, ct, reference, picture, lines, kind, contrast)
+                save_preview(mr, ct, reference, picture, lines, kind, contrast, made.deviation)
                 return
             write_case_page(
                 self.results.page_path(work.case.name).parent,
@@ -298,7 +298,7 @@ class Conversion:
                     "model": self.extras.model,
                     "epoch": self.extras.epoch,
                     "model for": self.purpose,
-                    **describe_findings(findings),
+                    **describe_findings(replace(findings, warnings=self.models.mixture + findings.warnings)),
                 },
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,

@@ -10,7 +10,7 @@ from cohort.checks import Check
 from cohort.findings import Findings, join_findings
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
-from models.ensemble import Fusion, stream_with_variance
+from models.ensemble import Fusion, mixed_air, stream_with_variance
 from models.inference_settings import InferenceSettings
 from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
 from models.test_model import gathered
@@ -65,6 +65,13 @@ class Models:
     def settings(self) -> InferenceSettings:
         """Settings of the first one."""
         return self.first.settings
+
+    @property
+    def mixture(self) -> list[str]:
+        """The warning of models that do not go together, which holds for every case; empty without one."""
+        settings = [one.settings for one in self.synthesisers.values()]
+        said = mixed_air(list(self.synthesisers), settings, self.fusion)
+        return [said] if said else []
 
     def prepare(self, source: Volume, body: np.ndarray | None, further: Sequence[Volume]) -> list[Part]:
         """Return what goes through each network; the body is found once. Errors as in `prepare_volume`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import Conversion, Outcome
@@ -27,8 +28,9 @@ from data.errors import InputError
 from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
 from data.volumes.dicom_series import NAMES_KEPT
+from evaluation.patterns import kind_of
 from evaluation.report import summarise
-from models.ensemble import called, check_ensemble, ensemble_sha256
+from models.ensemble import called, check_ensemble, ensemble_sha256, mixed_air
 from models.inference_settings import InferenceSettings
 from models.synthesis import TrainedGenerator, find_generator, load_synthesiser
 from options.pipeline_options import CohortSettings
@@ -44,12 +46,15 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Survey:
-    """The start of a run: the cohort, its cases to convert, the records as they were, and the models' hash."""
+    """The start of a run: the cohort, its cases to convert, the records as they were, the models' hash, and a warning
+    that holds for every case.
+    """
 
     cohort: Cohort
     todo: tuple[CohortCase, ...]
     known: dict[str, CaseRecord]
     model_sha256: str
+    mixture: str | None
 
 
 def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
@@ -115,10 +120,13 @@ def make_survey(
     one_mr_each = generators[0].settings.direction == "AtoB" and not any(case.further for case in cohort.cases)
     if opt.input_dir and one_mr_each and (said := warning_by_name(todo, cohort.cases, opt.input_dir)):
         log.warning("warning: %s", said)
+    mixture = mixed_air(opt.name, [one.settings for one in generators], opt.fusion)
+    if mixture and todo:
+        log.warning("warning: %s", mixture)
     results.check_own(opt.overwrite)
     with results.summary_lock():
         pass  # results that cannot be written stop the run here; later on, they cost the cases that meet it
-    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model)
+    return Survey(replace(cohort, cases=tuple(case for case, _ in looked)), todo, known, model, mixture)
 
 
 def _find(opt: CohortSettings, results: Results, settings: InferenceSettings) -> Cohort:
@@ -164,7 +172,10 @@ def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> Co
     path = str(case.path.absolute())
     if record.status != "done" or record.input == path or record.key.get("input_sha256") == key["input_sha256"]:
         return case
-    problem = f"{path}: {record.case}.nii.gz is the result of {record.input}; use another --results_dir, or --overwrite"
+    way_out = "use another --results_dir, or --overwrite"
+    if kind_of(Path(path).name) == "ct" and kind_of(Path(record.input).name) != "ct":
+        way_out = "if it is the true CT of that, leave it out here and give it by --reference_pattern or a --list"
+    problem = f"{path}: would be converted as {record.case}, which is the result of {record.input}; {way_out}"
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
 
 
@@ -254,8 +265,9 @@ def _account(
             "converted in %s; the device was busy for %.0f %% of it",
             describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
         )  # fmt: skip
-    for name in failed:
-        log.error("failed: %s: %s", name, by_name[name].reason if name in by_name else "not recorded; see above")
+    for name in failed:  # the others were named when they failed
+        if name not in by_name:
+            log.error("failed: %s: not recorded; see above", name)
     if direction == "AtoB" and (said := failures(survey.cohort.cases, by_name, opt.input_dir)):
         log.error("%s", said)
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
@@ -278,6 +290,7 @@ def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras
         "for": opt.purpose,
         "direction": direction,
         **({"fusion": opt.fusion} if opt.fusion else {}),
+        **({"warning": survey.mixture} if survey.mixture else {}),
         "sha256": survey.model_sha256,
     }
 

@@ -47,15 +47,16 @@ class Progress:
         text = f"{outcome.case.name}: {_describe(outcome.what, outcome.record)}"
         said = [f"warning: {text}" for text in outcome.record.warnings] + [f"note: {n}" for n in outcome.record.notes]
         findings = "".join(f"\n    {text}" for text in said)
+        level = logging.ERROR if outcome.record.status == "failed" else logging.INFO
         if self._bar is not None:
             self._bar.update()
-            if outcome.what == "failed" or findings:
-                log.info("%s%s", text, findings)
+            if level == logging.ERROR or findings:
+                log.log(level, "%s%s", text, findings)
             return
         rank = f"rank {self._team.rank}  " if self._team.size > 1 else ""
         width = len(str(self._total))
         text += self._remaining(done, converted)
-        log.info("%s[%*d/%d] %s%s", rank, width, done, self._total, text, findings)
+        log.log(level, "%s[%*d/%d] %s%s", rank, width, done, self._total, text, findings)
 
     def _remaining(self, done: int, converted: int) -> str:
         """Return an estimate after a case was converted; those that fail take no time, so they tell nothing."""
@@ -68,7 +69,7 @@ class Progress:
 
 def _describe(what: str, record: CaseRecord) -> str:
     if what == "elsewhere":
-        return f"{record.status} by another process"
+        return f"{record.status} by another process" + (f": {record.reason}" if record.reason else "")
     if what == "failed":
         return f"failed: {record.reason}"
     if "device" not in record.seconds:

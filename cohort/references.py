@@ -41,9 +41,13 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
         cases.append(replace(case, reference=found[names[0]]) if names else case)
         without += [] if names else [case.name]
     if cases and len(without) == len(cases):
+        ct, mr = (
+            listed([f"{name} ({path})" for name, path in there], _NAMED)
+            for there in (list(found.items()), [(case.name, case.path) for case in cases])
+        )
         raise InputError(
-            f"--reference_pattern {pattern}: its cases ({listed(list(found), _NAMED)}) are none of those to convert "
-            f"({listed(without, _NAMED)}); {_WAY_OUT}"
+            f"--reference_pattern {pattern}: no CT is called like an MR: CT of {ct}; MR of {mr}; change the pattern, "
+            f"{_WAY_OUT}"
         )
     used = Counter(case.reference for case in cases if case.reference)
     if shared := [path for path, count in used.items() if count > 1]:

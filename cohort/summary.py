@@ -1,4 +1,7 @@
-"""`summary.csv`, `summary.json` and `index.html`: every record in the folder of results, one row a case."""
+"""`summary.csv`, `summary.json` and `index.html`: every record in the folder of results, one row a case.
+
+The page shows the cases of the last run, and names the others below.
+"""
 
 import csv
 import io
@@ -37,7 +40,7 @@ def write_summary(
 
     Args:
         results: the folder.
-        current: names of the cases of this run.
+        current: names of the cases of this run, which the page shows.
         model: name, epoch and hash of the model.
         passed_over: DICOM series and volume files that were no cases, with the reason.
         last_run: figures of the run that ends now; None leaves those of the run before.
@@ -72,26 +75,30 @@ def write_summary(
                 "last_run": last_run or _earlier_run(results),
             },
         )
-        _write_page(results, records, model)
+        _write_page(results, records, current, model)
     return records
 
 
-def _write_page(results: Results, records: Sequence[CaseRecord], model: dict) -> None:
+def _write_page(results: Results, records: Sequence[CaseRecord], current: Collection[str], model: dict) -> None:
     """Write the cohort's page; one that fails is a warning, since the summary is there."""
-    rows = []
-    for record in records:
-        page = results.page_path(record.case)
-        warnings = record.warnings or ([] if record.unchecked else ["no warnings"])
-        note = record.reason or "; ".join([*warnings, *record.notes])
-        shown = page if record.status == "done" and page.exists() else None
-        figures = {**record.scores, **shown_figures(record.hu, record.checks)}
-        scores = {name: value for name, value in figures.items() if value is not None}
-        rows.append(CohortRow(record.case, scores, shown, note, failed=record.status != "done"))
+    rows = [_page_row(results, record) for record in records if record.case in current]
+    others = [_page_row(results, record) for record in records if record.case not in current]
     details = {"model": model["name"], "epoch": model["epoch"], "model for": model["for"], "folder": model["folder"]}
+    details |= {"warnings": model.get("warning")}
     try:
-        write_cohort_page(results.folder, rows, model["name"], details)
+        write_cohort_page(results.folder, rows, model["name"], details, others)
     except Exception as error:
         log.warning("warning: no page of the cohort: %s", error)
+
+
+def _page_row(results: Results, record: CaseRecord) -> CohortRow:
+    page = results.page_path(record.case)
+    warnings = record.warnings or ([] if record.unchecked else ["no warnings"])
+    note = record.reason or "; ".join([*warnings, *record.notes])
+    shown = page if record.status == "done" and page.exists() else None
+    figures = {**record.scores, **shown_figures(record.hu, record.checks)}
+    scores = {name: value for name, value in figures.items() if value is not None}
+    return CohortRow(record.case, scores, shown, note, failed=record.status != "done")
 
 
 def format_csv(records: Iterable[CaseRecord]) -> str:

@@ -40,14 +40,16 @@ class ScoredCase:
     mask: Path | None = None
 
 
-def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str = "MR") -> Volume:
+def read_reference(
+    path: Path, like: Volume, resampled: bool = False, whose: str = "MR", at: Path | None = None
+) -> Volume:
     """Read a true CT, its padding raised to -1024 HU.
 
     Args:
         path: the CT.
         like: on whose grid it is wanted.
         resampled: whether a CT on another grid is resampled, linearly, with air outside it; else it is an error.
-        whose: what `like` is called in messages.
+        whose: what `like` is called in messages; at: where it lies, for them.
 
     Raises:
         InputError: it cannot be read, is no CT in HU, or does not lie on that grid, or, `resampled`, nowhere in it.
@@ -56,8 +58,8 @@ def read_reference(path: Path, like: Volume, resampled: bool = False, whose: str
     fits = same_grid(reference, like)
     if not fits and not resampled:
         raise InputError(
-            f"{path}: not on the {whose}'s grid: {describe_difference(reference, like)}; resample it: "
-            f"--resample_reference, or {resampling(path, whose.upper())}"
+            f"{path}: not on the {whose}'s grid{f' ({at})' if at else ''}: {describe_difference(reference, like)}; "
+            f"resample it: --resample_reference, or {resampling(path, at or whose.upper())}"
         )
     try:
         check_ct(reference)

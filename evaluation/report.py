@@ -48,6 +48,12 @@ FIGURES = COLUMNS | {
     "unseen_percent": ("unusual slices [%]", 0),
 }
 
+# Of fewer values a standard deviation says next to nothing.
+FEWEST_FOR_STD = 3
+
+# Those of which the highest value is the worst one.
+WORST_HIGHEST = ("mae", "mae_bone", "uncertainty_mean_hu", "unseen_percent")
+
 # What each of them is, in one sentence with its unit.
 EXPLANATIONS = {
     "mae": "Mean absolute error of the synthetic CT in the body, in HU; lower is better.",
@@ -147,8 +153,8 @@ def score_cohort(
 
     Returns:
         ``cases``: one dict a case, ``case`` (its name) and the scores of `score_case`; ``failed``: a dict of
-        ``case`` and ``reason`` for each that could not be scored; ``mean``, ``std`` (of a sample, divisor n - 1) and
-        ``n`` by score, over the cases in which it is defined.
+        ``case`` and ``reason`` for each that could not be scored; ``mean``, ``std`` (of a sample, divisor n - 1;
+        NaN for fewer than `FEWEST_FOR_STD` cases) and ``n`` by score, over the cases in which it is defined.
 
     Raises:
         InputError: no case can be read and scored; the message starts with the name of the first.
@@ -178,7 +184,7 @@ def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dic
             raise InputError(
                 f"{case.pred}: {error}; --pred takes the synthetic CT (--any_values scores this all the same)"
             ) from error
-    ref = read_reference(case.ref, pred, resample_reference, "result")
+    ref = read_reference(case.ref, pred, resample_reference, "result", case.pred)
     mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
     return score_case(pred, ref, mask, mr, called=str(case.pred))
 
@@ -186,15 +192,15 @@ def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dic
 def summarise(rows: list[dict], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:
     """Return mean, sample standard deviation and number of the defined (not NaN) values of every score in `names`.
 
-    One infinite value makes the mean infinite and the deviation NaN; so does a single value for the
-    deviation.
+    One infinite value makes the mean infinite and the deviation NaN; fewer than `FEWEST_FOR_STD` values leave the
+    deviation NaN, too.
     """
     mean: dict[str, float] = {}
     std: dict[str, float] = {}
     count: dict[str, float] = {}
     for name in names:
         values = [row[name] for row in rows if not math.isnan(row[name])]
-        spread = len(values) > 1 and np.isfinite(values).all()
+        spread = len(values) >= FEWEST_FOR_STD and np.isfinite(values).all()
         mean[name] = float(np.mean(values)) if values else math.nan
         std[name] = float(np.std(values, ddof=1)) if spread else math.nan
         count[name] = len(values)

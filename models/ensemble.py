@@ -18,7 +18,15 @@ from data.progress import shown_progress
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, model_sha256
-from models.synthesis import Look, Synthesiser, TrainedGenerator, VolumePlan, prepare_volume, restore_volume
+from models.synthesis import (
+    Look,
+    Synthesiser,
+    TrainedGenerator,
+    VolumePlan,
+    prepare_volume,
+    progress_title,
+    restore_volume,
+)
 
 FUSIONS = ("mean", "median")
 
@@ -52,6 +60,24 @@ def check_ensemble(
         )
 
 
+def mixed_air(names: Sequence[str], models: Sequence[InferenceSettings], fusion: str | None = None) -> str | None:
+    """Return a warning for models of which only some fill the air inside the body; None for others."""
+    filling = [name for name, one in zip(names, models, strict=True) if one.solid_body]
+    leaving = [name for name, one in zip(names, models, strict=True) if not one.solid_body]
+    if not (filling and leaving):
+        return None
+    if fusion == "median":
+        effect = "the median keeps gas and lungs only where most models leave them"
+    else:
+        share = len(leaving) / len(names)
+        effect = f"in the mean, gas is about {-1000 * share:.0f} HU instead of -1000 HU, and lungs are too dense"
+    return (
+        f"the models treat air inside the body differently: {', '.join(filling)} fills it with tissue, "
+        f"{', '.join(leaving)} leaves it; {effect}; for a trunk leave out {', '.join(filling)}, or use test_adapt.py "
+        "with --no_solid_body"
+    )
+
+
 def called(names: Sequence[str], generators: Sequence[TrainedGenerator]) -> str:
     """Return what models are called together, in the name of the results' folder."""
     return "+".join(name + one.suffix for name, one in zip(names, generators, strict=True))
@@ -71,7 +97,7 @@ def ensemble_sha256(models: Sequence[tuple[InferenceSettings, Path]], fusion: st
 
 
 def stream_with_variance(
-    synthesiser: Synthesiser, slices: Slices, plan: VolumePlan, batch_size: int | None = None, bar: bool = False
+    synthesiser: Synthesiser, slices: Slices, plan: VolumePlan, batch_size: int | None = None, bar: str = ""
 ) -> tuple[Iterator[np.ndarray], RestoredVolume]:
     """Return the slices that come from a network, and the volume of their variances, which fills as these are taken.
 
@@ -155,11 +181,11 @@ def synthesize_ensemble(
     for synthesiser in each:
         slices, plan = prepare_volume(source, synthesiser.settings, body, further)
         body = plan.body  # found once for all models
-        variance = None
+        variance, title = None, progress_title(plan) if bar else ""
         if uncertainty:
-            translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, bar)
+            translated, variance = stream_with_variance(synthesiser, slices, plan, batch_size, title)
         else:
-            translated = synthesiser.model.stream(slices, batch_size, bar=bar)
+            translated = synthesiser.model.stream(slices, batch_size, bar=title)
         watch = None if look is None else look(synthesiser, plan)
         together.add(restore_volume(translated, plan, watch), variance)
     return together.result()

@@ -271,7 +271,16 @@ def synthesize_volume(
     """
     slices, plan = prepare_volume(source, synthesiser.settings, body, further)
     watch = None if look is None else look(synthesiser, plan)
-    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=bar), plan, watch)
+    title = progress_title(plan) if bar else ""
+    return restore_volume(synthesiser.model.stream(slices, batch_size, bar=title), plan, watch)
+
+
+def progress_title(plan: VolumePlan) -> str:
+    """Return what is said of the slices that go through a network: they may be other, and fewer, than the volume's."""
+    own = replace(plan.frame, slice_mm=None).slices
+    resampled = f", {own} slices resampled to {plan.frame.slice_mm:.3g} mm" if plan.frame.slice_mm else ""
+    part = "" if plan.with_body.all() else ", where there is body"
+    return f"converting{resampled}{part}"
 
 
 def prepare_volume(
@@ -283,7 +292,7 @@ def prepare_volume(
     """
     to_ct = settings.direction == "AtoB"
     volumes = [source, *further]
-    _check_sources(volumes, settings)
+    check_sources(volumes, settings)
     if not to_ct:
         volumes = [in_hu(source)]
     if body is None:
@@ -333,8 +342,12 @@ def _frame_around(body: np.ndarray, source: Volume, settings: InferenceSettings)
     return replace(frame, size=math.ceil(frame.body_extent_mm(body) / settings.spacing_mm / step) * step)
 
 
-def _check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:
-    """Refuse volumes of the other modality, and contrasts that are not the model's or do not go together."""
+def check_sources(volumes: Sequence[Volume], settings: InferenceSettings) -> None:
+    """Refuse volumes of the other modality, and contrasts that are not the model's or do not go together.
+
+    Raises:
+        InputError: names the contrast, where there are several.
+    """
     names = settings.contrasts
     if len(volumes) != len(names):
         raise InputError(f"{len(volumes)} contrasts; the model takes {len(names)}: {', '.join(names)}")

@@ -59,12 +59,12 @@ class Translator:
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory
 
-    def translate(self, slices: Slices, batch_size: int | None = None, bar: bool = False) -> np.ndarray:
+    def translate(self, slices: Slices, batch_size: int | None = None, bar: str = "") -> np.ndarray:
         """Return what `stream` yields, float32 (N, H, W)."""
         return gathered(self.stream(slices, batch_size, bar=bar), slices)
 
     def stream(
-        self, slices: Slices, batch_size: int | None = None, spread: SlabSpread | None = None, bar: bool = False
+        self, slices: Slices, batch_size: int | None = None, spread: SlabSpread | None = None, bar: str = ""
     ) -> Iterator[np.ndarray]:
         """Yield the target slices, float32 (H, W), of source slices, in order; all in [-1, 1].
 
@@ -75,7 +75,7 @@ class Translator:
             slices: source slices, (N, H, W) or of several contrasts (N, C, H, W).
             batch_size: slices at a time; None chooses by the free memory. Halved, from then on, where memory ends.
             spread: gets every output of which the result is the mean; whoever gets a slice takes its variance there.
-            bar: whether progress is shown.
+            bar: title of the progress that is shown; '' for none.
 
         Raises:
             InputError: no memory for a single slice, or the network's output is not finite.
@@ -84,7 +84,7 @@ class Translator:
         mean = SlabMean(count, self.slab)
         views = self._translate_views(slices, batch_size)
         if bar:
-            views = shown_progress(views, count, "converting", "slice", leave=False)
+            views = shown_progress(views, count, bar, "slice", leave=False)
         for centre, outputs in enumerate(views):
             mean.add(centre, _mean(outputs))
             if spread is not None:

@@ -1,8 +1,8 @@
-"""Score synthetic CT against true CT: `python -m scripts.evaluate --pred F --ref F`.
+"""Score synthetic CT against true CT: `python -m scripts.evaluate --pred PATH --ref PATH`.
 
-Every path is one volume or a folder of cases. Cases are matched by name. In a folder the name of a case is the file
-name without .nii.gz, .mha, ..., or what stands for {case} in the option's pattern. Where names do not match, the error
-proposes a pattern. True CT without a result is not scored:
+Prints a row of scores for each case, and their mean. What lies in the body of the true CT is scored, or in --mask; with
+--mr only where the MR has signal. Every path is one volume or a folder of cases. Cases are matched by name. Where names
+do not match, the error proposes a pattern. True CT without a result is not scored. For example:
 
     python -m scripts.evaluate --pred results --json results/scores.json \\
         --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 _INPUTS = {
     "pred": "synthetic CT in HU",
     "ref": "true CT in HU, on the grid of --pred, or on another one with --resample_reference",
-    "mr": "the MR, to score only where it has signal (above 0)",
-    "mask": "a mask, to score only where it is not 0 (default: the body found in the true CT)",
+    "mr": "the MR: score only where it has signal (above 0)",
+    "mask": "a mask: score only where it is not 0 (default: the body found in the true CT)",
 }
 _KINDS = {"pred": "sct", "ref": "ct", "mr": "mr", "mask": "mask"}
 
@@ -38,33 +38,31 @@ _KINDS = {"pred": "sct", "ref": "ct", "mr": "mr", "mask": "mask"}
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = CommandParser(
-        prog="python -m scripts.evaluate",
-        description=__doc__,
+        prog="python -m scripts.evaluate", usage="%(prog)s --pred PATH --ref PATH [options]", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
+    group = parser.add_argument_group("volumes", "each is one volume, or a folder of cases")
     for name, what in _INPUTS.items():
-        required = name in ("pred", "ref")
-        parser.add_argument(f"--{name}", type=Path, required=required, help=f"{what}; a volume or a folder of cases")
-    for name in _INPUTS:
-        parser.add_argument(
-            f"--{name}_pattern",
-            metavar="PATTERN",
-            help=f"where a case lies below --{name}, e.g. '{{case}}/{_KINDS[name]}.nii.gz'",
-        )
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="score these cases only")
-    parser.add_argument(
+        group.add_argument(f"--{name}", type=Path, required=name in ("pred", "ref"), metavar="PATH", help=what)
+    group = parser.add_argument_group(
+        "names of cases",
+        "where a case lies below the folder, with {case} for its name; without a pattern every volume\n"
+        "file in the folder is a case, called like the file",
+    )
+    for name, kind in _KINDS.items():
+        group.add_argument(f"--{name}_pattern", metavar="PATTERN", help=f"of --{name}, e.g. '{{case}}/{kind}.nii.gz'")
+    group = parser.add_argument_group("what is scored")
+    add = group.add_argument
+    add("--cases", nargs="+", metavar="NAME", help="score these cases only")
+    add(
         "--skip_missing", action="store_true", help="leave out results without a true CT (or MR or mask), and name them"
     )
-    parser.add_argument(
-        "--resample_reference", action="store_true", help="resample a true CT on another grid to that of --pred"
-    )
-    parser.add_argument(
-        "--any_values", action="store_true", help="score a --pred whose values are not those of a CT in HU, too"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write scores, mean and standard deviation here")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the file of --json even if it holds other scores"
-    )
+    add("--resample_reference", action="store_true", help="resample a true CT on another grid to that of --pred")
+    add("--any_values", action="store_true", help="score a --pred whose values are not those of a CT in HU, too")
+    group = parser.add_argument_group("results")
+    add = group.add_argument
+    add("--json", type=Path, metavar="FILE", help="write the scores, their mean and standard deviation to this file")
+    add("--overwrite", action="store_true", help="replace the file of --json even if it holds other scores")
     options = parser.parse_args(arguments)
     for name in _INPUTS:
         if getattr(options, f"{name}_pattern") is not None and getattr(options, name) is None:

@@ -1,8 +1,8 @@
 """Draw volumes side by side for a paper: `python -m scripts.figure --mr F --ct F... --out fig.png`.
 
-A column for the MR, each CT, the true CT, and each CT's difference from it; a row for each plane through the middle (or
-through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown in patient orientation.
---mask draws the outline of a mask on all of them.
+A column for the MR, each CT, the true CT, each CT's difference from it, and an uncertainty; a row for each plane
+through the middle (or through --at), or with --slices for each axial slice. All volumes lie on one grid and are shown
+in patient orientation. --mask draws the outline of a mask on all of them.
 """
 
 import argparse
@@ -37,6 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--mr", type=Path, help="MR volume")
     add("--ct", type=Path, nargs="+", default=[], help="CT volumes in HU")
     add("--reference", type=Path, help="true CT in HU; each CT's difference from it is shown")
+    add("--uncertainty", type=Path, help="uncertainty of a CT in HU, as --uncertainty of test_adapt.py writes it")
     add("--mask", type=Path, help="mask whose outline is drawn, e.g. the body mask of a prepared data set")
     add("--labels", nargs="+", help="titles of MR, CTs and true CT, in this order")
     rows = parser.add_mutually_exclusive_group()
@@ -77,11 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         window = parse_display_window(options.window)
     except InputError as error:
         raise InputError(f"--window {error}") from error
-    inputs = [path for path in (options.mr, *options.ct, options.reference, options.mask) if path]
+    given = (options.mr, *options.ct, options.reference, options.uncertainty, options.mask)
+    inputs = [path for path in given if path]
     check_free([options.out], "--out", inputs, overwrite=options.overwrite)
-    mr, reference = (path and read_volume(path) for path in (options.mr, options.reference))
+    mr, reference, uncertainty = (
+        path and read_volume(path) for path in (options.mr, options.reference, options.uncertainty)
+    )
     cts = [read_volume(path) for path in options.ct]
-    columns = columns_of(mr, cts, reference, options.labels, window, options.difference_hu)
+    columns = columns_of(mr, cts, reference, options.labels, window, options.difference_hu, uncertainty)
     grid = columns[0].volume
     if options.slices is not None or options.n_slices is not None:
         cuts = axial_slices(grid, options.slices if options.slices is not None else options.n_slices)

@@ -187,6 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
     report(options, groups, manifest, failures)
     page = None if options.no_html else page_of_masks(options, groups, manifest, failures)
     if failures:
+        log.error(
+            "%d of %d volumes failed%s, and are not in the data set; if they belong there, mend them and run the "
+            "command again",
+            len(failures), len(manifest.cases) + len(failures), f", listed on {page}" if page else "",
+        )  # fmt: skip
         return 1
     say_what_is_next(options, manifest, page)
     return 0
@@ -212,8 +217,6 @@ def report(
         log.info("  %s%s  %s, %d slices", split, domain, volumes, sum(case.slices for case in cases))
     for failure in failures:
         log.error("failed: %s", failure.reason)
-    if failures:
-        log.error("what failed is not in the data set; if it belongs there, mend it and run the command again")
 
 
 def page_of_masks(

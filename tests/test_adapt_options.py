@@ -91,6 +91,15 @@ def test_the_result_of_another_model_is_not_replaced(tmp_path):
     assert (convert(moved) != made).any()
 
 
+def test_a_ct_given_in_place_of_its_mr_is_told_as_a_ct(tmp_path):
+    """Both are called after the patient's folder: that the result's name is taken is not what is wrong."""
+    write_model(tmp_path)
+    test_adapt.main(adapt(tmp_path, write_volume(patient_mr(), tmp_path / "P07/mr.nii.gz")))
+    ct = write_volume(patient_mr().with_array(np.full((6, 60, 60), -1000, np.int16)), tmp_path / "P07/ct.nii.gz")
+    with pytest.raises(InputError, match=rf"{ct}: not an MR .*look like CT in HU.*; a true CT goes to --reference"):
+        test_adapt.main(adapt(tmp_path, ct))
+
+
 def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
     """The result is then that of the same weights without them, voxel by voxel."""
     write_volume(patient_mr(), tmp_path / "mr.nii.gz")
@@ -128,7 +137,9 @@ def test_a_reference_on_another_grid_is_resampled_where_asked_for(tmp_path, capl
     origin = np.array(mr.origin) - 0.25 * np.array([x, y, 0])
     write_volume(Volume(finer, (x / 2, y / 2, z), tuple(origin)), tmp_path / "ct.nii.gz")
     with pytest.raises(
-        InputError, match=r"not on the MR's grid: .*--resample_reference, or python -m scripts.resample"
+        InputError,
+        match=rf"ct\.nii\.gz: not on the MR's grid \({tmp_path}/mr\.nii\.gz\): .*--resample_reference, or python -m "
+        rf"scripts\.resample --input {tmp_path}/ct\.nii\.gz --like {tmp_path}/mr\.nii\.gz",
     ):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--reference", tmp_path / "ct.nii.gz"))
     assert (

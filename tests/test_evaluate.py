@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -173,6 +174,14 @@ def test_summary_leaves_undefined_scores_out():
     assert (single["mean"]["mae"], single["n"]["mae_bone"]) == (0.5, 0)
     assert math.isnan(single["mean"]["mae_bone"])
     assert math.isnan(single["std"]["mae"])
+
+
+@pytest.mark.parametrize(("count", "shown"), [(2, "-"), (3, "10.0")])
+def test_two_cases_have_a_mean_and_no_standard_deviation(count, shown):
+    rows = [row(f"p{k}", mae=30 + 10 * k) for k in range(count)]
+    table = report.format_report({"cases": rows, **report.summarise(rows)}).splitlines()
+    mean, std = ([cell.strip() for cell in line.strip("|").split("|")][:2] for line in table[-2:])
+    assert (mean, std) == (["mean", f"{25 + 5 * count:.1f}"], ["std", shown])
 
 
 def test_table_is_aligned_and_marks_what_is_undefined():
@@ -367,6 +376,20 @@ def test_command_scores_one_pair_in_the_body_where_the_mr_sees(cohort, capsys):
     assert len(printed) == 4
     assert printed[2].split()[1:4:2] == ["b", "20.0"]
     assert printed[3] == "scored in: body of the reference CT, where MR > 0"
+
+
+def test_the_help_has_groups_that_say_what_their_options_have_in_common(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        evaluate.parse_arguments(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m scripts.evaluate --pred PATH --ref PATH [options]\n")
+    groups = [line for line in said.splitlines() if re.fullmatch(r"[a-z ]+:", line)]
+    assert groups == ["options:", "volumes:", "names of cases:", "what is scored:", "results:"]
+    volumes, names = (said.split(f"{one}\n")[1].split("\n\n")[1] for one in ("\nvolumes:", "\nnames of cases:"))
+    assert re.findall(r"^  (--\w+)", volumes, re.MULTILINE) == ["--pred", "--ref", "--mr", "--mask"]
+    assert re.findall(r"^  (--\w+)", names, re.MULTILINE) == [
+        f"--{one}_pattern" for one in ("pred", "ref", "mr", "mask")
+    ]
 
 
 def test_command_reports_bad_input_in_one_line(cohort, capsys):

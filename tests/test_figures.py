@@ -17,7 +17,7 @@ from visualization.figures import (
     smoothed,
 )
 from visualization.records import LossRecord
-from visualization.windows import DisplayWindow
+from visualization.windows import UNCERTAINTY_COLOURS, DisplayWindow
 
 WINDOW = DisplayWindow(40, 400)
 
@@ -52,6 +52,20 @@ def test_columns_are_mr_cts_truth_and_differences(volumes):
         columns_of(v["mr"], [v["a"]], None, ["x", "y", "z"], WINDOW, 300)
     with pytest.raises(InputError, match="CT: not on the grid of MR"):
         columns_of(v["mr"], [Volume(v["a"].array)], None, None, WINDOW, 300)
+
+
+def test_an_uncertainty_has_its_own_colours_and_bar(volumes):
+    v = volumes
+    deviation = v["mr"].with_array(np.full(v["mr"].array.shape, 30, np.float32))
+    columns = columns_of(v["mr"], [v["a"]], v["reference"], ["x", "y", "z"], WINDOW, 300, deviation)
+    assert [c.title for c in columns][3:] == ["y \N{MINUS SIGN} z", "uncertainty"]
+    drawn = draw_comparison(columns, planes_through(v["mr"], None))
+    shown = [axes for axes in drawn.axes if axes.images][4].images[0]
+    assert (shown.get_clim(), shown.get_cmap().name) == ((0, 50), UNCERTAINTY_COLOURS)
+    bars = {axes.get_ylabel(): axes.get_ylim() for axes in drawn.axes if "HU" in axes.get_ylabel()}
+    assert bars["uncertainty (standard deviation) [HU]"] == (0, 50) and len(bars) == 3
+    with pytest.raises(InputError, match="uncertainty: not on the grid of MR"):
+        columns_of(v["mr"], [], None, None, WINDOW, 300, Volume(deviation.array))
 
 
 def test_a_figure_shows_each_cut_in_patient_orientation_and_proportion(volumes):

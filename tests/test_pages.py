@@ -396,16 +396,22 @@ def test_the_tables_sort_search_and_lead_to_the_cases(browser, cohort_page):
         ]  # fmt: skip
         assert scores.locator("th button").all_inner_texts() == ["case", "MAE [HU]", "SSIM"]
         assert every.locator("th button").all_inner_texts() == ["case", "body [l]", "note"]
-        assert cases(scores) == ["p0", "p1", "p2", EVIL] and cases(every) == ["p0", "p1", "p2", EVIL, "p3", "broken"]
+        # The worst first in both tables, as the arrow says; then those without a score, as they were given.
+        assert cases(scores) == ["p0", "p2", EVIL, "p1"] and cases(every) == ["p0", "p2", EVIL, "p1", "p3", "broken"]
+        assert page.locator("th[aria-sort=descending]").all_inner_texts() == ["MAE [HU]"]
+        said = page.locator("p.note:has-text('Worst first, by MAE')").inner_text()
+        assert said.endswith("click again for the other order.")
         for name, button in (("mae", "MAE [HU]"), ("body_l", "body [l]")):
             assert page.get_attribute(f"button:text-is('{button}')", "title") == EXPLANATIONS[name]
         page.click("th >> text=MAE [HU]")
-        assert cases(scores) == ["p1", EVIL, "p2", "p0"] and cases(every)[:2] == ["p0", "p1"]
+        assert cases(scores) == ["p1", EVIL, "p2", "p0"] and cases(every)[:2] == ["p0", "p2"]
         assert page.locator("th[aria-sort=ascending]").inner_text().startswith("MAE")
         page.locator("th >> text=MAE [HU]").press("Enter")  # by keyboard, the other way
         assert cases(scores) == ["p0", "p2", EVIL, "p1"]
         page.click("th >> text=SSIM")
-        assert cases(scores)[-1] == EVIL  # undefined ones last
+        assert cases(scores) == ["p0", "p2", "p1", EVIL]  # the lowest, which is the worst, first; undefined ones last
+        page.click("th >> text=MAE [HU]")
+        assert cases(scores) == ["p0", "p2", EVIL, "p1"]  # of errors the highest is the worst
         assert scores.locator("tfoot tr").first.locator("td").first.inner_text() == "39.9"  # mean MAE
         page.fill("#search", "first")  # a note, which stands in the other table
         assert cases(scores) == cases(every) == ["p0"]
@@ -420,11 +426,18 @@ def test_the_tables_sort_search_and_lead_to_the_cases(browser, cohort_page):
         assert page.inner_text("h1") == EVIL
 
 
+def test_without_scripts_the_worst_case_is_first_and_nothing_speaks_of_clicks(browser, cohort_page):
+    with visit(browser, cohort_page, java_script_enabled=False) as page:
+        assert page.locator("table").first.locator("[data-case]").first.inner_text() == "p0"
+        assert page.locator(".scripted:visible").count() == 0 and page.locator("p.note:visible").count() == 2
+
+
 def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):
     page = Page(write_cohort_page(tmp_path, [CohortRow("p0", {"body_l": 61.5}), CohortRow("p1", {"body_l": 4.25})]))
     assert page.elements.count("table") == 1 and "h3" not in page.elements
     assert page.texts["button"] == ["case", "body [l]"]
     assert "61.50" in page.texts["td"] and "32.88" in page.texts["td"]  # and the mean
+    assert page.texts["tfoot"] and page.texts["td"][-2:] == ["-", "2"]  # of two cases there is no standard deviation
 
 
 def test_notes_look_unlike_warnings(tmp_path):

@@ -228,7 +228,7 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
         "warning: 3 of 6 volumes are CT by their names, and fail if their values say so, too: p0/ct_on_mr_grid.nii.gz, "
         f"p1/ct_on_mr_grid.nii.gz, p2/ct_on_mr_grid.nii.gz; {way_out}"
     )
-    assert before < min(k for k, text in enumerate(said) if text.startswith("failed: "))
+    assert before < min(k for k, text in enumerate(said) if ": failed: " in text)
     after = "3 failed cases look like CT, by their values: p0__ct_on_mr_grid, p1__ct_on_mr_grid, p2__ct_on_mr_grid; "
     assert f"{after}{way_out}" in said
     caplog.clear()
@@ -391,12 +391,38 @@ def test_another_patient_s_result_is_not_replaced(site, tmp_path):
     code, cases = run(site, source=("--input_dir", "elsewhere"))
     (refused,) = (case for case in cases.values() if case["status"] == "failed")
     assert code == 1 and "is the result of" in refused["reason"] and str(site / "in/p1") in refused["reason"]
+    assert refused["reason"].endswith("; use another --results_dir, or --overwrite")
     assert cases["p1"]["attempt"] == first["p1"]["attempt"]
     (site / "in").rename(site / "moved")  # the same patients in another place are the same patients
     code, moved = run(site, source=("--input_dir", "moved"))
     assert code == 0 and {name: moved[name]["attempt"] for name in first} == attempts(first)
     code, replaced = run(site, "--overwrite", source=("--input_dir", "elsewhere"))
     assert code == 0 and "elsewhere" in replaced["p1"]["input"]
+
+
+def test_the_page_shows_the_cases_of_the_last_run_and_names_the_older_ones_below(site):
+    write_volume(patient_mr(36.0), site / "in/p0/second.nii.gz")
+    _, first = run(site)
+    (site / "list.csv").write_text("id,path\nnew,in/p0/second.nii.gz\n")
+    run(site, source=("--list", "list.csv"))
+    folder = site / "out" / NAME
+    shown, older = (folder / "index.html").read_text().split("<details")
+    assert 'href="pages/new/index.html"' in shown and 'href="pages/p1/index.html"' not in shown
+    assert ">1 case<" in shown and older.count('href="pages/p1/index.html"') == 1
+    assert "4 older results lie in this folder, too, of cases that the last run was not given" in older
+    with (folder / "summary.csv").open() as table:
+        assert [row["case"] for row in csv.DictReader(table)] == sorted([*first, "new"])
+
+
+def test_a_true_ct_given_in_place_of_its_mr_is_told_where_it_goes(site):
+    run(site)
+    ct = write_volume(true_ct(), site / "in/p1/ct.nii.gz")
+    code, cases = run(site, "--pattern", "*/ct.nii.gz")
+    (refused,) = (case for case in cases.values() if case["status"] == "failed")
+    assert code == 1 and refused["reason"] == (
+        f"{ct}: would be converted as p1, which is the result of {site}/in/p1/mr.nii.gz; if it is the true CT of that, "
+        "leave it out here and give it by --reference_pattern or a --list"
+    )
 
 
 def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
@@ -413,7 +439,10 @@ def test_references_are_scored_and_bad_ones_are_warnings(site, caplog):
     for name, value in cases["a"]["scores"].items():
         assert value == pytest.approx(scores[name], rel=1e-5) or (value is None and not np.isfinite(scores[name]))
     assert f"scored 1: on average MAE {scores['mae']:.1f} HU, bone Dice {scores['dice_bone']:.3f}" in caplog.text
-    assert cases["b"]["scores"] == {} and "not on the MR's grid" in cases["b"]["warnings"][-1]
+    assert (
+        cases["b"]["scores"] == {}
+        and f"other_grid.nii.gz: not on the MR's grid ({site}/in/p1/mr.nii.gz)" in cases["b"]["warnings"][-1]
+    )
     assert "not scored" in cases["c"]["warnings"][-1] and "no such file" in cases["c"]["warnings"][-1]
     write_volume(mr.with_array(reference.array + np.int16(10)), site / "ct.nii.gz")
     _, again = run(site, source=("--list", "list.csv"))
@@ -482,7 +511,10 @@ def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
             "found nothing .* column reference",
         ),
         (["--pattern", "*/mr.nii.gz", "--reference_pattern", "*/ct.nii.gz"], "--reference_pattern .* with {case}"),
-        (["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"], "its cases .x. are none of those"),
+        (
+            ["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"],
+            r"CT of x \(.*/in/other/x\.nii\.gz\); MR of p0 \(.*/in/p0/mr\.nii\.gz\), p1 \(",
+        ),
     ],
 )
 def test_a_pattern_of_true_ct_that_fits_nothing_is_an_error(site, options, message):
@@ -520,7 +552,11 @@ def test_log_files_are_clean_and_estimate_what_is_left(site, caplog, capfd):
     lines = [text for text in caplog.messages if text.startswith("[")]
     assert [line[:5] for line in lines] == [f"[{k}/5]" for k in range(1, 6)]
     assert sum("left" in line for line in lines) == 4 - ("left" not in lines[-1] and "failed" not in lines[-1])
-    assert any("failed: " in line and "broken.nii" in line for line in lines)
+    # A failure is told once, when it happens; at the end stand their number and where the list is.
+    assert [text for text in caplog.messages if "broken.nii" in text] == [
+        text for text in lines if ": failed: " in text
+    ]
+    assert f"4 done (4 with warnings), 1 failed: {site}/out/{NAME}/summary.csv" in caplog.messages
     assert "\r" not in caplog.text and "\r" not in "".join(capfd.readouterr())
 
 
@@ -568,8 +604,8 @@ def test_a_claim_that_fails_costs_its_case_alone(site, monkeypatch, caplog):
     monkeypatch.setattr(Results, "claim", full)
     code, cases = run(site)
     assert code == 1 and cases.keys() == {"p0", "p2"}
-    assert "p1: cannot be locked: no space left" in caplog.text
-    assert "failed: p1: not recorded" in caplog.text
+    assert caplog.text.count("p1: cannot be locked: no space left") == 1
+    assert "failed: p1: not recorded; see above" in caplog.messages
 
 
 def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):

@@ -526,7 +526,13 @@ def test_an_mr_without_contrast_is_refused_by_its_name(raw, caplog, make, words)
         write_volume(mr.with_array(make(mr.array)), raw / "mr/p0.nii.gz")
     code, manifest = prepare(raw, *more)
     assert (code, [case.name for case in manifest.select("train", "A")]) == (1, ["p1"])
-    assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", caplog.text)
+    failed = [text for text in caplog.messages if "failed" in text]
+    assert re.search(rf"failed: .*mr/p0\.nii\.gz: .*{words}", failed[0]) and len(failed) == 2
+    page = raw / "set/bodies/index.html"
+    assert failed[1].startswith(
+        f"1 of {len(manifest.cases) + 1} volumes failed, listed on {page}, and are not in the data set; "
+    )
+    assert "mr/p0.nii.gz" in page.read_text()
 
 
 def test_one_volume_of_the_other_modality_does_not_make_them_swapped(raw):

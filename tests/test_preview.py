@@ -9,7 +9,15 @@ from PIL import Image
 from data.volumes.volume import Volume
 from visualization.planes import PLANES
 from visualization.preview import _font, heading, preview, save_preview, thumbnail, tile_size
-from visualization.windows import CT_WINDOWS, DIFFERENCE_COLOURS, MARK_COLOUR, colour_table, coloured, round_ticks
+from visualization.windows import (
+    CT_WINDOWS,
+    DIFFERENCE_COLOURS,
+    MARK_COLOUR,
+    UNCERTAINTY_COLOURS,
+    colour_table,
+    coloured,
+    round_ticks,
+)
 
 SPACING = (1.0, 2.0, 4.0)
 SHAPE = (5, 20, 30)  # 20 mm high, 40 mm deep, 30 mm wide
@@ -54,6 +62,19 @@ def test_a_preview_shows_hu_in_a_fixed_window_and_differences_in_colours():
     middle = tiles(agree, 4)["axial"][3][:, LETTERS:-LETTERS]
     assert np.all(middle == table[128])  # no difference
     assert middle.max() < 40  # and nearly black
+
+
+def test_an_uncertainty_is_the_last_column_in_colours_with_a_bar_in_hu_of_its_own():
+    deviation = np.full(SHAPE, 10.0, np.float32)
+    deviation[2] = 40.0  # 98 % of it lie below 50 HU, the next end of the colours
+    without = np.array(preview(constant(0), constant(0), constant(0)))
+    pixels = np.array(preview(constant(0), constant(0), constant(0), uncertainty=Volume(deviation, SPACING)))
+    assert pixels.shape[1] - without.shape[1] == 320 + GAP + 92  # an image, and a bar beside those of CT and difference
+    axial = tiles(pixels, 5)["axial"][4]  # slice 2
+    table = colour_table(UNCERTAINTY_COLOURS)
+    assert np.all(axial[:, LETTERS:-LETTERS] == table[round(255 * 40 / 50)])
+    bar = pixels[2 * TOP + 1 :, SIDE + 5 * (320 + GAP) + 2 * 92 + 7]  # below its upper edge
+    assert np.all(bar[0] == table[255]) and np.any(np.all(bar == table[0], axis=1))
 
 
 @pytest.mark.parametrize("hu", [-1000, 3000])

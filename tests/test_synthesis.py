@@ -238,15 +238,22 @@ def counting_synthesiser(tmp_path, net, **changes) -> Synthesiser:
     return synthesiser
 
 
-@pytest.mark.parametrize("slice_mm, sent", [(None, 2), (2.5, 6)])
-def test_slices_without_body_are_not_sent_and_become_air(tmp_path, slice_mm, sent):
+@pytest.mark.parametrize(
+    ("slice_mm", "sent", "said"),
+    [
+        (None, 2, "converting, where there is body: 2 slices"),
+        (2.5, 6, "converting, 6 slices resampled to 2.5 mm, where there is body: 6 slices"),
+    ],
+)
+def test_slices_without_body_are_not_sent_and_become_air(tmp_path, caplog, slice_mm, sent, said):
     """Two of six slices 5 mm apart show body; slices of 2.5 mm within 5 mm of those are interpolated from them."""
     mr = ramp_mr().with_array(np.full((6, 24, 20), 250, np.float32))
     body = np.zeros(mr.array.shape, bool)
     body[2:4, 5:9, 5:9] = True
     net = Counting()
-    ct = synthesize_volume(mr, counting_synthesiser(tmp_path, net, slice_mm=slice_mm), body, batch_size=4)
-    assert sum(net.sizes) == sent
+    caplog.set_level("INFO")
+    ct = synthesize_volume(mr, counting_synthesiser(tmp_path, net, slice_mm=slice_mm), body, batch_size=4, bar=True)
+    assert (sum(net.sizes), caplog.messages[-1]) == (sent, said)
     np.testing.assert_allclose(ct.array[2:4], 200, atol=1)  # the middle of both windows
     assert np.all(ct.array[[0, 5]] == AIR_HU)
 

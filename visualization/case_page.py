@@ -13,7 +13,7 @@ from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
 from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES
-from visualization.case_volumes import HU_STEP, UNCERTAINTY_REACHES, Region, ShownVolume, pack, region_to_show
+from visualization.case_volumes import HU_STEP, Region, ShownVolume, pack, region_to_show
 from visualization.pages import add_script, call, link_to, new_document, pairs, to_js, write_document
 from visualization.planes import PLANES, Plane
 from visualization.preview import heading, model_names, mr_title, save_preview, thumbnail
@@ -23,6 +23,8 @@ from visualization.windows import (
     DIFFERENCE_COLOURS,
     DIFFERENCE_HU,
     UNCERTAINTY_COLOURS,
+    UNCERTAINTY_REACHES,
+    UNCERTAINTY_TITLE,
     colour_table,
     mr_display_range,
 )
@@ -114,7 +116,7 @@ def write_case_page(
     _remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
     lines = heading(case, (details or {}).get("model"), scores or {}, synthetic)
-    save_preview(mr, ct, reference, folder / PREVIEW_NAME, lines, synthetic, contrast)
+    save_preview(mr, ct, reference, folder / PREVIEW_NAME, lines, synthetic, contrast, uncertainty)
     with whole_file(folder / THUMBNAIL_NAME) as scratch:
         thumbnail(mr, ct).save(scratch)
     return write_document(document, page)
@@ -208,7 +210,7 @@ def _add_viewer(shown: list[ShownVolume], region: Region) -> None:
     deviation, difference = _shown_as(shown, "uncertainty"), _difference_title(shown)
     columns = [(volume.id, volume.title) for volume in shown if volume is not deviation]
     columns += [("difference", difference)] if difference else []
-    columns += [(deviation.id, deviation.title)] if deviation else []
+    columns += [(deviation.id, UNCERTAINTY_TITLE)] if deviation else []
     with tags.section(aria_label="Images"):
         _add_controls(difference is not None, deviation)
         tags.p(id="loading", role="status")
@@ -222,7 +224,7 @@ def _add_viewer(shown: list[ShownVolume], region: Region) -> None:
             if difference:
                 _add_scale("difference", "Difference")
             if deviation:
-                _add_scale("uncertainty", "Uncertainty (standard deviation)")
+                _add_scale("uncertainty", UNCERTAINTY_TITLE.capitalize())
 
 
 def _add_controls(with_difference: bool, deviation: ShownVolume | None) -> None:

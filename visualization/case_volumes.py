@@ -9,7 +9,7 @@ from isal import igzip
 
 from data.volumes.volume import Volume
 from visualization.planes import PatientOrder, patient_order
-from visualization.windows import mr_display_range
+from visualization.windows import mr_display_range, uncertainty_reach
 
 HU_STEP = 2
 """CT is stored in steps of this many HU: half as large as single ones, and no eye sees it in any window."""
@@ -17,8 +17,6 @@ UNCERTAINTY_STEP = 0.5
 """That of an uncertainty, in HU."""
 MR_STEPS = 1000
 """Steps of MR from black to white."""
-UNCERTAINTY_REACHES = (10, 25, 50, 100, 200, 400, 800)
-"""Up to which HU the colours of an uncertainty may reach."""
 MAX_VOXELS = 12_000_000
 """Larger volumes are averaged over neighbours until they have no more."""
 _MARGIN = 4
@@ -62,13 +60,6 @@ class ShownVolume:
         if self.kind == "uncertainty":
             return math.inf
         return _SEEN_ABOVE_HU if self.kind == "CT" else self.low + _SEEN_ABOVE_SHARE * (self.high - self.low)
-
-
-def uncertainty_reach(deviation: np.ndarray) -> float:
-    """Return up to which HU colours show an uncertainty: of `UNCERTAINTY_REACHES` the one that holds 98 % of it."""
-    given = deviation[deviation > 0]
-    most = float(np.quantile(given, 0.98)) if given.size else 0.0
-    return float(next((reach for reach in UNCERTAINTY_REACHES if reach >= most), UNCERTAINTY_REACHES[-1]))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dominate import tags
 
-from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, summarise
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, WORST_HIGHEST, summarise
 from visualization.case_page import THUMBNAIL_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
 from visualization.svg_charts import FEWEST_IN_A_BOX, box_chart
@@ -34,15 +34,20 @@ class CohortRow:
 
 
 def write_cohort_page(
-    folder: Path, rows: Sequence[CohortRow], title: str = "Results", details: Mapping[str, object] | None = None
+    folder: Path,
+    rows: Sequence[CohortRow],
+    title: str = "Results",
+    details: Mapping[str, object] | None = None,
+    others: Sequence[CohortRow] = (),
 ) -> Path:
     """Write `index.html` of a cohort into `folder`; links to the cases' pages are relative, so folders move together.
 
     Args:
         folder: where; usually the one that holds the cases' folders.
-        rows: the cases, in the order in which they are first listed.
+        rows: the cases; the tables show those with the highest MAE first, then the others in this order.
         title: the page's heading.
-        details: further lines, e.g. model and epoch; what is None is left out.
+        details: further lines, e.g. model and epoch; what is None is left out. `warnings` stand at the top, too.
+        others: results of earlier runs with other cases; they are named, and count nowhere.
 
     Returns:
         The page.
@@ -50,6 +55,7 @@ def write_cohort_page(
     Raises:
         InputError: the folder cannot be written.
     """
+    rows = _worst_first(rows)
     names = [name for name in FIGURES if any(_is_defined(row, name) for row in rows)]
     failed = sum(row.failed for row in rows)
     document = new_document(title, ("base.css", "cohort.css"))
@@ -58,10 +64,14 @@ def write_cohort_page(
             tags.h1(title)
             tags.p(_cases(len(rows)) + (f", {failed} failed" if failed else ""))
             tags.p("Not for clinical use")
+        if warnings := (details or {}).get("warnings"):
+            tags.p(f"warning: {warnings}", cls="warning", role="note")
         if names:
             scored = [name for name in names if name in COLUMNS]
             _add_boxes(rows, scored or names, folder)
         _add_tables(rows, names, folder)
+        if others:
+            _add_others(others, folder)
         with tags.section(aria_label="Details"):
             tags.h2("Details")
             written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
@@ -72,6 +82,11 @@ def write_cohort_page(
 
 def _cases(count: int) -> str:
     return "1 case" if count == 1 else f"{count} cases"
+
+
+def _worst_first(rows: Sequence[CohortRow]) -> list[CohortRow]:
+    """Return cases from the highest MAE to the lowest, then those without one in the order that they had."""
+    return sorted(rows, key=lambda row: -row.scores["mae"] if _is_defined(row, "mae") else math.inf)
 
 
 def _is_defined(row: CohortRow, name: str) -> bool:
@@ -108,13 +123,32 @@ def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> No
     with tags.section(aria_label="Cases"):
         with tags.div(cls="controls"):
             tags.h2("Cases")
-            tags.label("search ", tags.input_(type="search", id="search"))
+            with tags.span(cls="scripted"):
+                tags.label("search ", tags.input_(type="search", id="search"))
             tags.span(f"{len(rows)} of {len(rows)} cases", id="count", role="status", cls="note")
+        with tags.p(cls="note"):
+            tags.span("Worst first, by MAE; cases without a score follow. " if "mae" in scores else "")
+            tags.span(
+                "Click a column's title to sort by it, the worst or lowest first; click again for the other order.",
+                cls="scripted screen",
+            )  # fmt: skip
         if scored:
             tags.h3("Scores against the true CT")
             _add_table(scored, scores, folder)
             tags.h3("All cases: figures that need no true CT")
         _add_table(rows, [name for name in names if name not in scores], folder, all_of_it=True)
+
+
+def _add_others(others: Sequence[CohortRow], folder: Path) -> None:
+    """Add a line on results of earlier runs, which opens to their names."""
+    lie = "1 older result lies" if len(others) == 1 else f"{len(others)} older results lie"
+    with tags.details(cls="panel"):
+        tags.summary(f"{lie} in this folder, too, of cases that the last run was not given; not counted above")
+        with tags.ul():
+            for row in others:
+                entry = tags.li(tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case)
+                if row.failed:
+                    entry.add(": failed")
 
 
 def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of_it: bool = False) -> None:
@@ -124,7 +158,7 @@ def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of
         with tags.thead(), tags.tr():
             _heading("case", "")
             for name in names:
-                _heading(FIGURES[name][0], "number", EXPLANATIONS[name])
+                _heading(FIGURES[name][0], "number", name)
             if with_notes:
                 _heading("note", "")
         with tags.tbody():
@@ -134,8 +168,11 @@ def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of
             _add_summary(rows, names, with_notes)
 
 
-def _heading(title: str, kind: str, explanation: str = "") -> None:
-    tags.th(tags.button(title, type="button", **({"title": explanation} if explanation else {})), cls=kind, scope="col")
+def _heading(title: str, kind: str, figure: str = "") -> None:
+    """Add a column's title, of one of `FIGURES` or of text; rows come sorted by MAE."""
+    button = tags.button(title, type="button", **({"title": EXPLANATIONS[figure]} if figure else {}))
+    first = {"data_first": "descending"} if figure in WORST_HIGHEST else {}
+    tags.th(button, cls=kind, scope="col", **first, **({"aria-sort": "descending"} if figure == "mae" else {}))
 
 
 def _add_row(row: CohortRow, names: list[str], folder: Path, with_thumbnail: bool, with_notes: bool) -> None:

@@ -19,7 +19,17 @@ from data.files import whole_file
 from data.volumes.volume import Volume, resampling, same_grid
 from visualization.planes import PLANES, PatientOrder, Plane, patient_order
 from visualization.records import LossRecord
-from visualization.windows import DIFFERENCE_COLOURS, GRAYS, MARK_COLOUR, DisplayWindow, mr_display_range, round_ticks
+from visualization.windows import (
+    DIFFERENCE_COLOURS,
+    GRAYS,
+    MARK_COLOUR,
+    UNCERTAINTY_COLOURS,
+    UNCERTAINTY_TITLE,
+    DisplayWindow,
+    mr_display_range,
+    round_ticks,
+    uncertainty_reach,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +41,7 @@ _COLUMN_INCHES = 1.75
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a figure: a title, a volume, what is black and white in it, and whether it is a difference.
+    """One column of a figure: a title, a volume, what lies at the ends of its colours, and those.
 
     `scale`: what the bar of its values is called; columns of one scale share a bar. '' for none.
     """
@@ -40,15 +50,15 @@ class Column:
     volume: Volume
     low: float
     high: float
-    difference: bool = False
+    colours: str = GRAYS
     scale: str = ""
 
 
 def columns_of(
     mr: Volume | None, cts: Sequence[Volume], reference: Volume | None, labels: Sequence[str] | None,
-    window: DisplayWindow, spread_hu: float,
+    window: DisplayWindow, spread_hu: float, uncertainty: Volume | None = None,
 ) -> list[Column]:  # fmt: skip
-    """Return the columns MR, CTs, true CT, and for each CT its difference from the true one, where there are such.
+    """Return the columns MR, CTs, true CT, for each CT its difference from the true one, and an uncertainty in HU.
 
     `labels` name MR, CTs and true CT in this order; None: by what they are.
 
@@ -61,7 +71,8 @@ def columns_of(
     titles = [title for title, _ in given] if labels is None else list(labels)
     if len(titles) != len(given):
         raise InputError(f"--labels: {len(titles)} labels for {len(given)} volumes; expected one for each")
-    for title, (_, volume) in zip(titles, given, strict=True):
+    deviations = [] if uncertainty is None else [("uncertainty", uncertainty)]
+    for title, volume in [*zip(titles, (one for _, one in given), strict=True), *deviations]:
         if not same_grid(volume, given[0][1]):
             way = resampling("VOLUME", "FIRST_VOLUME")
             raise InputError(f"{title}: not on the grid of {titles[0]}; resample it first: {way}")
@@ -76,7 +87,12 @@ def columns_of(
         for title, ct in zip(titles[first : first + len(cts)], cts, strict=True):
             difference = ct.with_array(ct.array.astype(np.float32) - reference.array)
             shown = f"{title} \N{MINUS SIGN} {titles[-1]}"
-            columns.append(Column(shown, difference, -spread_hu, spread_hu, True, "synthetic - true CT [HU]"))
+            columns.append(
+                Column(shown, difference, -spread_hu, spread_hu, DIFFERENCE_COLOURS, "synthetic - true CT [HU]")
+            )
+    for title, volume in deviations:
+        reach = uncertainty_reach(volume.array)
+        columns.append(Column(title, volume, 0.0, reach, UNCERTAINTY_COLOURS, f"{UNCERTAINTY_TITLE} [HU]"))
     return columns
 
 
@@ -103,7 +119,7 @@ def draw_comparison(columns: Sequence[Column], cuts: Sequence[tuple[Plane, int]]
         for axes, column in zip(panels[0], columns, strict=True):
             axes.set_title(column.title, fontsize=8, pad=3, parse_math=False)
     for label, scale in scales.items():
-        colours = ScalarMappable(Normalize(scale.low, scale.high), DIFFERENCE_COLOURS if scale.difference else GRAYS)
+        colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
         ticks = round_ticks(scale.low, scale.high)
         bar = figure.colorbar(colours, ax=panels, extend="both", shrink=0.5, aspect=26, pad=0.01, ticks=ticks)
         bar.set_label(label, fontsize=8)
@@ -164,7 +180,7 @@ def _draw_cut(axes: Axes, column: Column, lie: PatientOrder, plane: Plane, index
     rows, columns = (lie.spacing_mm[axis] for axis in plane.rows_and_columns)
     axes.imshow(
         plane.cut(lie.array(column.volume.array), index), vmin=column.low, vmax=column.high, aspect=rows / columns,
-        cmap=DIFFERENCE_COLOURS if column.difference else GRAYS, interpolation="bilinear",
+        cmap=column.colours, interpolation="bilinear",
     )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])

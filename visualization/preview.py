@@ -19,9 +19,12 @@ from visualization.windows import (
     DIFFERENCE_HU,
     GRAYS,
     MARK_COLOUR,
+    UNCERTAINTY_COLOURS,
+    UNCERTAINTY_TITLE,
     coloured,
     mr_display_range,
     round_ticks,
+    uncertainty_reach,
 )
 
 # The widest plane of a volume is this wide, whatever its voxels; a tall one is no higher than that.
@@ -65,9 +68,11 @@ def heading(case: str, model: object, scores: Mapping[str, float], synthetic: st
 
 def preview(
     mr: Volume, ct: Volume, reference: Volume | None, synthetic: str = "CT", contrast: str | None = None,
-    lines: Sequence[str] = (),
+    lines: Sequence[str] = (), uncertainty: Volume | None = None,
 ) -> Image.Image:  # fmt: skip
-    """Return MR and CT (and true CT and difference) through the middle of the three planes, in true proportions.
+    """Return MR and CT through the middle of the three planes, in true proportions.
+
+    True CT, difference and `uncertainty`, a standard deviation in HU, follow where they are given.
 
     `synthetic` says which of the two, CT or MR, was made from the other, `contrast` which one of several the MR is, and
     `lines` what stands above: a `heading`. All volumes are on one grid. Windows, colours and bars in HU are those of
@@ -85,6 +90,9 @@ def preview(
             _Column(title, [ct.array, reference.array], (-DIFFERENCE_HU, DIFFERENCE_HU), DIFFERENCE_COLOURS,
                     "difference [HU]"),
         ]  # fmt: skip
+    if uncertainty is not None:
+        limits = (0.0, uncertainty_reach(uncertainty.array))
+        columns.append(_Column(UNCERTAINTY_TITLE, [uncertainty.array], limits, UNCERTAINTY_COLOURS, "uncertainty [HU]"))
     rows = [[_tile(column, plane, mr) for column in columns] for plane in PLANES]
     scales = {column.scale: column for column in columns if column.scale}
     return _headed(_sheet(rows, [column.title for column in columns], list(scales.values())), lines)
@@ -92,11 +100,11 @@ def preview(
 
 def save_preview(
     mr: Volume, ct: Volume, reference: Volume | None, path: Path, lines: Sequence[str], synthetic: str = "CT",
-    contrast: str | None = None,
+    contrast: str | None = None, uncertainty: Volume | None = None,
 ) -> None:  # fmt: skip
     """Write the `preview` below its `lines` to a PNG file."""
     with whole_file(path) as scratch:
-        preview(mr, ct, reference, synthetic, contrast, lines).save(scratch, compress_level=_COMPRESSION)
+        preview(mr, ct, reference, synthetic, contrast, lines, uncertainty).save(scratch, compress_level=_COMPRESSION)
 
 
 def thumbnail(mr: Volume, ct: Volume) -> Image.Image:

@@ -14,6 +14,8 @@ GRAYS = "gray"
 DIFFERENCE_HU = 400.0  # at the ends of the colours
 DIFFERENCE_COLOURS = "berlin"  # diverging, dark in the middle, perceptually uniform (Crameri)
 UNCERTAINTY_COLOURS = "inferno"  # from black on, perceptually uniform
+UNCERTAINTY_REACHES = (10, 25, 50, 100, 200, 400, 800)  # up to which HU they may reach
+UNCERTAINTY_TITLE = "uncertainty (standard deviation)"
 MARK_COLOUR = "#ffd75e"  # of letters and outlines on images, with a black edge: legible on any tissue
 # Of larger volumes every second voxel along each axis, every third, ... says what is white.
 _SAMPLE_VOXELS = 20_000_000
@@ -96,3 +98,10 @@ def mr_display_range(mr: np.ndarray) -> tuple[float, float]:
     seen = sample[sample > background]
     white = float(np.percentile(seen, MR_WHITE_PERCENTILE)) if seen.size else background
     return background, max(white, background + 1e-6)
+
+
+def uncertainty_reach(deviation: np.ndarray) -> float:
+    """Return up to which HU colours show an uncertainty: of `UNCERTAINTY_REACHES` the one that holds 98 % of it."""
+    given = deviation[deviation > 0]
+    most = float(np.quantile(given, 0.98)) if given.size else 0.0
+    return float(next((reach for reach in UNCERTAINTY_REACHES if reach >= most), UNCERTAINTY_REACHES[-1]))

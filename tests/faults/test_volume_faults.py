@@ -158,7 +158,7 @@ def test_a_whole_cohort_of_faults_costs_no_good_patient(tmp_path, site):
     for fault, (make, words) in BAD.items():
         name = fault.replace(" ", "-").replace(",", "")
         if make is not BAD["missing"][0]:
-            lines = [line for line in result.stderr.splitlines() if line.startswith(f"failed: {name}__x: ")]
+            lines = [line for line in result.stderr.splitlines() if f" {name}__x: failed: " in line]
             assert len(lines) == 1 and words in lines[0], f"{fault}: {lines}"
     assert kept and kept.items() <= snapshot(site).items()
     assert not list((site / "out" / NAME).glob("*__x.nii.gz"))

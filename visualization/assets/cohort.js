@@ -4,7 +4,8 @@ const tables = [...document.querySelectorAll("table.sortable")];
 
 function sortBy(table, column) {
   const headers = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  const header = headers[column], rising = header.getAttribute("aria-sort") !== "ascending";
+  const header = headers[column], now = header.getAttribute("aria-sort"), first = header.dataset.first || "ascending";
+  const rising = now ? now !== "ascending" : first === "ascending";
   for (const other of headers) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", rising ? "ascending" : "descending");
   const value = (row) => row.cells[column].dataset.value;
