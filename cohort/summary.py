@@ -93,12 +93,12 @@ def _write_page(results: Results, records: Sequence[CaseRecord], current: Collec
 
 def _page_row(results: Results, record: CaseRecord) -> CohortRow:
     page = results.page_path(record.case)
-    warnings = record.warnings or ([] if record.unchecked else ["no warnings"])
-    note = record.reason or "; ".join([*warnings, *record.notes])
+    fine = [] if record.warnings or record.unchecked else ["no warnings"]
+    note = record.reason or "; ".join([*fine, *record.notes])
     shown = page if record.status == "done" and page.exists() else None
     figures = {**record.scores, **shown_figures(record.hu, record.checks)}
     scores = {name: value for name, value in figures.items() if value is not None}
-    return CohortRow(record.case, scores, shown, note, failed=record.status != "done")
+    return CohortRow(record.case, scores, shown, note, record.status != "done", record.warnings)
 
 
 def format_csv(records: Iterable[CaseRecord]) -> str:

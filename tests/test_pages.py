@@ -29,7 +29,7 @@ from visualization.console import Console
 from visualization.display import RunInfo
 from visualization.pages import link_to, to_js
 from visualization.panels import VisualsStyle
-from visualization.svg_charts import Axis
+from visualization.svg_charts import Axis, box_chart
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage
 
@@ -395,7 +395,7 @@ def test_the_tables_sort_search_and_lead_to_the_cases(browser, cohort_page):
             "Scores against the true CT", "All cases: figures that need no true CT",
         ]  # fmt: skip
         assert scores.locator("th button").all_inner_texts() == ["case", "MAE [HU]", "SSIM"]
-        assert every.locator("th button").all_inner_texts() == ["case", "body [l]", "note"]
+        assert every.locator("th button").all_inner_texts() == ["case", "body [l]", "warnings and notes"]
         # The worst first in both tables, as the arrow says; then those without a score, as they were given.
         assert cases(scores) == ["p0", "p2", EVIL, "p1"] and cases(every) == ["p0", "p2", EVIL, "p1", "p3", "broken"]
         assert page.locator("th[aria-sort=descending]").all_inner_texts() == ["MAE [HU]"]
@@ -430,6 +430,23 @@ def test_without_scripts_the_worst_case_is_first_and_nothing_speaks_of_clicks(br
     with visit(browser, cohort_page, java_script_enabled=False) as page:
         assert page.locator("table").first.locator("[data-case]").first.inner_text() == "p0"
         assert page.locator(".scripted:visible").count() == 0 and page.locator("p.note:visible").count() == 2
+
+
+def test_warnings_stand_out_in_the_table_and_are_counted(tmp_path):
+    rows = [
+        CohortRow("p0", {"body_l": 61.5}, note="bone: 2 <pieces>", warnings=("another contrast", "few steps")),
+        CohortRow("p1", {"body_l": 4.2}, note="no warnings"),
+    ]
+    text = write_cohort_page(tmp_path, rows).read_text()
+    assert re.findall(r'<p class="warning">(.*?)</p>', text) == ["warning: another contrast", "warning: few steps"]
+    assert "<p>bone: 2 &lt;pieces&gt;</p>" in text and "<p>2 cases, 1 with warnings</p>" in text
+    assert "with warnings" not in write_cohort_page(tmp_path, rows[1:]).read_text()
+
+
+def test_points_that_are_all_zero_have_an_axis_from_zero():
+    chart = box_chart([0.0, 0.0], ["a", "b"], [None, None], "unusual slices").render()
+    ticks = [float(tick) for tick in re.findall(r"<text[^>]*>([^<]+)</text>", chart)]
+    assert min(ticks) == 0 and max(ticks) == 1
 
 
 def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):

@@ -23,6 +23,7 @@ class CohortRow:
         scores: by the keys of `evaluation.report.FIGURES`; empty where there is none.
         page: its results page (`write_case_page`), or None.
         note: a remark, e.g. why it failed.
+        warnings: of the checks.
         failed: whether there is no result.
     """
 
@@ -31,6 +32,7 @@ class CohortRow:
     page: Path | None = None
     note: str = ""
     failed: bool = False
+    warnings: Sequence[str] = ()
 
 
 def write_cohort_page(
@@ -58,11 +60,13 @@ def write_cohort_page(
     rows = _worst_first(rows)
     names = [name for name in FIGURES if any(_is_defined(row, name) for row in rows)]
     failed = sum(row.failed for row in rows)
+    warned = sum(bool(row.warnings) for row in rows)
     document = new_document(title, ("base.css", "cohort.css"))
     with document:
         with tags.header():
             tags.h1(title)
-            tags.p(_cases(len(rows)) + (f", {failed} failed" if failed else ""))
+            counts = [f"{failed} failed" if failed else "", f"{warned} with warnings" if warned else ""]
+            tags.p(", ".join(filter(None, [_cases(len(rows)), *counts])))
             tags.p("Not for clinical use")
         if warnings := (details or {}).get("warnings"):
             tags.p(f"warning: {warnings}", cls="warning", role="note")
@@ -153,14 +157,14 @@ def _add_others(others: Sequence[CohortRow], folder: Path) -> None:
 
 def _add_table(rows: Sequence[CohortRow], names: list[str], folder: Path, all_of_it: bool = False) -> None:
     """Add a table of figures, with `all_of_it` also with thumbnails and notes."""
-    with_notes = all_of_it and any(row.note for row in rows)
+    with_notes = all_of_it and any(row.note or row.warnings for row in rows)
     with tags.div(cls="scroll sticky"), tags.table(cls="sortable", **({"id": "cases"} if all_of_it else {})):
         with tags.thead(), tags.tr():
             _heading("case", "")
             for name in names:
                 _heading(FIGURES[name][0], "number", name)
             if with_notes:
-                _heading("note", "")
+                _heading("warnings and notes", "")
         with tags.tbody():
             for row in rows:
                 _add_row(row, names, folder, all_of_it, with_notes)
@@ -191,7 +195,12 @@ def _add_row(row: CohortRow, names: list[str], folder: Path, with_thumbnail: boo
             sorted_by = {"data_value": repr(float(value))} if value is not None and not math.isnan(value) else {}
             tags.td(score_text(score, value), cls="number", **sorted_by)
         if with_notes:
-            tags.td(row.note, **({"data_value": row.note} if row.note else {}))
+            said = "; ".join(filter(None, [*row.warnings, row.note]))
+            with tags.td(**({"data_value": said} if said else {})):
+                for warning in row.warnings:
+                    tags.p(f"warning: {warning}", cls="warning")
+                if row.note:
+                    tags.p(row.note)
 
 
 def _add_summary(rows: Sequence[CohortRow], names: list[str], with_notes: bool) -> None:

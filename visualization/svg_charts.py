@@ -105,7 +105,7 @@ def box_chart(values: Sequence[float], names: Sequence[str], links: Sequence[str
     ordered = np.sort(np.asarray(values, dtype=float))
     low, high = float(ordered[0]), float(ordered[-1])
     margin = (high - low) * 0.06 or abs(low) * 0.05 or 1.0
-    x = Axis(low - margin, high + margin, 20, _WIDTH - 20)
+    x = Axis(max(low - margin, 0.0) if low >= 0 else low - margin, high + margin, 20, _WIDTH - 20)
     chart = svg.svg(viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=label)
     for tick in x.ticks():
         chart.add(svg.line(x1=x(tick), x2=x(tick), y1=4, y2=66, cls="grid"))
