@@ -261,10 +261,11 @@ def _account(
     failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
     warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
     if last_run and any(figures["done"] for figures in processes):
-        log.info(
-            "converted in %s; the device was busy for %.0f %% of it",
-            describe_seconds(last_run["seconds"]), 100 * last_run["device_busy_share"],
-        )  # fmt: skip
+        taken, busy = describe_seconds(last_run["seconds"]), last_run["device_busy_share"]
+        if busy:
+            log.info("converted in %s; the device was busy for %.0f %% of it", taken, 100 * busy)
+        else:
+            log.info("scored in %s, nothing converted again", taken)
     for name in failed:  # the others were named when they failed
         if name not in by_name:
             log.error("failed: %s: not recorded; see above", name)

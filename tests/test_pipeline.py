@@ -464,7 +464,8 @@ def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
     assert "scored 1: on average MAE" in caplog.text
 
 
-def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, monkeypatch):
+def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, monkeypatch, caplog):
+    caplog.set_level("INFO")
     _, before = run(site, "--pattern", "*/mr.nii.gz")
     volumes = {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
     write_volume(true_ct(), site / "in/p0/ct.nii.gz")
@@ -491,6 +492,7 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
     code, without = run(site, "--pattern", "*/mr.nii.gz")
     assert code == 0 and without["p0"]["scores"] == {}
     assert volumes == {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
+    assert "nothing converted again" in caplog.text.rsplit("cases:", 1)[1]
 
 
 def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
