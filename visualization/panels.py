@@ -179,7 +179,7 @@ def training_sheet(
     """
     rows = _rows(visuals, style)
     if fixed:
-        rows = [_heading("fixed slices"), *_rows(fixed, style),
+        rows = [_heading("fixed slices, the same in every picture"), *_rows(fixed, style),
                 _heading("last training step"), *rows]  # fmt: skip
     return arrange(rows)
 
