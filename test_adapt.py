@@ -109,8 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
-    said = [*([mixture] if mixture else []), *patient.source.notes]
-    row |= account_of(made, said, settings.direction == "AtoB")
+    row |= account_of(made, patient.source.notes, settings.direction == "AtoB")
+    if mixture:  # said before the conversion
+        made.findings.warnings.insert(0, mixture)
     makers = volume_parts(results, patient, made, synthesisers, generators, opt)
     write_claimed(makers[OUTPUT], results, row, own)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)

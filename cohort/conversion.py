@@ -240,8 +240,7 @@ class Conversion:
         """Write the requested extras; return what the record says of them."""
         case, model, synthetic = work.case, self.models.first.model, made.synthetic
         if self.extras.dicom:
-            warnings = (*made.findings.warnings, *self.models.mixture)
-            of = (METHOD_VERSION, model.precision, work.source_sha256, warnings)
+            of = (METHOD_VERSION, model.precision, work.source_sha256, tuple(made.findings.warnings))
             derivation = Derivation(self.extras.model, self.extras.epoch, self.model_sha256, *of)
             folder = self.results.extra_path(DICOM, case.name)
             identity, notes = self.extras.identity(case), made.findings.notes
@@ -298,7 +297,7 @@ class Conversion:
                     "model": self.extras.model,
                     "epoch": self.extras.epoch,
                     "model for": self.purpose,
-                    **describe_findings(replace(findings, warnings=self.models.mixture + findings.warnings)),
+                    **describe_findings(findings),
                 },
                 cohort_page=self.results.folder / "index.html",
                 contrast=contrast,

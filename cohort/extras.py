@@ -33,6 +33,8 @@ class Extras:
         if self.dicom:
             identity = self.identity(case)  # of which a record holds nothing that can be read
             found[DICOM] = {"anonymous": identity.anonymous, "identity": short_hash(str(identity))}
+            if identity.anonymous:  # not so in version 1.0.0 and earlier: those are made anew
+                found[DICOM]["uids"] = "random"
         if self.mu:
             found[MU_MAP] = asdict(self.mu)
         if self.uncertainty:

@@ -14,16 +14,18 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def join_findings(findings: Mapping[str, Findings]) -> Findings:
+def join_findings(findings: Mapping[str, Findings], mixture: str | None = None) -> Findings:
     """Join the findings of an ensemble's models, by name; what all of them report appears once.
 
-    Figures are the models' own: their names begin with the model's.
+    Figures are the models' own: their names begin with the model's. `mixture`: a warning of the models together.
     """
     if len(findings) == 1:
         return next(iter(findings.values()))
     figures = {f"{name}: {key}": value for name, one in findings.items() for key, value in one.figures.items()}
     kinds = ("warnings", "unchecked", "notes")
     texts = {kind: _joined({name: getattr(one, kind) for name, one in findings.items()}) for kind in kinds}
+    if mixture:
+        texts["warnings"].insert(0, mixture)
     return Findings(figures, **texts)
 
 

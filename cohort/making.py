@@ -10,7 +10,7 @@ from cohort.checks import Check
 from cohort.findings import Findings, join_findings
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
-from models.ensemble import Fusion, mixed_air, stream_with_variance
+from models.ensemble import Fusion, stream_with_variance
 from models.inference_settings import InferenceSettings
 from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
 from models.test_model import gathered
@@ -49,12 +49,14 @@ class Models:
         fusion: how the CT of several become one; None: by their mean.
         uncertainty: whether the standard deviation is wanted.
         batch_size: slices in one pass, or None.
+        mixture: a warning of the models together, for every case.
     """
 
     synthesisers: dict[str, Synthesiser]
     fusion: str | None
     uncertainty: bool
     batch_size: int | None
+    mixture: str | None = None
 
     @property
     def first(self) -> Synthesiser:
@@ -65,13 +67,6 @@ class Models:
     def settings(self) -> InferenceSettings:
         """Settings of the first one."""
         return self.first.settings
-
-    @property
-    def mixture(self) -> list[str]:
-        """The warning of models that do not go together, which holds for every case; empty without one."""
-        settings = [one.settings for one in self.synthesisers.values()]
-        said = mixed_air(list(self.synthesisers), settings, self.fusion)
-        return [said] if said else []
 
     def prepare(self, source: Volume, body: np.ndarray | None, further: Sequence[Volume]) -> list[Part]:
         """Return what goes through each network; the body is found once. Errors as in `prepare_volume`."""
@@ -103,7 +98,7 @@ class Models:
             check = Check(output.plan, settings.training, settings.steps, settings.caution)
             volumes.append(restore_volume(output.translated, output.plan, check))
             findings[name] = check.findings
-        return volumes, join_findings(findings)
+        return volumes, join_findings(findings, self.mixture)
 
     def fuse(self, outputs: Sequence[Output], volumes: Sequence[Volume]) -> tuple[Volume, Volume | None]:
         """Return the volumes of all models combined, and the standard deviation if requested."""

@@ -107,7 +107,8 @@ def make_survey(
             key = result_key(case, model, opt.precision, opt.chosen, opt.resample_reference)
         except InputError:
             return case, False  # it is reported when it is its turn
-        return _refuse_other_patient(case, record, key), results.is_current(record, key, extras.asked(case))
+        case = _refuse_other_patient(case, record, key, generators[0].settings.direction == "AtoB")
+        return case, results.is_current(record, key, extras.asked(case))
 
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         looked = list(threads.map(look_at, cohort.cases))
@@ -167,13 +168,16 @@ def _known_name(results: Results, case: CohortCase) -> str | None:
     return None
 
 
-def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict) -> CohortCase:
-    """Return a case; where its result would replace that of another input, as one that cannot be converted."""
+def _refuse_other_patient(case: CohortCase, record: CaseRecord, key: dict, to_ct: bool) -> CohortCase:
+    """Return a case; where its result would replace that of another input, as one that cannot be converted.
+
+    `to_ct`: whether the model makes CT.
+    """
     path = str(case.path.absolute())
     if record.status != "done" or record.input == path or record.key.get("input_sha256") == key["input_sha256"]:
         return case
     way_out = "use another --results_dir, or --overwrite"
-    if kind_of(Path(path).name) == "ct" and kind_of(Path(record.input).name) != "ct":
+    if to_ct and kind_of(Path(path).name) == "ct" and kind_of(Path(record.input).name) != "ct":
         way_out = "if it is the true CT of that, leave it out here and give it by --reference_pattern or a --list"
     problem = f"{path}: would be converted as {record.case}, which is the result of {record.input}; {way_out}"
     return replace(case, name=f"{case.name}__{short_hash(path)}", problem=problem)
@@ -186,7 +190,7 @@ def _convert(
     device = group.device(opt.device)
     how = (opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
     loaded = {name: load_synthesiser(folder, *how) for name, folder in zip(opt.name, opt.folders, strict=True)}
-    models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size)
+    models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size, survey.mixture)
     conversion = Conversion(
         models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
         overwrite=opt.overwrite, resample_reference=opt.resample_reference, purpose=opt.purpose,

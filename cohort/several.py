@@ -29,12 +29,10 @@ def refuse_several(path: Path, model: Sequence[object], kind: str) -> None:
     proposed = fitting or there
     others = set(there) - set(proposed)
     count = "1 volume" if len(there) == 1 else f"{len(there)} volumes"
-    way_out = f"give one volume: --input {shlex.quote(str(path / proposed[0]))}"
+    way_out = f"Give one volume: --input {shlex.quote(str(path / proposed[0]))}"
     pattern = propose_glob(proposed, others, lambda glob: glob_below(path, glob)) if others else None
     if len(fitting) > 1 and (pattern[1] > 1 if pattern else not others):
         words = ["--input_dir", path, *(["--pattern", pattern[0]] if pattern else [])]
         which = f"{pattern[1]} of them" if pattern else "all"
         way_out += f"; or convert {which}: {python_command('test_pipeline.py', *model, *words)}"
-    raise InputError(
-        f"{path}: a folder of {count}, not a DICOM series; this command converts one patient. Either {way_out}"
-    )
+    raise InputError(f"{path}: a folder of {count}, not a DICOM series; this command converts one patient. {way_out}")

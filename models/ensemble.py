@@ -72,9 +72,9 @@ def mixed_air(names: Sequence[str], models: Sequence[InferenceSettings], fusion:
         share = len(leaving) / len(names)
         effect = f"in the mean, gas is about {-1000 * share:.0f} HU instead of -1000 HU, and lungs are too dense"
     return (
-        f"the models treat air inside the body differently: {', '.join(filling)} fills it with tissue, "
-        f"{', '.join(leaving)} leaves it; {effect}; for a trunk leave out {', '.join(filling)}, or use test_adapt.py "
-        "with --no_solid_body"
+        f"the models treat air inside the body differently: filled with tissue by {', '.join(filling)}, left as it is "
+        f"by {', '.join(leaving)}; {effect}; for a trunk leave out {', '.join(filling)}, or use test_adapt.py with "
+        "--no_solid_body"
     )
 
 

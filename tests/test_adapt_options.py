@@ -269,7 +269,7 @@ def test_a_folder_of_patients_is_answered_by_the_command_for_cohorts(tmp_path, f
     volumes = "1 volume" if count == 1 else f"{count} volumes"
     assert str(error.value) == (
         f"{folder}: a folder of {volumes}, not a DICOM series; this command converts one patient. "
-        f"Either give one volume: --input '{folder}/{first}.nii.gz'"
+        f"Give one volume: --input '{folder}/{first}.nii.gz'"
         + (f"; or convert {which}: {command}{pattern}" if which else "")
     )
 
@@ -284,7 +284,7 @@ def test_a_model_that_makes_mr_is_offered_the_ct_of_a_folder(tmp_path):
     with pytest.raises(InputError) as error:
         test_adapt.read_patient(opt, {"mr": folder}, "BtoA")
     assert str(error.value).endswith(
-        f"give one volume: --input {folder}/P1/ct.nii.gz; or convert 2 of them: python test_pipeline.py --name {NAME} "
+        f"Give one volume: --input {folder}/P1/ct.nii.gz; or convert 2 of them: python test_pipeline.py --name {NAME} "
         f"--checkpoints_dir {tmp_path}/checkpoints --epoch 7 --direction BtoA --spacing_mm 1.5 --input_dir {folder} "
         "--pattern '*/ct.nii.gz'"
     )

@@ -222,9 +222,9 @@ def test_models_of_which_some_fill_air_are_told_before_the_conversion_and_in_eve
     two_models(tmp_path, solid_body=True)
     mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
     caution = (
-        "the models treat air inside the body differently: b fills it with tissue, a leaves it; in the mean, gas is "
-        "about -500 HU instead of -1000 HU, and lungs are too dense; for a trunk leave out b, or use test_adapt.py "
-        "with --no_solid_body"
+        "the models treat air inside the body differently: filled with tissue by b, left as it is by a; in the mean, "
+        "gas is about -500 HU instead of -1000 HU, and lungs are too dense; for a trunk leave out b, or use "
+        "test_adapt.py with --no_solid_body"
     )
     with caplog.at_level("INFO"):
         assert test_adapt.main(adapt(tmp_path, mr, "--name", "a", "b")) == 0
@@ -242,7 +242,17 @@ def test_models_of_which_some_fill_air_are_told_before_the_conversion_and_in_eve
     assert caplog.messages.count(said) == 1
     assert caplog.messages.index(said) < next(k for k, text in enumerate(caplog.messages) if "p7: done" in text)
     folder = tmp_path / "cohort/a+b"
-    assert json.loads((folder / "summary.json").read_text())["model"]["warning"] == caution
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["model"]["warning"] == caution
+    assert summary["cases"][0]["warnings"].count(caution) == 1
+    # The series of both commands are the same, warnings and UIDs.
+    series = ["--dicom", str(tmp_path / "one"), "--overwrite"]
+    assert test_adapt.main(adapt(tmp_path, mr, "--name", "a", "b", *series)) == 0
+    assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--name", "a", "b", *where, "--dicom")) == 0
+    bytes_of = [
+        sorted(one.read_bytes() for one in where.glob("*.dcm")) for where in (tmp_path / "one", folder / "dicom/p7")
+    ]
+    assert bytes_of[0] and bytes_of[0] == bytes_of[1]
     for page in (folder / "index.html", folder / "pages/p7/index.html"):
         assert f'<p class="warning" role="note">{said}' in page.read_text()
 

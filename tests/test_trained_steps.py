@@ -1,18 +1,23 @@
 """For how many steps a model was trained: recorded while it trains, kept on export, said in use where they are few."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import test_adapt
+import test_pipeline
 import train
 from cohort.checks import Check
+from data.volumes.volume import write_volume
 from models.inference_settings import model_sha256, read_inference_settings
 from models.run_folder import weights_path
 from models.state_dicts import load_checkpoint, save_atomically
 from models.synthesis import load_synthesiser
 from scripts import export_model
+from tests.cohort_data import NAME, SETTINGS, patient_mr, write_model
 from tests.test_datasets import dataroot  # noqa: F401
 from tests.test_train import run
 
@@ -45,21 +50,24 @@ def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_p
     assert len(hashes) == 1  # no result depends on it
 
 
-def test_a_model_s_caution_is_a_warning_of_every_result(dataroot, tmp_path):  # noqa: F811
-    folder = run(dataroot, tmp_path)
-    settings, small = read_inference_settings(folder), tmp_path / "small"
-    assert settings.caution == ""
-    command = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--out", str(small)]
-    export_model.main([*command, "--caution", "of no use on heads"])
-    exported = read_inference_settings(small)
-    plan = SimpleNamespace(body=None, to_ct=False)
-    assert Check(plan, None, None, exported.caution).findings.warnings == ["of no use on heads"]
-    assert Check(plan, None, None, settings.caution).findings.warnings == []
-    assert model_sha256(settings, weights_path(folder, "latest", "G_A")) == model_sha256(
-        exported, weights_path(folder, "latest", "G_A")
-    )
-    export_model.main([*command[:-1], str(tmp_path / "plain"), "--caution", ""])
-    assert read_inference_settings(tmp_path / "plain").caution == ""
+def test_a_model_s_caution_is_a_warning_of_every_result_and_changes_no_hash(tmp_path):
+    folder = write_model(tmp_path, settings=replace(SETTINGS, caution="of no use on heads")) / NAME
+    mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
+    where = ["--name", NAME, "--checkpoints_dir", str(folder.parent), "--device", "cpu", "--results_dir"]
+    test_adapt.main([*where, str(tmp_path / "one"), "--input", str(mr)])
+    test_pipeline.main([*where, str(tmp_path / "all"), "--input_dir", str(mr.parent)])
+    for report in (tmp_path / f"one/{NAME}/p7.json", tmp_path / f"all/{NAME}/records/p7.json"):
+        assert json.loads(report.read_text())["warnings"].count("of no use on heads") == 1
+    settings, weights = read_inference_settings(folder), weights_path(folder, "latest", "G_A")
+    assert model_sha256(settings, weights) == model_sha256(replace(settings, caution=""), weights)
+
+
+def test_a_caution_is_kept_changed_and_removed_on_export(tmp_path):
+    folder = write_model(tmp_path, settings=replace(SETTINGS, caution="of no use on heads")) / NAME
+    for caution, expected in (([], "of no use on heads"), (["--caution", "new"], "new"), (["--caution", ""], "")):
+        out = ["--checkpoints_dir", str(folder.parent), "--out", str(tmp_path / "small"), "--overwrite"]
+        export_model.main(["--name", NAME, *out, *caution])
+        assert read_inference_settings(tmp_path / "small").caution == expected
 
 
 def test_steps_are_counted_also_where_the_batches_change(dataroot, tmp_path):  # noqa: F811

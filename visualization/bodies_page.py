@@ -19,7 +19,7 @@ from visualization.pages import link_to, new_document, write_document
 
 log = logging.getLogger(__name__)
 
-_DRAWING = "1"  # to be raised when the same volume and mask come to give another picture, or another doubt
+_DRAWING = "2"  # to be raised when the same volume and mask come to give another picture, or another doubt
 _KINDS = {("train", "A"): "MR to train on", ("train", "B"): "CT to train on",
           ("test", "A"): "MR of test patients", ("test", "B"): "CT of test patients"}  # fmt: skip
 
@@ -94,7 +94,7 @@ def write_bodies_page(
         tags.p(
             "The outline should follow the skin, with arms and legs inside and the couch outside. To correct a mask, "
             "edit its file and prepare the data set again. Axial slices are counted from the feet, "
-            "the lowest is 1 (index 0 in Python).",
+            "the lowest is 1.",
             cls="note",
         )
         if failures:

@@ -150,7 +150,7 @@ def _compute(job: Job) -> Computed:
     first, last = case.body_slices
     ct = np.load(dataroot / case.image_file, mmap_mode="r", allow_pickle=False)[first:last].astype(np.float32)
     body = np.load(dataroot / case.mask_file, mmap_mode="r", allow_pickle=False)[first:last] > 0
-    volume = simulation_volume(ct, body, job.pixel_mm, job.slice_mm)
+    volume = simulation_volume(ct, body, job.pixel_mm, job.slice_mm, case.view)
     try:
         with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))

@@ -39,19 +39,24 @@ class SimulationVolume:
     depth: np.ndarray
 
 
-def simulation_volume(ct: np.ndarray, body: np.ndarray, pixel_mm: float, slice_mm: float) -> SimulationVolume:
+def simulation_volume(
+    ct: np.ndarray, body: np.ndarray, pixel_mm: float, slice_mm: float, view: str = "axial"
+) -> SimulationVolume:
     """Return a CT volume as the simulation of MR needs it.
 
     Args:
         ct: (N, H, W) in HU, without the couch.
         body: its body mask, bool (N, H, W).
         pixel_mm, slice_mm: spacing in the plane and between slices.
+        view: how the slices lie in the body, of `data.volumes.slice_frame.VIEWS`; only axial ones show the canal.
     """
     clean = np.stack([denoised(plane) for plane in ct])
     clean = without_contrast_agent(clean, body, pixel_mm, slice_mm)
     outlines = [_bones(plane, pixel_mm) for plane in clean]
     compact, whole = (np.stack(masks) for masks in zip(*outlines, strict=True))
-    canal = spinal_canal(clean, compact, whole & ~compact, pixel_mm, slice_mm)
+    canal = np.zeros_like(whole)
+    if view == "axial":
+        canal = spinal_canal(clean, compact, whole & ~compact, pixel_mm, slice_mm)
     depth = np.stack([_depth(plane, pixel_mm) for plane in whole & ~canal])
     depth -= np.stack([_depth(plane, pixel_mm) for plane in canal])
     return SimulationVolume(np.rint(clean).astype(np.int16), np.rint(4 * depth.clip(-31, 31)).astype(np.int8))
