@@ -246,7 +246,7 @@ def test_models_of_which_some_fill_air_are_told_before_the_conversion_and_in_eve
     assert summary["model"]["warning"] == caution
     assert summary["cases"][0]["warnings"].count(caution) == 1
     # The series of both commands are the same, warnings and UIDs.
-    series = ["--dicom", str(tmp_path / "one"), "--overwrite"]
+    series = ["--dicom", str(tmp_path / "one"), "--precision", "fp32", "--overwrite"]
     assert test_adapt.main(adapt(tmp_path, mr, "--name", "a", "b", *series)) == 0
     assert test_pipeline.main(pipeline(tmp_path, tmp_path / "in", "--name", "a", "b", *where, "--dicom")) == 0
     bytes_of = [
