@@ -245,6 +245,8 @@ def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
         findings.notes.append(found.describe())
     missing = missing_bone(synthetic, body)
     findings.figures["slices_without_bone"] = len(missing.slices)
+    if gaps := missing.describe_gaps():
+        findings.warnings.append(gaps)
     if note := missing.describe():
         findings.notes.append(note)
 

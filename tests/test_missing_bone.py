@@ -1,5 +1,7 @@
 """Slices of a synthetic CT without bone: counted in axial slices whatever the orientation, and noted from three on."""
 
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,13 @@ from data.volumes.volume import Volume
 AXIAL = tuple(np.eye(3).ravel())
 
 
-def limb(without: range, pixel_mm: float = 2.0, bone_px: int = 6) -> Volume:
+def limb(without: Collection[int], pixel_mm: float = 2.0, bone_px: int = 6) -> Volume:
     """Twenty slices of a square limb of 60 x 60 mm with a bone in its middle, which some slices lack."""
     half = round(30 / pixel_mm)
     hu = np.full((20, 50, 50), -1000, np.int16)
     hu[:, 25 - half : 25 + half, 25 - half : 25 + half] = 40
     hu[:, 22 : 22 + bone_px, 22 : 22 + bone_px] = 900
-    hu[np.array(without, int), 22 : 22 + bone_px, 22 : 22 + bone_px] = 100
+    hu[np.array(list(without), int), 22 : 22 + bone_px, 22 : 22 + bone_px] = 100
     return Volume(hu, (pixel_mm, pixel_mm, 4.0), (0.0, 0.0, 0.0), AXIAL)
 
 
@@ -51,14 +53,31 @@ def test_areas_are_in_cm2():
     assert len(missing_bone(ct, enough).slices) == 20
 
 
-def test_three_slices_are_noted_and_two_are_not():
-    for without, note in (
-        (range(2), None),
-        (range(4, 8), "no bone in 4 of 20 axial slices, 5 to 8: right only where "),
-    ):
-        findings = Findings()
-        ct = limb(without)
-        check_bone(findings, ct, ct.array > -300)
-        assert findings.figures["slices_without_bone"] == len(without) and findings.warnings == []
-        assert [text[: len(note or "")] for text in findings.notes] == ([note] if note else [])
-    assert "slices, 1, 3, 5 to 6:" in (MissingBone([1, 3, 5, 6], 9).describe() or "")
+@pytest.mark.parametrize(
+    ("without", "warning", "note"),
+    [
+        (range(2), None, None),
+        (range(9, 11), None, None),
+        (range(4), None, "no bone in 4 of 20 axial slices, 1 to 4: look at them; "),
+        (range(16, 20), None, "no bone in 4 of 20 axial slices, 17 to 20: look at them; "),
+        (range(4, 8), "no bone in axial slices 5 to 8 of 20, but above and below: ", None),
+        (
+            [0, 1, 2, 12, 13, 14],
+            "no bone in axial slices 13 to 15 of 20, ",
+            "no bone in 3 of 20 axial slices, 1 to 3: ",
+        ),
+        (range(20), None, "no bone in 20 of 20 axial slices, 1 to 20: "),
+    ],
+    ids=str,
+)
+def test_three_slices_are_noted_at_an_end_and_warned_of_between_bone(without, warning, note):
+    findings, ct = Findings(), limb(without)
+    check_bone(findings, ct, ct.array > -300)
+    assert findings.figures["slices_without_bone"] == len(without)
+    for texts, begin in ((findings.warnings, warning), (findings.notes, note)):
+        assert [text[: len(begin or "")] for text in texts] == ([begin] if begin else [])
+
+
+def test_slices_are_named_in_spans():
+    assert "slices, 1, 3, 5 to 6:" in (MissingBone([1, 3, 5, 6], 9, []).describe() or "")
+    assert "slices 2 to 4, 7 to 9 of 20," in (MissingBone([], 20, [(2, 4), (7, 9)]).describe_gaps() or "")
