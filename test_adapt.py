@@ -251,7 +251,9 @@ def account_of(made: Made, said: Sequence[str], to_ct: bool) -> dict:
     if made.deviation is not None:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info(
-            "uncertainty: %.1f HU on average, the standard deviation of what was averaged", row["uncertainty_mean_hu"]
+            "uncertainty: %.1f HU on average, the standard deviation of what was averaged: a hint where to look; "
+            "errors are several times as large",
+            row["uncertainty_mean_hu"],
         )
     return row
 
@@ -301,6 +303,9 @@ def volume_parts(
     def attenuation() -> None:
         assert opt.mu_settings is not None, "it was asked for"
         write_volume(mu_map(made.synthetic, opt.mu_settings), results.extras[MU_MAP], describe_mu(opt.mu_settings))
+        log.info(
+            "attenuation: curve for CT of %d kVp; the model's card says whether another --kvp fits", opt.mu_settings.kvp
+        )
 
     def uncertainty() -> None:
         assert made.deviation is not None, "it was asked for"

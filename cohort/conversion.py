@@ -50,6 +50,7 @@ class Work:
     claim: Claim | None
     key: dict
     seconds: dict[str, float] = field(default_factory=dict)
+    source: Volume | None = None  # as it was read: networks may get it without its bias field
     parts: list[Part] = field(default_factory=list)
     further: list[DicomOrigin | None] = field(default_factory=list)
     source_sha256: str = ""
@@ -139,6 +140,7 @@ class Conversion:
                     check_identity(source, self.extras.identity(case))
                     work.source_sha256 = source_hash([source, *further], body)
                     work.further = [one.dicom for one in further]
+            work.source = source
             with _timed(work, "prepare"):
                 work.parts = self.models.prepare(source, body, further)
             return work
@@ -154,7 +156,7 @@ class Conversion:
         """Make the volume, check it, write it, score it, and record everything."""
         with self._isolated(work) as failure:
             plan = outputs[0].plan
-            source = plan.source
+            source = work.source or plan.source
             with _timed(work, "restore"):
                 volumes, found = self.models.restore(outputs)
                 synthetic, deviation = self.models.fuse(outputs, volumes)

@@ -196,7 +196,8 @@ def _more_cases(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]]
     for key in [key for key in lacking if key != "pred"] or ["ref"]:
         proposal = propose(pred, given[key], look)
         if proposal and proposal.matched > len(found["pred"].keys() & found[key].keys()):
-            ways.append(proposal.describe(pred, given[key]))
+            if (proposal.pred, proposal.other) != (pred, given[key]):  # not that again which another source asked for
+                ways.append(proposal.describe(pred, given[key]))
             pred = proposal.pred
     return f"add {', and '.join(ways)}" if ways else ""
 

@@ -278,7 +278,8 @@ def synthesize_volume(
 def progress_title(plan: VolumePlan) -> str:
     """Return what is said of the slices that go through a network: they may be other, and fewer, than the volume's."""
     own = replace(plan.frame, slice_mm=None).slices
-    resampled = f", {own} slices resampled to {plan.frame.slice_mm:.3g} mm" if plan.frame.slice_mm else ""
+    changed = plan.frame.slice_mm is not None and own != plan.frame.slices
+    resampled = f", {own} slices resampled to {plan.frame.slice_mm:.3g} mm" if changed else ""
     part = "" if plan.with_body.all() else ", where there is body"
     return f"converting{resampled}{part}"
 

@@ -83,10 +83,13 @@ class PatientSeries(DicomOutput):
         None,
         parse=dicom_text("PN"),
         metavar="FAMILY^GIVEN",
-        help="patient's name in the DICOM series, if the MR has none",
+        help="patient's name in the DICOM series, if the MR has none, or with --anonymous",
     )
     patient_id: str | None = option(
-        None, parse=dicom_text("LO"), metavar="ID", help="patient's ID in the DICOM series, if the MR has none"
+        None,
+        parse=dicom_text("LO"),
+        metavar="ID",
+        help="patient's ID in the DICOM series, if the MR has none, or with --anonymous",
     )
 
 
