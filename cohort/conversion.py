@@ -30,7 +30,7 @@ from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
-from evaluation.report import score_case
+from evaluation.report import describe_mask, score_case
 from models.ensemble import mean_uncertainty
 from models.inference_settings import package_versions
 from models.synthesis import METHOD_VERSION
@@ -299,6 +299,8 @@ class Conversion:
                     "model": self.extras.model,
                     "epoch": self.extras.epoch,
                     "model for": self.purpose,
+                    "true CT": str(work.case.reference) if reference else None,
+                    "scored in": describe_mask(with_mask=False, with_mr=True) if reference else None,
                     **describe_findings(findings),
                 },
                 cohort_page=self.results.folder / "index.html",

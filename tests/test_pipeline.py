@@ -482,7 +482,8 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
     assert after["p0"]["scores"]["mae"] == pytest.approx(scores["mae"], rel=1e-5)
     kept = ("hu", "checks", "geometry", "output_sha256", "notes", "warnings")
     assert {name: after["p0"][name] for name in kept} == {name: before["p0"][name] for name in kept}
-    assert "MAE" in (site / "out" / NAME / "pages/p0/index.html").read_text()
+    page = (site / "out" / NAME / "pages/p0/index.html").read_text()
+    assert "MAE" in page and "in/p0/ct.nii.gz" in page and "body of the reference CT, where MR &gt; 0" in page
     assert after["p1"]["scores"] == {} and after["p1"]["warnings"][-1].startswith("not scored: ")
     # Resampled it is scored, what is right stays as it is, and the warning goes.
     code, resampled = run(site, *references, "--resample_reference")
