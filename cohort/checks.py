@@ -278,8 +278,8 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
     if median > median_limit:
         findings.warnings.append(
             f"HU histograms differ from those of the training CT: half of the slices by {median:.0f} HU or more, in "
-            f"training {median_limit:.0f} HU at most. Look at the result. A part of the body that the model does not "
-            "know does that, and so do much bone or fat"
+            f"training {median_limit:.0f} HU at most. Look at the result. Common reasons: a part of the body that the "
+            "model does not know, much bone, much fat"
         )
 
 

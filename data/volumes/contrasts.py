@@ -65,6 +65,8 @@ def in_order[T](option: str, given: Sequence[tuple[str | None, T]], names: Seque
         InputError: a name that is missing, given twice, unknown, or not said where there are several.
     """
     expected = f"expected {', '.join(names)}, each once, as {option} NAME=..."
+    if list(names) == [ONLY_CONTRAST]:
+        expected = f"the model takes one image; give it without a name: {option} ..."
     if len(names) == 1:
         given = [(name or names[0], value) for name, value in given]
     found = [name for name, _ in given]

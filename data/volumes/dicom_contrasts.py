@@ -71,7 +71,7 @@ def pick_contrast(folder: Path, series: Sequence[Files], name: str | None, chose
     if not wanted:
         return list(series)
     if unknown := [one for one in wanted if one not in known]:
-        told_apart = ", ".join(known) or "of one contrast, as far as their headers say"
+        told_apart = ", ".join(known) or "of one contrast, as far as their headers say: leave the name out"
         raise InputError(f"{folder}: no {', no '.join(unknown)} in it; its DICOM images are {told_apart}")
     picked: list[Files] = []
     for files, labels in zip(series, told, strict=True):
