@@ -323,7 +323,7 @@ def test_an_uncertainty_is_a_layer_with_colours_and_a_bar(browser, tmp_path, wit
         ready(page)
         titles = page.locator("#plane-axial figcaption").all_inner_texts()
         difference = ["true CT", "synthetic CT \N{MINUS SIGN} true CT"] if with_truth else []
-        assert titles == ["MR", "synthetic CT", *difference, "uncertainty"]
+        assert titles == ["MR", "synthetic CT", *difference, "uncertainty (standard deviation)"]
         colours = page.evaluate("page.uncertainty.colours")
         assert colours[0] == [0, 0, 3] and sum(colours[255]) > 600  # from black to bright yellow
         seen = pixels(page, "uncertainty", "axial")
@@ -654,7 +654,9 @@ def adapt(folder, monkeypatch, write=None):
     body[4:6, 8:10, 10:20] = 1
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
-    settings = SimpleNamespace(direction="AtoB", contrasts=("mr",), training=None, steps=None)
+    settings = SimpleNamespace(
+        direction="AtoB", contrasts=("mr",), training=None, steps=None, solid_body=False, caution=""
+    )
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
 

@@ -408,7 +408,7 @@ def test_the_page_shows_the_cases_of_the_last_run_and_names_the_older_ones_below
     folder = site / "out" / NAME
     shown, older = (folder / "index.html").read_text().split("<details")
     assert 'href="pages/new/index.html"' in shown and 'href="pages/p1/index.html"' not in shown
-    assert ">1 case<" in shown and older.count('href="pages/p1/index.html"') == 1
+    assert ">1 case, 1 with warnings<" in shown and older.count('href="pages/p1/index.html"') == 1
     assert "4 older results lie in this folder, too, of cases that the last run was not given" in older
     with (folder / "summary.csv").open() as table:
         assert [row["case"] for row in csv.DictReader(table)] == sorted([*first, "new"])

@@ -139,6 +139,16 @@ def test_contrast_agent_becomes_soft_tissue_and_bones_stay():
     assert (clean <= ct).all()
 
 
+@pytest.mark.parametrize(("ends", "kept"), [(slice(None), True), (slice(1, -1), False)], ids=["through", "within"])
+def test_a_deep_bone_of_a_short_volume_is_no_contrast_agent(ends, kept):
+    plane, radius = limb()  # 30 mm long: 18 ml of femur, 41 mm below the skin
+    ct = np.repeat(np.where(radius < 42, MUSCLE, plane)[None], 6, 0).astype(np.float32)
+    ct[ends] = plane
+    clean = without_contrast_agent(ct, ct > -500, 1.0, 5.0)
+    compact = (radius > 9) & (radius < 13)
+    assert np.median(clean[3][compact]) == (COMPACT if kept else 60)
+
+
 def test_a_volume_is_kept_in_whole_hu_and_quarters_of_a_mm():
     ct, body = trunk()
     volume = simulation_volume(ct[:6], body[:6], 2.0, 4.0)

@@ -12,14 +12,15 @@ from data.simulation.spinal_canal import spinal_canal
 from data.values.intensity import AIR_HU
 
 # Raised when the same CT gives other maps: what is kept of a data set is then computed anew.
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 # Where bone begins when whole bones are outlined, and the smallest and largest outlines that count.
 _BONE_HU = 160.0
 _SMALLEST_BONE_MM2 = 25.0
 _LARGEST_MARROW_MM2 = 4000.0
 # The edge's part of an enclosure, in shares of the bone's: a corner leaves 4 / pi of a round bone's quarter.
 _LARGEST_OPENING = 1.3
-# Contrast agent: dense parts that lie deeper than every rib below the skin, without compact bone, or small.
+# Contrast agent: dense parts that lie deeper than every rib below the skin, without compact bone, or small and within
+# the volume.
 _CONTRAST_HU = 170.0
 _CONTRAST_DEPTH_MM = 24.0
 _COMPACT_HU, _COMPACT_SHARE = 550.0, 0.03
@@ -91,7 +92,9 @@ def without_contrast_agent(ct: np.ndarray, body: np.ndarray, pixel_mm: float, sl
     volume = ndimage.sum_labels(np.ones_like(pieces, np.float32), pieces, numbers) * np.prod(spacing)
     shallow = ndimage.minimum(inside, pieces, numbers)
     compact = ndimage.mean(ct > _COMPACT_HU, pieces, numbers)
-    bone = (shallow < _CONTRAST_DEPTH_MM) | ((compact > _COMPACT_SHARE) & (volume > _SKELETON_MM3))
+    # A bone may be short because the volume is: one that passes through its first and last slice.
+    passes = np.isin(numbers, pieces[0]) & np.isin(numbers, pieces[-1])
+    bone = (shallow < _CONTRAST_DEPTH_MM) | ((compact > _COMPACT_SHARE) & (passes | (volume > _SKELETON_MM3)))
     bones = np.concatenate([[False], bone])[pieces]
     near_bone = ndimage.distance_transform_edt(~bones, spacing) < 5 if bones.any() else bones
     agent = ndimage.binary_dilation(np.concatenate([[False], ~bone])[pieces], iterations=2) & ~bones

@@ -122,7 +122,7 @@ def check_identity(source: Volume, identity: Identity) -> None:
     """
     if source.dicom and not identity.anonymous and (identity.name or identity.patient_id):
         raise InputError(
-            "--patient_name, --patient_id: the DICOM MR names its patient; leave them out, or add --anonymous to "
+            "patient_name, patient_id: the DICOM MR names its patient; leave them out, or add --anonymous to "
             "replace the whole identity"
         )
 
