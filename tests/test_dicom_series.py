@@ -535,7 +535,7 @@ def test_a_cohort_s_table_says_whose_series_are(tmp_path, caplog):
     out = tmp_path / "out" / NAME / "dicom"
     assert [folder.name for folder in out.iterdir()] == ["b"]
     assert (headers(out / "b")[0].PatientID, str(headers(out / "b")[0].PatientName)) == ("P2", "Doe^Jane")
-    assert "failed: a: patient_name, patient_id: the DICOM MR" in caplog.text
+    assert "a: failed: patient_name, patient_id: the DICOM MR" in caplog.text
     assert "list.csv, line 4: patient_id: expected 1 to 64 printable characters without backslash" in caplog.text
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.suffix != ".dcm"]
     assert not [file for file in files if b"Jane" in file.read_bytes()] and "Jane" not in caplog.text
