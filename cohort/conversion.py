@@ -156,7 +156,8 @@ class Conversion:
         """Make the volume, check it, write it, score it, and record everything."""
         with self._isolated(work) as failure:
             plan = outputs[0].plan
-            source = work.source or plan.source
+            source = work.source
+            assert source is not None, "it was read before its slices were made"
             with _timed(work, "restore"):
                 volumes, found = self.models.restore(outputs)
                 synthetic, deviation = self.models.fuse(outputs, volumes)

@@ -1,11 +1,12 @@
 """Find the spinal canal in CT: what lies in it is enclosed by bone, and yet no marrow."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 
-from data.simulation.slab_stock import BODY_HU
+from data.masks.body_mask import CT_BODY_HU
 
 # A slice of the canal: soft tissue of this area within a bone.
 _AREA_MM2 = (60.0, 700.0)
@@ -55,11 +56,15 @@ def spinal_canal(
         return canal
     if np.mean([hole.in_front for hole in chain]) < _IN_FRONT_MM:
         return canal
-    for above, below in zip(chain, [*chain[1:], chain[-1]], strict=True):
-        canal[above.slice] = above.pixels
-        for k in range(above.slice + 1, below.slice):
-            canal[k] = _between(above.pixels, below.pixels, (k - above.slice) / (below.slice - above.slice))
-            canal[k] &= ct[k] < _HU[1]
+    for hole in chain:
+        canal[hole.slice] = hole.pixels
+    for above, below in pairwise(chain):
+        between = range(above.slice + 1, below.slice)
+        if between:
+            first, second = _signed_distance(above.pixels), _signed_distance(below.pixels)
+        for k in between:
+            share = (k - above.slice) / (below.slice - above.slice)
+            canal[k] = ((1 - share) * first + share * second > 0) & (ct[k] < _HU[1])
     return canal
 
 
@@ -77,7 +82,7 @@ def _holes(ct: np.ndarray, bone: np.ndarray, enclosed: np.ndarray, pixel_mm: flo
             y, x = (float(at.mean()) for at in np.nonzero(part))
             x, y = x + place[1].start, y + place[0].start
             in_front, aside = _vertebra(x, y, bone[k], pixel_mm)
-            from_middle = abs(x - np.flatnonzero((ct[k] > BODY_HU).any(0))[[0, -1]].mean()) * pixel_mm
+            from_middle = abs(x - np.flatnonzero((ct[k] > CT_BODY_HU).any(0))[[0, -1]].mean()) * pixel_mm
             if in_front >= 0 and abs(aside) <= _ASIDE_MM and from_middle <= _FROM_MIDDLE_MM:
                 pixels = np.zeros(plane.shape, bool)
                 pixels[place] = part
@@ -117,9 +122,6 @@ def _longest_chain(holes: list[_Hole], slice_mm: float) -> list[_Hole]:
     return chain[::-1]
 
 
-def _between(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """Return the outline that lies this share of the way from one to the other, by their signed distances."""
-    distances = [
-        ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask) for mask in (first, second)
-    ]
-    return (1 - share) * distances[0] + share * distances[1] > 0
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Return how many pixels deep in a mask a pixel lies, below zero outside it."""
+    return ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
