@@ -14,7 +14,7 @@ import numpy as np
 
 from cohort.checks import Check, finite, hu_statistics, shown_figures
 from cohort.findings import describe_findings, join_findings
-from cohort.making import Made
+from cohort.making import Made, describe_run
 from cohort.patient_results import (
     DICOM,
     MODELS_JOINED,
@@ -27,6 +27,7 @@ from cohort.patient_results import (
     refuse_to_replace,
     write_claimed,
 )
+from cohort.results import now
 from cohort.scoring import single_command
 from cohort.several import refuse_several
 from data.errors import InputError, run_command
@@ -38,6 +39,7 @@ from data.volumes.dicom import list_series
 from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
+from evaluation.origin import SYNTHETIC, not_true, result_told_by
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, mixed_air, synthesize_ensemble
 from models.inference_settings import InferenceSettings
@@ -109,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         row["fusion"] = opt.fusion
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
+    row |= {"finished": now(), "model_sha256": model_hash(opt, generators, synthesisers)}
+    row["run"] = describe_run(synthesisers[0].model)
     row |= account_of(made, patient.source.notes, settings.direction == "AtoB")
     if mixture:  # said before the conversion
         made.findings.warnings.insert(0, mixture)
@@ -193,6 +197,8 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path], direction: str
     reference = None
     if opt.reference:
         reference = read_reference(opt.reference, source, opt.resample_reference, at=next(iter(paths.values())))
+        if told_by := result_told_by(opt.reference):
+            log.warning("warning: %s", not_true(f"--reference {opt.reference}", told_by))
     return Patient(source, further, body, reference)
 
 
@@ -264,14 +270,19 @@ def say_notes(notes: Sequence[str]) -> None:
         log.info("note: %s", text)
 
 
+def model_hash(
+    opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser]
+) -> str:
+    """Return the hash of all models, that of a cohort's records."""
+    pairs = zip(synthesisers, generators, strict=True)
+    return ensemble_sha256([(synthesiser.settings, generator.weights) for synthesiser, generator in pairs], opt.fusion)
+
+
 def derivation_of(
     opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
 ) -> Derivation:
     """Return what a DICOM series was made from; `source`: the hash of the input."""
-    pairs = zip(synthesisers, generators, strict=True)
-    sha256 = ensemble_sha256(
-        [(synthesiser.settings, generator.weights) for synthesiser, generator in pairs], opt.fusion
-    )
+    sha256 = model_hash(opt, generators, synthesisers)
     return Derivation(
         called(opt.name, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
     )
@@ -288,7 +299,7 @@ def volume_parts(
     """Return functions that write the volumes, by the option that names each target."""
 
     def volume() -> None:
-        write_volume(made.synthetic, results.main)
+        write_volume(made.synthetic, results.main, SYNTHETIC[synthesisers[0].settings.direction])
 
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
@@ -301,11 +312,9 @@ def volume_parts(
         made.findings.notes += notes
 
     def attenuation() -> None:
-        assert opt.mu_settings is not None, "it was asked for"
-        write_volume(mu_map(made.synthetic, opt.mu_settings), results.extras[MU_MAP], describe_mu(opt.mu_settings))
-        log.info(
-            "attenuation: curve for CT of %d kVp; the model's card says whether another --kvp fits", opt.mu_settings.kvp
-        )
+        mu = opt.mu_settings(one.settings.ct_kvp for one in synthesisers)
+        assert mu is not None, "it was asked for"
+        write_volume(mu_map(made.synthetic, mu), results.extras[MU_MAP], describe_mu(mu))
 
     def uncertainty() -> None:
         assert made.deviation is not None, "it was asked for"

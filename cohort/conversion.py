@@ -1,7 +1,6 @@
 """Convert one case, from its files to its record, in three stages that a pipeline overlaps."""
 
 import logging
-import socket
 import time
 import traceback
 import uuid
@@ -9,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cohort.checks import finite, hu_statistics, shown_figures
 from cohort.extras import Extras
 from cohort.findings import Findings, describe_findings
 from cohort.inputs import CohortCase, exists
-from cohort.making import Made, Models, Output, Part
+from cohort.making import Made, Models, Output, Part, describe_run
 from cohort.patient_results import account_in, description_of
 from cohort.result_keys import result_key, without_reference
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
@@ -30,16 +28,17 @@ from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
+from evaluation.origin import SYNTHETIC, not_true, result_told_by
 from evaluation.report import describe_mask, score_case
 from models.ensemble import mean_uncertainty
-from models.inference_settings import package_versions
 from models.synthesis import METHOD_VERSION
 from visualization.case_page import write_case_page
 from visualization.preview import heading, save_preview
 
 log = logging.getLogger(__name__)
 
-_NOT_SCORED = "not scored: "
+# How warnings begin that are of a case's true CT alone.
+_NOT_SCORED, _REFERENCE = "not scored: ", "--reference "
 
 
 @dataclass
@@ -103,11 +102,7 @@ class Conversion:
         self.resample_reference, self.purpose = resample_reference, purpose
         self.models, self.model_sha256, self.precision = models, model_sha256, precision
         self.results, self.known = results, known
-        model = models.first.model
-        self.run: dict[str, Any] = {
-            "device": str(model.device), "precision": model.precision, "host": socket.gethostname(),
-            "versions": package_versions(),
-        }  # fmt: skip
+        self.run = describe_run(models.first.model)
 
     def prepare(self, case: CohortCase) -> Work | Outcome:
         """Claim a case, read it and make its slices."""
@@ -172,7 +167,8 @@ class Conversion:
             del volumes
             with _timed(work, "write"):
                 self._reserve(work)
-                path = write_volume(synthetic, self.results.volume_path(work.case.name))
+                described = SYNTHETIC[self.models.settings.direction]
+                path = write_volume(synthetic, self.results.volume_path(work.case.name), described)
                 work.output_sha256 = hash_files([path])
                 extras = self._write_extras(work, made)
             with _timed(work, "score"):
@@ -224,7 +220,7 @@ class Conversion:
             uncertainty = self.results.extra_path(UNCERTAINTY, case.name)
             deviation = read_volume(uncertainty) if self.extras.uncertainty else None
             body = read_mask(case.mask, source) if case.mask else mr_body_mask(source)
-        warnings = [text for text in record.warnings if not text.startswith(_NOT_SCORED)]
+        warnings = [text for text in record.warnings if not text.startswith((_NOT_SCORED, _REFERENCE))]
         made = Made(synthetic, deviation, body, Findings(dict(record.checks), warnings, record.unchecked, record.notes))
         with _timed(work, "score"):
             scores, reference = self._score(work, source, made)
@@ -264,6 +260,8 @@ class Conversion:
             return {}, None
         try:
             reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
+            if told_by := result_told_by(work.case.reference):
+                made.findings.warnings.append(not_true(f"{_REFERENCE}{work.case.reference}", told_by))
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)

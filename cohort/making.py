@@ -1,8 +1,9 @@
 """Convert one volume with the models of a run, step by step, and check the result."""
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,9 +12,17 @@ from cohort.findings import Findings, join_findings
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.ensemble import Fusion, stream_with_variance
-from models.inference_settings import InferenceSettings
+from models.inference_settings import InferenceSettings, package_versions
 from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_volume
-from models.test_model import gathered
+from models.test_model import TestModel, gathered
+
+
+def describe_run(model: TestModel) -> dict[str, Any]:
+    """Return on what a model runs: device, precision, host, and the versions of packages."""
+    return {
+        "device": str(model.device), "precision": model.precision, "host": socket.gethostname(),
+        "versions": package_versions(),
+    }  # fmt: skip
 
 
 class Made(NamedTuple):

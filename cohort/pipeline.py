@@ -68,7 +68,8 @@ def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
         InputError: nothing could be started: no model, no input, or results that cannot be written.
     """
     generators = group.share(lambda: _find_generators(opt))
-    extras = Extras(called(opt.name, generators), opt.epoch, opt.dicom, opt.anonymous, opt.mu_settings, opt.uncertainty)
+    mu = opt.mu_settings(one.settings.ct_kvp for one in generators)
+    extras = Extras(called(opt.name, generators), opt.epoch, opt.dicom, opt.anonymous, mu, opt.uncertainty)
     results = Results(opt.results_dir / extras.model)
     survey = group.share(lambda: make_survey(opt, generators, extras, results))
     with Stop("the volumes in progress") as stop:  # torchrun's processes all hear it, and wait for each other here
@@ -82,7 +83,7 @@ def _find_generators(opt: CohortSettings) -> list[TrainedGenerator]:
     """Return the generators to use; refuse those that do not match, and CT extras of a model that makes MR."""
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
     settings = [one.settings for one in generators]
-    if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_settings or opt.uncertainty):
+    if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_map or opt.uncertainty):
         raise InputError(
             "--dicom, --mu_map, --uncertainty: need a synthetic CT, but the model makes MR; leave them out"
         )

@@ -20,6 +20,7 @@ from data.loading.unaligned_dataset import UnalignedDataset
 from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
 from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import check_types
+from data.values.attenuation import LINES
 from data.values.intensity import MR_RULES, IntensityMap
 from data.values.mr_rules import Rule, rules_in_order
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
@@ -65,6 +66,7 @@ class InferenceSettings:
         steps: for how many steps it was trained, from random weights on; None if that is not known.
         hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
         caution: a warning that stands with every result, such as what the model is no use for; '' for none.
+        ct_kvp: tube voltage of the CT that it was trained on, of `data.values.attenuation.LINES`; None if not known.
     """
 
     generator: Architecture
@@ -86,6 +88,7 @@ class InferenceSettings:
     steps: int | None = None
     hu_curve: tuple[tuple[float, float], ...] = ()
     caution: str = ""
+    ct_kvp: int | None = None
 
     @property
     def ct_out(self) -> IntensityMap:
@@ -236,6 +239,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
         "caution": isinstance(s.caution, str),
+        "ct_kvp": s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES),
         "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
@@ -307,7 +311,7 @@ def describe_run(
 
 
 # What is recorded of a model that changes no voxel of its results.
-_NOT_OF_RESULTS = ("versions", "training", "steps", "caution")
+_NOT_OF_RESULTS = ("versions", "training", "steps", "caution", "ct_kvp")
 
 
 def model_sha256(settings: InferenceSettings, weights: Path) -> str:

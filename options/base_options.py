@@ -1,8 +1,9 @@
 """Options shared by the commands that use a model, the list of models, and the parsing of both."""
 
 import argparse
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from models.ensemble import FUSIONS
 from models.inference_settings import FILE_NAME, read_inference_settings, usable_models
 from models.model_settings import ModelChoice, ModelSettings
 from models.run_folder import OPTIONS_NAME
+
+log = logging.getLogger(__name__)
 
 
 def batch_size(text: str) -> int | None:
@@ -104,7 +107,8 @@ class MuMapSettings:
     )
     kvp: int | None = option(
         None, parse=int, choices=tuple(LINES),
-        help=f"tube voltage of the CT that the model was trained on (default: {DEFAULT_KVP})",
+        help=f"tube voltage of the CT that the model was trained on (default: that which the model "
+             f"records, else {DEFAULT_KVP})",
     )  # fmt: skip
     pet_fwhm_mm: float | None = option(
         None, parse=positive_float,
@@ -120,10 +124,25 @@ class MuMapSettings:
         if not self.mu_map and (self.kvp or self.pet_fwhm_mm):
             raise InputError("--kvp, --pet_fwhm_mm: they concern a mu-map; add --mu_map")
 
-    @property
-    def mu_settings(self) -> MuSettings | None:
-        """How attenuation is computed; None: it is not."""
-        return MuSettings(self.kvp or DEFAULT_KVP, self.pet_fwhm_mm) if self.mu_map else None
+    def mu_settings(self, recorded: Iterable[int | None]) -> MuSettings | None:
+        """Return how attenuation is computed; None: it is not.
+
+        Args:
+            recorded: tube voltages of the CT that the models were trained on; None for one that does not say.
+        """
+        if not self.mu_map:
+            return None
+        of_models = sorted({kvp for kvp in recorded if kvp})
+        if self.kvp:
+            chosen, why = self.kvp, "as --kvp says"
+        elif len(of_models) == 1:
+            chosen, why = of_models[0], "as the model records; --kvp takes another"
+        else:
+            several = f"the models record {' and '.join(map(str, of_models))} kVp"
+            found = several if of_models else "the model records no tube voltage"
+            chosen, why = DEFAULT_KVP, f"because {found}; a card may say more, and --kvp takes another"
+        log.info("attenuation: curve for CT of %d kVp, %s", chosen, why)
+        return MuSettings(chosen, self.pet_fwhm_mm)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
 from data.settings.values import run_name
 from data.volumes.volume import Volume, read_volume, write_volume
+from evaluation.origin import SYNTHETIC
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
 from models.synthesis import load_synthesiser, synthesize_volume
 
@@ -74,7 +75,7 @@ def score_model(checkpoints: Path, name: str, patients: list[Path], out: Path, d
     for patient in patients:
         mr, ct, labels = (read_volume(patient / f"{what}.nii.gz") for what in ("mr", "ct", "labels"))
         pred = synthesize_volume(mr, synthesiser)
-        write_volume(pred, volume_path(out, checkpoints, name, patient))
+        write_volume(pred, volume_path(out, checkpoints, name, patient), SYNTHETIC["AtoB"])
         scores = score_case(pred, ct, mask=labels.with_array(body_mask(labels.array).astype(np.uint8)))
         row = {"model": name, "checkpoints": checkpoints.name, "case": patient.name, **scores}
         rows.append(row | {"arms_kept": arms_kept(pred, labels)})

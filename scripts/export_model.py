@@ -23,6 +23,7 @@ from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import add_options
 from data.settings.parser import CommandParser
+from data.values.attenuation import LINES
 from models import onnx_export
 from models.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
 from models.model_settings import ModelChoice
@@ -68,6 +69,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     add("--caution", metavar="TEXT", help="in use, a warning that stands with every result, e.g. what it is no use for")
     add(
+        "--kvp", type=int, choices=tuple(LINES),
+        help="tube voltage of the CT that the model was trained on, for mu-maps: attribute KVP (0018,0060) of that CT",
+    )  # fmt: skip
+    add(
         "--dataroot", type=Path, metavar="DIR",
         help="data set that the model was trained on: record again the values that results are checked against "
              "(models of earlier versions lack some)",
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = opt.checkpoints_dir / opt.name
     settings = read_inference_settings(folder)
     source = find_weights(folder, opt.epoch, "G_A")
-    for name in ("solid_body", "bias_correction", "hu_curve"):
+    for name in ("solid_body", "bias_correction", "hu_curve", "kvp"):
         if getattr(opt, name) and settings.direction == "BtoA":
             raise InputError(f"{folder}: --{name} is for models that make CT; this one makes MR")
     if opt.hu_curve:
@@ -110,7 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
     curve = tuple(opt.hu_curve or settings.hu_curve)
     caution = settings.caution if opt.caution is None else opt.caution
-    exported = replace(settings, training=training, steps=steps, hu_curve=curve, caution=caution, **ways)
+    exported = replace(
+        settings, training=training, steps=steps, hu_curve=curve, caution=caution, ct_kvp=opt.kvp or settings.ct_kvp,
+        **ways,
+    )  # fmt: skip
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)
         difference = export_onnx(net, exported, opt.out)

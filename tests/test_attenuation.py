@@ -12,7 +12,8 @@ import test_adapt
 import test_pipeline
 from data.errors import InputError
 from data.values.attenuation import LINES, MuSettings, describe_mu, mu_map
-from data.volumes.volume import Volume, from_sitk, read_volume, same_grid, write_volume
+from data.volumes.volume import Volume, description_in, from_sitk, read_volume, same_grid, write_volume
+from scripts import resample
 from tests.cohort_data import NAME, patient_mr, write_model
 from tests.faults.commands import adapt, pipeline
 
@@ -123,6 +124,8 @@ def test_every_format_says_what_the_values_are(tmp_path, suffix, kvp):
     for back in (read_volume(path), from_sitk(sitk.ReadImage(str(path)))):
         np.testing.assert_array_equal(back.array, mu.array)
         assert same_grid(back, mu)
+    assert description_in(path) == says
+    assert description_in(write_volume(mu, tmp_path / f"plain{suffix}")) == ""
     if suffix in (".nii", ".nii.gz"):
         assert nibabel.load(path).header["descrip"].item().decode() == says
     else:
@@ -150,6 +153,11 @@ def test_one_patient_and_a_cohort_write_the_map_of_their_ct(tmp_path):
         read_volume(out / "mu_maps/a.nii.gz").array, mu_map(read_volume(out / "a.nii.gz"), MuSettings()).array
     )
     assert b"CT of 120 kVp" in nibabel.load(out / "mu_maps/a.nii.gz").header["descrip"].item()
+    copy = tmp_path / "copy.nii.gz"
+    resample.main(
+        ["--input", str(out / "mu_maps/a.nii.gz"), "--like", str(tmp_path / "in/a.nii.gz"), "--output", str(copy)]
+    )
+    assert description_in(copy) == describe_mu(MuSettings())
     made = (out / "mu_maps/a.nii.gz").stat().st_mtime_ns
     assert test_pipeline.main(arguments) == 0
     assert (out / "mu_maps/a.nii.gz").stat().st_mtime_ns == made

@@ -12,9 +12,11 @@ import test_pipeline
 from cohort.scoring import cohort_command
 from data.errors import InputError
 from data.volumes.volume import Volume, read_volume, write_volume
+from evaluation.origin import result_told_by
 from evaluation.report import score_case
 from scripts import evaluate
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_model
+from tests.faults.commands import adapt
 from tests.test_sources import touch
 
 
@@ -82,6 +84,33 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
     exchanged = {f"--{one}{end}": f"--{other}{end}" for one, other in sides for end in ("", "_pattern")}
     with pytest.raises(InputError, match=f"synthetic CT, as .*{NAME}/records/p0.*json says.* seem to be exchanged"):
         evaluate.main([exchanged.get(word, word) for word in words[3:]])
+
+
+@pytest.mark.parametrize("what", ["nii.gz", "mha", "nrrd", "a DICOM series"])
+def test_a_result_away_from_its_record_is_known_by_its_header(what, tmp_path, caplog):
+    """As a reference it is warned of by every command that scores, and refused where it seems to be exchanged."""
+    write_model(tmp_path)
+    mr = write_volume(patient_mr(), tmp_path / "in/p.nii.gz")
+    is_series = what == "a DICOM series"
+    made = tmp_path / ("results/p" if is_series else f"results/p.{what}")
+    arguments = adapt(tmp_path, mr)
+    output = f"{made.parent}/" if is_series else str(made)  # the series gets a folder of its own
+    test_adapt.main([*arguments, "--output", output, "--volume_only"])
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    copy = made.rename(alone / made.name)
+    true = write_volume(true_ct(read_volume(mr)), tmp_path / "true.nii.gz")
+    assert result_told_by(copy) == "its header" and result_told_by(true) is None and result_told_by(mr) is None
+    with pytest.raises(InputError, match=r"--ref .*: synthetic CT, as its header says, while nothing"):
+        evaluate.main(["--pred", str(true), "--ref", str(copy)])
+    said = f"{copy}: synthetic CT, as its header says. The scores tell how far two results agree, not how far they are "
+    evaluate.main(["--pred", str(copy), "--ref", str(copy)])
+    assert f"warning: --ref {said}from a true CT" in caplog.messages
+    caplog.clear()
+    test_adapt.main([*arguments, "--output", str(tmp_path / "again.nii.gz"), "--reference", str(copy)])
+    assert f"warning: --reference {said}from a true CT" in caplog.messages
+    test_adapt.main([*arguments, "--output", str(tmp_path / "third.nii.gz"), "--reference", str(true)])
+    assert caplog.text.count("synthetic CT, as") == 1
 
 
 @pytest.mark.parametrize("shifted", [False, True])

@@ -1,9 +1,12 @@
 """For how many steps a model was trained: recorded while it trains, kept on export, said in use where they are few."""
 
 import json
+import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,11 +14,13 @@ import test_adapt
 import test_pipeline
 import train
 from cohort.checks import Check
-from data.volumes.volume import write_volume
+from data.values.attenuation import MuSettings, describe_mu, mu_map
+from data.volumes.volume import description_in, read_volume, write_volume
 from models.inference_settings import model_sha256, read_inference_settings
 from models.run_folder import weights_path
 from models.state_dicts import load_checkpoint, save_atomically
 from models.synthesis import load_synthesiser
+from options.base_options import MuMapSettings
 from scripts import export_model
 from tests.cohort_data import NAME, SETTINGS, patient_mr, write_model
 from tests.test_datasets import dataroot  # noqa: F401
@@ -50,16 +55,73 @@ def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_p
     assert len(hashes) == 1  # no result depends on it
 
 
+def test_a_report_says_when_and_how_it_was_made_as_the_record_of_a_cohort_does(tmp_path):
+    folder = write_model(tmp_path) / NAME
+    mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
+    where = ["--name", NAME, "--checkpoints_dir", str(folder.parent), "--device", "cpu", "--precision", "bf16"]
+    begun = datetime.now(UTC).replace(microsecond=0)
+    test_adapt.main([*where, "--results_dir", str(tmp_path / "one"), "--input", str(mr)])
+    test_pipeline.main([*where, "--results_dir", str(tmp_path / "all"), "--input_dir", str(mr.parent)])
+    report = json.loads((tmp_path / f"one/{NAME}/p7.json").read_text())
+    record = json.loads((tmp_path / f"all/{NAME}/records/p7.json").read_text())
+    assert begun <= datetime.strptime(report["finished"], "%Y-%m-%dT%H:%M:%S%z") <= datetime.now(UTC)
+    assert report["run"] == record["run"] and report["run"]["precision"] == "bf16"
+    assert report["run"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert report["model_sha256"] == record["key"]["model_sha256"]
+
+
 def test_a_model_s_caution_is_a_warning_of_every_result_and_changes_no_hash(tmp_path):
     folder = write_model(tmp_path, settings=replace(SETTINGS, caution="of no use on heads")) / NAME
     mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
     where = ["--name", NAME, "--checkpoints_dir", str(folder.parent), "--device", "cpu", "--results_dir"]
     test_adapt.main([*where, str(tmp_path / "one"), "--input", str(mr)])
     test_pipeline.main([*where, str(tmp_path / "all"), "--input_dir", str(mr.parent)])
-    for report in (tmp_path / f"one/{NAME}/p7.json", tmp_path / f"all/{NAME}/records/p7.json"):
-        assert json.loads(report.read_text())["warnings"].count("of no use on heads") == 1
+    report, record = (
+        json.loads((tmp_path / path).read_text()) for path in (f"one/{NAME}/p7.json", f"all/{NAME}/records/p7.json")
+    )
+    assert report["warnings"].count("of no use on heads") == record["warnings"].count("of no use on heads") == 1
     settings, weights = read_inference_settings(folder), weights_path(folder, "latest", "G_A")
     assert model_sha256(settings, weights) == model_sha256(replace(settings, caution=""), weights)
+
+
+@pytest.mark.parametrize("recorded, asked, used, why", [
+    (None, None, 120, "because the model records no tube voltage; a card may say more, and --kvp takes another"),
+    (100, None, 100, "as the model records; --kvp takes another"),
+    (100, 80, 80, "as --kvp says"),
+])  # fmt: skip
+def test_a_mu_map_takes_the_tube_voltage_that_the_model_records(recorded, asked, used, why, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = write_model(tmp_path, settings=replace(SETTINGS, ct_kvp=recorded)) / NAME
+    mr = write_volume(patient_mr(), tmp_path / "in/p7.nii.gz")
+    where = ["--name", NAME, "--checkpoints_dir", str(folder.parent), "--device", "cpu", "--results_dir"]
+    kvp = [] if asked is None else ["--kvp", str(asked)]
+    test_adapt.main([*where, str(tmp_path / "one"), "--input", str(mr), "--mu_map", str(tmp_path / "mu.nii.gz"), *kvp])
+    test_pipeline.main([*where, str(tmp_path / "all"), "--input_dir", str(mr.parent), "--mu_map", *kvp])
+    expected = mu_map(read_volume(tmp_path / f"one/{NAME}/p7.nii.gz"), MuSettings(used)).array
+    for path in (tmp_path / "mu.nii.gz", tmp_path / f"all/{NAME}/mu_maps/p7.nii.gz"):
+        np.testing.assert_array_equal(read_volume(path).array, expected)
+        assert description_in(path) == describe_mu(MuSettings(used))
+    assert caplog.messages.count(f"attenuation: curve for CT of {used} kVp, {why}") == 2
+    settings, weights = read_inference_settings(folder), weights_path(folder, "latest", "G_A")
+    assert model_sha256(settings, weights) == model_sha256(replace(settings, ct_kvp=None), weights)
+
+
+def test_models_of_several_tube_voltages_take_the_default_and_say_so(caplog):
+    caplog.set_level(logging.INFO)
+    assert MuMapSettings(mu_map=True).mu_settings([140, None, 120]) == MuSettings(120)
+    assert "because the models record 120 and 140 kVp; a card" in caplog.text
+    assert MuMapSettings(mu_map=True, pet_fwhm_mm=4.0).mu_settings([140, None]) == MuSettings(140, 4.0)
+    assert MuMapSettings().mu_settings([140]) is None
+
+
+def test_the_tube_voltage_is_recorded_at_export(tmp_path):
+    folder = write_model(tmp_path) / NAME
+    for kvp, expected in (([], None), (["--kvp", "140"], 140)):
+        out = ["--checkpoints_dir", str(folder.parent), "--out", str(tmp_path / "small"), "--overwrite"]
+        export_model.main(["--name", NAME, *out, *kvp])
+        assert read_inference_settings(tmp_path / "small").ct_kvp == expected
+    export_model.main(["--name", "small", "--checkpoints_dir", str(tmp_path), "--out", str(tmp_path / "again")])
+    assert read_inference_settings(tmp_path / "again").ct_kvp == 140
 
 
 def test_a_caution_is_kept_changed_and_removed_on_export(tmp_path):

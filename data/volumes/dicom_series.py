@@ -138,14 +138,15 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         return
     for file in sorted(folder.iterdir()):
-        if not _is_ours(file):
+        if not written_here(file):
             raise InputError(
                 f"{folder}: holds {file.name}, which is not a slice of a synthetic CT; expected a new folder for the "
                 "DICOM series (--overwrite replaces only a series that was written here)"
             )
 
 
-def _is_ours(file: Path) -> bool:
+def written_here(file: Path) -> bool:
+    """Tell whether a DICOM file is a slice of a series that `write_series` wrote."""
     try:
         meta = pydicom.filereader.read_file_meta_info(file)
     except Exception:  # pydicom raises errors of many types on what is no DICOM

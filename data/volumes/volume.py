@@ -49,6 +49,8 @@ _PARSERS = {
 }  # fmt: skip
 _CONTENTS = {".nii": "a NIfTI or Analyze file", ".hdr": "a NIfTI or Analyze file", ".mha": "a MetaImage",
              ".mhd": "a MetaImage", ".nrrd": "an NRRD file", ".nhdr": "an NRRD file"}  # fmt: skip
+# The line of a text header that holds a description: MetaImage, NRRD.
+_COMMENT = re.compile(rb"^Comment(?: = |:=)(.*)$", re.MULTILINE)
 # Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/batch_conversion.md).
 _GZIP_LEVEL = 3
 
@@ -279,6 +281,19 @@ def write_volume(volume: Volume, path: str | Path, description: str = "") -> Pat
     except (RuntimeError, HeaderDataError) as error:
         raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
     return path
+
+
+def description_in(path: Path) -> str:
+    """Return what `write_volume` was given as a file's description, '' where its header says nothing."""
+    try:
+        if volume_suffix(path) in NIFTI_SUFFIXES:
+            said = nibabel.load(path).header["descrip"].item()  # type: ignore[attr-defined]
+        else:
+            found = _COMMENT.search(read_start(path))
+            said = found[1] if found else b""
+    except (InputError, *_UNREADABLE):  # whoever reads its voxels says so
+        return ""
+    return said.decode("ascii", "replace").strip()
 
 
 def _write_nifti(volume: Volume, path: Path, description: str) -> None:
