@@ -287,7 +287,7 @@ def description_in(path: Path) -> str:
     """Return what `write_volume` was given as a file's description, '' where its header says nothing."""
     try:
         if volume_suffix(path) in NIFTI_SUFFIXES:
-            said = nibabel.load(path).header["descrip"].item()  # type: ignore[attr-defined]
+            said = nibabel.load(path).header["descrip"].item()  # type: ignore[index]
         else:
             found = _COMMENT.search(read_start(path))
             said = found[1] if found else b""
