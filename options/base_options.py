@@ -103,7 +103,11 @@ class MuMapSettings:
     """PET."""
 
     mu_map: Path | bool | None = option(
-        None, parse=Path, metavar="FILE", help="write the attenuation at 511 keV, in 1/cm, as a volume file"
+        None,
+        parse=Path,
+        metavar="FILE",
+        first=True,
+        help="write the attenuation at 511 keV, in 1/cm, as a volume file",
     )
     kvp: int | None = option(
         None, parse=int, choices=tuple(LINES),
@@ -152,7 +156,9 @@ class DicomOutput:
     dicom: Path | bool | None = option(
         None, parse=Path, metavar="FOLDER", first=True, help="also write the synthetic CT as a DICOM series"
     )
-    anonymous: bool = option(False, help="leave the MR's patient, study and source images out of the DICOM series")
+    anonymous: bool = option(
+        False, first=True, help="leave the MR's patient, study and source images out of the DICOM series"
+    )
 
 
 def use_parser(group: type[UseSettings], command: Command, needed: str, description: str) -> CommandParser:

@@ -111,10 +111,10 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a folder, with a "
              "slash at its end, for a DICOM series <patient>/ and what is made beside it",
     )  # fmt: skip
-    no_mirrored: bool = option(
-        False, first=True, help="convert each slice once, without averaging over mirrorings: faster"
+    no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
+    no_solid_body: bool = option(
+        False, first=True, help="do not fill air inside the body with tissue (models that do, like recommended)"
     )
-    no_solid_body: bool = option(False, first=True, help="keep the air that the network puts inside the body")
     uncertainty: Path | None = option(
         None, parse=Path, metavar="FILE",
         help="write the uncertainty: the standard deviation in HU over models, overlapping slabs and mirrorings",

@@ -6,8 +6,9 @@ Vallieres et al. 2015, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2015.7GO2
     S/dicom/STS_nnn/{MR_T1,CT}/image/*.dcm
     S/nifti/STS_nnn/{MR_T1,CT}/image/*.nii.gz    or one .nii.gz directly in the folder of the modality
 
-Writes DIR/train/MR and DIR/train/CT, of 16 patients each and none in both, and DIR/dev/STS_nnn of 6 others with MR
-and CT on the MR's grid (linear, -1000 HU outside the CT). A second run writes what is missing only.
+Writes DIR/train/MR and DIR/train/CT, of 16 patients each and none in both, and DIR/dev/STS_nnn of 6 others and
+DIR/dev_more/STS_nnn of 4 more, with MR and CT on the MR's grid (linear, -1000 HU outside the CT). A second run writes
+what is missing only.
 docs/public_data.md says how to fetch S.
 """
 
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 TRAIN_MR = (1, 5, 7, 11, 15, 17, 20, 22, 25, 28, 31, 33, 37, 40, 44, 49)
 TRAIN_CT = (3, 6, 8, 13, 16, 18, 21, 23, 27, 29, 32, 36, 39, 41, 47, 50)
-DEV = (2, 12, 24, 26, 42, 51)
+# Patients to choose settings by, with the names of their folders: six, and four more.
+DEV = {"dev": (2, 12, 24, 26, 42, 51), "dev_more": (9, 35, 38, 46)}
 FORMATS = ("nifti", "dicom")
 LFS_POINTER = b"version https://git-lfs"
 
@@ -100,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = out / "train" / folder / f"STS_{number:03d}_{modality}.nii.gz"
             if not path.exists():
                 log.info("%s", write_volume(as_int16(read_volume(find_image(source, number, modality))), path))
-    for number in DEV:
+    for folder, number in ((folder, number) for folder, numbers in DEV.items() for number in numbers):
         patient = f"STS_{number:03d}"
-        paths = [out / "dev" / patient / f"{patient}_{what}.nii.gz" for what in ("MR_T1", "CT_on_MR_grid")]
+        paths = [out / folder / patient / f"{patient}_{what}.nii.gz" for what in ("MR_T1", "CT_on_MR_grid")]
         if not all(path.exists() for path in paths):
             mr, ct = (read_volume(find_image(source, number, modality)) for modality in ("MR_T1", "CT"))
             for volume, path in zip((as_int16(mr), on_grid(ct, mr)), paths, strict=True):

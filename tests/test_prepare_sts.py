@@ -24,15 +24,21 @@ def write_source(root: Path, number: int, modality: str, nested: bool) -> Volume
 
 @pytest.mark.parametrize("nested", [True, False])
 def test_no_patient_is_on_two_sides_and_ct_comes_to_the_mr_s_grid(tmp_path, nested):
-    sides = [set(prepare_sts.TRAIN_MR), set(prepare_sts.TRAIN_CT), set(prepare_sts.DEV)]
-    assert [len(side) for side in sides] == [16, 16, 6]
-    assert len(set.union(*sides)) == 38
-    for modality, numbers in (("MR_T1", sides[0] | sides[2]), ("CT", sides[1] | sides[2])):
+    sides = [set(prepare_sts.TRAIN_MR), set(prepare_sts.TRAIN_CT), *map(set, prepare_sts.DEV.values())]
+    assert [len(side) for side in sides] == [16, 16, 6, 4]
+    assert len(set.union(*sides)) == 42
+    for modality, numbers in (("MR_T1", sides[0] | sides[2] | sides[3]), ("CT", sides[1] | sides[2] | sides[3])):
         for number in numbers:
             write_source(tmp_path / "s", number, modality, nested)
     prepare_sts.main(["--source", str(tmp_path / "s"), "--out", str(tmp_path / "o")])
     files = sorted(str(path.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("*.nii.gz"))
-    assert len(files) == 16 + 16 + 12
+    assert len(files) == 16 + 16 + 12 + 8
+    assert {file.split("/")[1] for file in files if file.startswith("dev_more")} == {
+        "STS_009",
+        "STS_035",
+        "STS_038",
+        "STS_046",
+    }
     mr = read_volume(tmp_path / "o/dev/STS_012/STS_012_MR_T1.nii.gz")
     ct = read_volume(tmp_path / "o/dev/STS_012/STS_012_CT_on_MR_grid.nii.gz")
     assert same_grid(mr, ct)

@@ -189,7 +189,7 @@ def test_sts_folders(tmp_path, monkeypatch):
     assert clone.rsplit("/", 1)[1] == source.parent.name == sparse.split()[2] == checkout.split()[2]
     assert sparse.split()[-1] == source.name
     for modality, numbers in (("MR_T1", prepare_sts.TRAIN_MR), ("CT", prepare_sts.TRAIN_CT)):
-        for number in (*numbers, *prepare_sts.DEV):
+        for number in (*numbers, *prepare_sts.DEV["dev"], *prepare_sts.DEV["dev_more"]):
             write_source(source, number, modality, nested=True)
     prepare_sts.main(words)
     out = Path(words[words.index("--out") + 1])
@@ -203,7 +203,7 @@ def test_sts_folders(tmp_path, monkeypatch):
         CaseVolumes(f"--{name}", getattr(options, name), getattr(options, f"{name}_pattern"))
         for name in ("pred", "ref", "mr")
     ]
-    assert [case.name for case in find_cases(*found)] == [f"STS_{number:03d}" for number in prepare_sts.DEV]
+    assert [case.name for case in find_cases(*found)] == [f"STS_{number:03d}" for number in prepare_sts.DEV["dev"]]
 
 
 @pytest.mark.parametrize("section", ["SynthRAD2023", "SynthRAD2025", "BIC-MAC"])

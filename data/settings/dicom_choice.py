@@ -12,12 +12,13 @@ class DicomChoice:
     """which images of DICOM series."""
 
     series_description: re.Pattern | None = option(
-        None, parse=regular_expression, metavar="REGEX",
+        None, parse=regular_expression, metavar="REGEX", first=True,
         help="use the DICOM series whose description matches this regular expression, in upper or lower case",
     )  # fmt: skip
     contrast: str | None = option(
-        None, help="which volume, if a DICOM series holds several; without it, the error message lists their names"
-    )
+        None, first=True,
+        help="which volume, if a DICOM series holds several; without it, the error message lists their names",
+    )  # fmt: skip
     echo: int | None = option(
         None, parse=positive_int, metavar="N", help="which echo of such a series; 1 is the earliest"
     )
