@@ -11,7 +11,7 @@ from models.shape_extractor import FOLDER_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeConstraint:
-    """shape constraint: with both weights 0, neither an extractor nor masks are needed."""
+    """shape constraint: with --lambda_shape 0 and --lambda_shape_gan 0 neither an extractor nor masks are needed."""
 
     lambda_shape: float = option(
         10.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_Self",),

@@ -34,7 +34,7 @@ METHODS: dict[str, type[BaseModel]] = {
 def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     """Return the parser of `train.py` with the options of a method; `values` from files are its defaults."""
     method = METHODS[model]
-    description = f"Train a model. --model {model}: {method.__doc__}"
+    description = f"Train a model. These options are those of --model {model}. {method.__doc__}"
     prog = "train.py" if model == "cycle_gan" else f"train.py --model {model}"
     parser = training_parser(method, prog, description, values)
     _add_model(parser)
