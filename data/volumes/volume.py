@@ -51,7 +51,7 @@ _CONTENTS = {".nii": "a NIfTI or Analyze file", ".hdr": "a NIfTI or Analyze file
              ".mhd": "a MetaImage", ".nrrd": "an NRRD file", ".nhdr": "an NRRD file"}  # fmt: skip
 # The line of a text header that holds a description: MetaImage, NRRD.
 _COMMENT = re.compile(rb"^Comment(?: = |:=)(.*)$", re.MULTILINE)
-# Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/batch_conversion.md).
+# Of ISA-L's four levels the last: on CT no slower than the others, with the smallest files (docs/performance.md).
 _GZIP_LEVEL = 3
 
 
