@@ -44,7 +44,7 @@ from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 log = logging.getLogger(__name__)
 
 # Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
-_MARGIN = 1
+_MARGIN = 3
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
 # On a CPU a batch is drawn in an even number of parts of about so many voxels, whose arrays stay in a core's cache. One
 # thread draws each: operations on a part are too short to be shared.

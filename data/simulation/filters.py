@@ -24,16 +24,24 @@ def blur(image: Tensor, sigma: Tensor, largest: float, reach: float = 3.0) -> Te
     return image
 
 
-def blur_through(image: Tensor, sigma: Tensor, margin: int = 0) -> Tensor:
-    """Return (N, S, H, W) blurred across its slices by a Gaussian of `sigma` (N, 1, 1, 1) slices: thick slices.
+def acquired_through(image: Tensor, sigma: Tensor, distance: Tensor, phase: Tensor, margin: int = 0) -> Tensor:
+    """Return (N, S, H, W) as if acquired in thicker slices farther apart, which were interpolated to these, linearly.
 
-    `margin`: slices at each end that are not returned.
+    Args:
+        image: what is acquired, (N, S + 2 margin, H, W).
+        sigma: standard deviation of the acquired slices' Gaussian profile, (N, 1, 1, 1) slices of the image.
+        distance: from one acquired slice to the next, (N, 1, 1, 1) slices of the image, at least 1.
+        phase: where the first of them lies, (N, 1, 1, 1) from 0 to 1 in shares of `distance`; with 0 and a distance of 1
+            nothing is interpolated.
+        margin: slices at each end that are not returned.
     """
     slices = image.shape[1]
-    distance = torch.arange(slices, device=image.device, dtype=image.dtype)
-    distance = distance[margin : slices - margin, None] - distance[None, :]
-    weights = torch.exp(-0.5 * (distance[None] / sigma.view(-1, 1, 1).clamp(min=0.05)) ** 2)
-    return torch.einsum("nst,nthw->nshw", weights / weights.sum(2, keepdim=True), image)
+    place = torch.arange(slices, device=image.device, dtype=image.dtype)
+    sigma, distance, phase = (one.view(-1, 1, 1) for one in (sigma, distance, phase))
+    nodes = (torch.arange(-1, slices + 1, device=image.device, dtype=image.dtype) + phase) * distance  # (N, 1, S + 2)
+    profile = torch.softmax(-0.5 * ((nodes.mT - place) / sigma.clamp(min=0.05)) ** 2, 2)
+    interpolation = (1 - (place[margin : slices - margin, None] - nodes).abs() / distance).clamp_(min=0)
+    return torch.einsum("nst,nthw->nshw", interpolation @ profile, image)
 
 
 def ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

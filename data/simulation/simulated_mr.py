@@ -27,13 +27,15 @@ from torch import Tensor
 
 from data.simulation.contrasts import contrast_images
 from data.simulation.draws import Draws
-from data.simulation.filters import blur, blur_through, normal_quantile, ramp
+from data.simulation.filters import acquired_through, blur, normal_quantile, ramp
 from data.simulation.settings import SimulationSettings
 from data.simulation.simulation_volume import bone_depth, denoised
 from data.simulation.soft_tissue import brightness, dark_details, interfaces, soft_tissue
 from data.values.intensity import AIR_HU, IntensityMap
 from data.volumes.contrasts import ONLY_CONTRAST
 
+# Standard deviation of a slice as thick as the distance to the next, in shares of it.
+_BOX = 12**-0.5
 # Depth below the skin is told down to 2.3 times this.
 _SKIN_SIGMA_MM = 3.0
 
@@ -108,8 +110,8 @@ def simulate_mr(
     if settings.skin_mm:
         lost = _skin(ct, settings.skin_mm, spacing, draws)
         parts = [_less(part, lost) for part in parts]
-    thickness, width = draws.uniform(0, 0.9), draws.uniform(0, 0.9) / pixel_mm
-    parts = [blur(blur_through(part, thickness, margin), width, 0.9 / pixel_mm) for part in parts]
+    through, width = _acquisition(spacing[0], draws, settings), draws.uniform(0, 0.9) / pixel_mm
+    parts = [blur(acquired_through(part, *through, margin), width, 0.9 / pixel_mm) for part in parts]
     shading = draws.smooth_field(kept_shape, 120.0, spacing, draws.uniform(*settings.bias)).exp_()
     parts = [part.mul_(shading) for part in parts]
     return contrast_images(parts, muscle, settings.contrasts, draws.uniform(*settings.noise), draws)
@@ -152,6 +154,17 @@ def field_of_view(shape: tuple[int, ...], share: float, draws: Draws) -> Tensor:
     y = torch.linspace(0, 1, shape[0], device=draws.device)[None, None, :, None]
     x = torch.linspace(0, 1, shape[1], device=draws.device)[None, None, None, :]
     return (y >= top) & (y <= 1 - bottom) & (x >= left) & (x <= 1 - right)
+
+
+def _acquisition(slice_mm: float, draws: Draws, settings: SimulationSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Return profile, distance and phase of the acquired slices (see `acquired_through`).
+
+    Most MR have thicker slices than CT, one beside the other, and get to the CT's distance by interpolation.
+    """
+    distance = draws.uniform(*settings.acquired_mm) / slice_mm
+    coarser = (distance > 1).to(distance.dtype)
+    profile = torch.maximum(draws.uniform(0, 0.9), coarser * distance * _BOX)
+    return profile, distance.clamp(min=1), draws.uniform(0, 1) * coarser
 
 
 def _less(signal: Tensor, lost: Tensor) -> Tensor:
