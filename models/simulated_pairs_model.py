@@ -10,6 +10,7 @@ a way back.
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,8 +44,8 @@ from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
 
-# Slices that are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
-_MARGIN = 3
+# So many slices at most are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
+_MOST_MARGIN = 3
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
 # On a CPU a batch is drawn in an even number of parts of about so many voxels, whose arrays stay in a core's cache. One
 # thread draws each: operations on a part are too short to be shared.
@@ -66,6 +67,12 @@ class SimulationOptions:
     skin_mm: float = option(
         SimulationSettings.skin_mm, nature=Nature.RESULT, parse=nonnegative_float,
         help="largest mean thickness in mm of dark skin; 0: skin as bright as its HU suggest",
+    )  # fmt: skip
+    mr_slice_mm: float = option(
+        SimulationSettings.mr_slice_mm, nature=Nature.RESULT, parse=nonnegative_float,
+        help="largest distance in mm of the slices that an MR was acquired in: where larger than that of the data set, "
+             "slices of the simulated MR are as thick and interpolated, as most MR are; 0: never; at most three slices "
+             "of the data set",
     )  # fmt: skip
     simulated_contrasts: tuple[str, ...] = option(
         (ONLY_CONTRAST,), nature=Nature.FIXED, nargs="+", metavar="NAME", convert=parse_contrasts,
@@ -105,10 +112,12 @@ class SimulatedPairsModel(SlabModel):
         trunks = sorted(ct.volumes.keys() - set(limbs))
         groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
+        mr_slice_mm = min(s.mr_slice_mm, _MOST_MARGIN * ct.slice_mm)
+        self.margin = max(1, math.ceil(mr_slice_mm / ct.slice_mm)) if data.slab > 1 else 1
         self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
         self.simulation = SimulationSettings(
             field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm, contrasts=s.simulated_contrasts,
-            other_sequences=s.other_sequences,
+            other_sequences=s.other_sequences, mr_slice_mm=mr_slice_mm,
         )  # fmt: skip
         of_limbs = round(data.batch_size * s.limbs_share) if len(groups) == 2 else 0
         self.parts = [data.batch_size - of_limbs, of_limbs][: len(groups)]
@@ -159,7 +168,7 @@ class SimulatedPairsModel(SlabModel):
         if self.device.type != "cpu":
             mr, hu = self._draw(self.parts, self.draws)
             return mr, hu, torch.ones_like(hu)
-        voxels = sum(self.parts) * (self.crop.slices + 2 * _MARGIN) * self.crop.size**2
+        voxels = sum(self.parts) * (self.crop.slices + 2 * self.margin) * self.crop.size**2
         rounds = min(2 * max(1, round(voxels / (2 * _PART_VOXELS))), *(n for n in self.parts if n))
         shares = [[n * (k + 1) // rounds - n * k // rounds for n in self.parts] for k in range(rounds)]
         sources = [self._own_draws() for _ in shares]
@@ -189,23 +198,23 @@ class SimulatedPairsModel(SlabModel):
             if not count:
                 continue
             draws = draws_of(count)
-            slab = stock.draw(self.crop, draws, _MARGIN)
+            slab = stock.draw(self.crop, draws, self.margin)
             if len(self.stocks) == 2 and stock is self.stocks[0]:
                 paste_limbs(slab, self.stocks[1], self.crop, self.spacing[1], draws)
             slabs.append(slab)
         hu, depth, zoom = (torch.cat([slab[name] for slab in slabs]) for name in ("hu", "depth", "zoom"))
         draws = draws_of(len(hu))
         seen = field_of_view((self.crop.size, self.crop.size), self.settings.field_of_view, draws)
-        mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, _MARGIN)
-        kept = slice(_MARGIN, _MARGIN + self.crop.slices)
+        mr = simulate_mr(hu, depth.mul_(zoom / 4), self.spacing, draws, self.simulation, self.margin)
+        kept = slice(self.margin, self.margin + self.crop.slices)
         return torch.where(seen, mr, -1.0), torch.where(seen, hu[:, kept], AIR_HU)
 
     def draw_whole(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return a simulated pair of whole slices; see `SlabModel.draw_whole`. The field of view is not cut."""
-        slab = self._slab_with_bone(self.stocks[0], _MARGIN)
+        slab = self._slab_with_bone(self.stocks[0], self.margin)
         hu, depth = slab["hu"].float(), slab["depth"].float()
-        kept = slice(_MARGIN, _MARGIN + self.crop.slices)
-        return simulate_mr(hu, depth / 4, self.spacing, draws, self.simulation, _MARGIN), hu[:, kept]
+        kept = slice(self.margin, self.margin + self.crop.slices)
+        return simulate_mr(hu, depth / 4, self.spacing, draws, self.simulation, self.margin), hu[:, kept]
 
     def open_real_mr(self) -> Tensor | None:
         """Return real MR of the data set, which the training does not read; see `SlabModel.open_real_mr`."""

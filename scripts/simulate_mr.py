@@ -62,6 +62,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help=f"strength of the bias field at most, as in train.py (default: {default.bias[1]:g})",
     )  # fmt: skip
     parser.add_argument(
+        "--mr_slice_mm", type=nonnegative_float, default=default.mr_slice_mm, metavar="MM",
+        help="largest distance of the slices that the MR was acquired in, before it was interpolated to the CT's, as "
+        f"in train.py; 0: it was not (default: {default.mr_slice_mm:g})",
+    )  # fmt: skip
+    parser.add_argument(
         "--other_sequences", type=share, default=default.other_sequences, metavar="P",
         help="probability that the sequence is not T1-weighted: fat and muscle of any brightness, as in train.py "
         f"(default: {default.other_sequences:g})",
@@ -131,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_free(targets, "--out", inputs, overwrite=options.overwrite)
     settings = SimulationSettings(
         contrasts=options.contrasts, skin_mm=options.skin_mm, bias=(0.0, options.bias),
-        other_sequences=options.other_sequences,
+        other_sequences=options.other_sequences, mr_slice_mm=options.mr_slice_mm,
     )  # fmt: skip
     for case, path in cases.items():
         log.info("simulating the MR of %s", path)

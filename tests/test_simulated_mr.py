@@ -8,7 +8,7 @@ from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, make_patient
 from data.simulation.contrasts import contrast_images
 from data.simulation.draws import Draws
-from data.simulation.filters import blur, blur_through
+from data.simulation.filters import acquired_through, blur
 from data.simulation.settings import SimulationSettings
 from data.simulation.simulated_mr import SimulatedPairs, field_of_view, simulate_mr
 from data.simulation.simulation_volume import bone_depth, denoised, simulation_volume, without_contrast_agent
@@ -189,10 +189,42 @@ def test_blurs_keep_the_mean_and_spread_as_gaussians_do():
     assert plane[0].sum().item() == pytest.approx(1, abs=1e-6)
     assert variance.item() == pytest.approx(0.64, rel=0.03)
     torch.testing.assert_close(plane[1], image[1, 2])
-    through = blur_through(image, sigma)[:, :, 15, 15]
+    once = torch.ones_like(sigma), torch.zeros_like(sigma)
+    through = acquired_through(image, sigma, *once)[:, :, 15, 15]
     assert through[0, 1] == through[0, 3] > 0
     torch.testing.assert_close(through[1], image[1, :, 15, 15])
-    torch.testing.assert_close(blur_through(torch.ones_like(image), sigma), torch.ones_like(image))
+    torch.testing.assert_close(acquired_through(torch.ones_like(image), sigma, *once), torch.ones_like(image))
+
+
+def test_slices_between_those_acquired_are_interpolated_linearly():
+    """Every second and every third one: there a neighbour is as far from it as the other is from itself."""
+    image = torch.randn(2, 13, 4, 5, generator=torch.Generator().manual_seed(0))
+    tiny, apart, phase = (torch.tensor(pair).view(2, 1, 1, 1) for pair in ((0.05, 0.05), (2.0, 3.0), (0.5, 0.0)))
+    seen = acquired_through(image, tiny, apart, phase, 3)
+    assert seen.shape == (2, 7, 4, 5)
+    torch.testing.assert_close(seen[0, [0, 2, 4, 6]], image[0, [3, 5, 7, 9]])  # acquired: 1, 3, 5, ...
+    torch.testing.assert_close(seen[0, [1, 3, 5]], (image[0, [3, 5, 7]] + image[0, [5, 7, 9]]) / 2)
+    torch.testing.assert_close(seen[1, [0, 3, 6]], image[1, [3, 6, 9]])  # 0, 3, 6, ...
+    torch.testing.assert_close(seen[1, [1, 4]], (2 * image[1, [3, 6]] + image[1, [6, 9]]) / 3)
+    level = 2.0 * torch.arange(13.0).view(1, 13, 1, 1).expand(2, 13, 4, 5)  # a slope stays one, whatever the profile
+    thick = acquired_through(level, apart * 12**-0.5, apart, phase, 5)
+    torch.testing.assert_close(thick, level[:, 5:-5], atol=0.02, rtol=0)
+
+
+def test_simulated_mr_are_as_smooth_across_slices_as_mr_of_thick_slices():
+    """Every other second difference nearly vanishes, as in real MR of 6.5 mm that were interpolated to 3.27 mm."""
+    noise = np.random.default_rng(0).normal(0, 60, (24, 1, 1))
+    ct = torch.from_numpy(np.clip(noise + np.zeros((24, 32, 32)), -100, 60))[None].float()
+    still = {"bias": (0.0, 0.0), "noise": (0.0, 0.0), "skin_mm": 0.0}
+
+    def second_differences(mr_slice_mm: float, seed: int) -> np.ndarray:
+        settings = SimulationSettings(mr_slice_mm=mr_slice_mm, **still)
+        mr = simulate_mr(ct, torch.zeros_like(ct), (1.0, 1.0), draws(1, seed), settings)[0]
+        return mr.diff(dim=0).diff(dim=0).square().mean((1, 2)).sqrt().numpy()
+
+    rough = [np.median(second_differences(0.0, seed)) for seed in range(8)]
+    smooth = [np.median(second_differences(9.0, seed)) for seed in range(8)]
+    assert np.median(smooth) < 0.3 * np.median(rough)
 
 
 def test_a_smooth_field_has_unit_spread_and_the_scale_that_was_asked_for():
@@ -318,7 +350,7 @@ def test_echoes_give_water_and_fat_by_their_half_sum_and_difference():
         assert torch.equal(chosen, images[:, [DIXON.index(name) for name in names]])
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 6])  # scans that are not sharp to the voxel
+@pytest.mark.parametrize("seed", [0, 2, 6, 8])  # scans that are not sharp to the voxel
 def test_fat_is_in_the_fat_image_muscle_in_the_water_image_and_their_border_dark_in_opposed_phase(seed):
     ct, radius = limb()
     in_phase, opposed, water, fat = dixon(ct, seed, marrow=(1.0, 1.0), **STILL)

@@ -1,5 +1,8 @@
 """The simulated MR, written for speed, against the same formulas written plainly, from the same random numbers."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +50,25 @@ def plain_blur(image: Tensor, sigma: Tensor) -> Tensor:
         padded = F.pad(slab[:, None], (4, 4, 4, 4), mode="replicate")
         blurred.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, 9)), kernel.view(1, 1, 9, 1))[:, 0])
     return torch.stack(blurred)
+
+
+def plain_acquisition(slab: Tensor, apart: float, sigma: float, phase: float) -> Tensor:
+    """A slab (S, H, W) as acquired in slices so far apart, if farther than its own, then interpolated by numpy."""
+    planes = slab.flatten(1).double().numpy()
+    count = len(planes)
+    places = np.arange(count, dtype=float)
+    if apart > 1:
+        sigma = max(sigma, apart / math.sqrt(12))
+        nodes = np.arange(-1 + phase, count + 1) * apart
+    else:
+        nodes = places
+    weights = np.exp(
+        -0.5 * ((nodes[:, None] - places) / max(sigma, 0.05)) ** 2
+        + 0.5 * np.min(((nodes[:, None] - places) / max(sigma, 0.05)) ** 2, axis=1, keepdims=True)
+    )
+    acquired = weights / weights.sum(1, keepdims=True) @ planes
+    back = np.stack([np.interp(places, nodes, column) for column in acquired.T], 1)
+    return torch.from_numpy(back).float().view_as(slab)
 
 
 def ramp(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
@@ -126,10 +148,10 @@ def plain_mr(ct: Tensor, depth_mm: Tensor, d: Draws) -> Tensor:
     dark = d.uniform(-0.5, SETTINGS.skin_mm)
     dark = (dark + 0.4 * d.smooth_field(shape, 80.0, SPACING)).clamp(max=SETTINGS.skin_mm + 1)
     signal = signal * (1 - (1 - (depth - dark) / d.uniform(0.5, 2.5)).clamp(0, 1) * d.uniform(0.6, 1))
-    through, in_plane = d.uniform(0, 0.9), d.uniform(0, 0.9) / pixel_mm
-    weights = torch.arange(shape[0])[:, None] - torch.arange(shape[0])[None]
-    weights = torch.exp(-0.5 * (weights / through.view(-1, 1, 1).clamp(min=0.05)) ** 2)
-    signal = torch.einsum("nst,nthw->nshw", weights / weights.sum(2, keepdim=True), plain_blur(signal, in_plane))
+    apart, through, phase = d.uniform(0, SETTINGS.mr_slice_mm) / SPACING[0], d.uniform(0, 0.9), d.uniform(0, 1)
+    scan = zip(apart.view(-1).tolist(), through.view(-1).tolist(), phase.view(-1).tolist(), strict=True)
+    through_slices = [plain_acquisition(slab, *one) for slab, one in zip(signal, scan, strict=True)]
+    signal = plain_blur(torch.stack(through_slices), d.uniform(0, 0.9) / pixel_mm)
     spread = d.uniform(*SETTINGS.bias)
     signal = signal * torch.exp(spread * d.smooth_field(shape, 120.0, SPACING))
     noise = d.uniform(*SETTINGS.noise)

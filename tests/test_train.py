@@ -438,7 +438,7 @@ SHARED_OPTIONS = (
     "val_freq val_patients zoom"
 ).split()
 GENERATOR_OPTIONS = "init_gain init_type netG ngf norm upsample use_dropout".split()
-SIMULATION_OPTIONS = "leave_out limbs limbs_share other_sequences simulated_contrasts skin_mm".split()
+SIMULATION_OPTIONS = "leave_out limbs limbs_share mr_slice_mm other_sequences simulated_contrasts skin_mm".split()
 PAIRS_OPTIONS = "bias bone_weight field_of_view lambda_hu lambda_reverse steps_per_epoch".split()
 OPTIONS = {
     "cycle_gan": (

@@ -31,8 +31,8 @@ def acquired_through(image: Tensor, sigma: Tensor, distance: Tensor, phase: Tens
         image: what is acquired, (N, S + 2 margin, H, W).
         sigma: standard deviation of the acquired slices' Gaussian profile, (N, 1, 1, 1) slices of the image.
         distance: from one acquired slice to the next, (N, 1, 1, 1) slices of the image, at least 1.
-        phase: where the first of them lies, (N, 1, 1, 1) from 0 to 1 in shares of `distance`; with 0 and a distance of 1
-            nothing is interpolated.
+        phase: where the first of them lies, (N, 1, 1, 1) from 0 to 1 in shares of `distance`; with 0 and a distance
+            of 1 nothing is interpolated.
         margin: slices at each end that are not returned.
     """
     slices = image.shape[1]

@@ -15,8 +15,8 @@ class SimulationSettings:
         field_of_view: twice the probability that a side of the field of view is cut.
         bias: standard deviation of the logarithm of the bias field at its nodes.
         skin_mm: largest mean thickness of skin that loses its signal; 0: it is as bright as its HU say.
-        acquired_mm: distance of the MR's slices as they were acquired; where it is larger than the data set's, they are as
-            thick and were interpolated.
+        mr_slice_mm: largest distance of the slices that an MR was acquired in. Where what is drawn, from 0 to this, is
+            larger than the distance of the CT's slices, the MR's are as thick and were interpolated.
         noise: of each channel, in shares of the window.
         contrasts: which MR images are made, names of `data.simulation.contrasts.CONTRASTS`.
         other_sequences: probability that a slab is of no T1-weighted sequence: fat and muscle of any brightness.
@@ -30,7 +30,7 @@ class SimulationSettings:
     field_of_view: float = 0.8
     bias: tuple[float, float] = (0.0, 0.15)
     skin_mm: float = 3.0
-    acquired_mm: tuple[float, float] = (0.0, 9.0)
+    mr_slice_mm: float = 9.0
     noise: tuple[float, float] = (0.002, 0.025)
     contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
     other_sequences: float = 0.0

@@ -161,7 +161,7 @@ def _acquisition(slice_mm: float, draws: Draws, settings: SimulationSettings) ->
 
     Most MR have thicker slices than CT, one beside the other, and get to the CT's distance by interpolation.
     """
-    distance = draws.uniform(*settings.acquired_mm) / slice_mm
+    distance = draws.uniform(0, settings.mr_slice_mm) / slice_mm
     coarser = (distance > 1).to(distance.dtype)
     profile = torch.maximum(draws.uniform(0, 0.9), coarser * distance * _BOX)
     return profile, distance.clamp(min=1), draws.uniform(0, 1) * coarser
