@@ -161,6 +161,9 @@ def _acquisition(slice_mm: float, draws: Draws, settings: SimulationSettings) ->
 
     Most MR have thicker slices than CT, one beside the other, and get to the CT's distance by interpolation.
     """
+    if settings.mr_slice_mm <= slice_mm:
+        profile = draws.uniform(0, 0.9)
+        return profile, torch.ones_like(profile), torch.zeros_like(profile)
     distance = draws.uniform(0, settings.mr_slice_mm) / slice_mm
     coarser = (distance > 1).to(distance.dtype)
     profile = torch.maximum(draws.uniform(0, 0.9), coarser * distance * _BOX)
