@@ -74,5 +74,5 @@ def test_the_recommended_model_scores_what_its_card_says():
     synthetic = synthesize_volume(mr, load_synthesiser(CHECKPOINTS / "recommended", "latest", CPU))
     assert same_grid(synthetic, mr) and synthetic.array.dtype == np.int16
     scores = score_case(synthetic, ct, mr=mr)
-    assert scores["mae"] == pytest.approx(44.9, abs=0.3)
-    assert scores["dice_bone"] == pytest.approx(0.796, abs=0.005)
+    assert scores["mae"] == pytest.approx(44.2, abs=0.3)
+    assert scores["dice_bone"] == pytest.approx(0.806, abs=0.005)
