@@ -658,7 +658,7 @@ def adapt(folder, monkeypatch, write=None):
         direction="AtoB", contrasts=("mr",), training=None, steps=None, solid_body=False, caution=""
     )
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
-    monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings))
+    monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings, model=None))
 
     monkeypatch.setattr(test_adapt, "model_hash", lambda *_: "0" * 64)
     monkeypatch.setattr(test_adapt, "describe_run", lambda *_: {})

@@ -357,10 +357,10 @@ def test_two_pipelines_at_once_convert_every_patient_once(site, monkeypatch):
     written, lock, codes = [], threading.Lock(), []
     write = conversion.write_volume
 
-    def count(volume, path):
+    def count(volume, path, description):
         with lock:
             written.append(Path(path).name)
-        return write(volume, path)
+        return write(volume, path, description)
 
     monkeypatch.setattr(conversion, "write_volume", count)
     monkeypatch.setattr(pipeline, "RETRY_SECONDS", 0.02)
