@@ -14,7 +14,7 @@ import numpy as np
 
 from cohort.checks import Check, finite, hu_statistics, shown_figures
 from cohort.findings import describe_findings, join_findings
-from cohort.making import Made, describe_run
+from cohort.making import Made, describe_computation
 from cohort.patient_results import (
     DICOM,
     MODELS_JOINED,
@@ -112,11 +112,13 @@ def main(arguments: list[str] | None = None) -> int:
     row |= {f"no_{name}": True for name in off}
     row["made"] = sorted(own | results.names())
     row |= {"finished": now(), "model_sha256": model_hash(opt, generators, synthesisers)}
-    row["run"] = describe_run(synthesisers[0].model)
+    row["run"] = describe_computation(synthesisers[0].model)
+    if opt.reference and (told_by := result_told_by(opt.reference)):
+        made.findings.warnings.append(not_true(f"--reference {opt.reference}", told_by))
     row |= account_of(made, patient.source.notes, settings.direction == "AtoB")
     if mixture:  # said before the conversion
         made.findings.warnings.insert(0, mixture)
-    makers = volume_parts(results, patient, made, synthesisers, generators, opt)
+    makers = volume_parts(results, patient, made, synthesisers, generators, row["model_sha256"], opt)
     write_claimed(makers[OUTPUT], results, row, own)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
     if opt.anonymous:
@@ -197,8 +199,6 @@ def read_patient(opt: PatientSettings, paths: Mapping[str, Path], direction: str
     reference = None
     if opt.reference:
         reference = read_reference(opt.reference, source, opt.resample_reference, at=next(iter(paths.values())))
-        if told_by := result_told_by(opt.reference):
-            log.warning("warning: %s", not_true(f"--reference {opt.reference}", told_by))
     return Patient(source, further, body, reference)
 
 
@@ -279,10 +279,10 @@ def model_hash(
 
 
 def derivation_of(
-    opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], source: str
-) -> Derivation:
-    """Return what a DICOM series was made from; `source`: the hash of the input."""
-    sha256 = model_hash(opt, generators, synthesisers)
+    opt: PatientSettings, generators: Sequence[TrainedGenerator], synthesisers: Sequence[Synthesiser], sha256: str,
+    source: str,
+) -> Derivation:  # fmt: skip
+    """Return what a DICOM series was made from; `sha256`: of the models; `source`: the hash of the input."""
     return Derivation(
         called(opt.name, generators), opt.epoch, sha256, METHOD_VERSION, synthesisers[0].model.precision, source
     )
@@ -294,9 +294,10 @@ def volume_parts(
     made: Made,
     synthesisers: Sequence[Synthesiser],
     generators: Sequence[TrainedGenerator],
+    sha256: str,
     opt: PatientSettings,
 ) -> dict[str, Callable[[], None]]:
-    """Return functions that write the volumes, by the option that names each target."""
+    """Return functions that write the volumes, by the option that names each target; `sha256`: of the models."""
 
     def volume() -> None:
         write_volume(made.synthetic, results.main, SYNTHETIC[synthesisers[0].settings.direction])
@@ -304,7 +305,7 @@ def volume_parts(
     def series() -> None:
         assert results.folder is not None, "there is one where this is called"
         source = source_hash([patient.source, *patient.further], patient.body)
-        derivation = derivation_of(opt, generators, synthesisers, source)
+        derivation = derivation_of(opt, generators, synthesisers, sha256, source)
         derivation = replace(derivation, warnings=tuple(made.findings.warnings))
         further, notes = [one.dicom for one in patient.further], list[str]()
         write_series(made.synthetic, results.folder, derivation, identity_of(opt), further, notes)

@@ -13,7 +13,7 @@ from cohort.checks import finite, hu_statistics, shown_figures
 from cohort.extras import Extras
 from cohort.findings import Findings, describe_findings
 from cohort.inputs import CohortCase, exists
-from cohort.making import Made, Models, Output, Part, describe_run
+from cohort.making import Made, Models, Output, Part, describe_computation
 from cohort.patient_results import account_in, description_of
 from cohort.result_keys import result_key, without_reference
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
@@ -102,7 +102,7 @@ class Conversion:
         self.resample_reference, self.purpose = resample_reference, purpose
         self.models, self.model_sha256, self.precision = models, model_sha256, precision
         self.results, self.known = results, known
-        self.run = describe_run(models.first.model)
+        self.run = describe_computation(models.first.model)
 
     def prepare(self, case: CohortCase) -> Work | Outcome:
         """Claim a case, read it and make its slices."""

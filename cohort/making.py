@@ -17,7 +17,7 @@ from models.synthesis import Synthesiser, VolumePlan, prepare_volume, restore_vo
 from models.test_model import TestModel, gathered
 
 
-def describe_run(model: TestModel) -> dict[str, Any]:
+def describe_computation(model: TestModel) -> dict[str, Any]:
     """Return on what a model runs: device, precision, host, and the versions of packages."""
     return {
         "device": str(model.device), "precision": model.precision, "host": socket.gethostname(),

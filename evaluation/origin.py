@@ -43,7 +43,7 @@ def not_true(reference: str, told_by: str) -> str:
 
 
 def result_told_by(volume: Path) -> str | None:
-    """Return what tells that a volume is a synthetic CT of this project, in words; None for another one.
+    """Return what tells that a volume is a result of this project, in words; None for another one.
 
     Args:
         volume: a file, or the folder of a DICOM series.

@@ -136,11 +136,13 @@ class MuMapSettings:
         """
         if not self.mu_map:
             return None
-        of_models = sorted({kvp for kvp in recorded if kvp})
+        all_models = list(recorded)
+        of_models = sorted({kvp for kvp in all_models if kvp})
         if self.kvp:
             chosen, why = self.kvp, "as --kvp says"
         elif len(of_models) == 1:
-            chosen, why = of_models[0], "as the model records; --kvp takes another"
+            records = "the model records" if all(all_models) else "one of the models records"
+            chosen, why = of_models[0], f"as {records}; --kvp takes another"
         else:
             several = f"the models record {' and '.join(map(str, of_models))} kVp"
             found = several if of_models else "the model records no tube voltage"

@@ -16,10 +16,12 @@ from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.dicom_choice import DicomChoice
 from data.settings.parser import CommandParser
 from data.settings.values import finite_float
+from data.values.attenuation import is_mu
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
 from data.volumes.resampling import INTERPOLATIONS, resample
 from data.volumes.volume import WRITABLE_SUFFIXES, description_in, read_volume, volume_stem, volume_suffix, write_volume
+from evaluation.origin import SYNTHETIC
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result, share = resample(volume, like, interpolation, outside)
     except InputError as error:
         raise InputError(f"{opt.input}, {opt.like}: {error}") from error
-    write_volume(result, opt.output, description_in(opt.input))
+    said = description_in(opt.input)  # of other software it may say anything
+    write_volume(result, opt.output, said if said in SYNTHETIC.values() or is_mu(said) else "")
     log.info("%s: %s of %s, %s; %.1f %% of it lies outside and is %g", opt.output, interpolation, opt.input,
              {"CT": "a CT", "MR": "no CT", "labels": "a mask or label map"}[kind], 100 * share, outside)  # fmt: skip
     return 0

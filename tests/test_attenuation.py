@@ -158,6 +158,13 @@ def test_one_patient_and_a_cohort_write_the_map_of_their_ct(tmp_path):
         ["--input", str(out / "mu_maps/a.nii.gz"), "--like", str(tmp_path / "in/a.nii.gz"), "--output", str(copy)]
     )
     assert description_in(copy) == describe_mu(MuSettings())
+    image = nibabel.load(tmp_path / "in/a.nii.gz")
+    image.header["descrip"] = "Gr\xf6\xdfe\nMeier^Anna".encode("latin-1")  # another program's
+    nibabel.save(image, tmp_path / "foreign.nii")
+    assert description_in(tmp_path / "foreign.nii") == "GreMeier^Anna"
+    words = ["--input", str(tmp_path / "foreign.nii"), "--like", str(tmp_path / "in/a.nii.gz")]
+    resample.main([*words, "--output", str(tmp_path / "own.mha")])
+    assert description_in(tmp_path / "own.mha") == ""
     made = (out / "mu_maps/a.nii.gz").stat().st_mtime_ns
     assert test_pipeline.main(arguments) == 0
     assert (out / "mu_maps/a.nii.gz").stat().st_mtime_ns == made

@@ -661,7 +661,7 @@ def adapt(folder, monkeypatch, write=None):
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings, model=None))
 
     monkeypatch.setattr(test_adapt, "model_hash", lambda *_: "0" * 64)
-    monkeypatch.setattr(test_adapt, "describe_run", lambda *_: {})
+    monkeypatch.setattr(test_adapt, "describe_computation", lambda *_: {})
 
     def made(source, synthesiser, body, *_, look, **__):
         look(synthesiser, SimpleNamespace(body=body, to_ct=True)).finish(ct)

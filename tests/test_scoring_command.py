@@ -1,5 +1,6 @@
 """The last line of a conversion: the command that scores its results runs as it is."""
 
+import json
 import logging
 import shlex
 from pathlib import Path
@@ -16,7 +17,7 @@ from evaluation.origin import result_told_by
 from evaluation.report import score_case
 from scripts import evaluate
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_model
-from tests.faults.commands import adapt
+from tests.faults.commands import adapt, pipeline
 from tests.test_sources import touch
 
 
@@ -88,7 +89,7 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("what", ["nii.gz", "mha", "nrrd", "a DICOM series"])
 def test_a_result_away_from_its_record_is_known_by_its_header(what, tmp_path, caplog):
-    """As a reference it is warned of by every command that scores, and refused where it seems to be exchanged."""
+    """As a reference it is warned of, and refused where it seems to be exchanged."""
     write_model(tmp_path)
     mr = write_volume(patient_mr(), tmp_path / "in/p.nii.gz")
     is_series = what == "a DICOM series"
@@ -111,6 +112,25 @@ def test_a_result_away_from_its_record_is_known_by_its_header(what, tmp_path, ca
     assert f"warning: --reference {said}from a true CT" in caplog.messages
     test_adapt.main([*arguments, "--output", str(tmp_path / "third.nii.gz"), "--reference", str(true)])
     assert caplog.text.count("synthetic CT, as") == 1
+    warnings = json.loads((tmp_path / "again.json").read_text())["warnings"]
+    assert [text for text in warnings if "synthetic CT, as" in text] == [f"--reference {said}from a true CT"]
+
+
+def test_a_cohort_warns_of_a_result_as_true_ct_until_it_gets_another(tmp_path):
+    write_model(tmp_path)
+    mr = write_volume(patient_mr(), tmp_path / "in/p.nii.gz")
+    test_adapt.main([*adapt(tmp_path, mr), "--output", str(tmp_path / "made.nii.gz"), "--volume_only"])
+    true = write_volume(true_ct(read_volume(mr)), tmp_path / "true.nii.gz")
+    record = tmp_path / "out" / NAME / "records/p.json"
+    for ct, expected in ((tmp_path / "made.nii.gz", 1), (true, 0)):
+        (tmp_path / "cases.csv").write_text(f"id,path,reference\np,{mr},{ct}\n")
+        words = [word for word in pipeline(tmp_path, mr) if word not in ("--input_dir", str(mr))]
+        assert test_pipeline.main([*words, "--list", str(tmp_path / "cases.csv")]) == 0
+        warnings = json.loads(record.read_text())["warnings"]
+        assert (
+            sum(text.startswith(f"--reference {ct}: synthetic CT, as its header says") for text in warnings) == expected
+        )
+        assert sum("synthetic CT, as" in text for text in warnings) == expected
 
 
 @pytest.mark.parametrize("shifted", [False, True])

@@ -121,3 +121,18 @@ def test_what_is_no_ct_and_wrong_options_are_refused(ct, tmp_path, capsys):
             run(tmp_path, f"--ct={ct}", option)
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_thick_slices_are_smoother_across_slices(tmp_path):
+    """Lines of one slice each: in thick slices a part of them is left."""
+    body, _ = limb()
+    striped = body.array.copy()
+    striped[::2][(striped[::2] > -50) & (striped[::2] < 80)] = -90
+    write_volume(body.with_array(striped), tmp_path / "P01.nii.gz")
+    rough = []
+    for mm in (0, 40):
+        options = ["--skin_mm=0", "--bias=0", "--seed=3", f"--mr_slice_mm={mm}", "--overwrite"]
+        run(tmp_path, f"--ct={tmp_path / 'P01.nii.gz'}", *options)
+        mr = read_volume(tmp_path / "out/P01/mr.nii.gz").array.astype(float)
+        rough.append(np.abs(np.diff(mr, axis=0)).mean())
+    assert rough[1] < 0.7 * rough[0]

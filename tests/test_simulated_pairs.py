@@ -606,3 +606,16 @@ def test_the_paired_method_trains_and_leaves_out_what_the_mr_does_not_see(pairs,
     seen = learner.draw()[2]
     assert (seen[:, :, 4:-4, 4:-4] == 0).all()
     assert float(losses["pairs"]) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("slab", "slice_mm", "margin", "mr_slice_mm"),
+    [(5, 2.0, 3, 6.0), (5, 3.27, 3, 9.0), (5, 5.0, 2, 9.0), (5, 20.0, 1, 9.0), (1, 3.0, 1, 9.0), (3, 0.344, 3, 1.032)],
+)
+def test_thick_slices_are_drawn_up_to_three_slices_of_the_data_set(slab, slice_mm, margin, mr_slice_mm):
+    data = DataSettings(dataroot=Path(), slab=slab, crop_size=16, batch_size=2, preprocess="crop")
+    ct = SimulationSet({"a": disc(8, slices=12)}, slice_mm, 2.0, 32)
+    model = SimulatedPairsModel(SimulatedPairsSettings(ngf=1), data, ct, Place(torch.device("cpu")))
+    assert (model.margin, model.simulation.mr_slice_mm) == (margin, pytest.approx(mr_slice_mm))
+    mr, hu, _ = model.draw()
+    assert mr.shape == hu.shape == (2, slab, 16, 16)

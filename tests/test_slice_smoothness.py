@@ -34,6 +34,9 @@ def test_the_table_has_a_line_for_each_mr_and_slices_without_body_do_not_count(t
 
 
 def test_a_volume_of_two_slices_is_refused(tmp_path):
+    write_volume(Volume(np.where(np.arange(30) < 4, noise(5), 0)), tmp_path / "b.nii.gz")
+    with pytest.raises(InputError, match=r"b.nii.gz: no slice has 300 voxels of body"):
+        slice_smoothness.main(["--mr", str(tmp_path / "b.nii.gz")])
     write_volume(Volume(noise(2)), tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match=r"a.nii.gz: 30 columns and 2 slices; expected more than 2 and 2"):
         slice_smoothness.main(["--mr", str(tmp_path / "a.nii.gz")])

@@ -37,6 +37,8 @@ def smoothness(mr: Volume) -> np.ndarray:
     squared, inside = _second_differences(image, body, 0, 1)
     across = np.array([np.mean(plane[seen]) if seen.sum() >= _LEAST_VOXELS else np.nan for plane, seen in
                        zip(squared, inside, strict=True)])  # fmt: skip
+    if np.isnan(across).all():
+        raise InputError(f"no slice has {_LEAST_VOXELS} voxels of body in it and in both neighbours")
     squared, inside = _second_differences(image, body, 2, step)
     return np.sqrt(across / np.mean(squared[inside]))
 

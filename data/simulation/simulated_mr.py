@@ -62,7 +62,7 @@ class SimulatedPairs:
         clean, depth = np.stack(planes), np.stack([bone_depth(plane, self.spacing_mm) for plane in planes])
         hu, depth_mm = (torch.from_numpy(array)[None].float() for array in (clean, depth))
         draws = Draws(1, *(torch.Generator().manual_seed(int(seed)) for seed in rng.integers(2**62, size=2)))
-        settings = SimulationSettings(contrasts=self.contrasts)
+        settings = SimulationSettings(contrasts=self.contrasts, mr_slice_mm=0.0)  # no slices beyond the slab to mix in
         mr = simulate_mr(hu, depth_mm, (self.slice_mm or self.spacing_mm, self.spacing_mm), draws, settings)[0]
         seen = field_of_view(ct.shape[1:], settings.field_of_view, draws)[0]
         air = float(self.ct_map.to_network(np.array(AIR_HU)))

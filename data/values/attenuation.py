@@ -56,6 +56,11 @@ def describe_mu(settings: MuSettings) -> str:
     return f"mu in 1/cm at 511 keV, curve for CT of {settings.kvp} kVp; synthetic, not for clinical use"
 
 
+def is_mu(description: str) -> bool:
+    """Tell whether a header's description is that of a mu-map."""
+    return description in {describe_mu(MuSettings(kvp)) for kvp in LINES}
+
+
 def mu_map(ct: Volume, settings: MuSettings) -> Volume:
     """Return the linear attenuation coefficient at 511 keV in 1/cm, float32 on the CT's grid; 0 below -1000 HU."""
     line = LINES[settings.kvp]

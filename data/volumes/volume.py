@@ -284,7 +284,7 @@ def write_volume(volume: Volume, path: str | Path, description: str = "") -> Pat
 
 
 def description_in(path: Path) -> str:
-    """Return what `write_volume` was given as a file's description, '' where its header says nothing."""
+    """Return what a file's header says of its values (`descrip`, `Comment`), in ASCII; '' where it says nothing."""
     try:
         if volume_suffix(path) in NIFTI_SUFFIXES:
             said = nibabel.load(path).header["descrip"].item()  # type: ignore[index]
@@ -293,7 +293,7 @@ def description_in(path: Path) -> str:
             said = found[1] if found else b""
     except (InputError, *_UNREADABLE):  # whoever reads its voxels says so
         return ""
-    return said.decode("ascii", "replace").strip()
+    return "".join(filter(str.isprintable, said.decode("ascii", "ignore"))).strip()
 
 
 def _write_nifti(volume: Volume, path: Path, description: str) -> None:
