@@ -192,7 +192,7 @@ def test_what_is_turned_off_and_how_models_are_fused_give_a_series_other_uids(tm
         used = [SimpleNamespace(settings=settings, model=SimpleNamespace(precision="fp32"))] * models
         generators = [TrainedGenerator(SETTINGS, weights)] * models
         opt = SimpleNamespace(name=["a", "b", "c"][:models], epoch="latest", fusion=fusion)
-        return test_adapt.derivation_of(opt, generators, used, "source").model_sha256
+        return test_adapt.model_hash(opt, generators, used)
 
     one = [derived(solid, None, 1) for solid in (False, True)]
     assert one[0] != one[1]
