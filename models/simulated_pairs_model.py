@@ -113,7 +113,7 @@ class SimulatedPairsModel(SlabModel):
         groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
         mr_slice_mm = min(s.mr_slice_mm, _MOST_MARGIN * ct.slice_mm)
-        self.margin = min(_MOST_MARGIN, max(1, math.ceil(mr_slice_mm / ct.slice_mm))) if data.slab > 1 else 1
+        self.margin = min(_MOST_MARGIN, max(1, math.ceil(s.mr_slice_mm / ct.slice_mm))) if data.slab > 1 else 1
         self.stocks = [SlabStock([ct.volumes[name] for name in group], _OUTSIDE, "hu", self.device) for group in groups]
         self.simulation = SimulationSettings(
             field_of_view=s.field_of_view, bias=(0.0, s.bias), skin_mm=s.skin_mm, contrasts=s.simulated_contrasts,
