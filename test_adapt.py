@@ -39,7 +39,7 @@ from data.volumes.dicom import list_series
 from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
-from evaluation.origin import SYNTHETIC, not_true, result_told_by
+from evaluation.origin import SYNTHETIC, reference_warnings
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, mixed_air, synthesize_ensemble
 from models.inference_settings import InferenceSettings
@@ -100,21 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         raise InputError(f"{describe_paths(paths)}: {error}") from error
     refuse_to_replace(results, own, paths, opt)  # again: somebody may have written there meanwhile
-    row: dict = {
-        "case": case,
-        "input": description_of(paths),
-        "model": MODELS_JOINED.join(map(str, opt.folders)),
-        "epoch": opt.epoch,
-        "direction": settings.direction,
-    }
-    if opt.fusion:
-        row["fusion"] = opt.fusion
-    row |= {f"no_{name}": True for name in off}
+    row = {"case": case, "input": description_of(paths)} | origin_of(opt, generators, synthesisers, off)
     row["made"] = sorted(own | results.names())
-    row |= {"finished": now(), "model_sha256": model_hash(opt, generators, synthesisers)}
-    row["run"] = describe_computation(synthesisers[0].model)
-    if opt.reference and (told_by := result_told_by(opt.reference)):
-        made.findings.warnings.append(not_true(f"--reference {opt.reference}", told_by))
+    if opt.reference:
+        made.findings.warnings += reference_warnings("--reference ", opt.reference)
     row |= account_of(made, patient.source.notes, settings.direction == "AtoB")
     if mixture:  # said before the conversion
         made.findings.warnings.insert(0, mixture)
@@ -268,6 +257,26 @@ def say_notes(notes: Sequence[str]) -> None:
     """Log notes."""
     for text in notes:
         log.info("note: %s", text)
+
+
+def origin_of(
+    opt: PatientSettings,
+    generators: Sequence[TrainedGenerator],
+    synthesisers: Sequence[Synthesiser],
+    off: Sequence[str],
+) -> dict:
+    """Return what the report says of the models and the computation; `off`: settings of models that are off."""
+    fusion = {"fusion": opt.fusion} if opt.fusion else {}
+    return {
+        "model": MODELS_JOINED.join(map(str, opt.folders)),
+        "epoch": opt.epoch,
+        "direction": synthesisers[0].settings.direction,
+        **fusion,
+        **{f"no_{name}": True for name in off},
+        "finished": now(),
+        "model_sha256": model_hash(opt, generators, synthesisers),
+        "run": describe_computation(synthesisers[0].model),
+    }
 
 
 def model_hash(

@@ -28,7 +28,7 @@ from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
-from evaluation.origin import SYNTHETIC, not_true, result_told_by
+from evaluation.origin import SYNTHETIC, reference_warnings
 from evaluation.report import describe_mask, score_case
 from models.ensemble import mean_uncertainty
 from models.synthesis import METHOD_VERSION
@@ -260,8 +260,7 @@ class Conversion:
             return {}, None
         try:
             reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
-            if told_by := result_told_by(work.case.reference):
-                made.findings.warnings.append(not_true(f"{_REFERENCE}{work.case.reference}", told_by))
+            made.findings.warnings += reference_warnings(_REFERENCE, work.case.reference)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)

@@ -26,7 +26,7 @@ def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
     if (told_by := _result_in(ref)) is None:
         return
     if _result_in(pred):
-        log.warning("warning: %s", not_true(f"{ref.option} {ref.path}", told_by))
+        log.warning("warning: %s", _not_true(f"{ref.option} {ref.path}", told_by))
     else:
         raise InputError(
             f"{ref.option} {ref.path}: synthetic CT, as {told_by} says, while nothing says so of {pred.option} "
@@ -34,12 +34,10 @@ def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
         )
 
 
-def not_true(reference: str, told_by: str) -> str:
-    """Return the warning of a reference that is a result."""
-    return (
-        f"{reference}: synthetic CT, as {told_by} says. The scores tell how far two results agree, not how far they "
-        "are from a true CT"
-    )
+def reference_warnings(option: str, reference: Path) -> list[str]:
+    """Return the warning of a reference that is a result of this project; `option`: what names it, for the message."""
+    told_by = result_told_by(reference)
+    return [_not_true(f"{option}{reference}", told_by)] if told_by else []
 
 
 def result_told_by(volume: Path) -> str | None:
@@ -79,3 +77,10 @@ def _is_record(path: Path) -> bool:
     except InputError:
         return False
     return isinstance(data, dict) and {"case", "input", "made"} <= data.keys() and bool(data["made"])
+
+
+def _not_true(reference: str, told_by: str) -> str:
+    return (
+        f"{reference}: synthetic CT, as {told_by} says. The scores tell how far two results agree, not how far they "
+        "are from a true CT"
+    )

@@ -343,9 +343,9 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     """
     # Of one contrast the name says nothing that the weights depend on.
     several = ("contrasts",) if len(new.contrasts) > 1 else ()
-    if differing := _differing(old, new, (*_NETWORK, *several)):
-        raise InputError(f"--init_from {name}: its weights were trained with other settings ({'; '.join(differing)})")
-    for text in _differing(old, new, ("view", "spacing_mm", "mr_window", "bias_correction")):
+    if different := differing(old, new, (*_NETWORK, *several)):
+        raise InputError(f"--init_from {name}: its weights were trained with other settings ({'; '.join(different)})")
+    for text in differing(old, new, ("view", "spacing_mm", "mr_window", "bias_correction")):
         log.warning("warning: --init_from %s: %s", name, text)
 
 
@@ -356,9 +356,9 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
         InputError: what inference knows of the run in `folder` would not be true any more.
     """
     keys = (*_NETWORK, "contrasts", "view", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
-    if differing := _differing(old, new, keys):
+    if different := differing(old, new, keys):
         raise InputError(
-            f"{folder}: the run was started on other images ({'; '.join(differing)}); resume it on those, or start a "
+            f"{folder}: the run was started on other images ({'; '.join(different)}); resume it on those, or start a "
             "new run from its weights with --init_from"
         )
     learnt = ("typical_mr", "training") if old.training else ("typical_mr",)  # an older version kept no statistics
@@ -367,11 +367,12 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
         kept |= set() if old.training.section_cm2 else {"section_cm2", "gas_share"}  # an older version
         kept |= {"in_plane_mm", "through_mm"} if kept else set()  # in both cases perhaps of the MR alone
         new = replace(new, training=replace(new.training, **{name: getattr(old.training, name) for name in kept}))
-    if _differing(old, new, learnt):
+    if differing(old, new, learnt):
         log.warning("warning: %s: the run resumes on volumes of other intensities than before", folder)
 
 
-def _differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:
+def differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:
+    """Return in words which of the settings, those of the generator among them, two models do not share."""
     there, here = _flat(old), _flat(new)
     names = [name for key in keys for name in (_ARCHITECTURE if key == "generator" else (key,))]
     return [f"{name}: {there[name]} there, {here[name]} here" for name in names if there[name] != here[name]]

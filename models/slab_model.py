@@ -16,12 +16,13 @@ from data.loading.channels import middle_channel, with_channels
 from data.loading.settings import DataSettings
 from data.loading.training_figures import describe_training_set
 from data.loading.whole_slices import centred
+from data.masks.body_mask import CT_BODY_HU
 from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.draws import Draws
 from data.simulation.settings import SimulationSettings
-from data.simulation.slab_stock import BODY_HU, Crop, SlabStock
+from data.simulation.slab_stock import Crop, SlabStock
 from data.values.curve import curve, inverse
 from data.values.intensity import AIR_HU
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
@@ -251,7 +252,7 @@ class SlabModel(BaseModel):
         hosts = (torch.Generator().manual_seed(seed + k) for k in (0, 1))  # the same numbers on every device
         draws = Draws(1, *hosts, device=self.device)
         mr, hu = self.draw_whole(draws)
-        body = hu[0, middle_channel(hu.shape[1])] > BODY_HU
+        body = hu[0, middle_channel(hu.shape[1])] > CT_BODY_HU
         multiple = self.architecture.multiple
         images = {
             f"{self.pair}_A": centred(mr, body, multiple, outside=-1.0),

@@ -19,7 +19,7 @@ from torch import Tensor
 from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
-from models.inference_settings import FILE_NAME, read_inference_settings
+from models.inference_settings import FILE_NAME, differing, read_inference_settings
 from models.networks import build_generator
 from models.run_folder import find_weights, weights_path
 from models.state_dicts import load_network_weights, save_atomically
@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = [opt.checkpoints_dir / name for name in opt.name]
     first, *others = (read_inference_settings(folder) for folder in folders)
     for folder, settings in zip(folders[1:], others, strict=True):
-        if other := [key for key in _SAME if getattr(settings, key) != getattr(first, key)]:
+        if different := differing(first, settings, _SAME):
             raise InputError(
-                f"{folder}: {', '.join(other)} differ from those of {folders[0]}; expected models that were trained on "
-                "from the same one"
+                f"{folder}: other settings than {folders[0]} ({'; '.join(different)}); expected models that were "
+                "trained on from the same one"
             )
     target = weights_path(opt.out, "latest", "G_A")
     check_free([target, opt.out / FILE_NAME], "--out")

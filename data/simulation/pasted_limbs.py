@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.masks.body_mask import CT_BODY_HU
 from data.simulation.draws import Draws
-from data.simulation.slab_stock import BODY_HU, Crop, SlabStock
+from data.simulation.slab_stock import Crop, SlabStock
 
 # A limb becomes an arm by this factor. It lies this far from the trunk's side, and this far behind its middle.
 _SCALE = (0.35, 0.75)
@@ -26,7 +27,7 @@ def paste_limbs(trunk: dict[str, Tensor], limbs: SlabStock, crop: Crop, pixel_mm
     """
     margin = (trunk["hu"].shape[1] - crop.slices) // 2
     turned = Crop(crop.slices, crop.size, rotate=180.0, flip_x=True, flip_y=True)
-    left, right, middle = _sides((trunk["hu"] > BODY_HU).any(1))
+    left, right, middle = _sides((trunk["hu"] > CT_BODY_HU).any(1))
     for side in (-1, 1):
         pick = draws.share()
         centre = limbs.used[(pick * len(limbs.used)).long()]

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.masks.body_mask import CT_BODY_HU
 from data.simulation.draws import Draws
-
-BODY_HU = -500
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _grid(theta: Tensor, size: int) -> Tensor:
 
 def _boxes(volume: np.ndarray) -> np.ndarray:
     """Return the body's box of every slice, int64 (n, 4): left, right, top, bottom, ends not included; 0 for none."""
-    body = volume > BODY_HU
+    body = volume > CT_BODY_HU
     boxes = np.zeros((len(volume), 4), np.int64)
     for k, plane in enumerate(body):
         rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
