@@ -211,7 +211,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
         settings = synthesiser.settings
-        checks.append(Check(plan, settings.training, settings.steps, settings.caution))
+        checks.append(Check(plan, settings.training, settings.steps, settings.caution, settings.unfinished))
         return checks[-1]
 
     arguments = (patient.body, opt.batch_size, patient.further)

@@ -76,7 +76,12 @@ class Check:
     """
 
     def __init__(
-        self, plan: VolumePlan, training: TrainingStatistics | None, steps: int | None = None, caution: str = ""
+        self,
+        plan: VolumePlan,
+        training: TrainingStatistics | None,
+        steps: int | None = None,
+        caution: str = "",
+        unfinished: str = "",
     ) -> None:
         """Begin.
 
@@ -85,6 +90,7 @@ class Check:
             training: what the training set is like; None leaves out what needs it.
             steps: for how many the model was trained, if that is known.
             caution: a warning that the model gives with every result, '' for none.
+            unfinished: where the model's training stood, in words; '' if it was over.
         """
         self.plan, self.training, self.body = plan, training, plan.body
         self.findings = Findings()
@@ -92,6 +98,8 @@ class Check:
             self.findings.warnings.append(caution)
         if steps is not None and steps < FEW_STEPS:
             self.findings.warnings.append(f"the model was trained for {steps} steps only: expect a poor CT")
+        if unfinished:
+            self.findings.notes.append(f"the training of the model is not finished; it stood at {unfinished}")
         self._distances: list[float] = []
         self._sections: list[tuple[float, float]] = []
         self._below_skin: list[float] = []

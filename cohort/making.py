@@ -104,7 +104,7 @@ class Models:
         volumes, findings = [], {}
         for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
             settings = model.settings
-            check = Check(output.plan, settings.training, settings.steps, settings.caution)
+            check = Check(output.plan, settings.training, settings.steps, settings.caution, settings.unfinished)
             volumes.append(restore_volume(output.translated, output.plan, check))
             findings[name] = check.findings
         return volumes, join_findings(findings, self.mixture)

@@ -66,6 +66,8 @@ class InferenceSettings:
         steps: for how many steps it was trained, from random weights on; None if that is not known.
         hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
         caution: a warning that stands with every result, such as what the model is no use for; '' for none.
+        unfinished: where its training stood when the latest weights were saved, in words; '' once it was over, or if
+            that is not known.
         ct_kvp: tube voltage of the CT that it was trained on, of `data.values.attenuation.LINES`; None if not known.
     """
 
@@ -89,6 +91,7 @@ class InferenceSettings:
     hu_curve: tuple[tuple[float, float], ...] = ()
     caution: str = ""
     ct_kvp: int | None = None
+    unfinished: str = ""
 
     @property
     def ct_out(self) -> IntensityMap:
@@ -139,6 +142,10 @@ class InferenceSettings:
         inputs = [source] if len(self.contrasts) == 1 else [f"{name}={name}.nii.gz" for name in self.contrasts]
         words += [word for path in inputs for word in ("--input", path)]
         return python_command("test_adapt.py", *words)
+
+    def of_epoch(self, epoch: str) -> Self:
+        """Return the settings without what is true of the latest weights alone, for the weights of another epoch."""
+        return self if epoch == "latest" else replace(self, steps=None, unfinished="")
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""
@@ -238,7 +245,7 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
         "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
         "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
-        "caution": isinstance(s.caution, str),
+        "caution and unfinished": isinstance(s.caution, str) and isinstance(s.unfinished, str),
         "ct_kvp": s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES),
         "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
@@ -311,7 +318,7 @@ def describe_run(
 
 
 # What is recorded of a model that changes no voxel of its results.
-_NOT_OF_RESULTS = ("versions", "training", "steps", "caution", "ct_kvp")
+_NOT_OF_RESULTS = ("versions", "training", "steps", "caution", "ct_kvp", "unfinished")
 
 
 def model_sha256(settings: InferenceSettings, weights: Path) -> str:

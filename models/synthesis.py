@@ -233,9 +233,8 @@ def load_synthesiser(
     """
     settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
     settings = replace(
-        settings, mirrored=settings.mirrored and "mirrored" not in off,
+        settings.of_epoch(epoch), mirrored=settings.mirrored and "mirrored" not in off,
         solid_body=settings.solid_body and "solid_body" not in off,
-        steps=settings.steps if epoch == "latest" else None,  # they are the latest weights'
     )  # fmt: skip
     return Synthesiser(settings, TestModel(settings, weights, device, precision))
 

@@ -111,13 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not opt.float32:
         weights = {key: to_half(value, f"{source}: {key}") for key, value in weights.items()}
     training = training_figures(opt.dataroot, settings) if opt.dataroot else settings.training
-    steps = settings.steps if opt.epoch == "latest" else None  # they are the latest weights'
     ways = {name: getattr(opt, name) or getattr(settings, name) for name in _WAYS}
     curve = tuple(opt.hu_curve or settings.hu_curve)
     caution = settings.caution if opt.caution is None else opt.caution
     exported = replace(
-        settings, training=training, steps=steps, hu_curve=curve, caution=caution, ct_kvp=opt.kvp or settings.ct_kvp,
-        **ways,
+        settings.of_epoch(opt.epoch), training=training, hu_curve=curve, caution=caution,
+        ct_kvp=opt.kvp or settings.ct_kvp, **ways,
     )  # fmt: skip
     if opt.onnx:  # first: where it fails, nothing is written
         net.load_state_dict(weights)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import train
 from cohort.checks import Check
 from data.values.attenuation import MuSettings, describe_mu, mu_map
 from data.volumes.volume import description_in, read_volume, write_volume
+from models.cycle_gan_model import CycleGANModel
 from models.inference_settings import model_sha256, read_inference_settings
 from models.run_folder import weights_path
 from models.state_dicts import load_checkpoint, save_atomically
@@ -33,6 +36,12 @@ def few_steps(folder, epoch: str = "latest") -> list[str]:
     """Return what is said of a CT by this model because of its steps."""
     steps = load_synthesiser(folder, epoch, CPU).settings.steps
     return Check(SimpleNamespace(body=None, to_ct=False), None, steps).findings.warnings
+
+
+def notes_on_training(folder, epoch: str = "latest") -> list[str]:
+    """Return what is said of a CT by this model because its training is not finished."""
+    unfinished = load_synthesiser(folder, epoch, CPU).settings.unfinished
+    return Check(SimpleNamespace(body=None, to_ct=False), None, unfinished=unfinished).findings.notes
 
 
 def test_a_run_records_its_steps_and_the_use_of_few_is_warned_of(dataroot, tmp_path):  # noqa: F811
@@ -149,6 +158,35 @@ def test_steps_are_those_of_the_latest_weights_alone(dataroot, tmp_path):  # noq
     words = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--epoch", "2", "--out", str(tmp_path / "small")]
     export_model.main(words)
     assert read_inference_settings(tmp_path / "small").steps is None
+
+
+def test_a_training_that_is_not_finished_says_where_it_stood(dataroot, tmp_path, monkeypatch):  # noqa: F811
+    """In use, and on export; not once it is over, of other weights, or in the hash."""
+    steps, step = [], CycleGANModel.step
+
+    def ended(self, samples):
+        steps.append(0)
+        if len(steps) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, samples)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CycleGANModel, "step", ended)
+        run(dataroot, tmp_path, "--batch_size", "2")  # 3 steps an epoch, 3 epochs
+    folder = tmp_path / "run"
+    at = "epoch 3, step 2 of 3, of 3 epochs"
+    words = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--out", str(tmp_path / "small"), "--overwrite"]
+    export_model.main(words)
+    said = [f"the training of the model is not finished; it stood at {at}"]
+    assert notes_on_training(folder) == notes_on_training(tmp_path / "small") == said
+    assert not notes_on_training(folder, "2")
+    weights = weights_path(folder, "latest", "G_A")
+    settings = read_inference_settings(folder)
+    assert model_sha256(settings, weights) == model_sha256(replace(settings, unfinished=""), weights)
+    train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path)])
+    assert read_inference_settings(folder).unfinished == "" and not notes_on_training(folder)
+    train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"])
+    assert not notes_on_training(folder)  # one epoch more, and over again
 
 
 @pytest.mark.parametrize("known", [True, False])

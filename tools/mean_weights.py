@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         net = build_generator(first.generator)
         load_network_weights(net, find_weights(folder, "latest", "G_A"))
         states.append(net.state_dict())
-    replace(first, steps=None).write(opt.out)
+    replace(first, steps=None, unfinished="").write(opt.out)
     save_atomically(mean_state(states), target)
     log.info("mean of %d models: %s", len(states), opt.out)
 

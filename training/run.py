@@ -306,15 +306,20 @@ class TrainingRun:
             parts = {"model": self.model.state_dict(), "rate": self.rate.state_dict(), "position": at._asdict()}
             origin = {"options": self.record, "job": job(), "spent": self._seconds(), "best": self.selection.best}
             run_folder.save_state(self.folder, {**parts, "processes": processes, **origin, "steps": self._steps})
-            self._describe_steps()
+            self._describe(at)
         self._save_weights("latest")
         self._saved_at = time.monotonic()
 
-    def _describe_steps(self) -> None:
-        """Say in the run's folder for how many steps its latest generator was trained."""
-        if self._in_use and self._in_use.steps != self._steps:
-            self._in_use = replace(self._in_use, steps=self._steps)
-            self._in_use.write(self.folder)
+    def _describe(self, at: Position) -> None:
+        """Say in the run's folder for how many steps its latest generator was trained, and whether that is all."""
+        if not self._in_use:
+            return
+        epochs = self.settings.epochs
+        stands = self._place(at) + (f", of {epochs} epochs" if epochs else "")
+        now = replace(self._in_use, steps=self._steps, unfinished="" if self._is_complete(at) else stands)
+        if now != self._in_use:
+            self._in_use = now
+            now.write(self.folder)
 
     def _state_of_this_process(self) -> dict[str, Any]:
         random = run_folder.random_state(self.device)
@@ -378,7 +383,7 @@ class TrainingRun:
                     self._in_use.write(self.folder)
                 else:
                     check_continued(self.folder, self._in_use, here, self.model.learns_from_mr)
-                    self._describe_steps()  # the run may have been killed after its state was saved
+                    self._describe(run_folder.saved_position(state))  # killed, perhaps, after its state was saved
             return state
 
         state = self.group.share(load)
