@@ -246,8 +246,8 @@ def account_of(made: Made, said: Sequence[str], to_ct: bool) -> dict:
     if made.deviation is not None:
         row["uncertainty_mean_hu"] = mean_uncertainty(made.deviation, made.body)
         log.info(
-            "uncertainty: %.1f HU on average, the standard deviation of what was averaged: a hint where to look; "
-            "errors are several times as large",
+            "uncertainty: %.1f HU on average (standard deviation of the averaged predictions); it hints at where "
+            "to look, the actual errors are several times as large",
             row["uncertainty_mean_hu"],
         )
     return row
@@ -390,7 +390,8 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
     try:
         make()
     except Exception as error:  # whatever it is, the volume is there, and stays
-        log.warning("warning: no %s: %s; the volume is there: %s", name, str(error) or type(error).__name__, volume)
+        why = str(error) or type(error).__name__
+        log.warning("warning: %s not made: %s; the volume itself is written: %s", name, why, volume)
         return False
     log.info("%s: %s", name, path)
     return True

@@ -247,8 +247,10 @@ def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
         "isolated_bone_pieces": found.pieces, "isolated_bone_ml": found.ml, "isolated_bone_share": found.share,
     }  # fmt: skip
     if found.share > MAX_SHARE and found.ml >= LEAST_ML:
-        known = f"in true CT {100 * TRUE_SHARE:g} % at most"
-        findings.warnings.append(f"{found.describe()}; {known}: spots, or bone that is in fragments")
+        known = f"at most {100 * TRUE_SHARE:g} % in true CT"
+        findings.warnings.append(
+            f"{found.describe()}; {known}: probably false spots, or bone that was drawn in fragments"
+        )
     elif found.pieces:
         findings.notes.append(found.describe())
     missing = missing_bone(synthetic, body)
@@ -326,9 +328,9 @@ def _check_mr(
         )
     if not training.mr_median[0] - MEDIAN_MARGIN <= median <= training.mr_median[1] + MEDIAN_MARGIN:
         findings.warnings.append(
-            f"MR contrast differs from that of the training set: the median lies at {median:.2f} of the range in the "
-            f"body, in the MR of the training set at {_range(training.mr_median)}: another sequence, or too few of "
-            "these MR"
+            f"MR contrast differs from that of the training set: inside the body, the median lies at "
+            f"{median:.2f} of the intensity range, but at {_range(training.mr_median)} in the training set: "
+            "another sequence, or too few MR in the training set"
         )
 
 

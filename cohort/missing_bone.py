@@ -35,8 +35,8 @@ class MissingBone(NamedTuple):
             return None
         where = listed(span_words((k, k) for k in rest), _LISTED)
         return (
-            f"no bone in {len(rest)} of {self.of} axial slices, {where}: look at them; it is right only where the "
-            "field of view leaves bone out"
+            f"no bone in {len(rest)} of {self.of} axial slices ({where}): check them; this is correct only if "
+            "the bone lies outside the field of view"
         )
 
     def describe_gaps(self) -> str | None:
@@ -45,7 +45,8 @@ class MissingBone(NamedTuple):
             return None
         where = listed(span_words(self.gaps), _LISTED)
         return (
-            f"no bone in axial slices {where} of {self.of}, but above and below: bone is missed there, or false beyond"
+            f"no bone in axial slices {where} of {self.of}, although slices above and below have some: either "
+            "bone was missed here, or the bone above or below is false"
         )
 
 

@@ -32,7 +32,7 @@ _SKIN_MM, _FAT_MM, _DEEP_MM = 3.0, 9.0, 20.0
 MIN_BELOW_SKIN = 0.75
 # Pixels of each that a slice must have.
 _LEAST_PIXELS = 50
-T1_IN_PHASE = "the model expects T1-weighted MR in phase, with fat bright; on others its CT is wrong"
+T1_IN_PHASE = "the model expects T1-weighted MR in phase, with fat bright; for other contrasts its CT is wrong"
 
 
 def check_contrast(findings: Findings, plan: VolumePlan, below_skins: np.ndarray) -> None:
@@ -53,8 +53,8 @@ def check_contrast(findings: Findings, plan: VolumePlan, below_skins: np.ndarray
         bright = findings.figures["below_skin"] = float(np.median(found))
         if bright < MIN_BELOW_SKIN:
             findings.warnings.append(
-                f"what lies below the skin, mostly fat, is {bright:.2f} times as bright as what lies deep, as in water "
-                f"images and with fat suppression (T1-weighted: 0.98 or more): {T1_IN_PHASE}"
+                f"the tissue below the skin, mostly fat, is {bright:.2f} times as bright as deep tissue, as in "
+                f"water images or with fat suppression (T1-weighted: 0.98 or more): {T1_IN_PHASE}"
             )
 
 

@@ -46,8 +46,8 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
             for there in (list(found.items()), [(case.name, case.path) for case in cases])
         )
         raise InputError(
-            f"--reference_pattern {pattern}: no CT is called like an MR: CT of {ct}; MR of {mr}; change the pattern, "
-            f"{_WAY_OUT}"
+            f"--reference_pattern {pattern}: no CT has the name of an MR: CT: {ct}; MR: {mr}; change the "
+            f"pattern, {_WAY_OUT}"
         )
     used = Counter(case.reference for case in cases if case.reference)
     if shared := [path for path, count in used.items() if count > 1]:

@@ -26,7 +26,8 @@ def warning_by_name(todo: Sequence[CohortCase], cases: Sequence[CohortCase], roo
         return None
     names = listed([str(below(root, case.path)) for case in called], _LISTED)
     return (
-        f"{len(called)} of {len(cases)} volumes are CT by their names, and fail if their values say so, too: {names}; "
+        f"{len(called)} of {len(cases)} volumes look like CT by name, and will fail if their values confirm it: "
+        f"{names}; "
         f"{_way_out(called, cases, root)}"
     )
 

@@ -1,6 +1,6 @@
 """Make a shape extractor's file from U-Net weights trained elsewhere.
 
-Weights do not record what they were trained on, so the options must tell. Each output channel is one logit, the body
+Weights do not record what they were trained on, so give it as options. Each output channel is one logit, the body
 first; width and classes are found in the weights. A network of three channels, such as the published one, which saw
 each slice in all three, becomes an equivalent one of one channel.
 """

@@ -29,8 +29,9 @@ def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
         log.warning("warning: %s", _not_true(f"{ref.option} {ref.path}", told_by))
     else:
         raise InputError(
-            f"{ref.option} {ref.path}: synthetic CT, as {told_by} says, while nothing says so of {pred.option} "
-            f"{pred.path}. They seem to be exchanged: {pred.option} takes the synthetic CT, {ref.option} the true CT"
+            f"{ref.option} {ref.path}: a synthetic CT according to {told_by}, but nothing marks {pred.option} "
+            f"{pred.path} as one. They seem to be swapped: {pred.option} takes the synthetic CT, {ref.option} the true "
+            "CT"
         )
 
 

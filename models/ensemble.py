@@ -42,7 +42,9 @@ def check_ensemble(
     if fusion and len(names) == 1:
         raise InputError(f"--fusion {fusion}: {names[0]} is one model; name several (--name A B C)")
     if fusion == "median" and len(names) == 2:
-        raise InputError(f"--fusion median: of two models, {' and '.join(names)}, it is the mean; name three or more")
+        raise InputError(
+            f"--fusion median: for two models, {' and '.join(names)}, the median is the mean; name three or more"
+        )
     first = models[0]
     for name, one in zip(names, models, strict=True):
         theirs = (one.direction, one.contrasts)

@@ -70,9 +70,9 @@ class SimulationOptions:
     )  # fmt: skip
     mr_slice_mm: float = option(
         SimulationSettings.mr_slice_mm, nature=Nature.RESULT, parse=nonnegative_float,
-        help="largest distance in mm of the slices that an MR was acquired in: where larger than that of the data set, "
-             "slices of the simulated MR are as thick and interpolated, as most MR are; 0: never; at most three slices "
-             "of the data set",
+        help="largest slice thickness in mm of the simulated MR; a drawn thickness above the slice spacing of "
+             "the data set is imitated by averaging and interpolating slices; limited to three slices of the data "
+             "set; 0: off",
     )  # fmt: skip
     simulated_contrasts: tuple[str, ...] = option(
         (ONLY_CONTRAST,), nature=Nature.FIXED, nargs="+", metavar="NAME", convert=parse_contrasts,

@@ -48,7 +48,7 @@ class ScanOptions:
         SimulationSettings.field_of_view,
         nature=Nature.RESULT,
         parse=share,
-        help="cut off sides of the field of view at random, each with half this probability",
+        help="crop the field of view at random: each side is cut with half this probability",
     )
     bias: float = option(
         SimulationSettings.bias[1],

@@ -51,7 +51,7 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     no_html: bool = option(False, help="write a picture of each case in place of results pages")
     num_threads: int | None = option(
         None, parse=positive_int, aliases=("--nThreads",), metavar="N",
-        help="how many patients are prepared, and how many written, while one is on the device (default: 1 on a CPU; "
+        help="number of patients to prepare, and number to write, while one is on the device (default: 1 on a CPU; "
              "on a GPU the number of cores, at most 8)",
     )  # fmt: skip
     dicom: bool = redeclare(

@@ -108,8 +108,8 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
     )
     output: Path | None = option(
         None, parse=file_or_folder, metavar="PATH", first=True,
-        help="synthetic CT to write: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a folder, with a "
-             "slash at its end, for a DICOM series <patient>/ and what is made beside it",
+        help="where to write the synthetic CT: a volume file (default: RESULTS_DIR/NAME/<patient>.nii.gz), or a "
+             "folder, with a trailing slash, for a DICOM series <patient>/ with report, picture and page beside it",
     )  # fmt: skip
     no_mirrored: bool = option(False, help="convert each slice once, without averaging over mirrorings: faster")
     no_solid_body: bool = option(

@@ -1,8 +1,8 @@
 """Score synthetic CT against true CT: `python -m scripts.evaluate --pred PATH --ref PATH`.
 
-Prints a row of scores for each case, and their mean. What lies in the body of the true CT is scored, or in --mask; with
---mr only where the MR has signal. Every path is one volume or a folder of cases. Cases are matched by name. Where names
-do not match, the error proposes a pattern. True CT without a result is not scored. For example:
+Prints a row of scores for each case, and their mean. Scores are computed inside the body of the true CT, or inside
+--mask; with --mr, only where the MR has signal. Every path is one volume or a folder of cases. Cases are matched by
+name. Where names do not match, the error proposes a pattern. True CT without a result is not scored. For example:
 
     python -m scripts.evaluate --pred results --json results/scores.json \\
         --ref patients --ref_pattern '{case}/{case}_CT.nii.gz' \\

@@ -51,23 +51,29 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=Path, required=True, help="folder to write to, which holds no model yet")
     add(
         "--mirrored", action="store_true",
-        help="in use, average over the four mirrorings of each slice: better if trained with --flip; takes the "
-             "network 4 times as long",
+        help="when the model is used, average over the four mirrorings of each slice: better if trained with "
+             "--flip; takes the network 4 times as long",
     )  # fmt: skip
     add(
         "--solid_body", action="store_true",
-        help="in use, replace air inside the MR's body mask by tissue: for limbs, not for body parts that hold air",
+        help="when the model is used, replace air inside the MR's body mask by tissue: for limbs, not for "
+             "body parts that hold air",
     )  # fmt: skip
     add(
         "--bias_correction", action="store_true",
-        help="in use, correct the MR's bias field (N4); not needed if the data set was prepared with --bias_correction",
+        help="when the model is used, correct the MR's bias field (N4); not needed if the data set was "
+             "prepared with --bias_correction",
     )  # fmt: skip
     add(
         "--hu_curve", nargs="+", type=parse_knot, metavar="HU:HU",
-        help="in use, what the network gives as the first HU becomes the second, linear between, e.g. 130:130 200:250 "
-             "1000:1130 for bone that comes out too soft; the ends of the CT window stay",
+        help="when the model is used, map each first HU to the second, linearly in between, e.g. 130:130 200:250 "
+             "1000:1130 if bone HU are too low; the ends of the CT window do not change",
     )  # fmt: skip
-    add("--caution", metavar="TEXT", help="in use, a warning that stands with every result, e.g. what it is no use for")
+    add(
+        "--caution",
+        metavar="TEXT",
+        help="warning to show with every result of the model, e.g. what the model must not be used for",
+    )
     add(
         "--kvp", type=int, choices=tuple(LINES),
         help="tube voltage of the CT that the model was trained on, for mu-maps: attribute KVP (0018,0060) of that CT",

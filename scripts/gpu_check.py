@@ -1,4 +1,4 @@
-"""Is this GPU right, and fast? `python -m scripts.gpu_check --out FOLDER [--seconds N]`
+"""Does this GPU compute correctly, and how fast? `python -m scripts.gpu_check --out FOLDER [--seconds N]`
 
 correctness  one training step of the full method, and the synthesis of a small volume, beside float64 on the CPU: in
              every precision, deterministic (repeated bit for bit) and compiled

@@ -5,7 +5,7 @@ From a file it imports the generator from MR to CT. From a folder it imports all
 on from them.
 
 Writes `checkpoints/NAME/latest_net_G_A.pth`, likewise the other networks, and `inference.json`, which records how
-volumes became training slices. Weights do not contain that, so the options must tell.
+volumes became training slices. The weights do not contain this, so give it as options.
 """
 
 import logging

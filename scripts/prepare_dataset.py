@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     page = None if options.no_html else page_of_masks(options, groups, manifest, failures)
     if failures:
         log.error(
-            "%d of %d volumes failed%s, and are not in the data set; if they belong there, mend them and run the "
+            "%d of %d volumes failed%s, and are not in the data set; if they belong there, fix them and run the "
             "command again",
             len(failures), len(manifest.cases) + len(failures), f", listed on {page}" if page else "",
         )  # fmt: skip
@@ -245,7 +245,7 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     else:
         lacking = "other methods" if options.test_mr else "other methods, and validation on real MR,"
         log.info(
-            "prepared without MR, which --model simulated_pairs does not read; %s need it: add --mr GLOB and "
+            "prepared without MR; --model simulated_pairs needs none, but %s do: add --mr GLOB and "
             "--spacing_mm %g to this command", lacking, manifest.spacing_mm,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Repeat the results on real limbs (docs/results.md, docs/trials.md): prepare, shape extractor, three arms, the recommended model, scores,
 # figures. Start it again after a stop: it continues with what is missing.
-#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py, for the three arms]]
+#   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py, for the three variants]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or the output of
 # scripts.prepare_sts (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.
 # DEVICE: auto. EPOCHS: epochs of the recommended model (24, of 250 steps). EXTRACTOR_EPOCHS: 4.
@@ -9,7 +9,7 @@
 #   DEVICE=cpu EPOCHS=1 EXTRACTOR_EPOCHS=1 bash scripts/reproduce_sts.sh DATA_DIR /tmp/trial --max_dataset_size 8
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"
-usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py, for the arms]]"
+usage="usage: bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [options of train.py, for the three variants]]"
 data=${1:?$usage}
 data=$(realpath "$data")
 out=${2:-$(dirname "${BASH_SOURCE[0]}")/../results/sts}

@@ -63,8 +63,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     parser.add_argument(
         "--mr_slice_mm", type=nonnegative_float, default=default.mr_slice_mm, metavar="MM",
-        help="largest distance of the slices that the MR was acquired in, before it was interpolated to the CT's (in "
-        f"train.py at most three slices of the data set); 0: it was not (default: {default.mr_slice_mm:g})",
+        help="largest slice thickness that the MR was acquired with, before interpolation to the slices of the "
+        f"CT (in train.py, limited to three slices of the data set); 0: off (default: {default.mr_slice_mm:g})",
     )  # fmt: skip
     parser.add_argument(
         "--other_sequences", type=share, default=default.other_sequences, metavar="P",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The published arm `cycle_Lcc`: correlation-coefficient loss, no shape constraint.
+# The published variant `cycle_Lcc`: correlation-coefficient loss, no shape constraint.
 #   bash scripts/train_cycle_lcc.sh datasets/NAME [further options of train.py]     makes checkpoints/cycle_Lcc_NAME
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The published arm `pure_cyclegan`: no correlation, no shape constraint.
+# The published variant `pure_cyclegan`: no correlation, no shape constraint.
 #   bash scripts/train_pure_cyclegan.sh datasets/NAME [further options of train.py]     makes checkpoints/pure_cyclegan_NAME
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.bash"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The arm `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc_NAME`. It has the
+# The published variant `Self+Lcc_finetune`: correlation and shape constraint, started from the weights of `cycle_Lcc_NAME`. It has the
 # shape discriminator, which the published code lacks: --lambda_shape_gan 0 switches it off.
 # It needs a shape extractor of the same anatomy. Train one with: python -m ct_segmentation.train --dataroot datasets/NAME
 # Or name one with --shape_extractor.

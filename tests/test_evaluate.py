@@ -712,8 +712,8 @@ def test_results_and_references_that_are_exchanged_are_noticed(record, folders, 
     else:
         paths, pattern = (cohort / "D/b/b_CT.mha", cohort / "P/b.nii.gz"), []
     expected = (
-        f"--ref {paths[1]}: synthetic CT, as {told} says, while nothing says so of --pred {paths[0]}. They seem to be "
-        "exchanged: --pred takes the synthetic CT, --ref the true CT"
+        f"--ref {paths[1]}: a synthetic CT according to {told}, but nothing marks --pred {paths[0]} as one. They seem "
+        "to be swapped: --pred takes the synthetic CT, --ref the true CT"
     )
     with pytest.raises(InputError) as error:
         evaluate.main([f"--pred={paths[0]}", f"--ref={paths[1]}", *pattern])

@@ -113,8 +113,8 @@ def test_isolated_bone_is_a_note_and_much_of_it_a_warning():
     much = findings_of(limb(*spots))
     assert much.notes == []
     assert much.warnings == [
-        "isolated bone: 3 pieces, 1.0 ml, 13.0 % of the bone, in axial slices 3, 5, 7; in true CT 5 % at most: spots, "
-        "or bone that is in fragments"
+        "isolated bone: 3 pieces, 1.0 ml, 13.0 % of the bone, in axial slices 3, 5, 7; at most 5 % in true CT: "
+        "probably false spots, or bone that was drawn in fragments"
     ]
     alone = limb(SPOT)
     alone.array[alone.array == 900] = 40

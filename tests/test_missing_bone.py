@@ -58,15 +58,15 @@ def test_areas_are_in_cm2():
     [
         (range(2), None, None),
         (range(9, 11), None, None),
-        (range(4), None, "no bone in 4 of 20 axial slices, 1 to 4: look at them; "),
-        (range(16, 20), None, "no bone in 4 of 20 axial slices, 17 to 20: look at them; "),
-        (range(4, 8), "no bone in axial slices 5 to 8 of 20, but above and below: ", None),
+        (range(4), None, "no bone in 4 of 20 axial slices (1 to 4): check them; "),
+        (range(16, 20), None, "no bone in 4 of 20 axial slices (17 to 20): check them; "),
+        (range(4, 8), "no bone in axial slices 5 to 8 of 20, although slices above and below have some: ", None),
         (
             [0, 1, 2, 12, 13, 14],
             "no bone in axial slices 13 to 15 of 20, ",
-            "no bone in 3 of 20 axial slices, 1 to 3: ",
+            "no bone in 3 of 20 axial slices (1 to 3): ",
         ),
-        (range(20), None, "no bone in 20 of 20 axial slices, 1 to 20: "),
+        (range(20), None, "no bone in 20 of 20 axial slices (1 to 20): "),
     ],
     ids=str,
 )

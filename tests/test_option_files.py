@@ -195,7 +195,7 @@ def test_a_run_says_first_that_it_resumes_and_then_where(dataroot, tmp_path, cap
     caplog.clear()
     train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path)])  # it is trained
     assert caplog.messages[0] == said[0] and not any("resumed at" in message for message in caplog.messages)
-    assert "nothing is left to train; for more, give a larger --n_epochs or --seconds" in caplog.messages
+    assert "the training is complete; to continue, give a larger --n_epochs or --seconds" in caplog.messages
 
 
 def test_fewer_epochs_than_a_run_has_are_answered_by_what_it_has(dataroot, tmp_path, caplog):  # noqa: F811
@@ -203,15 +203,15 @@ def test_fewer_epochs_than_a_run_has_are_answered_by_what_it_has(dataroot, tmp_p
     folder = run(dataroot, tmp_path)
     again = ["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "1"]
     said = (
-        "warning: the run has 3 epochs, and --n_epochs 1 asks for 2 in all: nothing is trained; for more, give a "
-        "larger --n_epochs; the weights of epoch 2 "
+        "warning: the run already has 3 epochs, but --n_epochs 1 asks for 2 in total: nothing to train; to continue, "
+        "give a larger --n_epochs; the weights of epoch 2 "
     )
     train.main(again)
     assert f"{said}are kept: use them with --epoch 2" in caplog.messages
     (folder / "2_net_G_A.pth").unlink()
     train.main(again)
     assert f"{said}were not kept (--save_epoch_freq)" in caplog.messages
-    assert not any("nothing is left" in message for message in caplog.messages)
+    assert not any("the training is complete" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(

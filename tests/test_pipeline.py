@@ -223,10 +223,10 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
     assert code == 1 and [case["status"] for case in cases.values()].count("failed") == 3
     way_out = "--pattern '*/mr.nii.gz' takes only the 3 others"
     said = [one.getMessage() for one in caplog.records]
-    before = next(k for k, text in enumerate(said) if "CT by their names" in text)
+    before = next(k for k, text in enumerate(said) if "look like CT by name" in text)
     assert said[before] == (
-        "warning: 3 of 6 volumes are CT by their names, and fail if their values say so, too: p0/ct_on_mr_grid.nii.gz, "
-        f"p1/ct_on_mr_grid.nii.gz, p2/ct_on_mr_grid.nii.gz; {way_out}"
+        "warning: 3 of 6 volumes look like CT by name, and will fail if their values confirm it: "
+        f"p0/ct_on_mr_grid.nii.gz, p1/ct_on_mr_grid.nii.gz, p2/ct_on_mr_grid.nii.gz; {way_out}"
     )
     assert before < min(k for k, text in enumerate(said) if ": failed: " in text)
     after = "3 failed cases look like CT, by their values: p0__ct_on_mr_grid, p1__ct_on_mr_grid, p2__ct_on_mr_grid; "
@@ -409,7 +409,7 @@ def test_the_page_shows_the_cases_of_the_last_run_and_names_the_older_ones_below
     shown, older = (folder / "index.html").read_text().split("<details")
     assert 'href="pages/new/index.html"' in shown and 'href="pages/p1/index.html"' not in shown
     assert ">1 case, 1 with warnings<" in shown and older.count('href="pages/p1/index.html"') == 1
-    assert "4 older results lie in this folder, too, of cases that the last run was not given" in older
+    assert "4 older results lie in this folder, from cases that were not part of the last run" in older
     with (folder / "summary.csv").open() as table:
         assert [row["case"] for row in csv.DictReader(table)] == sorted([*first, "new"])
 

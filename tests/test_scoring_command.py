@@ -83,7 +83,9 @@ def test_the_command_that_a_cohort_prints_scores_it(layout, tmp_path, monkeypatc
     assert scores == [f"{mae:.1f}" for mae in expected]
     sides = (("pred", "ref"), ("ref", "pred"))
     exchanged = {f"--{one}{end}": f"--{other}{end}" for one, other in sides for end in ("", "_pattern")}
-    with pytest.raises(InputError, match=f"synthetic CT, as .*{NAME}/records/p0.*json says.* seem to be exchanged"):
+    with pytest.raises(
+        InputError, match=f"a synthetic CT according to .*{NAME}/records/p0.*json, .* seem to be swapped"
+    ):
         evaluate.main([exchanged.get(word, word) for word in words[3:]])
 
 
@@ -102,7 +104,7 @@ def test_a_result_away_from_its_record_is_known_by_its_header(what, tmp_path, ca
     copy = made.rename(alone / made.name)
     true = write_volume(true_ct(read_volume(mr)), tmp_path / "true.nii.gz")
     assert result_told_by(copy) == "its header" and result_told_by(true) is None and result_told_by(mr) is None
-    with pytest.raises(InputError, match=r"--ref .*: synthetic CT, as its header says, while nothing"):
+    with pytest.raises(InputError, match=r"--ref .*: a synthetic CT according to its header, but nothing"):
         evaluate.main(["--pred", str(true), "--ref", str(copy)])
     said = f"{copy}: synthetic CT, as its header says. The scores tell how far two results agree, not how far they are "
     evaluate.main(["--pred", str(copy), "--ref", str(copy)])

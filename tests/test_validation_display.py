@@ -162,7 +162,7 @@ def test_the_page_has_a_chart_for_every_value_and_the_pictures(browser, tmp_path
         page.wait_for_selector("body[data-ready=true]")
         page.wait_for_selector("circle.dot")
         titles = page.locator(".chart figcaption").all_inner_texts()
-        assert titles[1:3] == ["Validation: MAE [HU]", "Validation: opening of the cycle"]
+        assert titles[1:3] == ["Validation: MAE [HU]", "Validation: cycle error"]
         assert page.locator("#chart-1 circle.dot").count() == 3
         heights = [float(dot.get_attribute("cy")) for dot in page.locator("#chart-1 circle.dot").all()]
         assert heights == sorted(heights)  # it falls, which is down: larger y
@@ -180,6 +180,6 @@ def test_visdom_has_the_curves_and_the_picture(server, tmp_path):  # noqa: F811
     with log_with(tmp_path, display) as training_log:
         epochs_of(training_log, 1, 2)
     assert curves(server.port, "validation-1", "validating") == {
-        "MAE [HU]": ([1, 2], [100, 50]), "opening of the cycle": ([1, 2], [0.25, 0.25]),
+        "MAE [HU]": ([1, 2], [100, 50]), "cycle error": ([1, 2], [0.25, 0.25]),
     }  # fmt: skip
     assert curves(server.port, "losses-1", "validating") == {"Total": ([1, 2], [1, 1])}

@@ -151,7 +151,7 @@ def test_a_fusion_of_few_is_refused():
     one = SETTINGS
     with pytest.raises(InputError, match="--fusion mean: a is one model; name several"):
         check_ensemble(["a"], [one], False, "mean")
-    with pytest.raises(InputError, match="--fusion median: of two models, a and b, it is the mean"):
+    with pytest.raises(InputError, match="--fusion median: for two models, a and b, the median is the mean"):
         check_ensemble(["a", "b"], [one, one], False, "median")
     check_ensemble(["a", "b"], [one, one], False, "mean")
     check_ensemble(["a", "b", "c"], [one] * 3, False, "median")

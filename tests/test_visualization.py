@@ -315,7 +315,7 @@ def test_each_loss_is_explained_once_at_the_first_step_that_has_it(tmp_path, cap
         training_log.start_epoch(1, 0)
         for names in (["G", "simulated_A"], ["G", "simulated_A"], ["G", "cycle_B", "of_my_own"]):
             training_log.step(0.0, names)
-    told = "losses, each with its weight: "
+    told = "losses, already multiplied by their weights: "
     assert caplog.messages == [
         f"{told}G = Total; simulated_A = Simulated pairs: MR to CT",
         f"{told}cycle_B = Cycle consistency: CT to MR and back",

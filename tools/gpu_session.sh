@@ -3,7 +3,7 @@
 #   bash tools/gpu_session.sh LIMBS_CT OUT
 # LIMBS_CT: CT of limbs, as files or as small copies of them (tools.shrink_volumes). The generated patients are made here.
 # 1. Prepares both data sets and trains the extractor of generated bodies, in OUT/data.
-# 2. Checks the GPU and trains for the time that is left, all at once: the three arms on generated patients, and the second
+# 2. Checks the GPU and trains for the time that is left, all at once: the three variants on generated patients, and the second
 #    seed of `recommended` (scripts/gpu_run.sh with OUT/runs.txt).
 # 3. Scores the arms (scripts.compare_arms, OUT/arms/scores.json).
 # 4. Packs weights, losses, logs and scores into OUT/results.tar.xz, in parts of 15 MB (results.tar.xz.00, ...): to unpack

@@ -329,7 +329,7 @@ def check_unmutated(root: Path, mutations: Iterable[Mutation]) -> None:
     result = _run_pytest(root, tests, seconds=None)
     if result.returncode:
         last = "\n".join(result.stdout.splitlines()[-30:])
-        raise InputError(f"the tests do not pass on the code as it is; mend them first:\n{last}")
+        raise InputError(f"the tests do not pass on the code as it is; fix them first:\n{last}")
 
 
 def outcome_of(mutation: Mutation, root: Path) -> str:

@@ -2,7 +2,8 @@
 
     python -m tools.tissue_means --phantom datasets/phantom_raw --out results/tissue_means
 
-The volumes are scored as those of `scripts.trivial_predictors`: docs/results.md, "Generated patients: the three arms".
+The volumes are scored as those of `scripts.trivial_predictors`: docs/results.md, "Generated patients: the three
+variants".
 
 Labels are those at the voxels' centres. A model can be better: the MR shows which voxels hold several tissues.
 """

@@ -46,7 +46,7 @@ class OptionFiles:
         known = _fields(method)
         _check_names(self.config, self.config_path, known)
         if gone := sorted(self.run.keys() - known.keys() - {"model"}):
-            log.warning("warning: %s: not options of this method: %s; left out", self.run_path, ", ".join(gone))
+            log.warning("warning: %s: ignoring options that this method lacks: %s", self.run_path, ", ".join(gone))
         values = _read(_available(self.run, known), self.run_path, known)
         return values | _read(self.config, self.config_path, known)
 

@@ -148,12 +148,13 @@ class TrainingRun:
         asked, done = self.settings.epochs, at.epoch - 1
         if asked is None or done <= asked:
             if self._is_complete(at):
-                log.info("nothing is left to train; for more, give a larger --n_epochs or --seconds")
+                log.info("the training is complete; to continue, give a larger --n_epochs or --seconds")
             return
         kept = run_folder.weights_path(self.folder, asked, next(iter(self.model.kept_networks))).exists()
         log.warning(
-            "warning: the run has %d epochs, and --n_epochs %d asks for %d in all: nothing is trained; for more, give "
-            "a larger --n_epochs; the weights of epoch %d %s", done, self.settings.schedule.n_epochs, asked, asked,
+            "warning: the run already has %d epochs, but --n_epochs %d asks for %d in total: nothing to train; to "
+            "continue, give a larger --n_epochs; the weights of epoch %d %s", done, self.settings.schedule.n_epochs,
+            asked, asked,
             f"are kept: use them with --epoch {asked}" if kept else "were not kept (--save_epoch_freq)",
         )  # fmt: skip
 

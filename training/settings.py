@@ -127,8 +127,8 @@ class ScheduleSettings:
     n_epochs: int = option(
         100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter",),
         first=True,
-        help="number of epochs with the initial learning rate; with --lr_policy warmup_cosine the length of the run, "
-             "over which the rate rises and falls",
+        help="epochs at the initial learning rate; with --lr_policy warmup_cosine, all epochs of the run, over "
+             "which the rate rises and then falls",
         needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(

@@ -348,7 +348,7 @@ def _add_histograms(mr: Volume, ct: Volume, reference: Volume | None, body: np.n
                 label = f"Joint histogram of {x_title} and {ct_title}"
                 joint_histogram_chart(counts, x_range, y_range, titles, reference is not None, label)
                 tags.figcaption(
-                    f"Colour: number of voxels, logarithmic; the bins at the edges hold all beyond them.{note}"
+                    f"Colour: number of voxels (log scale). The outermost bins hold all values beyond them.{note}"
                 )
 
 

@@ -100,11 +100,11 @@ def _is_defined(row: CohortRow, name: str) -> bool:
 
 def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> None:
     defined = {name: [row for row in rows if _is_defined(row, name)] for name in names}
-    note = "Points: cases, which lead to their pages."
+    note = "Each point is a case; click it to open its page."
     if max(map(len, defined.values())) >= FEWEST_IN_A_BOX:
         note += (
-            f" Box, of {FEWEST_IN_A_BOX} cases or more: quartiles and median; whiskers: the last case within 1.5 box "
-            "lengths."
+            f" With {FEWEST_IN_A_BOX} cases or more, the box shows the median and quartiles; the whiskers reach the "
+            "last case within 1.5 box lengths."
         )
     with tags.section(aria_label="Distributions"):
         tags.h2("Distributions")
@@ -147,7 +147,7 @@ def _add_others(others: Sequence[CohortRow], folder: Path) -> None:
     """Add a line on results of earlier runs, which opens to their names."""
     lie = "1 older result lies" if len(others) == 1 else f"{len(others)} older results lie"
     with tags.details(cls="panel"):
-        tags.summary(f"{lie} in this folder, too, of cases that the last run was not given; not counted above")
+        tags.summary(f"{lie} in this folder, from cases that were not part of the last run (not counted above)")
         with tags.ul():
             for row in others:
                 entry = tags.li(tags.a(row.case, href=link_to(row.page, folder)) if row.page else row.case)

@@ -16,7 +16,7 @@ _CHARTS = {
     "D": "Discriminators",
     "pairs": "L1 error in the network's units",
     "hu": "L1 error in 1000 HU, weighted",
-    "reverse": "Way back, from CT to MR",
+    "reverse": "Reverse generator, CT to MR",
     "keep": "Refined against simulated MR",
     "segmentation": "Segmentation",
 }
@@ -48,7 +48,7 @@ VALIDATION_TITLES = {
     "ssim": "SSIM",
     "body_dice": "Dice of bodies",
     "histogram": "distance of HU histograms [HU]",
-    "cycle": "opening of the cycle",
+    "cycle": "cycle error",
     "simulated_mae": "MAE on simulated MR [HU]",
     "simulated_dice_bone": "Dice of bone on simulated MR",
 }

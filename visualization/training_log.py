@@ -82,7 +82,7 @@ class TrainingLog:
         """Count one step, which waited `data_seconds` for its batch, and say once what each of its `losses` is."""
         new = [name for name in losses if name not in self._explained]
         if new and self.displays and (text := explain_losses(new, self.run.direction)):
-            log.info("losses, each with its weight: %s", text)
+            log.info("losses, already multiplied by their weights: %s", text)
         self._explained.update(new)
         self._steps += 1
         if self._is_silent and self._steps == 1:

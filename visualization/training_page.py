@@ -195,7 +195,8 @@ def _add_curves() -> None:
             tags.label(tags.input_(type="checkbox", id="log"), " logarithmic")
             tags.button("Whole run", id="whole", type="button", disabled="disabled")
             tags.span(
-                "Every loss with its weight. Drag to zoom, double click for the whole run; keys: arrows, + and -.",
+                "Losses are shown multiplied by their weights. Drag to zoom, double click for the whole run; keys: "
+                "arrows, + and -.",
                 cls="note",
             )
         tags.div(id="charts", cls="charts")

@@ -19,8 +19,8 @@ def warn_of_same_patients(mr: Sequence[Source], ct: Sequence[Source]) -> None:
     pairs = [(by_id[found], source.path) for source in ct if (found := patient_id(source.path)) in by_id]
     if pairs:
         log.warning(
-            "warning: MR and CT of %d patients have the same PatientID: %s; right for --model paired; for unpaired "
-            "training use MR and CT of different patients, unless anonymisation gave them the same ID",
+            "warning: MR and CT of %d patients have the same PatientID: %s; this is correct for --model paired; "
+            "for unpaired training, use MR and CT of different patients, unless anonymisation gave them the same ID",
             len(pairs), ", ".join(f"{a} and {b}" for a, b in pairs),
         )  # fmt: skip
 

@@ -35,8 +35,9 @@ PROJECT = "unpaired-mr-to-ct"
 IMPLEMENTATION_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, PROJECT).int}"
 # To be said where a series without the patient was asked for.
 NAMES_KEPT = (
-    "--anonymous took the patient out of the DICOM files only: names of files and folders (the series' too), records "
-    "and pages still hold the names of the input; rename the input before, if they name the patient"
+    "--anonymous removed the patient from the DICOM files only: file and folder names (also that of the series), "
+    "records and pages still contain the name of the input; if that identifies the patient, rename the input "
+    "and convert it again"
 )
 _SERIES_NUMBER = 9001
 _LO_LENGTH, _LT_LENGTH = 64, 10240

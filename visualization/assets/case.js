@@ -243,6 +243,6 @@ for (const plane of page.planes)
     requestAnimationFrame(() => { document.body.dataset.ready = "true"; });
   } catch (error) {
     status.className = "warning";
-    status.textContent = typeof DecompressionStream === "undefined" ? "This browser is too old to unpack the volumes; use one of 2023 or later." : `The volumes cannot be shown: ${error.message}`;
+    status.textContent = typeof DecompressionStream === "undefined" ? "This browser is too old to show the volumes; use one from 2023 or later." : `The volumes cannot be shown: ${error.message}`;
   }
 })();
