@@ -79,5 +79,5 @@ def test_three_slices_are_noted_at_an_end_and_warned_of_between_bone(without, wa
 
 
 def test_slices_are_named_in_spans():
-    assert "slices, 1, 3, 5 to 6:" in (MissingBone([1, 3, 5, 6], 9, []).describe() or "")
+    assert "slices (1, 3, 5 to 6):" in (MissingBone([1, 3, 5, 6], 9, []).describe() or "")
     assert "slices 2 to 4, 7 to 9 of 20," in (MissingBone([], 20, [(2, 4), (7, 9)]).describe_gaps() or "")
