@@ -15,7 +15,7 @@ from cohort.findings import Findings, describe_findings
 from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part, describe_computation
 from cohort.patient_results import account_in, description_of
-from cohort.result_keys import result_key, without_reference
+from cohort.result_keys import is_made, result_key, without_reference
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.masks.body_mask import mr_body_mask, read_mask
@@ -365,7 +365,7 @@ class Conversion:
     def _done_elsewhere(self, work: Work) -> CaseRecord | None:
         """Return the record of this work if another process has written it since the run began."""
         record = self.results.read(work.case.name)
-        if record is None or record == self.known.get(work.case.name) or record.key != work.key:
+        if record is None or record == self.known.get(work.case.name) or not is_made(record.key, work.key):
             return None
         return record if record.status == "failed" or self._is_current(record, work) else None
 

@@ -24,7 +24,7 @@ from cohort.scoring import cohort_command
 from cohort.stray_ct import failures, warning_by_name
 from cohort.summary import write_summary
 from data.durations import describe_seconds
-from data.errors import InputError
+from data.errors import InputError, listed
 from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
 from data.volumes.dicom_series import NAMES_KEPT
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0
 _HASHING_THREADS = 4
 _MOST_THREADS = 8
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -281,10 +282,16 @@ def _account(
     if left:
         log.warning("stopped by a signal: %d cases are left; the same command converts them", len(left))
         return exit_code(stopped)
+    done = [case for case in survey.cohort.cases if case.name not in failed]
     if direction == "AtoB":
-        _say_next(opt, results, [case for case in survey.cohort.cases if case.name not in failed], by_name)
+        _say_next(opt, results, done, by_name)
+    unscored = [case.name for case in done if case.reference and not by_name[case.name].scores]
+    if unscored:
+        log.error("not scored, although a true CT was given: %d of %d cases, %s; the warnings of each say why",
+                  len(unscored), len(done), listed(unscored, _NAMED))  # fmt: skip
     # A failure that could not be put on record is one all the same.
-    return 1 if failed or not summarised or any(figures["failed"] for figures in processes) else 0
+    incomplete = failed or unscored or not summarised or any(figures["failed"] for figures in processes)
+    return 1 if incomplete else 0
 
 
 def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras: Extras) -> dict:

@@ -1,6 +1,7 @@
 """What a case's result depends on, and what of that concerns its scores alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cohort.inputs import CohortCase, exists
 from data.prepared.manifest import hash_source
@@ -22,8 +23,7 @@ def result_key(
         "input_sha256": case.hash(),
         "series_uid": case.series_uid,
         "mask_sha256": case.mask and hash_source(case.mask),
-        # A missing one is a matter of scoring, and no reason not to convert.
-        "reference_sha256": hash_source(case.reference) if case.reference and exists(case.reference) else None,
+        "reference_sha256": case.reference and _hash_of_reference(case.reference),
         "model_sha256": model_sha256,
         "precision": precision,
         "method": METHOD_VERSION,
@@ -32,6 +32,18 @@ def result_key(
     }
 
 
+def is_made(made: dict, wanted: dict) -> bool:
+    """Tell whether what was made is what is wanted: where no true CT is given, earlier scores stay."""
+    if wanted.get("reference_sha256") is None:
+        made, wanted = without_reference(made), without_reference(wanted)
+    return made == wanted
+
+
 def without_reference(key: dict) -> dict:
     """Return what the volume depends on: a true CT matters to its scores alone."""
     return {name: value for name, value in key.items() if name not in _OF_SCORES}
+
+
+def _hash_of_reference(path: Path) -> str:
+    """Return the hash of a true CT; a missing one is a matter of scoring, and no reason not to convert."""
+    return hash_source(path) if exists(path) else "missing"

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cohort.result_keys import is_made
 from data.errors import InputError
 from data.files import whole_file
 from data.outputs import check_free
@@ -163,7 +164,7 @@ class Results:
 
         `asked`: what is asked for beside the volume, as `Extras.asked` says it.
         """
-        if record is None or record.status != "done" or record.key != key or record.unwritten:
+        if record is None or record.status != "done" or not is_made(record.key, key) or record.unwritten:
             return False
         path = self.volume_path(record.case)
         if not (path.is_file() and hash_files([path]) == record.output_sha256):

@@ -64,4 +64,6 @@ def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: P
     pattern, count = found
     others = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
     taken = others if count == len(mr) else f"{count} of {others}"
-    return f"--pattern {shlex.quote(pattern)} takes only {taken}"
+    more = len(set(glob_below(root, pattern)) - mr)
+    only, beyond = ("", f", and {more} more that you did not choose here") if more else ("only ", "")
+    return f"--pattern {shlex.quote(pattern)} takes {only}{taken}{beyond}"

@@ -199,7 +199,7 @@ def _more_cases(given: dict[str, CaseVolumes], found: dict[str, dict[str, Path]]
             if (proposal.pred, proposal.other) != (pred, given[key]):  # not that again which another source asked for
                 ways.append(proposal.describe(pred, given[key]))
             pred = proposal.pred
-    return f"add {', and '.join(ways)}" if ways else ""
+    return f"give {', and '.join(ways)}" if ways else ""
 
 
 def _another(source: CaseVolumes, there: Sequence[Path]) -> str:

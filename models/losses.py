@@ -54,7 +54,7 @@ class CycleGANLosses:
         help="weight of the identity losses, relative to lambda_A and lambda_B",
     )
     lambda_correlation_A: float = option(
-        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_A",),
+        2.0, nature=Nature.RESULT, parse=nonnegative_float, aliases=("--lambda_co_A",), first=True,
         help="weight of the correlation-coefficient loss 1 - r(fake_B, real_A)^2; 0: none",
     )  # fmt: skip
     lambda_correlation_B: float = option(

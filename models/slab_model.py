@@ -77,7 +77,9 @@ class PairLosses:
         help="weight of the L1 loss of a second generator, CT to MR; above 0, it is trained too, and a CycleGAN can "
              "start from both with --init_from",
     )  # fmt: skip
-    steps_per_epoch: int = option(250, nature=Nature.FIXED, parse=positive_int, help="number of steps per epoch")
+    steps_per_epoch: int = option(
+        250, nature=Nature.FIXED, parse=positive_int, first=True, help="number of steps per epoch"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

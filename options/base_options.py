@@ -14,8 +14,9 @@ from data.settings.devices import add_gpu_ids, settle_gpu_ids
 from data.settings.parser import CommandParser, checked, command_words
 from data.settings.published import Command, Recorded, translate
 from data.settings.published_options import OPTIONS
-from data.settings.values import positive_float, positive_int
+from data.settings.values import positive_float, positive_int, run_name
 from data.values.attenuation import DEFAULT_KVP, LINES, MuSettings
+from data.volumes.volume import volume_suffix
 from models.base_model import ComputingSettings
 from models.ensemble import FUSIONS
 from models.inference_settings import FILE_NAME, read_inference_settings, usable_models
@@ -30,13 +31,20 @@ def batch_size(text: str) -> int | None:
     return None if text == "auto" else positive_int(text)
 
 
+def model_name(text: str) -> str:
+    """Return the name of a model, which is no file."""
+    if volume_suffix(Path(text)) or Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: a file; expected the name of a model. An MR goes to --input")
+    return run_name(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class UseSettings(ModelSettings):
     """use of the model."""
 
     # Without one the models that there are can be listed, so argparse does not require it.
     name: list[str] = redeclare(  # type: ignore[assignment]  # one or several
-        ModelChoice, "name", None, nargs="+", metavar="NAME",
+        ModelChoice, "name", None, nargs="+", metavar="NAME", parse=model_name,
         help="name of the model, a folder in --checkpoints_dir; several names: the mean of their results",
     )  # fmt: skip
     fusion: str | None = option(

@@ -36,7 +36,7 @@ class CohortSettings(UseSettings, DicomChoice, ReferenceChoice, DicomOutput, MuM
     )  # fmt: skip
     pattern: Sequence[str] | None = option(
         None, nargs="+", metavar="[NAME=]GLOB", first=True,
-        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*MR*.nii.gz' (default: all); "
+        help="which files and DICOM folders below --input_dir, in quotes, e.g. '**/*_MR.nii.gz' (default: all); "
              "several are allowed; for several contrasts a NAME=GLOB each",
     )  # fmt: skip
     reference_pattern: str | None = option(

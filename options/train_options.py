@@ -11,6 +11,7 @@ from typing import Any
 
 from ct_segmentation.method import ShapeExtractorModel
 from data.errors import InputError, did_you_mean
+from data.settings.declaration import options_of
 from data.settings.parser import CommandParser, command_words, show_first
 from data.settings.published import Command, translate
 from data.settings.published_options import OPTIONS
@@ -31,14 +32,27 @@ METHODS: dict[str, type[BaseModel]] = {
 }
 
 
-def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = None) -> CommandParser:
     """Return the parser of `train.py` with the options of a method; `values` from files are its defaults."""
     method = METHODS[model]
     description = f"Train a model. These options are those of --model {model}. {method.__doc__}"
     prog = "train.py" if model == "cycle_gan" else f"train.py --model {model}"
     parser = training_parser(method, prog, description, values)
     _add_model(parser)
+    for option, others in _of_other_methods(method).items():
+        parser.instead.setdefault(option, f"it is an option of --model {' and '.join(others)}")
     return parser
+
+
+def _of_other_methods(method: type[BaseModel]) -> dict[str, list[str]]:
+    """Return the options that a method lacks, and the methods that have them."""
+    own = {field.name for field, _ in options_of(method.settings_type)}
+    found: dict[str, list[str]] = {}
+    for name, other in METHODS.items():
+        for field, _ in options_of(other.settings_type):
+            if field.name not in own:
+                found.setdefault(f"--{field.name}", []).append(name)
+    return found
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str = "cycle_gan") -> None:

@@ -240,8 +240,9 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     )
     log.info("or:   the small try, minutes on a CPU: its command is in README.md, step 2")
     if options.mr:
+        extractor = python_command("-m", "ct_segmentation.train", "--dataroot", options.out)
         published = python_command("train.py", "--dataroot", options.out, "--name", "NAME")
-        log.info("or:   %s   (the published method)", published)
+        log.info("or:   %s && %s   (the published method; its shape extractor first)", extractor, published)
     else:
         lacking = "other methods" if options.test_mr else "other methods, and validation on real MR,"
         log.info(

@@ -47,7 +47,7 @@ done
 set -m # else bash starts jobs with SIGINT ignored, and Ctrl-C would do nothing while the training starts
 command=$(printf '%q ' bash scripts/train_recommended.sh "$dataroot" "$@")
 RESUME_COMMAND=${command% } "$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" \
-    ${options[@]+"${options[@]}"} &
+    --precision auto ${options[@]+"${options[@]}"} &
 job=$!
 set +m
 if [ -n "$received" ]; then kill -s "$received" "$job" 2>/dev/null || true; fi # it came before there was a job to tell

@@ -534,7 +534,7 @@ def test_the_pattern_that_matches_is_proposed(layout, tmp_path):
         touched(tmp_path, f"D/{place.with_name(f'ct_mask_{k}.nii.gz')}")
     pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="sct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
     said = refusal(pred, ref)
-    assert said.endswith(f"add {expected}")
+    assert said.endswith(f"give {expected}")
     words = shlex.split(expected.rpartition(", which")[0])
     patterns = dict(zip(words[::2], words[1::2], strict=True))
     pred = replace(pred, pattern=patterns.get("--pred_pattern"))
@@ -545,7 +545,7 @@ def test_a_proposal_says_of_how_many_cases_it_is_true(tmp_path):
     touched(tmp_path, "P/a1.nii.gz", "P/a2.nii.gz", "P/b.nii.gz", "D/a1/ct.nii.gz", "D/a2/ct.nii.gz", "D/c/ct.nii.gz")
     pred = CaseVolumes("--pred", tmp_path / "P")
     said = refusal(pred, CaseVolumes("--ref", tmp_path / "D", "{case}/CT.mha"))
-    assert said.endswith(f"D: found nothing for {{case}}/CT.mha; add {REF} 2 of 3 cases")
+    assert said.endswith(f"D: found nothing for {{case}}/CT.mha; give {REF} 2 of 3 cases")
     # One that matches no more than what was given is none.
     given = CaseVolumes("--ref", tmp_path / "D", "{case}/ct.nii.gz")
     assert refusal(pred, given).endswith(
@@ -556,7 +556,7 @@ def test_a_proposal_says_of_how_many_cases_it_is_true(tmp_path):
     said = refusal(pred, CaseVolumes("--ref", tmp_path / "other"))
     assert "which match" not in said and said.endswith("e.g. --ref_pattern '{case}/ct.nii.gz'")
     results = CaseVolumes("--pred", touched(tmp_path / "results", "recommended/a1.nii.gz"))
-    assert refusal(results, given).endswith("add --pred_pattern 'recommended/{case}.nii.gz', which matches the case")
+    assert refusal(results, given).endswith("give --pred_pattern 'recommended/{case}.nii.gz', which matches the case")
 
 
 def test_every_side_gets_its_proposal(tmp_path):
@@ -568,7 +568,7 @@ def test_every_side_gets_its_proposal(tmp_path):
         for name, kind in (("ref", "ct"), ("mr", "mr"), ("mask", "mask"))
     }
     assert refusal(pred, **others).endswith(
-        f"add {REF} all 2 cases, and --mr_pattern '{{case}}/mr.nii.gz', which matches all 2 cases, and --mask_pattern "
+        f"give {REF} all 2 cases, and --mr_pattern '{{case}}/mr.nii.gz', which matches all 2 cases, and --mask_pattern "
         "'{case}/mask.nii.gz', which matches all 2 cases"
     )
 
@@ -579,11 +579,11 @@ def test_synthetic_ct_is_no_true_ct_that_could_be_proposed(name, tmp_path):
     pred, ref = CaseVolumes("--pred", tmp_path / "P", kind="sct"), CaseVolumes("--ref", tmp_path / "D", kind="ct")
     assert refusal(pred, ref).endswith("e.g. --ref_pattern '{case}/ct.nii.gz'")
     touched(tmp_path, *(f"D/p{k}/image.nii.gz" for k in range(2)))
-    assert refusal(pred, ref).endswith("add --ref_pattern '{case}/image.nii.gz', which matches all 2 cases")
+    assert refusal(pred, ref).endswith("give --ref_pattern '{case}/image.nii.gz', which matches all 2 cases")
     both = CaseVolumes("--pred", tmp_path / "D", kind="sct")
     said = refusal(both, CaseVolumes("--ref", touched(tmp_path / "E", "p0.nii.gz", "p1.nii.gz"), kind="ct"))
     words = f"--pred_pattern '{{case}}/{name}.nii.gz' --ref_pattern '{{case}}.nii.gz', which match all 2 cases"
-    assert said.endswith(f"add {words}")
+    assert said.endswith(f"give {words}")
 
 
 def test_other_patterns_that_match_as_many_are_named(tmp_path):
@@ -592,17 +592,17 @@ def test_other_patterns_that_match_as_many_are_named(tmp_path):
     results, models = CaseVolumes("--pred", tmp_path / "R/a"), CaseVolumes("--pred", tmp_path / "R")
     true, folders = CaseVolumes("--ref", tmp_path / "D/x", "{case}.nii.gz"), CaseVolumes("--ref", tmp_path / "D")
     assert refusal(models, true).endswith(
-        "add --pred_pattern 'a/{case}.nii.gz', which matches all 2 cases (others that match as many: --pred_pattern "
+        "give --pred_pattern 'a/{case}.nii.gz', which matches all 2 cases (others that match as many: --pred_pattern "
         "'bb/{case}.nii.gz')"
     )
     assert refusal(results, folders).endswith(
-        "add --ref_pattern 'x/{case}.nii.gz', which matches all 2 cases (others that match as many: --ref_pattern "
+        "give --ref_pattern 'x/{case}.nii.gz', which matches all 2 cases (others that match as many: --ref_pattern "
         "'yy/{case}.nii.gz')"
     )
     a, bb = (f"--pred_pattern '{name}/{{case}}.nii.gz'" for name in ("a", "bb"))
     x, yy = (f"--ref_pattern '{name}/{{case}}.nii.gz'" for name in ("x", "yy"))
     assert refusal(models, folders).endswith(
-        f"add {a} {x}, which match all 2 cases (others that match as many: {bb} {x}; {a} {yy}; {bb} {yy})"
+        f"give {a} {x}, which match all 2 cases (others that match as many: {bb} {x}; {a} {yy}; {bb} {yy})"
     )
 
 
@@ -664,7 +664,7 @@ def test_a_pattern_that_has_just_failed_is_not_proposed(tmp_path):
     touched(tmp_path, "D/a/ct.nii.gz", "D/a_image.nii.gz")
     mr = CaseVolumes("--mr", tmp_path / "M", "{case}_MR.nii.gz", "mr")
     assert refusal(pred, ref, mr=mr, names=["a", "b"]).endswith(
-        "; add --mr_pattern '{case}_mr.nii.gz', which matches all 2 cases"
+        "; give --mr_pattern '{case}_mr.nii.gz', which matches all 2 cases"
     )
 
 
@@ -744,7 +744,7 @@ def test_the_record_of_a_cohort_counts_for_its_extras_only(extra, cohort):
     write_volume(volume, cohort / "results/true/b.nii.gz")
     check_exchanged(pred, CaseVolumes("--ref", cohort / "results/true"))
     write_volume(volume, cohort / "results" / extra / "b.nii.gz")
-    with pytest.raises(InputError, match=r"synthetic CT, as .*/results/records/b\.json says"):
+    with pytest.raises(InputError, match=r"a synthetic CT according to .*/results/records/b\.json, but"):
         check_exchanged(pred, CaseVolumes("--ref", cohort / "results" / extra))
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data.errors import InputError
+from data.errors import InputError, did_you_mean
 from data.settings.declaration import options_of
 from data.settings.parser import CommandParser
 from options import pipeline_options, test_options, train_options
@@ -67,6 +67,24 @@ def test_an_option_of_one_patient_is_answered_by_the_column_of_a_cohort(capsys, 
 def test_an_unknown_option_is_answered_by_the_nearest(capsys, parse, word, meant, form):
     """Before what is missing: the option that is missing is the one that was meant."""
     assert said(capsys, parse, *form.format(word).split()) == f"error: {word}: no such option{meant}"
+
+
+def test_options_of_other_methods_and_files_in_place_of_models_are_told(capsys, tmp_path):
+    told = "error: --steps_per_epoch: no such option; it is an option of --model simulated_pairs and refined_pairs and "
+    assert said(capsys, train_options.parse, "--steps_per_epoch", "5").startswith(told + "paired. help: ")
+    mr = tmp_path / "mr.nii.gz"
+    for word in (str(mr), "mr.nii.gz"):
+        expected = f"error: argument --name: {word}: a file; expected the name of a model. An MR goes to --input help: "
+        assert said(capsys, test_options.parse, "--name", "recommended", word).startswith(expected)
+    begun = did_you_mean("STS_012", ["STS_024", "STS_012_MR_T1_2", "STS_012_MR_T1"])
+    assert begun == "; did you mean STS_012_MR_T1?"
+    assert did_you_mean("recommended_mine_small", ["recommended"], 0.75) == ""
+
+
+def test_the_help_of_a_method_has_its_own_defaults_alone():
+    simulated, published = (train_options.train_parser(name).format_all() for name in ("simulated_pairs", "cycle_gan"))
+    assert "(default: 160)" in simulated and "(default: 256)" not in simulated
+    assert "(default: 256)" in published and "(default: none;" in " ".join(published.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

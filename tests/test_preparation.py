@@ -159,7 +159,7 @@ def test_a_bad_volume_is_reported_and_the_others_are_done(raw, caplog):
 def test_nothing_left_to_train_on_is_an_error(raw):
     for file in (raw / "ct").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(InputError, match="no volume left to train on"):
+    with pytest.raises(InputError, match="no CT left to train on"):
         prepare(raw)
 
 
@@ -381,7 +381,7 @@ def test_a_run_that_can_write_nothing_keeps_the_manifest(raw):
     _, manifest = prepare(raw)
     for file in (raw / "ct").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"no volume left to train on[^$]*q0\.mha: the file is empty"):
+    with pytest.raises(InputError, match=r"left to train on[^$]*q0\.mha: the file is empty"):
         prepare(raw, "--spacing_mm", "3", "--overwrite")
     assert read_manifest(raw / "set") == manifest
 

@@ -248,7 +248,7 @@ SHARED_GROUPS = (RunSettings, DataSettings, ScheduleSettings, ValidationSettings
 
 def training_parser(
     method: type[BaseModel], prog: str, description: str, values: Mapping[str, Any] | None = None
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Return the parser of a method's training; its defaults are the method's own, or `values` from files."""
     parser = CommandParser(short_help=True, prog=prog, description=description, formatter_class=HelpFormatter)
     for group in (*SHARED_GROUPS[:2], method.settings_type, *SHARED_GROUPS[2:]):

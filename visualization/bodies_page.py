@@ -93,8 +93,8 @@ def write_bodies_page(
             tags.p(f"{len(sheets)} volumes")
         tags.p(
             "The outline should follow the skin, with arms and legs inside and the couch outside. To correct a mask, "
-            "edit its file and prepare the data set again. Axial slices are counted from the feet, "
-            "the lowest is 1.",
+            "edit its file below and prepare the data set again; delete the file to get the computed mask back. "
+            "Axial slices are counted from the feet, the lowest is 1.",
             cls="note",
         )
         if failures:
@@ -133,7 +133,7 @@ def _add_section(title: str, sheets: Sequence[_Sheet], folder: Path) -> None:
             with tags.figure():
                 with tags.figcaption():
                     tags.b(case.name)
-                    tags.a(case.body_file.removeprefix("bodies/"), href=link_to(sheet.root / case.body_file, folder))
+                    tags.code(str((sheet.root / case.body_file).absolute()))
                     if case.mask_source_sha256:
                         tags.span("corrected by hand" if sheet.source.mask is None else "supplied", cls="note")
                     for flag in sheet.flags():

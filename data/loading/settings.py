@@ -73,6 +73,7 @@ class DataSettings(CtMapSettings):
         1,
         nature=Nature.FIXED,
         parse=odd_int,
+        first=True,
         help="neighbouring slices that the networks see at once as channels; an odd number",
     )
     max_dataset_size: int | None = option(
@@ -96,7 +97,7 @@ class DataSettings(CtMapSettings):
         first=True, help=f"side of the random crop in pixels (default: {Augmentation.crop_size})",
     )  # fmt: skip
     flip: str = option(
-        "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES",
+        "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES", first=True,
         help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both; for "
         "limbs, not for trunks with organs on one side",
     )  # fmt: skip

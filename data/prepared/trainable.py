@@ -81,9 +81,9 @@ def check_trainable(root: Path, groups: Groups, cases: Sequence[Case], failures:
     wanted = {domain for split, domain in groups if split == "train"}
     left = {case.domain for case in cases if case.split == "train"}
     if wanted - left:
-        lacking = " and ".join(name for domain, name in (("A", "MR"), ("B", "CT")) if domain in wanted - left)
+        lacking = " and no ".join(name for domain, name in (("A", "MR"), ("B", "CT")) if domain in wanted - left)
         reasons = "".join(f"\n  {failure.reason}" for failure in failures)
-        raise InputError(f"{root}: no volume left to train on of {lacking}; failed:{reasons or ' none'}")
+        raise InputError(f"{root}: no {lacking} left to train on; failed:{reasons or ' none'}")
 
 
 def check_has_mr(root: Path, manifest: Manifest, what: str) -> None:

@@ -17,6 +17,7 @@ there: its default, its help. So what several commands share is declared once.
 import argparse
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, get_type_hints
@@ -161,6 +162,8 @@ def _add_option(section: Any, field: dataclasses.Field, described: Option, defau
         more["required"] = True
     else:
         more["default"] = default
+    if default is not field.default:  # what the help says of the class's own default is not true here
+        more["help"] = re.sub(r" \(default: [^)]*\)", "", described.help)
     more |= {"action": "store_true"} if field.type in (bool, "bool") else _values(described)
     action = section.add_argument(*names, **more)
     if described.first:
