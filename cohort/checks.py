@@ -252,7 +252,7 @@ def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:
             f"{found.describe()}; {known}: probably false spots, or bone that was drawn in fragments"
         )
     elif found.pieces:
-        findings.notes.append(found.describe())
+        findings.notes.append(f"{found.describe()}: look at it, it may be false")
     missing = missing_bone(synthetic, body)
     findings.figures["slices_without_bone"] = len(missing.slices)
     if gaps := missing.describe_gaps():

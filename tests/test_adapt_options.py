@@ -229,7 +229,7 @@ def test_notes_are_said_once_in_log_report_and_page(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(checks, "isolated_bone", lambda ct, body: IsolatedBone(1, 0.42, 14.0, ((13, 24),)))
     assert test_adapt.main(adapt(tmp_path, tmp_path / "P07", "--output", f"{tmp_path}/sct/")) == 0
     notes = [
-        "isolated bone: 1 piece, 0.4 ml, 3.0 % of the bone, in axial slices 13 to 24",
+        "isolated bone: 1 piece, 0.4 ml, 3.0 % of the bone, in axial slices 13 to 24: look at it, it may be false",
         "the series leaves out the MR's DICOM tag StudyID, whose value is invalid; the series itself is valid",
     ]
     said = [one.getMessage() for one in caplog.records if one.getMessage().startswith("note: ")]

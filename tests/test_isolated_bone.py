@@ -108,7 +108,7 @@ def test_isolated_bone_is_a_note_and_much_of_it_a_warning():
     assert none.figures == dict.fromkeys(
         ("isolated_bone_pieces", "isolated_bone_ml", "isolated_bone_share", "slices_without_bone"), 0
     )
-    assert little.notes == [isolated_bone(limb(SPOT), WHOLE).describe()]
+    assert little.notes == [f"{isolated_bone(limb(SPOT), WHOLE).describe()}: look at it, it may be false"]
     spots = [(slice(k, k + 1), slice(20, 24), slice(20, 24)) for k in (2, 4, 6)]
     much = findings_of(limb(*spots))
     assert much.notes == []

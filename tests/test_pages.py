@@ -295,7 +295,7 @@ def test_a_case_has_its_histograms_and_scores(browser, case_page, tmp_path):
     with visit(browser, case_page) as page:
         ready(page)
         assert page.locator("section[aria-label=Histograms] svg").count() == 2
-        cells = page.locator("section[aria-label='Scores and figures'] td").all_inner_texts()
+        cells = page.locator("section[aria-label='Scores and values'] td").all_inner_texts()
         assert cells[:3] == ["0.5", "-", "2.5000"]
         page.pdf(path=tmp_path / "case.pdf")
         page.emulate_media(media="print")

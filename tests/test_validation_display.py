@@ -18,6 +18,7 @@ from visualization.records import RECORDS_NAME, ValidationRecord, parse_validati
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage
 from visualization.visdom_display import VisdomDisplay
+from visualization.windows import DIFFERENCE_COLOURS, colour_table
 
 STYLE = VisualsStyle(IntensityMap.window(-1000, 1400))
 TILE = 192
@@ -47,15 +48,17 @@ def epochs_of(training_log, *epochs, **values):
 def test_a_sheet_of_slices_has_a_row_each_with_ct_in_its_window():
     pixels = np.array(validation_sheet([shown(mr=-1.0), shown(mr=1.0, hu=HIGH, true_hu=None)], STYLE))
     row_px = CAPTION_PX + TILE + GAP_PX + 8 + CAPTION_PX  # title, slice, bar with its numbers
-    assert pixels.shape == (2 * row_px, 4 * TILE + 3 * GAP_PX)
+    assert pixels.shape == (2 * row_px, 4 * TILE + 3 * GAP_PX, 3)
 
     def tile(row, column):
         top, left = row * row_px + CAPTION_PX, column * (TILE + GAP_PX)
-        return set(pixels[top : top + TILE, left : left + TILE].ravel().tolist())
+        return set(map(tuple, pixels[top : top + TILE, left : left + TILE].reshape(-1, 3).tolist()))
 
+    black, white = {(0, 0, 0)}, {(255, 255, 255)}
+    too_low = {tuple(colour_table(DIFFERENCE_COLOURS)[0].tolist())}  # beyond -400 HU
     assert [[tile(row, column) for column in range(4)] for row in range(2)] == [
-        [{0}, {0}, {255}, {0}], [{255}, {255}, {0}, {0}],
-    ]  # fmt: skip  # the difference is beyond -400 HU
+        [black, black, white, too_low], [white, white, black, black],
+    ]  # fmt: skip
 
 
 def test_a_validation_is_a_line_of_its_own_in_both_files(tmp_path):

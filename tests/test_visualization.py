@@ -23,7 +23,14 @@ from visualization.panels import GAP_PX, VisualsStyle, arrange, caption_px, trai
 from visualization.records import History, LossRecord, parse_record, read_records
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage, thin
-from visualization.windows import DisplayWindow, gray, mr_display_range, parse_display_window
+from visualization.windows import (
+    DIFFERENCE_COLOURS,
+    DisplayWindow,
+    colour_table,
+    gray,
+    mr_display_range,
+    parse_display_window,
+)
 
 CT_MAP = IntensityMap.window(-1000, 1400)
 TILE = 192
@@ -180,9 +187,11 @@ def test_a_pair_is_shown_with_the_difference_in_hu():
     }
     visuals |= {"simulated_A": torch.zeros(1, 1, 16, 16), "from_simulated_B": torch.zeros(1, 1, 16, 16)}
     pixels = np.array(training_sheet(visuals, VisualsStyle(CT_MAP, DisplayWindow(40, 400), columns=5)))
-    shown = [int(pixels[CAPTION_PX + 50, k * (TILE + GAP_PX) + 50]) for k in range(5)]
-    # 100 of 800 HU above the middle, in a window of 400 HU and in one from -400 to 400.
-    np.testing.assert_allclose(shown, [127.5, 127.5 + 255 / 4, 127.5, 127.5 + 255 / 8, 127.5], atol=1)
+    shown = [pixels[CAPTION_PX + 50, k * (TILE + GAP_PX) + 50].tolist() for k in range(5)]
+    # 100 HU above the middle, in a window of 400 HU; the difference in colours from -400 to 400 HU.
+    difference = colour_table(DIFFERENCE_COLOURS)[round(127.5 + 255 / 8)].tolist()
+    assert len(set(difference)) == 3 and shown.pop(3) == difference
+    np.testing.assert_allclose(shown, np.repeat([[127.5], [127.5 + 255 / 4], [127.5], [127.5]], 3, axis=1), atol=1)
     del visuals["simulated_B"]
     assert np.array(training_sheet(visuals, VisualsStyle(CT_MAP))).shape[1] == 3 * TILE + 2 * GAP_PX
 

@@ -302,8 +302,8 @@ def _add_scale(identity: str, title: str) -> None:
 def _add_scores(scores: Mapping[str, float]) -> None:
     if not scores:
         return
-    with tags.section(aria_label="Scores and figures"):
-        tags.h2("Scores and figures" if COLUMNS.keys() & scores.keys() else "Figures")
+    with tags.section(aria_label="Scores and values"):
+        tags.h2("Scores and values" if COLUMNS.keys() & scores.keys() else "Values")
         with tags.div(cls="scroll"), tags.table():
             cells = [(name, score_text(name, value)) for name, value in scores.items()]
             titles = [(FIGURES.get(name, (name,))[0], EXPLANATIONS.get(name, "")) for name, _ in cells]

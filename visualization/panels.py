@@ -11,7 +11,7 @@ from torch import Tensor
 from data.loading.channels import middle_channel
 from data.values.intensity import IntensityMap
 from visualization.preview import mr_title
-from visualization.windows import CT_WINDOWS, DIFFERENCE_HU, DisplayWindow, gray
+from visualization.windows import CT_WINDOWS, DIFFERENCE_COLOURS, DIFFERENCE_HU, GRAYS, DisplayWindow, coloured, gray
 
 GAP_PX = 4
 # The page of a training shows a sheet 950 pixels wide in a window of 1400. Letters are this share of a sheet's width,
@@ -22,11 +22,12 @@ _SCALE_PX = 8
 
 
 class Tile(NamedTuple):
-    """A picture with its title, and for CT and differences the HU that are black and white: a bar below shows them."""
+    """A picture with its title, and for CT and differences the HU at the ends of `colours`: a bar below shows them."""
 
     title: str
     picture: Image.Image
     limits: tuple[float, float] | None = None
+    colours: str = GRAYS
 
 
 class _Visual(NamedTuple):
@@ -156,18 +157,20 @@ def validation_sheet(slices: Sequence[ValidationSlice], style: VisualsStyle) -> 
 
 
 def ct_tile(title: str, hu: np.ndarray, limits: tuple[float, float]) -> Tile:
-    """Return a slice in HU (H, W), or a difference of two, with its title."""
+    """Return a slice in HU (H, W) with its title."""
     return Tile(title, _enlarged(gray(hu, *limits)), limits)
 
 
 def _difference_tile(made: np.ndarray, true: np.ndarray) -> Tile:
-    return ct_tile("CT made - true [HU]", made - true.astype(np.float32), (-DIFFERENCE_HU, DIFFERENCE_HU))
+    limits = (-DIFFERENCE_HU, DIFFERENCE_HU)
+    picture = coloured(made - true.astype(np.float32), *limits, DIFFERENCE_COLOURS)
+    return Tile("CT made - true [HU]", _enlarged(picture), limits, DIFFERENCE_COLOURS)
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:
-    """Return a picture; small slices need no magnifying glass, nor cut titles."""
+    """Return a picture (H, W) or (H, W, 3); small slices need no magnifying glass, nor cut titles."""
     larger = max(1, -(-_TILE_PX // picture.shape[1]))
-    return Image.fromarray(np.kron(picture, np.ones((larger, larger), np.uint8)))
+    return Image.fromarray(picture.repeat(larger, axis=0).repeat(larger, axis=1))
 
 
 def training_sheet(
@@ -209,15 +212,16 @@ def _heading(text: str) -> list[Tile]:
     return [Tile(text, Image.new("L", (1, 1)))]
 
 
-def hu_scale(low: float, high: float, width: int, font_px: int) -> Image.Image:
-    """Return a bar from black, `low` HU, to white, `high` HU, `width` pixels long, with its values below it."""
-    scale = Image.new("L", (width, _SCALE_PX + _line_px(font_px)))
+def hu_scale(low: float, high: float, width: int, font_px: int, colours: str = GRAYS) -> Image.Image:
+    """Return a bar of `colours` from `low` to `high` HU, `width` pixels long, with its values below it."""
+    scale = Image.new("L" if colours == GRAYS else "RGB", (width, _SCALE_PX + _line_px(font_px)))
     ramp = np.linspace(low, high, width)[None].repeat(_SCALE_PX, axis=0)
-    scale.paste(Image.fromarray(gray(ramp, low, high)))
+    scale.paste(Image.fromarray(gray(ramp, low, high) if colours == GRAYS else coloured(ramp, low, high, colours)))
+    white = 255 if colours == GRAYS else (255, 255, 255)
     draw, font = ImageDraw.Draw(scale), ImageFont.load_default(font_px)
     texts = ((f"{low:g}", 0, "la"), (f"{(low + high) / 2:g} HU", width // 2, "ma"), (f"{high:g}", width - 1, "ra"))
     for text, x, anchor in texts:
-        draw.text((x, _SCALE_PX + 2), text, fill=255, font=font, anchor=anchor)
+        draw.text((x, _SCALE_PX + 2), text, fill=white, font=font, anchor=anchor)
     return scale
 
 
@@ -235,21 +239,27 @@ def _line_px(font_px: int) -> int:
 
 
 def arrange(rows: list[list[Tile]]) -> Image.Image:
-    """Return captioned gray images in rows on black, CT above their bars; columns are as wide as their widest image."""
+    """Return captioned images in rows on black, CT above their bars; columns are as wide as their widest image.
+
+    The sheet is gray ('L') if all of them are, else 'RGB'. The title of a row of one image may be as wide as the sheet.
+    """
     columns = max(map(len, rows))
     widths = [max(row[c].picture.width for row in rows if c < len(row)) for c in range(columns)]
     width = sum(widths) + GAP_PX * (columns - 1)
     line_px, bar_px = caption_px(width), GAP_PX + _SCALE_PX + caption_px(width)
     heights = [max(tile.picture.height + (bar_px if tile.limits else 0) for tile in row) for row in rows]
-    sheet = Image.new("L", (width, sum(heights) + line_px * len(rows)))
+    gray_alone = all(tile.picture.mode == "L" for row in rows for tile in row)
+    sheet = Image.new("L" if gray_alone else "RGB", (width, sum(heights) + line_px * len(rows)))
+    white = 255 if gray_alone else (255, 255, 255)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_font_px(width))
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             x, y = sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + line_px * r
-            draw.text((x + 2, y + 2), _fitted(tile.title, widths[c] - 2, font), fill=255, font=font)
+            room = (width if len(row) == 1 else widths[c]) - 2
+            draw.text((x + 2, y + 2), _fitted(tile.title, room, font), fill=white, font=font)
             sheet.paste(tile.picture, (x, y + line_px))
             if tile.limits:  # the bar is shorter than the picture: numbers of neighbours stay apart
-                bar = hu_scale(*tile.limits, tile.picture.width - 2 * GAP_PX, _font_px(width))
+                bar = hu_scale(*tile.limits, tile.picture.width - 2 * GAP_PX, _font_px(width), tile.colours)
                 sheet.paste(bar, (x + GAP_PX, y + line_px + tile.picture.height + GAP_PX))
     return sheet
 

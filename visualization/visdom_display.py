@@ -185,7 +185,8 @@ class VisdomDisplay:
         place = f"epoch {picture.epoch}, iteration {picture.iteration}"
         what = "validation, " if kind == "validation-images" else ""
         options = {"title": f"{self.run.name}: {what}{place}", "caption": place}
-        self._client.image(np.asarray(picture.sheet), win=self.windows[kind], opts=options)
+        pixels = np.atleast_3d(np.asarray(picture.sheet)).transpose(2, 0, 1)  # (1 or 3, H, W)
+        self._client.image(pixels, win=self.windows[kind], opts=options)
 
 
 def colours(count: int) -> np.ndarray:
