@@ -42,7 +42,7 @@ COLUMNS = {
 FIGURES = COLUMNS | {
     "uncertainty_mean_hu": ("uncertainty [HU]", 1),
     "body_l": ("body [l]", 2),
-    "soft_hu": ("soft tissue [HU]", 0),
+    "soft_hu": ("median of soft tissue [HU]", 0),
     "bone_percent": ("bone [%]", 1),
     "body_dice": ("body Dice MR, CT", 3),
     "unseen_percent": ("unusual slices [%]", 0),
@@ -53,6 +53,9 @@ FEWEST_FOR_STD = 3
 
 # Those of which the highest value is the worst one.
 WORST_HIGHEST = ("mae", "mae_bone", "uncertainty_mean_hu", "unseen_percent")
+
+# Those that cannot be above 1.
+UP_TO_ONE = ("ssim", "ms_ssim", "dice_body", "dice_bone", "body_dice")
 
 # What each of them is, in one sentence with its unit.
 EXPLANATIONS = {

@@ -443,6 +443,15 @@ def test_warnings_stand_out_in_the_table_and_are_counted(tmp_path):
     assert "with warnings" not in write_cohort_page(tmp_path, rows[1:]).read_text()
 
 
+def test_an_axis_of_dice_ends_at_one():
+    names, links = ["a", "b", "c"], [None, None, None]
+    chart = box_chart([0.9, 0.96, 1.0], names, links, "Dice", most=1.0).render()
+    assert max(float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", chart)) == 1.0
+    x = [float(x) for x in re.findall(r'cx="([\d.]+)"', chart)]
+    ticks = [float(x) for x in re.findall(r'<line[^>]* x1="([\d.]+)"', chart)]
+    assert x[2] == max(ticks) and x == sorted(x)
+
+
 def test_points_that_are_all_zero_have_an_axis_from_zero():
     chart = box_chart([0.0, 0.0], ["a", "b"], [None, None], "unusual slices").render()
     ticks = [float(tick) for tick in re.findall(r"<text[^>]*>([^<]+)</text>", chart)]
@@ -473,7 +482,7 @@ def test_few_cases_are_points_without_a_box(tmp_path, count):
     drawn = [value for name, value in page.attributes if name == "class" and value in ("box", "median", "whisker")]
     assert page.elements.count("circle") == count
     assert drawn == (["whisker", "box", "median"] if count == 4 else [])
-    (note,) = [text for text in page.texts["p"] if text.startswith("Points: cases")]
+    (note,) = [text for text in page.texts["p"] if text.startswith("Each point is a case")]
     assert ("quartiles" in note) == (count == 4)
     assert (", 1 case</figcaption>" in file.read_text()) == (count == 1)
 

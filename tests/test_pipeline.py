@@ -712,7 +712,7 @@ def test_results_are_shown_case_by_case_and_as_a_cohort(site):
     assert f"{cases['a']['scores']['mae']:.1f}" in cohort
     assert 'href="../../index.html"' in page
     assert re.search(rf"model.*{NAME}.*epoch.*latest", page, re.DOTALL)
-    assert "soft tissue [HU]" in cohort and "body [l]" in cohort and (out / "pages/b/thumbnail.png").exists()
+    assert "median of soft tissue [HU]" in cohort and "body [l]" in cohort and (out / "pages/b/thumbnail.png").exists()
     assert 'href="pages/a/index.html"' in cohort
     assert 'href="pages/b/index.html"' in cohort
     assert "pages/c" not in cohort

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dominate import tags
 
-from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, WORST_HIGHEST, summarise
+from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES, UP_TO_ONE, WORST_HIGHEST, summarise
 from visualization.case_page import THUMBNAIL_NAME, score_text
 from visualization.pages import add_script, link_to, new_document, pairs, write_document
 from visualization.svg_charts import FEWEST_IN_A_BOX, box_chart
@@ -115,7 +115,7 @@ def _add_boxes(rows: Sequence[CohortRow], names: list[str], folder: Path) -> Non
                     links = [link_to(row.page, folder) if row.page else None for row in usable]
                     box_chart(
                         [row.scores[name] for row in usable], [row.case for row in usable],
-                        links, f"{FIGURES[name][0]} of the cases",
+                        links, f"{FIGURES[name][0]} of the cases", 1.0 if name in UP_TO_ONE else math.inf,
                     )  # fmt: skip
         tags.p(note, cls="note")
 
