@@ -664,7 +664,7 @@ def adapt(folder, monkeypatch, write=None):
     write_volume(mr, folder / "mr.nii.gz")
     write_volume(mr.with_array(body), folder / "mask.nii.gz")
     settings = SimpleNamespace(
-        direction="AtoB", contrasts=("mr",), training=None, steps=None, solid_body=False, caution=""
+        direction="AtoB", contrasts=("mr",), training=None, steps=None, solid_body=False, caution="", unfinished=""
     )
     monkeypatch.setattr(test_adapt, "find_generator", lambda *_: SimpleNamespace(settings=settings, suffix=""))
     monkeypatch.setattr(test_adapt, "load_synthesiser", lambda *_: SimpleNamespace(settings=settings, model=None))

@@ -105,13 +105,13 @@ def box_chart(
     """Return every case as a point, which leads to the case's page, on a box plot if there are `FEWEST_IN_A_BOX`.
 
     The box is from the first to the third quartile, with the median; whiskers reach the last value within 1.5 times
-    the box's length (Tukey). `values` are finite; the axis ends at `most`, which none of them can exceed.
+    the box's length (Tukey). `values` are finite; the axis ends at `most`, unless one exceeds it.
     """
     height = 92
     ordered = np.sort(np.asarray(values, dtype=float))
     low, high = float(ordered[0]), float(ordered[-1])
     margin = (high - low) * 0.06 or abs(low) * 0.05 or 1.0
-    x = Axis(max(low - margin, 0.0) if low >= 0 else low - margin, min(high + margin, most), 20, _WIDTH - 20)
+    x = Axis(max(low - margin, 0.0) if low >= 0 else low - margin, max(min(high + margin, most), high), 20, _WIDTH - 20)
     chart = svg.svg(viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=label)
     for tick in x.ticks():
         chart.add(svg.line(x1=x(tick), x2=x(tick), y1=4, y2=66, cls="grid"))
