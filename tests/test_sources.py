@@ -42,7 +42,7 @@ MISSING = {
     "patient/*/ct.nii": "no such folder: {}/patient; did you mean patients?",
     "patients/p1/x/*": "no such folder: {}/patients/p1/x",
     "patients/p1/CT.nii": "no such file or folder; did you mean ct.nii?",
-    "patients/*/mr.nii": "nothing in {}/patients matches; it holds p1, p2, p3, p4, p5 and 1 more",
+    "patients/*/mr.nii": "nothing in {}/patients matches; it holds p1, p2, p3, p4, p5 and 1 more; in p1: ct.nii",
     "patients/p1/{{mr,ct}}*": "nothing in {}/patients/p1 matches; it holds ct.nii; braces are no wildcards: use ",
     "{{patients,other}}/*/ct.nii": "no such folder: {}/{{patients,other}}; braces are no wildcards: use ",
     "patients/p1/{{mr,ct}}.nii": "no such file or folder; braces are no wildcards: use ",

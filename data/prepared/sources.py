@@ -92,7 +92,15 @@ def _why_nothing(pattern: str, matches: list[Path]) -> str:
     if not glob.has_magic(pattern):
         return f"no such file or folder{braces or did_you_mean(Path(pattern).name, names_in(folder))}"
     held = names_in(folder)
-    return f"nothing in {folder} matches; it holds {listed(held, _LISTED) or 'nothing'}{braces}"
+    return f"nothing in {folder} matches; it holds {listed(held, _LISTED) or 'nothing'}{_below(folder, held)}{braces}"
+
+
+def _below(folder: Path, names: Sequence[str]) -> str:
+    """Return which volume files the first of a folder's folders holds; "" where there are none."""
+    for name in names[:_LISTED]:
+        if volumes := [one for one in names_in(folder / name) if is_volume(folder / name / one)]:
+            return f"; in {name}: {listed(volumes, _LISTED)}"
+    return ""
 
 
 def _is_series(path: Path) -> bool:
