@@ -392,7 +392,7 @@ def test_the_tables_sort_search_and_lead_to_the_cases(browser, cohort_page):
             return table.locator("tbody tr:visible [data-case]").all_inner_texts()
 
         assert page.locator("h3").all_inner_texts() == [
-            "Scores against the true CT", "All cases: figures that need no true CT",
+            "Scores against the true CT", "All cases: values that need no true CT",
         ]  # fmt: skip
         assert scores.locator("th button").all_inner_texts() == ["case", "MAE [HU]", "SSIM"]
         assert every.locator("th button").all_inner_texts() == ["case", "body [l]", "warnings and notes"]

@@ -139,7 +139,7 @@ def _add_tables(rows: Sequence[CohortRow], names: list[str], folder: Path) -> No
         if scored:
             tags.h3("Scores against the true CT")
             _add_table(scored, scores, folder)
-            tags.h3("All cases: figures that need no true CT")
+            tags.h3("All cases: values that need no true CT")
         _add_table(rows, [name for name in names if name not in scores], folder, all_of_it=True)
 
 
