@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     row = {"case": case, "input": description_of(paths)} | origin_of(opt, generators, synthesisers, off)
     row["made"] = sorted(own | results.names())
     if opt.reference:
-        made.findings.warnings += reference_warnings("--reference ", opt.reference)
+        made.findings.warnings += reference_warnings("--reference", opt.reference)
     row |= account_of(made, patient.source.notes, settings.direction == "AtoB")
     if mixture:  # said before the conversion
         made.findings.warnings.insert(0, mixture)

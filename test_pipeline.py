@@ -11,7 +11,7 @@ from training.distributed import open_process_group
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert what is missing or changed; return 0, or 1 if a case failed."""
+    """Convert what is missing or changed; return 0, or 1 if a case failed or could not be scored."""
     opt = pipeline_options.parse(arguments)
     with open_process_group() as group:
         if group.share(lambda: takes_images(opt)):

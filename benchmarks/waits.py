@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 3
 # What torch says where the host waits.
 _WAITING = "called a synchronizing CUDA operation"
-# The arms' settings and those of the recommended model, whose steps do different things.
+# The settings of the published variants and those of the recommended model, whose steps do different things.
 STEPS = {
     "full method": {},
     "simulated pairs": {"lambda_simulated": 1.0, "lcc_window": 7, "ema": 0.999},

@@ -1,6 +1,7 @@
 """Convert one case, from its files to its record, in three stages that a pipeline overlaps."""
 
 import logging
+import math
 import time
 import traceback
 import uuid
@@ -38,7 +39,7 @@ from visualization.preview import heading, save_preview
 log = logging.getLogger(__name__)
 
 # How warnings begin that are of a case's true CT alone.
-_NOT_SCORED, _REFERENCE = "not scored: ", "--reference "
+NOT_SCORED, _REFERENCE = "not scored: ", "--reference "
 
 
 @dataclass
@@ -213,14 +214,14 @@ class Conversion:
 
     def _score_again(self, work: Work, record: CaseRecord) -> Outcome:
         """Score a volume that is there, and make its page anew."""
-        case = work.case
+        case, work.output_sha256 = work.case, record.output_sha256
         with _timed(work, "read"):
             source = self._read(case, case.contrast, case.path)
             synthetic = read_volume(self.results.volume_path(case.name))
             uncertainty = self.results.extra_path(UNCERTAINTY, case.name)
             deviation = read_volume(uncertainty) if self.extras.uncertainty else None
             body = read_mask(case.mask, source) if case.mask else mr_body_mask(source)
-        warnings = [text for text in record.warnings if not text.startswith((_NOT_SCORED, _REFERENCE))]
+        warnings = [text for text in record.warnings if not text.startswith((NOT_SCORED, _REFERENCE))]
         made = Made(synthetic, deviation, body, Findings(dict(record.checks), warnings, record.unchecked, record.notes))
         with _timed(work, "score"):
             scores, reference = self._score(work, source, made)
@@ -257,15 +258,22 @@ class Conversion:
     def _score(self, work: Work, source: Volume, made: Made) -> tuple[dict[str, float], Volume | None]:
         """Return the scores against the case's reference, and the reference; problems with it become warnings."""
         if not work.case.reference:
-            return {}, None
+            return self._kept_scores(work), None
         try:
             reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
-            made.findings.warnings += reference_warnings(_REFERENCE, work.case.reference)
+            made.findings.warnings += reference_warnings("--reference", work.case.reference)
             return score_case(made.synthetic, reference, mr=source), reference
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
-            made.findings.warnings.append(f"{_NOT_SCORED}{error}")
-            return {}, None
+            made.findings.warnings.append(f"{NOT_SCORED}{error}")
+            return {} if exists(work.case.reference) else self._kept_scores(work), None
+
+    def _kept_scores(self, work: Work) -> dict[str, float]:
+        """Return the scores that an earlier run gave to this very volume."""
+        record = self.known.get(work.case.name)
+        if record is None or record.output_sha256 != work.output_sha256:
+            return {}
+        return {name: math.nan if value is None else value for name, value in record.scores.items()}
 
     def _show(
         self, work: Work, source: Volume, made: Made, reference: Volume | None, figures: Mapping[str, float]
@@ -365,7 +373,11 @@ class Conversion:
     def _done_elsewhere(self, work: Work) -> CaseRecord | None:
         """Return the record of this work if another process has written it since the run began."""
         record = self.results.read(work.case.name)
-        if record is None or record == self.known.get(work.case.name) or not is_made(record.key, work.key):
+        if (
+            record is None
+            or record == self.known.get(work.case.name)
+            or not is_made(record.key, work.key, bool(record.scores))
+        ):
             return None
         return record if record.status == "failed" or self._is_current(record, work) else None
 

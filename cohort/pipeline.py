@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from cohort.contrasts import find_contrast_cohort
-from cohort.conversion import Conversion, Outcome
+from cohort.conversion import NOT_SCORED, Conversion, Outcome
 from cohort.extras import Extras
 from cohort.inputs import Cohort, CohortCase, read_list
 from cohort.making import Models
@@ -59,7 +59,9 @@ class Survey:
 
 
 def convert_cohort(opt: CohortSettings, group: ProcessGroup) -> int:
-    """Convert what is missing or changed, write the summary, and return the exit code: 0, or 1 if a case failed.
+    """Convert what is missing or changed, write the summary, and return the exit code.
+
+    That is 0, or 1 if a case failed, or was to be scored and was not.
 
     Args:
         opt: what is converted, and how.
@@ -285,7 +287,7 @@ def _account(
     done = [case for case in survey.cohort.cases if case.name not in failed]
     if direction == "AtoB":
         _say_next(opt, results, done, by_name)
-    unscored = [case.name for case in done if case.reference and not by_name[case.name].scores]
+    unscored = [case.name for case in done if any(text.startswith(NOT_SCORED) for text in by_name[case.name].warnings)]
     if unscored:
         log.error("not scored, although a true CT was given: %d of %d cases, %s; the warnings of each say why",
                   len(unscored), len(done), listed(unscored, _NAMED))  # fmt: skip
@@ -320,7 +322,9 @@ def _say_next(
         rows = [{name: math.nan if value is None else value for name, value in one.items()} for one in scored]
         mean = summarise(rows, ("mae", "dice_bone"))["mean"]
         bone = "" if math.isnan(mean["dice_bone"]) else f", bone Dice {mean['dice_bone']:.3f}"
-        log.info("scored %d: on average MAE %.1f HU%s", len(scored), mean["mae"], bone)
+        kept = sum(case.reference is None and bool(records[case.name].scores) for case in done)
+        earlier = f", {kept} of them in an earlier run" if kept else ""
+        log.info("scored %d%s: on average MAE %.1f HU%s", len(scored), earlier, mean["mae"], bone)
     if unscored := {case.name: case.path for case in done if not records[case.name].scores}:
         alone = not opt.chosen and all(case.alone and not (case.contrast and case.path.is_dir()) for case in done)
         log.info("%s", cohort_command(results.folder, unscored, opt.input_dir, mr_alone=alone))

@@ -46,14 +46,12 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
             for there in (list(found.items()), [(case.name, case.path) for case in cases])
         )
         raise InputError(
-            f"--reference_pattern {pattern}: no CT has the name of an MR: CT: {ct}; MR: {mr}; change the "
+            f"--reference_pattern {pattern}: no CT and MR share a name. CT found: {ct}; MR found: {mr}; change the "
             f"pattern, {_WAY_OUT}"
         )
     used = Counter(case.reference for case in cases if case.reference)
     if shared := [path for path, count in used.items() if count > 1]:
         raise InputError(f"--reference_pattern {pattern}: {shared[0]} fits several cases; {_WAY_OUT}")
     if without:
-        log.warning(
-            "%d of %d cases have no true CT, and are not scored: %s", len(without), len(cases), listed(without, _NAMED)
-        )
+        log.warning("%d of %d cases have no true CT: %s", len(without), len(cases), listed(without, _NAMED))
     return replace(cohort, cases=tuple(cases))

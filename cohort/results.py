@@ -164,7 +164,12 @@ class Results:
 
         `asked`: what is asked for beside the volume, as `Extras.asked` says it.
         """
-        if record is None or record.status != "done" or not is_made(record.key, key) or record.unwritten:
+        if (
+            record is None
+            or record.status != "done"
+            or not is_made(record.key, key, bool(record.scores))
+            or record.unwritten
+        ):
             return False
         path = self.volume_path(record.case)
         if not (path.is_file() and hash_files([path]) == record.output_sha256):

@@ -23,15 +23,16 @@ class InputError(ValueError):
     """Bad input: the message says what, where, what was found, what was expected and the way out."""
 
 
-def did_you_mean(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
+def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Return "; did you mean NAME?" with the name most like a word; "" where none is. Case and dashes do not count.
 
-    A name that begins with the word comes first. `likeness`: the least that counts, as `difflib` measures it.
+    A name that begins with the word comes first. One that the word extends (`mine` by `mine_small`) is another's.
     """
     bare = {name.lower().lstrip("-"): name for name in names}
     meant = word.lower().lstrip("-")
     longer = sorted((name for name in bare if len(meant) > 2 and name.startswith(meant)), key=len)
-    near = longer or difflib.get_close_matches(meant, bare, n=1, cutoff=likeness)
+    others = [name for name in bare if not meant.startswith(f"{name}_")]
+    near = longer or difflib.get_close_matches(meant, others, n=1)
     return f"; did you mean {bare[near[0]]}?" if near else ""
 
 

@@ -36,9 +36,9 @@ def check_exchanged(pred: CaseVolumes, ref: CaseVolumes) -> None:
 
 
 def reference_warnings(option: str, reference: Path) -> list[str]:
-    """Return the warning of a reference that is a result of this project; `option`: what names it, for the message."""
+    """Return the warning of a reference that is a result of this project; `option`: that which names it."""
     told_by = result_told_by(reference)
-    return [_not_true(f"{option}{reference}", told_by)] if told_by else []
+    return [_not_true(f"{option} {reference}", told_by)] if told_by else []
 
 
 def result_told_by(volume: Path) -> str | None:

@@ -37,8 +37,6 @@ _GENERATOR_1 = ("netG", "ngf", "norm", "use_dropout", "upsample")
 # What a network's weights are bound to.
 _NETWORK = ("generator", "direction", "ct", "slab")
 _ARCHITECTURE = tuple(field.name for field in fields(Architecture))
-# Names of models have parts in common: one of a training of one's own is not to lead to a shipped one.
-_ALIKE = 0.75
 # Beyond what any model has: a damaged number must not ask for all memory there is.
 _GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
@@ -204,7 +202,7 @@ def _no_model(folder: Path) -> str:
             f"{there}. For a training: train.py --shape_extractor {shlex.quote(str(folder))}"
         )
     what = f"{folder / FILE_NAME}: no such file" if folder.exists() else f"{folder}: no such model"
-    return f"{what}{did_you_mean(folder.name, known, _ALIKE) or '.'} {there}"
+    return f"{what}{did_you_mean(folder.name, known) or '.'} {there}"
 
 
 def _architecture_1(data: dict) -> Architecture:

@@ -32,9 +32,12 @@ def batch_size(text: str) -> int | None:
 
 
 def model_name(text: str) -> str:
-    """Return the name of a model, which is no file."""
-    if volume_suffix(Path(text)) or Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"{text}: a file; expected the name of a model. An MR goes to --input")
+    """Return the name of a model, which is no volume file."""
+    if volume_suffix(Path(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text}: a volume file; expected the name of a model. An MR goes to --input of test_adapt.py, a folder of "
+            "them to --input_dir of test_pipeline.py"
+        )
     return run_name(text)
 
 

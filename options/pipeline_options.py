@@ -101,7 +101,8 @@ def pipeline_parser() -> argparse.ArgumentParser:
     """Return the parser of `test_pipeline.py`."""
     description = (
         "Convert a cohort of MR volumes to synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and "
-        "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed, "
+        "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed or "
+        "not scored, "
         "2 nothing was started."
     )
     parser = use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)

@@ -40,7 +40,7 @@ def train_parser(model: str = "cycle_gan", values: Mapping[str, Any] | None = No
     parser = training_parser(method, prog, description, values)
     _add_model(parser)
     for option, others in _of_other_methods(method).items():
-        parser.instead.setdefault(option, f"it is an option of --model {' and '.join(others)}")
+        parser.instead.setdefault(option, f"it is an option of --model {', '.join(others)}")
     return parser
 
 
@@ -49,9 +49,10 @@ def _of_other_methods(method: type[BaseModel]) -> dict[str, list[str]]:
     own = {field.name for field, _ in options_of(method.settings_type)}
     found: dict[str, list[str]] = {}
     for name, other in METHODS.items():
-        for field, _ in options_of(other.settings_type):
+        for field, described in options_of(other.settings_type):
             if field.name not in own:
-                found.setdefault(f"--{field.name}", []).append(name)
+                for option in (f"--{field.name}", *described.aliases):
+                    found.setdefault(option, []).append(name)
     return found
 
 

@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sections": {},
     }
     if opt.device.type != "cuda":
-        sys.stdout.write(f"no CUDA GPU: checking {opt.device}; what is measured on CUDA only is not run\n")
+        sys.stdout.write(f"no CUDA GPU: checking {opt.device}; sections that need CUDA are skipped\n")
     with tempfile.TemporaryDirectory() as work:
         for name, section in Checks(opt.device, Path(work), opt.tiny, deadline).sections().items():
             found = run_section(section, deadline)

@@ -33,6 +33,8 @@ for option in "$@"; do
 done
 if has_state "$checkpoints/$name"; then
     options+=(--continue_train)
+else
+    options=(--precision auto ${options[@]+"${options[@]}"}) # a run that resumes keeps its own
 fi
 small=$checkpoints/${name}_small
 if has_state "$small"; then
@@ -47,7 +49,7 @@ done
 set -m # else bash starts jobs with SIGINT ignored, and Ctrl-C would do nothing while the training starts
 command=$(printf '%q ' bash scripts/train_recommended.sh "$dataroot" "$@")
 RESUME_COMMAND=${command% } "$python" train.py --model simulated_pairs --dataroot "$dataroot" --name "$name" \
-    --precision auto ${options[@]+"${options[@]}"} &
+    ${options[@]+"${options[@]}"} &
 job=$!
 set +m
 if [ -n "$received" ]; then kill -s "$received" "$job" 2>/dev/null || true; fi # it came before there was a job to tell

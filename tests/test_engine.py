@@ -247,6 +247,7 @@ sys.exit(int(os.environ.get("DIES", 0)))
         assert all(call[1:3] == ["--model", "simulated_pairs"] for call in trained)
         exported = [call[2:] for call in calls if call[:2] == ["-m", "scripts.export_model"]]
         assert len(trained) + len(exported) == len(calls) and len(exported) == (process.returncode == 0)
+        process.words = [word for call in trained for word in call]
         process.exported = [export_model.parse_arguments(words) for words in exported]
         return process, [train_options.parse(call[1:]) for call in trained]
 
@@ -264,12 +265,15 @@ def test_the_recipe_passes_options_on_and_resumes_what_has_a_state(recipe, tmp_p
     data, where = run.data, run.run
     assert (where.name, data.dataroot, where.checkpoints_dir) == ("recommended_limbs", tmp_path / "limbs", models)
     assert (run.epochs, data.mr_window, data.flip, where.continue_train) == (7, (0.0, 1200.0), "x", False)
+    assert run.model.precision == "auto" and recipe(*more, "--precision", "fp32")[1][0].model.precision == "fp32"
     # Its latest state or the one before it; half a state is none.
     for name, resumes in (("latest", True), ("previous", True), ("next_latest", False)):
         state = models / f"recommended_limbs/{name}_state.pth"
         state.parent.mkdir(parents=True, exist_ok=True)
         state.touch()
-        assert recipe(*more)[1][0].run.continue_train == resumes
+        process, (run,) = recipe(*more)
+        assert run.run.continue_train == resumes
+        assert ("--precision" in process.words) == (not resumes)  # what a run began with stays
         state.unlink()
     assert recipe(*more, DIES="143")[0].returncode == 143
 

@@ -70,15 +70,26 @@ def test_an_unknown_option_is_answered_by_the_nearest(capsys, parse, word, meant
 
 
 def test_options_of_other_methods_and_files_in_place_of_models_are_told(capsys, tmp_path):
-    told = "error: --steps_per_epoch: no such option; it is an option of --model simulated_pairs and refined_pairs and "
-    assert said(capsys, train_options.parse, "--steps_per_epoch", "5").startswith(told + "paired. help: ")
-    mr = tmp_path / "mr.nii.gz"
-    for word in (str(mr), "mr.nii.gz"):
-        expected = f"error: argument --name: {word}: a file; expected the name of a model. An MR goes to --input help: "
-        assert said(capsys, test_options.parse, "--name", "recommended", word).startswith(expected)
+    told = (
+        "error: --steps_per_epoch: no such option; it is an option of --model simulated_pairs, refined_pairs, paired. "
+    )
+    assert said(capsys, train_options.parse, "--steps_per_epoch", "5").startswith(told + "help: ")
+    told = told.replace("steps_per_epoch", "lambda_co_A").split(" simulated")[0]
+    assert said(capsys, train_options.parse, "--model", "simulated_pairs", "--lambda_co_A", "2").startswith(told)
+    for word in (str(tmp_path / "mr.nii.gz"), "mr.nii.gz"):
+        expected = (
+            f"error: argument --name: {word}: a volume file; expected the name of a model. An MR goes to --input "
+        )
+        for parse in (test_options.parse, pipeline_options.parse):
+            assert said(capsys, parse, "--name", "recommended", word).startswith(expected)
     begun = did_you_mean("STS_012", ["STS_024", "STS_012_MR_T1_2", "STS_012_MR_T1"])
     assert begun == "; did you mean STS_012_MR_T1?"
-    assert did_you_mean("recommended_mine_small", ["recommended"], 0.75) == ""
+    assert (
+        did_you_mean("recommended_mine", ["recommended"])
+        == did_you_mean("recommended_mine_small", ["recommended"])
+        == ""
+    )
+    assert did_you_mean("recomended", ["recommended", "wholebody"]) == "; did you mean recommended?"
 
 
 def test_the_help_of_a_method_has_its_own_defaults_alone():

@@ -232,6 +232,9 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
     after = "3 failed cases look like CT, by their values: p0__ct_on_mr_grid, p1__ct_on_mr_grid, p2__ct_on_mr_grid; "
     assert f"{after}{way_out}" in said
     caplog.clear()
+    run(site, "--num_test", "4", results="few")  # of p0 and p1
+    assert "takes the 2 others, and 1 more that you did not choose here" in caplog.text
+    caplog.clear()
     code, cases = run(site, "--pattern", "*/mr.nii.gz")
     assert code == 0 and {case["status"] for case in cases.values()} == {"done"}
     assert "CT" not in "".join(one.getMessage() for one in caplog.records if one.levelname in ("WARNING", "ERROR"))
@@ -240,7 +243,7 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
 def test_ct_that_no_name_tells_are_named_by_their_values(site, caplog):
     write_volume(ct_volume(32.0), site / "in/p0/b.nii.gz")
     assert run(site)[0] == 1
-    assert "by their names" not in caplog.text
+    assert "by name" not in caplog.text
     told = "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes only the 3 others"
     assert told in caplog.text
     (site / "list.csv").write_text("id,path\na,in/p0/b.nii.gz\n")
@@ -461,7 +464,7 @@ def test_true_ct_beside_the_mr_is_found_by_a_pattern_and_scored(site, caplog):
     assert cases["p0"]["scores"]["mae"] == pytest.approx(scores["mae"], rel=1e-5)
     assert {name for name, case in cases.items() if case["scores"]} == {"p0"}
     without = ", ".join(sorted(set(cases) - {"p0"}))
-    assert f"{len(cases) - 1} of {len(cases)} cases have no true CT, and are not scored: {without}" in caplog.text
+    assert f"{len(cases) - 1} of {len(cases)} cases have no true CT: {without}" in caplog.text
     assert "scored 1: on average MAE" in caplog.text
 
 
@@ -475,6 +478,7 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
     def refuse(self, work):
         raise AssertionError("converted again")
 
+    translate = conversion.Conversion.translate
     monkeypatch.setattr(conversion.Conversion, "translate", refuse)
     references = ("--pattern", "*/mr.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
     code, after = run(site, *references)
@@ -491,10 +495,43 @@ def test_a_true_ct_that_comes_later_is_scored_without_another_conversion(site, m
     assert code == 0 and resampled["p1"]["scores"]["mae"] > 0
     assert not any(text.startswith("not scored") for text in resampled["p1"]["warnings"])
     assert "nothing converted again" in caplog.text.rsplit("cases:", 1)[1]
-    # A run without true CT keeps the scores.
+    # A run without true CT keeps the scores,
+    scores = {name: case["scores"] for name, case in resampled.items()}
     code, without = run(site, "--pattern", "*/mr.nii.gz")
-    assert code == 0 and redone(resampled, without) == set() and without["p0"]["scores"] == after["p0"]["scores"]
+    assert code == 0 and redone(resampled, without) == set()
+    assert {name: case["scores"] for name, case in without.items()} == scores
     assert volumes == {name: (site / "out" / NAME / f"{name}.nii.gz").stat().st_mtime_ns for name in before}
+    # also one that converts again, for an extra.
+    monkeypatch.setattr(conversion.Conversion, "translate", translate)
+    caplog.clear()
+    code, again = run(site, "--pattern", "*/mr.nii.gz", "--mu_map")
+    assert code == 0 and redone(without, again) == set(again)
+    assert {name: case["scores"] for name, case in again.items()} == scores
+    assert "scored 2, 2 of them in an earlier run: on average MAE" in caplog.text
+
+
+def test_what_was_not_scored_is_no_warning_of_a_run_without_true_ct(site):
+    write_volume(ct_volume(), site / "in/p0/ct.nii.gz")  # on another grid
+    mr = ("--pattern", "*/mr.nii.gz")
+    code, cases = run(site, *mr, "--reference_pattern", "{case}/ct.nii.gz")
+    assert code == 1 and any(text.startswith("not scored: ") for text in cases["p0"]["warnings"])
+    code, cases = run(site, *mr)
+    assert code == 0 and not any(text.startswith("not scored") for text in cases["p0"]["warnings"])
+
+
+def test_a_true_ct_that_cannot_be_reached_costs_no_scores(site, caplog):
+    caplog.set_level("INFO")
+    write_volume(true_ct(), site / "share/ct.nii.gz")
+    (site / "list.csv").write_text("id,path,reference\na,in/p0/mr.nii.gz,share/ct.nii.gz\n")
+    code, cases = run(site, source=("--list", "list.csv"))
+    assert code == 0 and cases["a"]["scores"]["mae"] > 0
+    (site / "share").rename(site / "elsewhere")
+    code, without = run(site, source=("--list", "list.csv"))
+    assert code == 1 and without["a"]["scores"] == cases["a"]["scores"]
+    assert "not scored, although a true CT was given: 1 of 1 cases, a; " in caplog.text
+    (site / "elsewhere").rename(site / "share")
+    code, back = run(site, source=("--list", "list.csv"))
+    assert code == 0 and back["a"]["scores"] == cases["a"]["scores"] and back["a"]["warnings"] == cases["a"]["warnings"]
 
 
 def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
@@ -517,7 +554,7 @@ def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
         (["--pattern", "*/mr.nii.gz", "--reference_pattern", "*/ct.nii.gz"], "--reference_pattern .* with {case}"),
         (
             ["--pattern", "*/mr.nii.gz", "--reference_pattern", "other/{case}.nii.gz"],
-            r"CT: x \(.*/in/other/x\.nii\.gz\); MR: p0 \(.*/in/p0/mr\.nii\.gz\), p1 \(",
+            r"CT found: x \(.*/in/other/x\.nii\.gz\); MR found: p0 \(.*/in/p0/mr\.nii\.gz\), p1 \(",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_training_that_is_not_finished_says_where_it_stood(dataroot, tmp_path,
         patched.setattr(CycleGANModel, "step", ended)
         run(dataroot, tmp_path, "--batch_size", "2")  # 3 steps an epoch, 3 epochs
     folder = tmp_path / "run"
-    at = "epoch 3, step 2 of 3, of 3 epochs"
+    at = "epoch 3 of 3, step 2 of 3"
     words = ["--name", "run", "--checkpoints_dir", str(tmp_path), "--out", str(tmp_path / "small"), "--overwrite"]
     export_model.main(words)
     said = [f"the training of the model is not finished; it stood at {at}"]
@@ -183,7 +183,16 @@ def test_a_training_that_is_not_finished_says_where_it_stood(dataroot, tmp_path,
     weights = weights_path(folder, "latest", "G_A")
     settings = read_inference_settings(folder)
     assert model_sha256(settings, weights) == model_sha256(replace(settings, unfinished=""), weights)
-    train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path)])
+    # A start that ends before it saves leaves the same, also where the file was damaged.
+    again = ["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path)]
+    for damaged in (False, True):
+        if damaged:
+            (folder / "inference.json").write_text("{")
+        with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(CycleGANModel, "step", lambda self, samples: 1 / 0)
+            train.main(again)
+        assert read_inference_settings(folder).unfinished == at
+    train.main(again)
     assert read_inference_settings(folder).unfinished == "" and not notes_on_training(folder)
     train.main(["--continue_train", "--name", "run", "--checkpoints_dir", str(tmp_path), "--n_epochs", "3"])
     assert not notes_on_training(folder)  # one epoch more, and over again

@@ -32,7 +32,10 @@ from visualization.visdom_display import VisdomDisplay, _connect
 from visualization.visdom_server import LocalServer, is_listening, scripts_are_there
 
 STYLE = VisualsStyle(IntensityMap.window(-1000, 1400))
-VISUALS = {"real_A": torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), "fake_B": torch.zeros(1, 1, 8, 8)}
+RAMP = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+# The second row has a difference, which is in colours.
+VISUALS = {"real_A": RAMP, "fake_B": torch.zeros(1, 1, 8, 8)}
+VISUALS |= {"simulated_A": RAMP, "from_simulated_A": RAMP, "simulated_B": torch.zeros(1, 1, 8, 8)}
 PATIENCE_S = 60
 
 
@@ -109,7 +112,9 @@ def test_curves_and_pictures_arrive_with_the_right_values(server, tmp_path, capl
     drawn = [trace["line"]["color"] for trace in losses["content"]["data"]]
     assert drawn == ["#{:02x}{:02x}{:02x}".format(*colour) for colour in visdom_display.colours(2)]
     png = base64.b64decode(window["content"]["src"].partition("base64,")[2])
-    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(png))), np.array(training_sheet(VISUALS, STYLE)))
+    sheet = training_sheet(VISUALS, STYLE)
+    assert sheet.mode == "RGB"
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(png))), np.array(sheet))
 
 
 def test_a_resumed_run_continues_its_curves(server, tmp_path):

@@ -5,7 +5,7 @@
 # 1. Prepares both data sets and trains the extractor of generated bodies, in OUT/data.
 # 2. Checks the GPU and trains for the time that is left, all at once: the three variants on generated patients, and the second
 #    seed of `recommended` (scripts/gpu_run.sh with OUT/runs.txt).
-# 3. Scores the arms (scripts.compare_arms, OUT/arms/scores.json).
+# 3. Scores the variants (scripts.compare_arms, OUT/arms/scores.json).
 # 4. Packs weights, losses, logs and scores into OUT/results.tar.xz, in parts of 15 MB (results.tar.xz.00, ...): to unpack
 #    them, cat results.tar.xz.* | tar xJ.
 # Variables of the environment, and their defaults:
@@ -14,7 +14,7 @@
 #   DEVICE           cuda:0
 #   PYTHON           .venv/bin/python
 #   PATIENTS         number of generated patients to train on (30)
-#   ARMS, LIMBS      further options of the arms and of `recommended`; of the same option twice the last counts
+#   ARMS, LIMBS      further options of the variants and of `recommended`; of the same option twice the last counts
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/help.bash"
 [ $# = 2 ] || { echo "usage: bash tools/gpu_session.sh LIMBS_CT OUT" >&2 && exit 2; }

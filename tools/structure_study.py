@@ -1,10 +1,10 @@
 """What ties a synthetic CT to its MR, one view or three: `python -m tools.structure_study --work DIR --out FILE`.
 
-Trains small CycleGANs of one budget on generated trunks, in every arm: without a loss of structure, with the
+Trains small CycleGANs of one budget on generated trunks, in every variant: without a loss of structure, with the
 correlation over the slice, the local correlation, mutual information over the slice and in tiles; and with the
 correlation on coronal and sagittal slices, which are fused with the axial model by mean and by median. Scores test
-patients whose CT is known, in the true body. Prints a line an arm: mean over patients and seeds, and the range of the
-seeds' means.
+patients whose CT is known, in the true body. Prints a line per variant: mean over patients and seeds, and the range of
+the seeds' means.
 
 Started again with the same options it goes on where it was.
 """
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 _NO_CORRELATION = ["--lambda_correlation_A", "0", "--lambda_correlation_B", "0"]
 _INFORMATION = [*_NO_CORRELATION, "--lambda_mi_A", "2", "--lambda_mi_B", "2"]
-# Options of `train.py` by the name of the arm; the weights are those of the correlation, 2.
+# Options of `train.py` by the name of the variant; the weights are those of the correlation, 2.
 ARMS: dict[str, list[str]] = {
     "none": _NO_CORRELATION,
     "correlation": [],
@@ -61,7 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for patients, data sets and runs")
     add("--out", type=Path, required=True, help="JSON file of all scores")
-    add("--seeds", type=positive_int, default=2, help="runs of every arm (default: 2)")
+    add("--seeds", type=positive_int, default=2, help="runs of every variant (default: 2)")
     add("--steps", type=positive_int, default=240, help="steps of every run, with batch 1 (default: 240)")
     add("--ngf", type=positive_int, default=8, help="width of the generators (default: 8)")
     add("--patients", type=positive_int, default=6, help="training patients in each domain (default: 6)")
@@ -104,8 +104,8 @@ def score(raw: Path, folders: Sequence[Path], fusion: str = "mean") -> list[dict
 
 
 def format_scores(rows: Sequence[dict]) -> str:
-    """Return the table: a line an arm, of rows with `arm`, `seed` and the scores of one patient."""
-    lines = [["arm", *(COLUMNS[name][0] for name in SCORES)]]
+    """Return the table: a line per variant, of rows with `arm`, `seed` and the scores of one patient."""
+    lines = [["variant", *(COLUMNS[name][0] for name in SCORES)]]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         cells = [arm]
         for name in SCORES:

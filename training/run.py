@@ -292,7 +292,8 @@ class TrainingRun:
         return exit_code(number)
 
     def _place(self, at: Position) -> str:
-        return f"epoch {at.epoch}, step {self._steps_done(at)} of {self.batches.steps}"
+        of_epochs = f" of {self.settings.epochs}" if self.settings.epochs else ""
+        return f"epoch {at.epoch}{of_epochs}, step {self._steps_done(at)} of {self.batches.steps}"
 
     def _save_weights(self, epoch: str | int) -> None:
         self.model.finite.settle()
@@ -315,8 +316,7 @@ class TrainingRun:
         """Say in the run's folder for how many steps its latest generator was trained, and whether that is all."""
         if not self._in_use:
             return
-        epochs = self.settings.epochs
-        stands = self._place(at) + (f", of {epochs} epochs" if epochs else "")
+        stands = self._place(at)
         now = replace(self._in_use, steps=self._steps, unfinished="" if self._is_complete(at) else stands)
         if now != self._in_use:
             self._in_use = now
@@ -384,7 +384,7 @@ class TrainingRun:
                     self._in_use.write(self.folder)
                 else:
                     check_continued(self.folder, self._in_use, here, self.model.learns_from_mr)
-                    self._describe(run_folder.saved_position(state))  # killed, perhaps, after its state was saved
+                self._describe(run_folder.saved_position(state))  # killed, perhaps, after its state was saved
             return state
 
         state = self.group.share(load)

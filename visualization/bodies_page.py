@@ -93,8 +93,8 @@ def write_bodies_page(
             tags.p(f"{len(sheets)} volumes")
         tags.p(
             "The outline should follow the skin, with arms and legs inside and the couch outside. To correct a mask, "
-            "edit its file below and prepare the data set again; delete the file to get the computed mask back. "
-            "Axial slices are counted from the feet, the lowest is 1.",
+            "edit its file below and prepare the data set again; delete the file to "
+            "undo the correction. Axial slices are counted from the feet, the lowest is 1.",
             cls="note",
         )
         if failures:

@@ -130,8 +130,8 @@ class TensorBoard(StepLogger):
         self._writer.flush()
 
     def _image(self, tag: str, sheet: Image.Image, step: int) -> None:
-        gray = np.asarray(sheet)
-        self._writer.add_image(tag, gray, step, dataformats="HW" if gray.ndim == 2 else "HWC")
+        pixels = np.asarray(sheet)
+        self._writer.add_image(tag, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
         self._writer.flush()
 
     def close(self) -> None:
