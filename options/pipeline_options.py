@@ -102,8 +102,8 @@ def pipeline_parser() -> argparse.ArgumentParser:
     description = (
         "Convert a cohort of MR volumes to synthetic CT: RESULTS_DIR/NAME/<case>.nii.gz, summary.csv and "
         "summary.json. Run again, it converts only what is missing or changed. Exit code: 0 all done, 1 some failed or "
-        "not scored, "
-        "2 nothing was started."
+        "not scored, 2 nothing was started. Example: python test_pipeline.py --name recommended --input_dir patients "
+        "--pattern '*/mr.nii.gz'"
     )
     parser = use_parser(CohortSettings, Command.PIPELINE, "--name NAME --input_dir FOLDER", description)
     parser.instead["--reference"] = (

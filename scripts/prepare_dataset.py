@@ -2,7 +2,8 @@
 
 Resamples all slices to one pixel spacing, computes body masks, removes the couch from CT, and writes slices with a
 manifest. MR and CT may be of different patients; --model simulated_pairs needs CT alone. Another run prepares only
-what is new or changed.
+what is new or changed. A case is named after its file, or after the folder of a file that is just called mr.nii.gz or
+the like. Wrong body masks can be corrected: edit them in DIR/bodies, and run the command again.
 """
 
 import argparse
