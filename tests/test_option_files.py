@@ -189,7 +189,7 @@ def test_a_run_says_first_that_it_resumes_and_then_where(dataroot, tmp_path, cap
     said = [message for message in caplog.messages if "run: " in message]
     assert said[:2] == [
         f"run: resuming from its last saved state, {folder}/latest_state.pth",
-        "run: resumed at epoch 4, step 0 of 6",
+        "run: resumed at epoch 4 of 4, step 0 of 6",
     ]
     assert caplog.messages[0] == said[0]
     caplog.clear()

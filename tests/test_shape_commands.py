@@ -250,14 +250,14 @@ def test_eval_proposes_masks_as_references_and_ct_as_input(cohort, model):
         for name in ("mr", "ct", "mask"):
             (cohort / f"patients/p{k}").mkdir(parents=True, exist_ok=True)
             (cohort / f"patients/p{k}/{name}.nii.gz").touch()
-    mask = "add --ref_pattern '{case}/mask.nii.gz', which matches all 2 cases"
+    mask = "give --ref_pattern '{case}/mask.nii.gz', which matches all 2 cases"
     with pytest.raises(InputError) as error:
         run(score, "--pred", cohort / "ref", "--ref", cohort / "patients")
     assert str(error.value).endswith(mask)
     words = ("--model", model, "--input", cohort / "patients")
     with pytest.raises(InputError) as error:
         run(score, *words, "--ref", cohort / "ref", "--ref_pattern", "{case}.nii.gz")
-    assert str(error.value).endswith("add --input_pattern '{case}/ct.nii.gz', which matches all 2 cases")
+    assert str(error.value).endswith("give --input_pattern '{case}/ct.nii.gz', which matches all 2 cases")
     for file in (cohort / "patients").glob("*/ct.nii.gz"):
         file.unlink()
     with pytest.raises(InputError, match=r"e\.g\. --input_pattern '{case}/ct\.nii\.gz'$"):

@@ -72,7 +72,7 @@ def test_a_signal_saves_and_ends_and_the_run_resumes_bit_for_bit(
     assert process.wait() == 128 + number, process.stdout
     output = process.stdout
     name = signal.Signals(number).name
-    found = re.search(rf"{name}: saved at epoch (\d+), step (\d+) of \d+: .*run\n", output)
+    found = re.search(rf"{name}: saved at epoch (\d+) of \d+, step (\d+) of \d+: .*run\n", output)
     assert found and int(found[1]) < 20, output
     assert output.endswith(f"resume: python train.py --continue_train --name run --checkpoints_dir {tmp_path}/ck\n")
     assert "Traceback" not in output

@@ -248,7 +248,7 @@ MUTATIONS = (
     Mutation("data/loading/single_dataset.py", "max(0, centre - middle + 1))", "max(0, centre - middle + 2))",
              "a slice is taken before the last slab that holds it",
              "tests/test_slabs.py::test_a_slice_is_complete_with_the_last_slab_that_holds_it[3-5]"),
-    Mutation("cohort/results.py", 'record.status != "done" or record.key != key', 'record.status != "done"',
+    Mutation("cohort/results.py", "or not is_made(record.key, key, bool(record.scores))", "",
              "a cohort keeps a volume whose input, model or options have changed",
              "tests/test_cohort.py::test_current_is_what_was_written_of_the_same_key"),
     # Scores

@@ -112,8 +112,10 @@ def test_a_disk_that_is_full_after_the_volume_is_no_run_that_was_not_started(sit
     with monkeypatch.context() as patched:
         patched.setattr(test_adapt, part, full)
         assert test_adapt.main(arguments) == 1
-    (warning,) = [entry.getMessage() for entry in caplog.records if entry.getMessage().startswith("warning: no ")]
-    assert warning == (f"warning: no {name}: cannot be written: No space left on device; the volume is there: {volume}")
+    (warning,) = [entry.getMessage() for entry in caplog.records if " not made: " in entry.getMessage()]
+    assert warning == (
+        f"warning: {name} not made: cannot be written: No space left on device; the volume itself is written: {volume}"
+    )
     assert read_volume(volume).array.shape == (6, 60, 60)
     others = {"picture": "sct.png", "page": "sct_page/index.html", "report": "sct.json"}
     assert all((site / "new" / file).exists() for other, file in others.items() if other != name)
