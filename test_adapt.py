@@ -210,8 +210,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     checks: list[Check] = []
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
-        settings = synthesiser.settings
-        checks.append(Check(plan, settings.training, settings.steps, settings.caution, settings.unfinished))
+        checks.append(Check.of_model(plan, synthesiser.settings))
         return checks[-1]
 
     arguments = (patient.body, opt.batch_size, patient.further)

@@ -6,6 +6,7 @@ The limits are meant to be crossed seldom by a model that does its work on data 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 from scipy import ndimage
@@ -28,6 +29,7 @@ from data.prepared.training_statistics import (
 from data.values.intensity import mr_percentiles
 from data.volumes.volume import Volume
 from evaluation.metrics import BONE_ABOVE_HU, dice
+from models.inference_settings import InferenceSettings
 from models.synthesis import SPACING_FACTOR, VolumePlan
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,11 @@ class Check:
         self._below_skin: list[float] = []
         self._at_ends, self._counted = [0, 0], 0
         self._looks = plan.to_ct and self._do(self._begin)
+
+    @classmethod
+    def of_model(cls, plan: VolumePlan, settings: InferenceSettings) -> Self:
+        """Return the check of a result of the model with these settings."""
+        return cls(plan, settings.training, settings.steps, settings.caution, settings.unfinished)
 
     def add(self, translated: np.ndarray) -> None:
         """Look at the next slice that comes from the network, (size, size) in [-1, 1]."""

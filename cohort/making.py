@@ -103,8 +103,7 @@ class Models:
         """Return the volume of each model, and the findings of its comparison with the training set."""
         volumes, findings = [], {}
         for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
-            settings = model.settings
-            check = Check(output.plan, settings.training, settings.steps, settings.caution, settings.unfinished)
+            check = Check.of_model(output.plan, model.settings)
             volumes.append(restore_volume(output.translated, output.plan, check))
             findings[name] = check.findings
         return volumes, join_findings(findings, self.mixture)

@@ -8,9 +8,8 @@ from cohort.inputs import CohortCase, glob_below
 from cohort.results import CaseRecord
 from data.errors import listed
 from data.prepared.case_names import below
-from data.prepared.sources import is_folder, is_volume
+from data.prepared.sources import is_image
 from data.values.modality import SWAPPED
-from data.volumes.dicom import holds_slices
 from evaluation.patterns import kind_of, propose_glob
 
 _LISTED = 3
@@ -29,8 +28,7 @@ def warning_by_name(todo: Sequence[CohortCase], cases: Sequence[CohortCase], roo
     names = listed([str(below(root, case.path)) for case in called], _LISTED)
     return (
         f"{len(called)} of {len(cases)} volumes look like CT by name, and will fail if their values confirm it: "
-        f"{names}; "
-        f"{_way_out(called, cases, root)}"
+        f"{names}; {_way_out(called, cases, root)}"
     )
 
 
@@ -66,7 +64,6 @@ def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: P
     pattern, count = found
     others = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
     taken = others if count == len(mr) else f"{count} of {others}"
-    more = sum(is_volume(root / path) or (is_folder(root / path) and holds_slices(root / path))
-               for path in set(glob_below(root, pattern)) - mr)  # fmt: skip
+    more = sum(is_image(root / path) for path in set(glob_below(root, pattern)) - mr)
     only, beyond = ("", f", and {more} more that you did not choose here") if more else ("only ", "")
     return f"--pattern {shlex.quote(pattern)} takes {only}{taken}{beyond}"

@@ -316,8 +316,8 @@ class TrainingRun:
         """Say in the run's folder for how many steps its latest generator was trained, and whether that is all."""
         if not self._in_use:
             return
-        stands = self._place(at)
-        now = replace(self._in_use, steps=self._steps, unfinished="" if self._is_complete(at) else stands)
+        unfinished = "" if self._is_complete(at) else self._place(at)
+        now = replace(self._in_use, steps=self._steps, unfinished=unfinished)
         if now != self._in_use:
             self._in_use = now
             now.write(self.folder)

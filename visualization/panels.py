@@ -214,14 +214,13 @@ def _heading(text: str) -> list[Tile]:
 
 def hu_scale(low: float, high: float, width: int, font_px: int, colours: str = GRAYS) -> Image.Image:
     """Return a bar of `colours` from `low` to `high` HU, `width` pixels long, with its values below it."""
-    scale = Image.new("L" if colours == GRAYS else "RGB", (width, _SCALE_PX + _line_px(font_px)))
+    scale = Image.new("RGB", (width, _SCALE_PX + _line_px(font_px)))
     ramp = np.linspace(low, high, width)[None].repeat(_SCALE_PX, axis=0)
     scale.paste(Image.fromarray(gray(ramp, low, high) if colours == GRAYS else coloured(ramp, low, high, colours)))
-    white = 255 if colours == GRAYS else (255, 255, 255)
     draw, font = ImageDraw.Draw(scale), ImageFont.load_default(font_px)
     texts = ((f"{low:g}", 0, "la"), (f"{(low + high) / 2:g} HU", width // 2, "ma"), (f"{high:g}", width - 1, "ra"))
     for text, x, anchor in texts:
-        draw.text((x, _SCALE_PX + 2), text, fill=white, font=font, anchor=anchor)
+        draw.text((x, _SCALE_PX + 2), text, fill="white", font=font, anchor=anchor)
     return scale
 
 
@@ -250,13 +249,12 @@ def arrange(rows: list[list[Tile]]) -> Image.Image:
     heights = [max(tile.picture.height + (bar_px if tile.limits else 0) for tile in row) for row in rows]
     gray_alone = all(tile.picture.mode == "L" for row in rows for tile in row)
     sheet = Image.new("L" if gray_alone else "RGB", (width, sum(heights) + line_px * len(rows)))
-    white = 255 if gray_alone else (255, 255, 255)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_font_px(width))
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             x, y = sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + line_px * r
             room = (width if len(row) == 1 else widths[c]) - 2
-            draw.text((x + 2, y + 2), _fitted(tile.title, room, font), fill=white, font=font)
+            draw.text((x + 2, y + 2), _fitted(tile.title, room, font), fill="white", font=font)
             sheet.paste(tile.picture, (x, y + line_px))
             if tile.limits:  # the bar is shorter than the picture: numbers of neighbours stay apart
                 bar = hu_scale(*tile.limits, tile.picture.width - 2 * GAP_PX, _font_px(width), tile.colours)

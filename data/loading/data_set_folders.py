@@ -25,7 +25,7 @@ def check_data_root(root: Path) -> None:
         return
     places = dict.fromkeys([root, root.parent, _USUAL] if root.is_dir() else [root.parent, _USUAL])
     found = [path for place in places for path in sorted(place.glob("*")) if is_data_set(path)]
-    known = list({path.resolve(): path for path in reversed(found)}.values())[::-1]  # the first name of each
+    known = [path for k, path in enumerate(found) if not any(path.samefile(earlier) for earlier in found[:k])]
     same = [path for path in known if path.name == root.name]
     near = f"; did you mean {same[0]}?" if same else did_you_mean(root.name, (path.name for path in known))
     what = "no data set: neither a manifest.json nor trainA or trainB in it" if root.is_dir() else "no such folder"
