@@ -140,14 +140,14 @@ def test_a_file_of_trainings(tmp_path, call):
 
 
 STOPPED = """trap 'sleep 0.5; echo stopped; exit 143' TERM
-for k in {1..30}; do sleep 0.1; done"""
+for k in {1..60}; do sleep 0.1; done"""
 
 
 def test_a_training_of_any_length_is_stopped_when_the_time_is_over(tmp_path, call):
     """It saves at the signal; one that knows its time is not stopped, and may take a little longer."""
     (tmp_path / "runs.txt").write_text("long --dataroot d\ntimed --dataroot d --seconds {seconds}\n")
     save = "mkdir -p out/checkpoints/long && touch out/checkpoints/long/latest_state.pth\n"
-    settings = {"BEFORE": f"cd {tmp_path}; {save}{STOPPED}", "SECONDS_TOTAL": "4", "CHECK_SECONDS": "0"}
+    settings = {"BEFORE": f"cd {tmp_path}; {save}{STOPPED}", "SECONDS_TOTAL": "3", "CHECK_SECONDS": "0"}
     done = subprocess.run(**call("runs.txt", "out", **settings), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "training long: saved when the time was over; the same command resumes it" in done.stdout
@@ -158,7 +158,7 @@ def test_a_training_of_any_length_is_stopped_when_the_time_is_over(tmp_path, cal
 
 def test_a_training_that_was_stopped_before_it_saved_has_failed(tmp_path, call):
     (tmp_path / "runs.txt").write_text("long --dataroot d\n")
-    settings = {"BEFORE": STOPPED, "SECONDS_TOTAL": "4", "CHECK_SECONDS": "0"}
+    settings = {"BEFORE": STOPPED, "SECONDS_TOTAL": "3", "CHECK_SECONDS": "0"}
     done = subprocess.run(**call("runs.txt", "out", **settings), timeout=60)
     assert done.returncode == 1
     assert "training long: failed with exit code 143" in done.stdout
