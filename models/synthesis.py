@@ -18,10 +18,11 @@ from numpy.typing import DTypeLike
 
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
+from data.values.bias_field import log_bias_field, without_field
 from data.values.intensity import AIR_HU, IntensityMap, mr_percentiles, mr_window
 from data.values.modality import check_ct, check_mr, in_hu
 from data.values.mr_rules import Rule, rules_in_order
-from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
+from data.values.mr_scale import check_starts_at_zero, fat_level
 from data.volumes.contrasts import ONLY_CONTRAST, check_together
 from data.volumes.slice_frame import FrameSlices, SliceFrame
 from data.volumes.volume import Volume

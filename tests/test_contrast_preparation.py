@@ -10,7 +10,8 @@ import pytest
 from data.errors import InputError
 from data.prepared.contrast_sources import find_contrasts
 from data.prepared.manifest import read_manifest
-from data.values.mr_scale import fat_level, log_bias_field
+from data.values.bias_field import log_bias_field
+from data.values.mr_scale import fat_level
 from data.volumes.volume import Volume, read_volume, write_volume
 from scripts import prepare_dataset
 from tests.faults.commands import snapshot

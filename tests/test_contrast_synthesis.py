@@ -10,8 +10,8 @@ from torch import nn
 
 from cohort.checks import Check
 from data.errors import InputError
+from data.values.bias_field import correct_bias
 from data.values.intensity import IntensityMap
-from data.values.mr_scale import correct_bias
 from data.volumes.volume import Volume
 from models.inference_settings import InferenceSettings, read_inference_settings
 from models.networks import Architecture, build_generator

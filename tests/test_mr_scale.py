@@ -10,8 +10,9 @@ from data.errors import InputError
 from data.loading.slices import prepared_windows, typical_mr_window
 from data.prepared.manifest import read_manifest
 from data.values import mr_scale
+from data.values.bias_field import correct_bias
 from data.values.intensity import IntensityMap, mr_window
-from data.values.mr_scale import check_starts_at_zero, correct_bias, fat_level
+from data.values.mr_scale import check_starts_at_zero, fat_level
 from data.volumes.volume import Volume, write_volume
 from models.synthesis import prepare_volume
 from options import train_options

@@ -8,9 +8,10 @@ import numpy as np
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask
 from data.prepared.sources import Source
+from data.values.bias_field import log_bias_field, without_field
 from data.values.intensity import mr_percentiles
 from data.values.modality import check_ct, check_mr
-from data.values.mr_scale import check_starts_at_zero, fat_level, log_bias_field, without_field
+from data.values.mr_scale import check_starts_at_zero, fat_level
 from data.volumes.contrasts import check_together
 from data.volumes.volume import Volume, read_volume
 

@@ -1,4 +1,4 @@
-"""Bring MR of any scanner to one scale: the level of fat in a volume, and bias-field correction.
+"""Bring MR of any scanner to one scale: the level of fat in a volume.
 
 MR has no units. In T1-weighted MR of a body, fat is the brightest of the common tissues and muscle the next, so the
 intensity of fat says how bright everything else is. It is read off the volume itself.
@@ -6,11 +6,9 @@ intensity of fat says how bright everything else is. It is read off the volume i
 
 import numpy as np
 import scipy
-import SimpleITK as sitk
 from scipy import ndimage
 
 from data.errors import InputError
-from data.volumes.volume import Volume
 
 # Log intensity is binned relative to this percentile, which a few odd voxels do not move, so that no bin depends on
 # the scanner's scaling. The lower end leaves out noise and cortical bone, the upper one holds fat where it is rare.
@@ -36,12 +34,7 @@ AIR_TO_FAT = (-0.05, 0.2)
 DARKEST_TO_FAT = 0.5
 # Less of an image than this is no air to go by.
 AIR_SHARE = 0.03
-# N4 sees blocks of about this size: bias fields are smooth over centimetres.
-N4_MM = 4.5
-N4_ITERATIONS = (50, 50, 50)
-# The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
-N4_MESH = (1, 1, 1)
-_WAY_OUT = (
+WAY_OUT = (
     "for --mr_window tissue and --bias_correction give the image as the scanner wrote it, or use --mr_window "
     "percentile without --bias_correction"
 )
@@ -64,10 +57,10 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
     values = mr[body].astype(np.float64)
     values = values[values > 0]
     if not values.size:
-        raise InputError(f"no voxel of the MR is above 0 inside the body mask; {_WAY_OUT}")
+        raise InputError(f"no voxel of the MR is above 0 inside the body mask; {WAY_OUT}")
     unit = float(np.percentile(values, UNIT_PERCENTILE))
-    fat = _upper_mode(np.log(values / unit))
-    return unit * (ONE_MODE_LEVEL if fat is None else float(np.exp(fat)))
+    modes = two_modes(np.log(values / unit))
+    return unit * (ONE_MODE_LEVEL if modes is None else float(np.exp(modes[1])))
 
 
 def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
@@ -96,21 +89,30 @@ def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
         why = f"hardly anything in the body is darker than {darkest * fat:.4g}, where fat lies at {fat:.4g}"
     else:
         return
-    raise InputError(f"the MR does not start at 0 ({why}): it was shifted or standardised; {_WAY_OUT}")
+    raise InputError(f"the MR does not start at 0 ({why}): it was shifted or standardised; {WAY_OUT}")
 
 
-def _upper_mode(logs: np.ndarray) -> float | None:
-    """Return the brightest mode of log intensities (N,) that has muscle's below it; None if there is none."""
+def two_modes(logs: np.ndarray, fat_to_muscle: tuple[float, float] = FAT_TO_MUSCLE) -> tuple[float, float] | None:
+    """Return where muscle and fat lie among log intensities (N,); None if there is no such pair.
+
+    Args:
+        logs: relative to the 95th percentile of the intensities.
+        fat_to_muscle: range of the factor between them.
+
+    Returns:
+        The most frequent mode as far below the other as muscle is below fat, and the brightest mode that has one.
+    """
     density = _density(logs)
     share = np.convolve(density, np.ones(2 * round(MODE_REACH / BIN_WIDTH) + 1), mode="same") * BIN_WIDTH
     # scipy loads a part by its name at first use: this one takes a second, and most commands need none of it.
     peaks, _ = scipy.signal.find_peaks(density, prominence=PROMINENCE)
     peaks = peaks[share[peaks] >= MODE_SHARE]
     places = LOG_RANGE[0] + BIN_WIDTH * np.array([_vertex(density, peak) for peak in peaks])
-    nearest, farthest = np.log(FAT_TO_MUSCLE)
+    nearest, farthest = np.log(fat_to_muscle)
     for place in places[::-1]:
-        if np.any((places <= place - nearest) & (places >= place - farthest)):
-            return float(place)
+        below = (places <= place - nearest) & (places >= place - farthest)
+        if below.any():
+            return float(places[below][density[peaks[below]].argmax()]), float(place)
     return None
 
 
@@ -133,48 +135,3 @@ def _vertex(density: np.ndarray, peak: int) -> float:
     """Return where between the bins the parabola through a peak and its neighbours is highest."""
     before, top, after = density[peak - 1 : peak + 2]
     return peak + (before - after) / (2 * (before - 2 * top + after))
-
-
-def correct_bias(mr: Volume, body: np.ndarray) -> Volume:
-    """Return an MR without the smooth shading of its coils, float32, on the same scale and grid.
-
-    Arguments and errors are those of `log_bias_field`, which is divided out.
-    """
-    return without_field(mr, log_bias_field(mr, body))
-
-
-def without_field(mr: Volume, log_field: np.ndarray) -> Volume:
-    """Return an MR, float32, divided by a field that is given by its logarithm (z, y, x)."""
-    return mr.with_array((mr.array * np.exp(-log_field)).astype(np.float32))
-
-
-def log_bias_field(mr: Volume, body: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the smooth shading of an MR's coils, float32 (z, y, x): that of all its contrasts.
-
-    N4 (Tustison et al., IEEE Trans Med Imaging 2010) finds the field inside the body on a copy of blocks of about
-    4.5 mm. At full resolution its geometric mean over the body's voxels above 0 is 1.
-
-    Args:
-        mr: the volume.
-        body: where the body is, bool, (z, y, x).
-
-    Raises:
-        InputError: no voxel in the body is above 0.
-    """
-    seen = body & (mr.array > 0)
-    if not seen.any():
-        raise InputError(f"no voxel of the MR is above 0 inside the body mask; {_WAY_OUT}")
-    unit = np.percentile(mr.array[seen], UNIT_PERCENTILE)
-    image = mr.with_array(np.where(seen, mr.array / unit, 0).astype(np.float32)).to_sitk()
-    factors = [max(1, min(round(N4_MM / s), n // 4)) for s, n in zip(mr.spacing, mr.size, strict=True)]
-    # Means over a block's voxels of the body, where they are at least half of it.
-    shares = sitk.BinShrink(mr.with_array(seen.astype(np.float32)).to_sitk(), factors)
-    coarse = sitk.BinShrink(image, factors) / sitk.Maximum(shares, 0.5)
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)  # sums of several threads are not the same every time
-    n4.SetMaximumNumberOfIterations(N4_ITERATIONS)
-    n4.SetNumberOfControlPoints([cells + 3 for cells in N4_MESH])
-    n4.Execute(coarse, shares >= 0.5)
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
-    field -= field[seen].mean(dtype=np.float64)
-    return field

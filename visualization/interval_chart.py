@@ -1,0 +1,39 @@
+"""A chart of means with their intervals, a panel a score: what `scripts.compare_scores --figure` writes."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from evaluation.comparison import Interval
+
+_INCHES_A_RESULT, _INCHES_A_PANEL = 0.28, 3.2
+
+
+def draw_intervals(results: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
+    """Return a figure with a panel a score and a row a result, the first at the top.
+
+    Args:
+        results: the intervals of a result by its label, then by score.
+        titles: of the panels, by score.
+    """
+    labels = list(results)
+    figure = Figure(
+        figsize=(2 + _INCHES_A_PANEL * len(titles), 1 + _INCHES_A_RESULT * len(labels)), layout="constrained"
+    )
+    panels: Sequence = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    places = range(len(labels))
+    for panel, (name, title) in zip(panels, titles.items(), strict=True):
+        found = [results[label][name] for label in labels]
+        means = [one.mean for one in found]
+        reach = [
+            [0.0 if math.isnan(one.low) else abs(one.mean - bound(one)) for one in found]
+            for bound in (lambda one: one.low, lambda one: one.high)
+        ]
+        panel.errorbar(means, places, xerr=reach, fmt="o", color="tab:blue", ecolor="0.6", capsize=2, markersize=5)
+        panel.set_xlabel(title)
+        panel.grid(axis="x", color="0.9")
+        panel.set_axisbelow(True)
+    panels[0].set_yticks(places, labels)
+    panels[0].invert_yaxis()
+    return figure
