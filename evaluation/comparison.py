@@ -13,23 +13,24 @@ import scipy
 from data.errors import InputError
 from data.files import check_regular
 from data.prepared.manifest import read_json
-from evaluation.report import COLUMNS, FEWEST_FOR_STD
+from evaluation.report import COLUMNS
 
 # Scores by case, then by name. A score that a case leaves undefined is NaN.
 Scores = dict[str, dict[str, float]]
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+# Differences of fewer patients have one sign by chance in more than 5 % of cases: 2 / 2^5.
+FEWEST_FOR_INTERVAL = 6
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over patients and its 95 % interval; bounds are NaN for fewer than three patients and infinite values."""
+    """A mean over patients and its 95 % interval; NaN where there is none."""
 
     mean: float
-    low: float
-    high: float
-    n: int
+    low: float = math.nan
+    high: float = math.nan
 
 
 def read_scores(path: Path) -> Scores:
@@ -49,11 +50,14 @@ def read_scores(path: Path) -> Scores:
         )
     scores: Scores = {}
     for row in rows:
-        if row["case"] in scores:
-            raise InputError(f"{path}: case {row['case']} is listed twice")
-        found = {name: _number(row[name], name, row["case"], path) for name in COLUMNS}
+        case = row["case"]
+        if not isinstance(case, str) or not case:
+            raise InputError(f"{path}: expected the name of a case, found {case!r}")
+        if case in scores:
+            raise InputError(f"{path}: case {case} is listed twice")
+        found = {name: _number(row[name], name, case, path) for name in COLUMNS}
         if not all(map(math.isnan, found.values())):
-            scores[row["case"]] = found
+            scores[case] = found
     if not scores:
         raise InputError(
             f"{path}: no case has scores; give test_pipeline.py the true CT with --reference, or score the results "
@@ -70,14 +74,23 @@ def _csv_rows(path: Path) -> list[dict]:
         raise InputError(f"{path}: cannot be read as a table: {error}") from error
 
 
+def scored_in(path: Path) -> str | None:
+    """Return in words where the scores of a JSON were taken; None if it does not say so, as a CSV does not."""
+    where = None if path.suffix.lower() == ".csv" else read_json(path).get("mask")
+    return where if isinstance(where, str) else None
+
+
 def _number(value: object, name: str, case: str, path: Path) -> float:
-    """Return a score; NaN for an empty cell and null."""
+    """Return a score; NaN for an empty cell, null and infinity (the PSNR of equal volumes, null in a JSON)."""
     if value in (None, ""):
         return math.nan
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{path}: {name} of case {case}: expected a number, found {value!r}") from None
+    return number if math.isfinite(number) else math.nan
 
 
 def values_of(results: Mapping[str, Scores], name: str) -> dict[str, np.ndarray]:
@@ -93,14 +106,14 @@ def mean_interval(values: np.ndarray) -> Interval:
     """Return mean and 95 % interval of values (N,) of patients: percentiles of 10,000 bootstrap means.
 
     Patients are drawn with replacement (Efron, Ann Statist 1979), always with the same random numbers. The interval of
-    differences of two results in the same patients is that of a paired comparison.
+    differences of two results in the same patients is that of a paired comparison. Of few patients it is too narrow:
+    of ten that are normally distributed, it holds the true mean in 91 % of cases. There is none of fewer than six.
     """
     if not len(values):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    low = high = math.nan
-    if len(values) >= FEWEST_FOR_STD and np.isfinite(values).all():
-        found = scipy.stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
-        )
-        low, high = map(float, found.confidence_interval)
-    return Interval(float(values.mean()), low, high, len(values))
+        return Interval(math.nan)
+    if len(values) < FEWEST_FOR_INTERVAL:
+        return Interval(float(values.mean()))
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
+    )
+    return Interval(float(values.mean()), *map(float, found.confidence_interval))

@@ -3,7 +3,8 @@
 Each FILE holds scores of the same patients: the `summary.csv` of `test_pipeline.py` or the JSON of `scripts.evaluate
 --json`. A label before `=` is what the table calls it. Prints means over the patients that all files have, with 95 %
 intervals (a bootstrap over patients), and with --against the differences from one of them, patient by patient. A
-difference whose interval holds 0 may be chance.
+difference whose interval holds 0 may be chance. Intervals of few patients are too narrow: of ten, they hold the true
+mean in 91 % of cases. Of fewer than six there are none.
 
     python -m scripts.compare_scores mine=results/mine/summary.csv threshold=scores.json --against threshold
 """
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from data.errors import InputError, did_you_mean, listed, run_command
 from data.outputs import check_free
-from data.settings.parser import CommandParser
-from evaluation.comparison import Interval, Scores, mean_interval, read_scores, values_of
+from data.settings.parser import CommandParser, checked
+from evaluation.comparison import Interval, Scores, mean_interval, read_scores, scored_in, values_of
 from evaluation.report import COLUMNS, markdown_table
 from visualization.figures import check_figure_name, save_figure
 from visualization.interval_chart import draw_intervals
@@ -47,29 +48,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     add("--figure", type=Path, metavar="FILE", help="draw means and intervals: .png, .pdf or .svg")
     add("--overwrite", action="store_true", help="replace the file of --figure")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.against is not None and len(options.files) < 2:
+        parser.error("--against needs another file to compare with")
+    if options.figure is not None:
+        checked(parser, check_figure_name, options.figure)
+    return options
 
 
 def labelled(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return the files by label.
+    """Return the files by label. What is a file's path needs no label, though it may hold a `=`.
 
     Raises:
-        InputError: two have one label.
+        InputError: two have one label, or a label would break the table.
     """
     files: dict[str, Path] = {}
     for argument in arguments:
-        label, given, name = argument.rpartition("=")
-        path = Path(name)
+        label, given, name = ("", "", argument) if Path(argument).exists() else argument.partition("=")
         if not given:
-            label = path.absolute().parent.name if path.name == "summary.csv" else path.stem
+            name = argument
+            label = Path(name).absolute().parent.name if Path(name).name == "summary.csv" else Path(name).stem
+        if not label or set(label) & set("|\n"):
+            raise InputError(f"{argument}: expected a label without | before the =")
         if label in files:
             raise InputError(f"{argument}: {label} is also the label of {files[label]}; give another: LABEL={name}")
-        files[label] = path
+        files[label] = Path(name)
     return files
 
 
 def in_common(results: Mapping[str, Scores]) -> set[str]:
-    """Return the cases that every result has; say which are left out.
+    """Return the cases that are scored in every result; say which are left out.
 
     Raises:
         InputError: there are none.
@@ -78,9 +86,9 @@ def in_common(results: Mapping[str, Scores]) -> set[str]:
     common, some = set.intersection(*every), set.union(*every)
     if not common:
         shown = "; ".join(f"{label}: {listed(sorted(scores), _MOST_NAMES)}" for label, scores in results.items())
-        raise InputError(f"no case is in all files; expected scores of the same patients, found {shown}")
+        raise InputError(f"no case is scored in all files; expected scores of the same patients, found {shown}")
     if common < some:
-        log.warning("warning: not in all files, left out: %s", listed(sorted(some - common), _MOST_NAMES))
+        log.warning("warning: not scored in all files, left out: %s", listed(sorted(some - common), _MOST_NAMES))
     return common
 
 
@@ -93,7 +101,7 @@ def table(rows: Mapping[str, Mapping[str, Interval]], title: str, signed: bool =
 
 
 def _cell(value: Interval, digits: int, signed: bool) -> str:
-    if not value.n:
+    if math.isnan(value.mean):
         return "-"
     form = f"{'+' if signed else ''}.{digits}f"
     shown = f"{value.mean:{form}}"
@@ -101,16 +109,21 @@ def _cell(value: Interval, digits: int, signed: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read, compare, print and draw."""
+    """Read, compare, print and draw.
+
+    Raises:
+        InputError: a file cannot be read or holds no scores, a label is unknown or used twice, or no case is in all.
+    """
     options = parse_arguments(arguments)
     files = labelled(options.files)
     if options.against is not None and options.against not in files:
         near = did_you_mean(options.against, files)
         raise InputError(f"--against {options.against}: no such label; expected one of {', '.join(files)}{near}")
     if options.figure is not None:
-        check_figure_name(options.figure)
         check_free([options.figure], "--figure", list(files.values()), overwrite=options.overwrite)
     results = {label: read_scores(path) for label, path in files.items()}
+    if len(places := {where for path in files.values() if (where := scored_in(path))}) > 1:
+        log.warning("warning: scored in different voxels: %s", "; ".join(sorted(places)))
     common = in_common(results)
     results = {label: {case: scores[case] for case in sorted(common)} for label, scores in results.items()}
     values = {name: values_of(results, name) for name in options.scores}
@@ -123,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if label != options.against
         }
         sys.stdout.write(f"\n{table(differences, f'difference from {options.against}', signed=True)}\n")
-    first = means[next(iter(means))]
-    partial = [f"{COLUMNS[name][0]} over {one.n}" for name, one in first.items() if one.n < len(common)]
+    counts = {name: len(next(iter(found.values()))) for name, found in values.items()}
+    partial = [f"{COLUMNS[name][0]} over {count}" for name, count in counts.items() if count < len(common)]
     if partial:
         sys.stdout.write(f"undefined in some of the {len(common)} cases: {', '.join(partial)}\n")
     if options.figure is not None:

@@ -1,11 +1,12 @@
-"""What N4 leaves of a bias field is found from muscle and fat, which are alike everywhere."""
+"""Bias fields: what N4 finds, and what it leaves and two tissues show."""
 
 import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggrid3d
 
+from data.errors import InputError
 from data.values import bias_field
-from data.values.bias_field import log_bias_field
+from data.values.bias_field import correct_bias, log_bias_field
 from data.volumes.volume import Volume
 from tests.test_mr_scale import limb
 
@@ -20,7 +21,7 @@ def lopsided(amplitude: float) -> tuple[Volume, np.ndarray, np.ndarray]:
     field = np.log(1 - amplitude * np.sin(np.pi / 2 * x))
     noise = np.random.default_rng(0).normal(0, 10, (2, *shape))
     array = np.hypot(clean * np.exp(field) + noise[0], noise[1]).astype(np.float32)
-    return Volume(array, (2.0, 2.0, 4.0)), body, field
+    return Volume(array, (2.0, 2.5, 4.0)), body, field
 
 
 def left(mr: Volume, body: np.ndarray, field: np.ndarray) -> float:
@@ -28,14 +29,32 @@ def left(mr: Volume, body: np.ndarray, field: np.ndarray) -> float:
     return float((log_bias_field(mr, body) - field)[body].std())
 
 
+def test_a_smooth_bias_field_is_taken_out():
+    mr, body, field = limb(0.4)
+    corrected = correct_bias(mr, body)
+    assert corrected.array.dtype == np.float32 and corrected.origin == mr.origin
+    removed = np.log(mr.array[body] / corrected.array[body])
+    assert removed.mean() == pytest.approx(0, abs=1e-4)  # the scale stays
+    before = np.log(field[body])
+    left = before - removed
+    assert before.std() > 0.2
+    assert left.std() < 0.06
+    again = correct_bias(mr.with_array(3 * mr.array), body)
+    np.testing.assert_allclose(again.array, 3 * corrected.array, rtol=1e-3)
+
+
+def test_without_a_field_little_changes():
+    mr, body, _ = limb(0.0)
+    assert np.log(mr.array[body] / correct_bias(mr, body).array[body]).std() < 0.03
+
+
 def test_what_n4_leaves_is_found(monkeypatch):
-    """N4 that took only half of the field, as it does in real limbs."""
-    mr, body, field = lopsided(0.4)
-    assert field[body].std() == pytest.approx(0.28, abs=0.01)
-    half = bias_field.without_field(mr, field / 2)
-    blocks = np.where(body, half.array / 950, 0)[:, ::2, ::2]
-    found = bias_field._left_field(blocks, body[:, ::2, ::2], [1, 2, 2], field.shape)
-    assert (found - field / 2)[body].std() < 0.02
+    """N4 is stopped early, so that it leaves nearly the whole field."""
+    mr, body, field = lopsided(0.25)
+    monkeypatch.setattr(bias_field, "N4_ITERATIONS", (10,))
+    assert left(mr, body, field) < 0.01
+    monkeypatch.setattr(bias_field, "_add_left_field", lambda *_: None)
+    assert left(mr, body, field) > 0.15
 
 
 def test_where_there_is_no_field_none_is_found():
@@ -47,7 +66,7 @@ def test_one_tissue_alone_is_left_to_n4(monkeypatch):
     mr, body, field = limb(0.3)
     one = mr.with_array(np.where(body, 300 * field, 0).astype(np.float32))
     found = log_bias_field(one, body)
-    monkeypatch.setattr(bias_field, "_left_field", lambda *_: 0.0)
+    monkeypatch.setattr(bias_field, "_add_left_field", lambda *_: None)
     np.testing.assert_array_equal(found, log_bias_field(one, body))
 
 
@@ -57,17 +76,18 @@ SHAPE, FACTORS = (10, 20, 24), [1, 2, 3]
 def two_tissues(field: np.ndarray) -> np.ndarray:
     """Return the field that is found in blocks of two levels, half of each, of which a tenth are of neither tissue."""
     rng = np.random.default_rng(2)
-    tissue = np.where(rng.random(SHAPE) < 0.5, 1.0, 0.3) * np.exp(rng.normal(0, 0.08, SHAPE))
-    tissue = np.where(rng.random(SHAPE) < 0.1, rng.uniform(0.1, 1.5, SHAPE), tissue)
-    whole = tuple(size * factor for size, factor in zip(SHAPE, FACTORS, strict=True))
-    found = bias_field._left_field(tissue * np.exp(field), np.ones(SHAPE, bool), FACTORS, whole)
-    return np.broadcast_to(found, whole)[:, ::2, 1::3]  # middles of three voxels; of two the first, a quarter block off
+    shape = field.shape
+    tissue = np.where(rng.random(shape) < 0.5, 1.0, 0.3) * np.exp(rng.normal(0, 0.08, shape))
+    tissue = np.where(rng.random(shape) < 0.1, rng.uniform(0.1, 1.5, shape), tissue)
+    found = np.zeros([size * factor for size, factor in zip(shape, FACTORS, strict=True)], np.float32)
+    bias_field._add_left_field(found, tissue * np.exp(field), np.ones(shape, bool), FACTORS)
+    return found[:, ::2, 1::3]  # middles of three voxels; of two the first, a quarter of a block off
 
 
-def known_field(scale: float) -> np.ndarray:
+def known_field(scale: float, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     coefficients = np.zeros((4, 4, 4))
     coefficients[0, 0, 1], coefficients[0, 1, 0], coefficients[2, 0, 0], coefficients[0, 1, 2] = 0.3, -0.1, 0.05, 0.08
-    return scale * leggrid3d(*(np.linspace(-1, 1, size) for size in SHAPE), coefficients)
+    return scale * leggrid3d(*(np.linspace(-1, 1, size) for size in shape), coefficients)
 
 
 def test_the_field_of_two_tissues_is_found_wherever_they_lie():
@@ -85,13 +105,42 @@ def test_a_larger_field_than_n4_leaves_is_not_believed():
     assert not two_tissues(field).any()
 
 
+def test_few_blocks_show_no_field():
+    """A body of a few centimetres: noise alone would look like a field."""
+    few = (8, 10, 12)
+    assert np.prod(few) < bias_field.FEWEST_BLOCKS
+    assert not two_tissues(known_field(0.9, few)).any()
+
+
+def test_as_many_blocks_as_count_are_enough(monkeypatch):
+    """Of more, those that count are drawn over the whole body."""
+    monkeypatch.setattr(bias_field, "MOST_BLOCKS", 2_000)
+    field = known_field(0.9)
+    off = two_tissues(field) - field
+    assert np.abs(off - off.mean()).max() < 0.06
+
+
+def test_a_body_thinner_than_a_block_is_left_to_n4():
+    thin = np.zeros((4, 16, 16), np.float32)
+    thin[1:3, 7, 7] = 500
+    assert np.isfinite(log_bias_field(Volume(thin, (1.0, 1.0, 4.0)), thin > 0)).all()
+
+
+def test_a_single_slice_is_refused():
+    mr, body, _ = limb(0.1)
+    with pytest.raises(InputError, match=r"the bias field of 56 x 56 x 1 voxels cannot be corrected: give several"):
+        log_bias_field(Volume(mr.array[:1], mr.spacing), body[:1])
+
+
 def test_beyond_the_body_the_field_stays_at_its_edge():
     """A polynomial of third order would run away there."""
     mr, body, _ = lopsided(0.4)
-    wide = Volume(np.pad(mr.array, ((0, 0), (0, 0), (0, 64))), mr.spacing)
+    wide = np.pad(mr.array, ((0, 0), (0, 0), (0, 64)))
     inside = np.pad(body, ((0, 0), (0, 0), (0, 64)))
-    blocks = np.where(inside, wide.array / 950, 0)[:, ::2, ::2]
-    found = bias_field._left_field(blocks, inside[:, ::2, ::2], [1, 2, 2], wide.array.shape)
+    found = np.zeros(wide.shape, np.float32)
+    blocks = np.where(inside, wide / 950, 0)[:, ::2, ::2]
+    bias_field._add_left_field(found, blocks, inside[:, ::2, ::2], [1, 2, 2])
+    assert found.std() > 0.05
     np.testing.assert_array_equal(found[..., 70:], found[..., 69:70].repeat(58, axis=2))
 
 

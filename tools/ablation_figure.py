@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import run_command
+from data.errors import InputError, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser
 from evaluation.comparison import Interval
@@ -22,15 +22,24 @@ log = logging.getLogger(__name__)
 
 
 def read_intervals(path: Path) -> dict[str, dict[str, Interval]]:
-    """Return the table's intervals by training, then by score."""
-    with path.open(newline="", encoding="utf-8") as file:
-        _, *columns = next(rows := csv.reader(file))
-        table = {name: dict(zip(columns, map(_number, cells), strict=True)) for name, *cells in rows}
-    names = [name for name in columns if name in COLUMNS]
-    return {
-        training: {name: Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 0) for name in names}
-        for training, row in table.items()
-    }
+    """Return the table's intervals by training, then by score.
+
+    Raises:
+        InputError: it is no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            _, *columns = next(rows := csv.reader(file))
+            table = {label: dict(zip(columns, map(_number, cells), strict=True)) for label, *cells in rows}
+        names = [name for name in columns if name in COLUMNS]
+        return {
+            label: {name: Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names}
+            for label, row in table.items()
+        }
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise InputError(
+            f"{path}: expected a row for each training: its name, then NAME, NAME_low, NAME_high of scores: {error!r}"
+        ) from error
 
 
 def _number(cell: str) -> float:

@@ -1,6 +1,5 @@
 """A chart of means with their intervals, a panel a score: what `scripts.compare_scores --figure` writes."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -26,14 +25,11 @@ def draw_intervals(results: Mapping[str, Mapping[str, Interval]], titles: Mappin
     for panel, (name, title) in zip(panels, titles.items(), strict=True):
         found = [results[label][name] for label in labels]
         means = [one.mean for one in found]
-        reach = [
-            [0.0 if math.isnan(one.low) else abs(one.mean - bound(one)) for one in found]
-            for bound in (lambda one: one.low, lambda one: one.high)
-        ]
-        panel.errorbar(means, places, xerr=reach, fmt="o", color="tab:blue", ecolor="0.6", capsize=2, markersize=5)
+        reach = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
+        panel.errorbar(means, places, xerr=reach, fmt="o", color="#0072b2", ecolor="0.6", capsize=2, markersize=5)
         panel.set_xlabel(title)
         panel.grid(axis="x", color="0.9")
         panel.set_axisbelow(True)
-    panels[0].set_yticks(places, labels)
+    panels[0].set_yticks(places, labels, parse_math=False)
     panels[0].invert_yaxis()
     return figure

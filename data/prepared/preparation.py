@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
 # removal, frame, the level of fat, the bias field.
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 # What the record of a case says while its files are written for the first time.
 BEGUN = {"begun": "a run of scripts.prepare_dataset that has not ended yet"}
 # CT is stored as int16; scanners mark voxels outside their field of view by values far below air.

@@ -1,9 +1,10 @@
-"""Take out the smooth shading of an MR's coils: N4, and then what leaves muscle and fat alike everywhere.
+"""Correct the smooth shading of an MR's coils: by N4, then by two tissues that have one brightness everywhere.
 
-N4 knows no tissues. Where a body holds mostly fat on one side and mostly muscle on the other, it takes part of a field
-for their difference. Two tissues are known in T1-weighted MR, so what N4 left is found from them.
+N4 knows no tissues. Where a limb is mostly fat on one side and mostly muscle on the other, it takes part of a field for
+their difference. What it left is found from the two tissues, where the histogram shows both.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -19,21 +20,25 @@ BLOCK_MM = 4.5
 N4_ITERATIONS = (50, 50, 50)
 # The coarsest mesh of the field: its one cell spans the body, and every further level halves the cells.
 N4_MESH = (1, 1, 1)
-# Muscle and fat that are told apart: fat is brighter by a factor in this range.
-FAT_TO_MUSCLE = (2.0, 8.0)
+# How much brighter one tissue must be than the other. Wider than in `mr_scale`, since N4 left a field: with 6 at most,
+# the muscle of two of six limbs would not count. Below 2, a field between them could make them one.
+BRIGHTER = (2.0, 8.0)
 # What N4 left is a polynomial of this order. Its coefficients are held near 0 as by this share of all blocks, each of
 # one tissue whose log intensities spread by a tenth.
 ORDER = 3
 PRIOR = 0.01
 PRIOR_SPREAD = 0.1
 TISSUE_ITERATIONS = 30
-# Limits of a tissue's spread, and of the distance of its level from the histogram's mode. Blocks of both tissues are
-# neither: this share of all blocks at the start.
+# Smallest and largest standard deviation of a tissue's log intensities, and how far its level may lie from the mode.
 SPREAD = (0.05, 0.15)
 FROM_MODE = 0.2
+# Share of the blocks that hold neither tissue alone, and may have any intensity.
 OTHERS = 0.3
-# A larger standard deviation is no field that N4 left: the one tissue was taken for the other.
+# A field of a larger standard deviation is not believed: N4 does not leave so much, and one tissue may have been taken
+# for the other.
 LARGEST_LEFT = 0.2
+# In fewer blocks, noise alone looks like a field. More say nothing new: as many are drawn.
+FEWEST_BLOCKS = 1_000
 MOST_BLOCKS = 100_000
 
 
@@ -54,17 +59,23 @@ def log_bias_field(mr: Volume, body: np.ndarray) -> np.ndarray:
     """Return the logarithm of the smooth shading of an MR's coils, float32 (z, y, x): that of all its contrasts.
 
     N4 (Tustison et al., IEEE Trans Med Imaging 2010) finds the field inside the body on a copy of blocks of about
-    4.5 mm. Where muscle and fat can be told apart, what it left is found from these two: a polynomial of third order,
-    by expectation-maximisation (Van Leemput et al., IEEE Trans Med Imaging 1999, here with a prior on coefficients). At
-    full resolution the field's geometric mean over the body's voxels above 0 is 1.
+    4.5 mm. Where the histogram then shows two tissues, as muscle and fat in T1-weighted MR, what N4 left is found from
+    them: a polynomial of third order, by expectation-maximisation (Van Leemput et al., IEEE Trans Med Imaging 1999,
+    here with a prior on coefficients). At full resolution the field's geometric mean over the body's voxels above 0 is
+    1.
 
     Args:
         mr: the volume.
         body: where the body is, bool, (z, y, x).
 
     Raises:
-        InputError: no voxel in the body is above 0.
+        InputError: no voxel in the body is above 0, or the volume is one voxel thick.
     """
+    if min(mr.size) < 2:
+        raise InputError(
+            f"the bias field of {' x '.join(map(str, mr.size))} voxels cannot be corrected: give several slices, or "
+            "switch it off (bias_correction in the model's inference.json, --bias_correction in preparation)"
+        )
     seen = body & (mr.array > 0)
     if not seen.any():
         raise InputError(f"no voxel of the MR is above 0 inside the body mask; {WAY_OUT}")
@@ -80,51 +91,56 @@ def log_bias_field(mr: Volume, body: np.ndarray) -> np.ndarray:
     n4.SetNumberOfControlPoints([cells + 3 for cells in N4_MESH])
     n4.Execute(coarse, shares >= 0.5)
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
+    del image
     blocks = sitk.GetArrayFromImage(coarse) * np.exp(-sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(coarse)))
-    field += _left_field(blocks, sitk.GetArrayFromImage(shares) >= 0.5, factors[::-1], field.shape)
+    _add_left_field(field, blocks, sitk.GetArrayFromImage(shares) >= 0.5, factors[::-1])
     field -= field[seen].mean(dtype=np.float64)
     return field
 
 
-def _left_field(
-    blocks: np.ndarray, inside: np.ndarray, factors: list[int], shape: tuple[int, ...]
-) -> np.ndarray | float:
-    """Return the log field (z, y, x) that N4 left in blocks of voxels; 0 where muscle and fat cannot be told apart.
+def _add_left_field(field: np.ndarray, blocks: np.ndarray, inside: np.ndarray, factors: Sequence[int]) -> None:
+    """Add to a log field (z, y, x) what it left, as far as two tissues show it.
 
     Args:
-        blocks: corrected mean intensities, relative to about fat's.
+        field: of voxels; changed in place.
+        blocks: mean intensities of blocks of voxels, divided by the field.
         inside: which blocks are of the body.
-        factors: voxels of a block along each axis.
-        shape: of the field.
+        factors: voxels of a block along z, y, x.
     """
     known = np.nonzero(inside & (blocks > np.exp(LOG_RANGE[0])))
+    if len(known[0]) < FEWEST_BLOCKS:
+        return
     logs = np.log(blocks[known] / np.percentile(blocks[known], UNIT_PERCENTILE))
-    if (modes := two_modes(logs, FAT_TO_MUSCLE)) is None:
-        return 0.0
+    if (modes := two_modes(logs, BRIGHTER)) is None:
+        return
     # From -1 to 1 over the body. Polynomials of third order would run away beyond it.
     first, last = (np.array([end(places) for places in known]) for end in (np.min, np.max))
     half = np.maximum((last - first) / 2, 0.5)
     middle = (first + last) / 2
-    some = np.s_[:: -(-len(logs) // MOST_BLOCKS)]
+    some = np.random.default_rng(0).permutation(len(logs))[:MOST_BLOCKS]
     z, y, x = ((places[some] - m) / h for places, m, h in zip(known, middle, half, strict=True))
     terms = np.array([powers for powers in product(range(ORDER + 1), repeat=3) if 0 < sum(powers) <= ORDER])
     shapes = legendre.legvander3d(z, y, x, [ORDER] * 3).reshape(-1, *[ORDER + 1] * 3)[:, *terms.T]
     fitted = _fit(logs[some], shapes, np.array(modes))
     if np.std(shapes @ fitted) > LARGEST_LEFT:
-        return 0.0
+        return
     coefficients = np.zeros([ORDER + 1] * 3)
     coefficients[*terms.T] = fitted
     z, y, x = (
         np.clip(((np.arange(size) + 0.5) / factor - 0.5 - m) / h, -1, 1)
-        for size, factor, m, h in zip(shape, factors, middle, half, strict=True)
+        for size, factor, m, h in zip(field.shape, factors, middle, half, strict=True)
     )
-    return legendre.leggrid3d(z, y, x, coefficients).astype(np.float32)
+    for plane, place in zip(field, z, strict=True):
+        plane += legendre.leggrid2d(y, x, legendre.legval(place, coefficients))
 
 
 def _fit(logs: np.ndarray, shapes: np.ndarray, modes: np.ndarray) -> np.ndarray:
-    """Return the coefficients of `shapes` (N, terms) that bring log intensities (N,) nearest to the levels of tissues.
+    """Return the coefficients of `shapes` (N, terms) that bring log intensities (N,) nearest to two tissues' levels.
 
-    Blocks belong to muscle, to fat, or to neither, whatever their intensity.
+    A block is of the one tissue, of the other, or of neither.
+
+    Args:
+        modes: where the tissues lie at the start, (2,).
     """
     level, spread, share = modes, np.full(2, SPREAD[1]), np.full(2, (1 - OTHERS) / 2)
     prior = PRIOR * len(logs) / PRIOR_SPREAD**2 * np.eye(shapes.shape[1])
