@@ -32,6 +32,8 @@ def read_intervals(path: Path) -> dict[str, dict[str, Interval]]:
             _, *columns = next(rows := csv.reader(file))
             table = {label: dict(zip(columns, map(_number, cells), strict=True)) for label, *cells in rows}
         names = [name for name in columns if name in COLUMNS]
+        if not table or not names:
+            raise ValueError("no rows or no scores")
         return {
             label: {name: Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names}
             for label, row in table.items()
