@@ -123,8 +123,8 @@ def test_all_commands_of_the_way_were_run_in_order(way):
     assert way[1] == [
         "test_adapt", "scripts.prepare_dataset", "train", "train", "scripts.export_model", "ct_segmentation.train",
         "train", "train", "test_adapt", "test_adapt", "test_pipeline", "scripts.evaluate",
-        "scripts.trivial_predictors", "scripts.evaluate", "scripts.export_model", "scripts.import_generator",
-        "scripts.resample", "scripts.simulate_mr", "fill_hole",
+        "scripts.trivial_predictors", "scripts.evaluate", "scripts.compare_scores", "scripts.export_model",
+        "scripts.import_generator", "scripts.resample", "scripts.simulate_mr", "fill_hole",
     ]  # fmt: skip
 
 
