@@ -18,10 +18,24 @@ from evaluation.report import COLUMNS
 # Scores by case, then by name. A score that a case leaves undefined is NaN.
 Scores = dict[str, dict[str, float]]
 
+
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 # Differences of fewer patients have one sign by chance in more than 5 % of cases: 2 / 2^5.
 FEWEST_FOR_INTERVAL = 6
+
+
+@dataclass(frozen=True)
+class ScoredCases:
+    """What a file of scores holds.
+
+    Attributes:
+        scores: by case, then by name.
+        where: in which voxels they were taken, in words; None if the file does not say so, as a CSV does not.
+    """
+
+    scores: Scores
+    where: str | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Interval:
     high: float = math.nan
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> ScoredCases:
     """Return the scores in the JSON of `scripts.evaluate --json` or the `summary.csv` of `test_pipeline.py`.
 
     Cases that were not scored are left out.
@@ -41,7 +55,8 @@ def read_scores(path: Path) -> Scores:
     Raises:
         InputError: the file cannot be read, is neither of both, holds no scores, or a case twice.
     """
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_json(path).get("cases")
+    report = {"cases": _csv_rows(path)} if path.suffix.lower() == ".csv" else read_json(path)
+    rows, where = report.get("cases"), report.get("mask")
     named = {"case", *COLUMNS}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and named <= row.keys() for row in rows):
         raise InputError(
@@ -63,7 +78,7 @@ def read_scores(path: Path) -> Scores:
             f"{path}: no case has scores; give test_pipeline.py the true CT with --reference, or score the results "
             "with scripts.evaluate --json"
         )
-    return scores
+    return ScoredCases(scores, where if isinstance(where, str) else None)
 
 
 def _csv_rows(path: Path) -> list[dict]:
@@ -72,12 +87,6 @@ def _csv_rows(path: Path) -> list[dict]:
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table: {error}") from error
-
-
-def scored_in(path: Path) -> str | None:
-    """Return in words where the scores of a JSON were taken; None if it does not say so, as a CSV does not."""
-    where = None if path.suffix.lower() == ".csv" else read_json(path).get("mask")
-    return where if isinstance(where, str) else None
 
 
 def _number(value: object, name: str, case: str, path: Path) -> float:

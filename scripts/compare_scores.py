@@ -19,7 +19,7 @@ from pathlib import Path
 from data.errors import InputError, did_you_mean, listed, run_command
 from data.outputs import check_free
 from data.settings.parser import CommandParser, checked
-from evaluation.comparison import Interval, Scores, mean_interval, read_scores, scored_in, values_of
+from evaluation.comparison import Interval, Scores, mean_interval, read_scores, values_of
 from evaluation.report import COLUMNS, markdown_table
 from visualization.figures import check_figure_name, save_figure
 from visualization.interval_chart import draw_intervals
@@ -121,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--against {options.against}: no such label; expected one of {', '.join(files)}{near}")
     if options.figure is not None:
         check_free([options.figure], "--figure", list(files.values()), overwrite=options.overwrite)
-    results = {label: read_scores(path) for label, path in files.items()}
-    if len(places := {where for path in files.values() if (where := scored_in(path))}) > 1:
+    read = {label: read_scores(path) for label, path in files.items()}
+    if len(places := {one.where for one in read.values() if one.where}) > 1:
         log.warning("warning: scored in different voxels: %s", "; ".join(sorted(places)))
+    results = {label: one.scores for label, one in read.items()}
     common = in_common(results)
     results = {label: {case: scores[case] for case in sorted(common)} for label, scores in results.items()}
     values = {name: values_of(results, name) for name in options.scores}

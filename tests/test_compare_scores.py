@@ -68,17 +68,17 @@ def test_both_kinds_of_files_hold_the_same_scores(tmp_path):
     as_csv = write_csv(tmp_path / "mine/summary.csv", [row | {"status": "done"} for row in rows])
     as_json = write_json(tmp_path / "mine.json", {"p1": 60.0, "p2": 70.0})
     assert read_scores(as_csv) == read_scores(as_json)
-    assert read_scores(as_csv)["p2"]["mae"] == 70
+    assert read_scores(as_csv).scores["p2"]["mae"] == 70
 
 
 def test_a_case_without_scores_is_left_out(tmp_path):
     rows = [*scores({"p1": 60.0}), {"case": "failed"} | dict.fromkeys(COLUMNS, "")]
-    assert list(read_scores(write_csv(tmp_path / "summary.csv", rows))) == ["p1"]
+    assert list(read_scores(write_csv(tmp_path / "summary.csv", rows)).scores) == ["p1"]
 
 
 def test_a_score_counts_only_where_all_results_define_it(tmp_path):
-    a = read_scores(write_json(tmp_path / "a.json", {"p1": 1.0, "p2": 2.0, "p3": None}))
-    b = read_scores(write_json(tmp_path / "b.json", {"p3": 30.0, "p2": 20.0, "p1": 10.0}))
+    a = read_scores(write_json(tmp_path / "a.json", {"p1": 1.0, "p2": 2.0, "p3": None})).scores
+    b = read_scores(write_json(tmp_path / "b.json", {"p3": 30.0, "p2": 20.0, "p1": 10.0})).scores
     values = values_of({"a": a, "b": b}, "mae")
     assert values["a"].tolist() == [1, 2] and values["b"].tolist() == [10, 20]
     assert len(values_of({"a": a, "b": b}, "ssim")["a"]) == 3
@@ -122,7 +122,7 @@ def test_infinite_scores_count_as_undefined(tmp_path, capsys):
     """A JSON holds null for them, a CSV inf."""
     one = write_json(tmp_path / "one.json", {"p1": 1.0, "p2": 2.0}, psnr=None)
     two = write_csv(tmp_path / "two.csv", scores({"p1": 1.0, "p2": 2.0}, psnr=math.inf))
-    assert read_scores(one)["p1"].keys() == read_scores(two)["p1"].keys()
+    assert read_scores(one).scores["p1"].keys() == read_scores(two).scores["p1"].keys()
     compare_scores.main([str(one), str(two), "--scores", "psnr", "--against", "one"])
     assert "| two                 |         - |" in capsys.readouterr().out
 

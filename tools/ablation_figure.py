@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.outputs import check_free
-from data.settings.parser import CommandParser
+from data.settings.parser import CommandParser, checked
 from evaluation.comparison import Interval
 from evaluation.report import COLUMNS
 from visualization.figures import check_figure_name, save_figure
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="figure: .png, .pdf or .svg")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     options = parser.parse_args(arguments)
-    check_figure_name(options.out)
+    checked(parser, check_figure_name, options.out)
     check_free([options.out], "--out", [options.table], overwrite=options.overwrite)
     table = read_intervals(options.table)
     titles = {name: COLUMNS[name][0] for name in next(iter(table.values()))}
