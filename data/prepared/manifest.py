@@ -63,7 +63,7 @@ class Case:
             sets of earlier versions.
         fat_problem: MR only: why there is no fat level.
         bias_corrected: whether the slices, and all that is recorded of the MR, were corrected by
-            `data.values.bias_field.correct_bias`.
+            `data.values.bias_field.log_bias_field`.
         hu_histogram: CT only: `hu_histogram` inside the body; hu_slice_spread: how far its slices are from that
             (`data.prepared.training_statistics.slice_spread`). None in data sets of earlier versions.
         section_cm2, gas_share: CT only: `data.prepared.training_statistics.section_figures`; None in data sets of

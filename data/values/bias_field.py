@@ -42,14 +42,6 @@ FEWEST_BLOCKS = 1_000
 MOST_BLOCKS = 100_000
 
 
-def correct_bias(mr: Volume, body: np.ndarray) -> Volume:
-    """Return an MR without the smooth shading of its coils, float32, on the same scale and grid.
-
-    Arguments and errors are those of `log_bias_field`, which is divided out.
-    """
-    return without_field(mr, log_bias_field(mr, body))
-
-
 def without_field(mr: Volume, log_field: np.ndarray) -> Volume:
     """Return an MR, float32, divided by a field that is given by its logarithm (z, y, x)."""
     return mr.with_array((mr.array * np.exp(-log_field)).astype(np.float32))
