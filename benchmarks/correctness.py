@@ -25,10 +25,10 @@ from benchmarks.settings import BenchmarkSettings
 from data.errors import InputError
 from data.phantom.patients import PhantomSettings, make_patient
 from models.cycle_gan_model import CycleGANModel
-from models.inference_settings import InferenceSettings
+from models.inference_settings import MIRRORINGS, InferenceSettings
 from models.networks import build_generator
 from models.synthesis import prepare_volume
-from models.test_model import MIRRORINGS, TestModel
+from models.test_model import TestModel
 
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SUMS = 2.0**-19
@@ -194,7 +194,7 @@ class SynthesisProblem:
         """Draw the MR, of `opt.size` pixels, and write the generator's weights under `opt.folder`."""
         self.folder: Path = opt.folder / "correctness"
         settings = write_random_model(self.folder, opt.netG, opt.ngf, opt.size, FIELD_MM / opt.size)
-        self.settings: InferenceSettings = replace(settings, mirrored=True)
+        self.settings: InferenceSettings = replace(settings, mirrored="xy")
         grid = PhantomSettings(opt.size, SLICES, FIELD_MM / opt.size, min(100.0, HEIGHT_MM / SLICES))
         self.slices = np.asarray(prepare_volume(make_patient(1, 0, "mr", grid).mr, self.settings)[0])
 
@@ -212,7 +212,7 @@ class SynthesisProblem:
         net.double().eval()
         images = torch.from_numpy(self.slices).double()[:, None]
         with torch.inference_mode():
-            outputs = [net(images.flip(axes)).flip(axes) for axes in MIRRORINGS]
+            outputs = [net(images.flip(axes)).flip(axes) for axes in MIRRORINGS[self.settings.mirrored]]
         return torch.stack(outputs).mean(0)[:, 0].numpy()
 
     def check(self, device: torch.device, precision: str) -> Check:

@@ -41,6 +41,12 @@ _ARCHITECTURE = tuple(field.name for field in fields(Architecture))
 _GREATEST_NGF, _GREATEST_SIZE, _GREATEST_SLAB = 4096, 8192, 99
 
 
+# Of slices (..., H, W): along which axes each is mirrored before the network, and its output back.
+MIRRORINGS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "": ((),), "x": ((), (-1,)), "y": ((), (-2,)), "xy": ((), (-2,), (-1,), (-2, -1)),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class InferenceSettings:
     """How to run a trained generator on a volume.
@@ -57,8 +63,8 @@ class InferenceSettings:
         ct: CT map, in HU.
         versions: packages that trained the model.
         training: what the training set looked like; None for models trained on images or by an earlier version.
-        mirrored: whether what comes out is the mean over the four mirrorings of a slice, by rows and columns; for
-            models trained on mirrored slices (--flip). Takes the network four times as long.
+        mirrored: along which axes slices are mirrored, too, '', 'x', 'y' or 'xy' as in training (--flip): what comes
+            out is the mean over two mirrorings, for 'xy' over four. Takes the network two or four times as long.
         solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
@@ -81,7 +87,7 @@ class InferenceSettings:
     ct: IntensityMap
     versions: dict[str, str]
     training: TrainingStatistics | None = None
-    mirrored: bool = False
+    mirrored: str = ""
     solid_body: bool = False
     slab: int = 1
     bias_correction: bool = False
@@ -107,7 +113,7 @@ class InferenceSettings:
     @property
     def views(self) -> int:
         """Number of outputs for one slice: those of the slabs that hold it, times its mirrorings."""
-        return self.slab * (4 if self.mirrored else 1)
+        return self.slab * len(MIRRORINGS[self.mirrored])
 
     @property
     def mr_units(self) -> IntensityMap | None:
@@ -173,6 +179,8 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
         data["mr_window"] = _as_rule(data["mr_window"])
         if "contrasts" in data:
             data["contrasts"] = tuple(data["contrasts"])
+        if isinstance(data.get("mirrored"), bool):  # in earlier versions all four mirrorings, or none
+            data["mirrored"] = "xy" if data["mirrored"] else ""
         data["hu_curve"] = tuple((x, y) for x, y in data.get("hu_curve", ()))
         if data.get("training"):
             data["training"] = TrainingStatistics.from_dict(data["training"])
@@ -243,7 +251,8 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
         "bias_correction": isinstance(s.bias_correction, bool),
         "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
-        "mirrored and solid_body": isinstance(s.mirrored, bool) and isinstance(s.solid_body, bool),
+        "mirrored": isinstance(s.mirrored, str) and s.mirrored in MIRRORINGS,
+        "solid_body": isinstance(s.solid_body, bool),
         "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
         "caution and unfinished": isinstance(s.caution, str) and isinstance(s.unfinished, str),
         "ct_kvp": s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES),

@@ -193,8 +193,9 @@ def _how(s: InferenceSettings) -> list[str]:
     if s.bias_correction:
         lines.append("The MR is divided by its bias field (N4, of the first contrast) first.")
     if s.mirrored:
+        axes = {"x": "columns", "y": "rows", "xy": "rows, columns and both"}[s.mirrored]
         lines.append(
-            "The output is the mean over the four mirrorings of the input by rows and columns, each mirrored back."
+            f"The output is the mean of that of the input and of that of the input mirrored by {axes}, mirrored back."
         )
     if s.solid_body:
         lines.append(

@@ -234,7 +234,7 @@ def load_synthesiser(
     """
     settings, weights, _ = find_generator(folder, epoch, spacing_mm, direction)
     settings = replace(
-        settings.of_epoch(epoch), mirrored=settings.mirrored and "mirrored" not in off,
+        settings.of_epoch(epoch), mirrored="" if "mirrored" in off else settings.mirrored,
         solid_body=settings.solid_body and "solid_body" not in off,
     )  # fmt: skip
     return Synthesiser(settings, TestModel(settings, weights, device, precision))

@@ -16,7 +16,7 @@ from data.errors import InputError, is_out_of_memory
 from data.loading.single_dataset import SingleDataset, SlabMean, SlabSpread, Slices, completed
 from data.loading.threads import one_thread
 from data.progress import shown_progress
-from models.inference_settings import InferenceSettings
+from models.inference_settings import MIRRORINGS, InferenceSettings
 from models.memory import asked_and_free, free_memory
 from models.networks import build_generator
 from models.precision import DTYPES, choose_precision
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 LARGEST_BATCH = {"mps": 16, "cuda": 64}
 # Share of the free memory that a batch may need; the rest is for other programs, and for what the estimate misses.
 MEMORY_SHARE = 0.5
-# Axes of (N, 1, H, W) along which a batch is mirrored before the network, and its output back.
-MIRRORINGS = ((), (2,), (3,), (2, 3))
 
 
 def gathered(translated: Iterable[np.ndarray], slices: Slices) -> np.ndarray:
@@ -48,13 +46,13 @@ class Translator:
     """
 
     def __init__(
-        self, netG: nn.Module, slab: int, device: torch.device, precision: str = "fp32", mirrored: bool = False
+        self, netG: nn.Module, slab: int, device: torch.device, precision: str = "fp32", mirrored: str = ""
     ) -> None:
         """Take a network on `device`; `precision` of `precision.PRECISIONS`, the others as in `InferenceSettings`."""
         self.device, self.precision = device, choose_precision(precision, device)
         self.netG, self.slab = netG, slab
         self.dtype = DTYPES[self.precision]
-        self._mirrorings = MIRRORINGS if mirrored else MIRRORINGS[:1]
+        self._mirrorings = MIRRORINGS[mirrored]
         # A CPU takes slices one by one, each in a thread of its own; other devices take them in batches.
         self._threads = torch.get_num_threads() if device.type == "cpu" else None
         self._fitting: int | None = None  # slices at a time for which there was memory

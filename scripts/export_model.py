@@ -25,7 +25,7 @@ from data.settings.declaration import add_options
 from data.settings.parser import CommandParser
 from data.values.attenuation import LINES
 from models import onnx_export
-from models.inference_settings import FILE_NAME, InferenceSettings, read_inference_settings
+from models.inference_settings import FILE_NAME, MIRRORINGS, InferenceSettings, read_inference_settings
 from models.model_settings import ModelChoice
 from models.networks import build_generator
 from models.onnx_export import PACKAGES, export_onnx, require_packages
@@ -50,9 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_options(parser, ModelChoice)
     add("--out", type=Path, required=True, help="folder to write to, which holds no model yet")
     add(
-        "--mirrored", action="store_true",
-        help="when the model is used, average over the four mirrorings of each slice: better if trained with "
-             "--flip; takes the network 4 times as long",
+        "--mirrored", choices=[axes for axes in MIRRORINGS if axes],
+        help="when the model is used, average over each slice as it is and mirrored (x: left and right, y: front and "
+             "back): better if trained with the same --flip; takes the network twice as long, with xy 4 times",
     )  # fmt: skip
     add(
         "--solid_body", action="store_true",

@@ -104,7 +104,7 @@ def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
     """The result is then that of the same weights without them, voxel by voxel."""
     write_volume(patient_mr(), tmp_path / "mr.nii.gz")
     results = {}
-    for kind, settings in (("both", replace(SETTINGS, mirrored=True, solid_body=True)), ("plain", SETTINGS)):
+    for kind, settings in (("both", replace(SETTINGS, mirrored="xy", solid_body=True)), ("plain", SETTINGS)):
         write_model(tmp_path / kind, settings=settings)
         options = {"both": [], "plain": []}[kind]
         test_adapt.main(adapt(tmp_path / kind, tmp_path / "mr.nii.gz", *options))

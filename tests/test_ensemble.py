@@ -64,7 +64,7 @@ def test_overlapping_slabs_that_disagree_are_the_uncertainty():
 def test_mirrorings_that_disagree_are_the_uncertainty():
     """Half of the mirrorings see a voxel in the first half of the columns: values h and 0, deviation h / 2."""
     mr, h = ramp_mr(), 0.08
-    synthesiser = known([0.0], h, mirrored=True)
+    synthesiser = known([0.0], h, mirrored="xy")
     ct, deviation = synthesize_ensemble(mr, [synthesiser], np.ones(mr.array.shape, bool))
     np.testing.assert_allclose(deviation.array, h * HU_PER_UNIT / 2, rtol=1e-4)
     np.testing.assert_array_equal(ct.array, synthesize_volume(mr, synthesiser, np.ones(mr.array.shape, bool)).array)
@@ -112,7 +112,7 @@ def test_what_cannot_be_an_ensemble_is_refused():
     with pytest.raises(InputError, match="they make MR from CT; expected a single model"):
         check_ensemble(["a", "b"], [reverse, reverse], False)
     check_ensemble(["a"], [slabs], True)
-    check_ensemble(["a"], [replace(one, mirrored=True)], True)
+    check_ensemble(["a"], [replace(one, mirrored="xy")], True)
     check_ensemble(["a", "b"], [one, one], True)
 
 
@@ -155,7 +155,7 @@ def test_the_command_writes_mean_and_uncertainty_and_says_its_mean(tmp_path, cap
 def two_models(root, **changes) -> None:
     """Write the models a and b; b is used mirrored, or with other changes."""
     for number, name in enumerate(("a", "b")):
-        write_model(root, seed=number, settings=replace(TINY, **(changes or {"mirrored": True}) if number else {}))
+        write_model(root, seed=number, settings=replace(TINY, **(changes or {"mirrored": "xy"}) if number else {}))
         (root / "checkpoints" / NAME).rename(root / "checkpoints" / name)
 
 

@@ -40,8 +40,8 @@ def test_an_exported_model_gives_the_same_hu(tmp_path):
     exact = load_checkpoint(tmp_path / "out/whole/latest_net_G_A.pth")
     assert all(torch.equal(exact[key], value) for key, value in whole.items())
     assert not read_inference_settings(out).mirrored
-    export_model.main([*options, "--out", str(tmp_path / "out/mirrored"), "--mirrored"])
-    assert read_inference_settings(tmp_path / "out/mirrored") == replace(read_inference_settings(out), mirrored=True)
+    export_model.main([*options, "--out", str(tmp_path / "out/mirrored"), "--mirrored", "x"])
+    assert read_inference_settings(tmp_path / "out/mirrored") == replace(read_inference_settings(out), mirrored="x")
     export_model.main([*options, "--out", str(tmp_path / "out/solid"), "--solid_body"])
     solid = replace(read_inference_settings(out), solid_body=True)
     assert read_inference_settings(tmp_path / "out/solid") == solid

@@ -31,7 +31,7 @@ MODELS = {
         SETTINGS, slab=3, contrasts=CONTRASTS, mr_window={"in_phase": "tissue", "fat": (0.0, 900.0)},
         generator=Architecture("resnet_9blocks", 2, "batch", True, "transposed", 6, 3),
     ),
-    "unet": replace(SETTINGS, slab=5, mirrored=True, generator=Architecture("unet", 2, "batch", False, "resize", 5, 5)),
+    "unet": replace(SETTINGS, slab=5, mirrored="xy", generator=Architecture("unet", 2, "batch", False, "resize", 5, 5)),
     "unet with instance norm": replace(SETTINGS, generator=Architecture("unet", 2, "instance", False, "resize")),
     "published unet": replace(SETTINGS, generator=Architecture("unet_128", 2, "instance", True, "transposed")),
 }  # fmt: skip
@@ -92,7 +92,7 @@ def deployed(folder: Path, mr: Volume) -> np.ndarray:
     total, weight = np.zeros(x.shape), np.zeros(len(x))
     for centre in range(len(x)):
         slab = x[[min(max(centre + offset, 0), len(x) - 1) for offset in offsets]][None]
-        flips = ((), (2,), (3,), (2, 3)) if how["mirrored"] else ((),)
+        flips = {"": ((),), "x": ((), (3,))}[how["mirrored"]]
         outputs = [
             np.flip(running.run(None, {how["input"]["name"]: np.flip(slab, axes).copy()})[0], axes) for axes in flips
         ]
@@ -109,7 +109,7 @@ def test_the_description_is_enough_to_convert_a_volume(tmp_path):
     """A slab of three, mirrored, on the network's own grid: the HU are those of this software."""
     generator = replace(SETTINGS.generator, input_nc=3, output_nc=3)
     settings = replace(
-        SETTINGS, size=60, spacing_mm=2.0, slab=3, mirrored=True, mr_window=(50.0, 900.0), generator=generator
+        SETTINGS, size=60, spacing_mm=2.0, slab=3, mirrored="x", mr_window=(50.0, 900.0), generator=generator
     )
     export_model.main([*write_model(tmp_path, settings), "--out", str(tmp_path / "out"), "--onnx"])
     mr = patient_mr()

@@ -69,7 +69,7 @@ def whole(mr: Volume, synthesiser: Synthesiser, body: np.ndarray, further=()) ->
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("use", [{}, {"slab": 3}, {"slab": 5, "mirrored": True}, {"solid_body": True}])
+@pytest.mark.parametrize("use", [{}, {"slab": 3}, {"slab": 5, "mirrored": "xy"}, {"solid_body": True}])
 def test_voxels_do_not_depend_on_how_many_slices_go_at_a_time(monkeypatch, frame, use):
     mr, body, synthesiser = noise_mr(), body_with_gaps(), mixing(**FRAMES[frame], **use)
     expected = whole(mr, synthesiser, body)
@@ -92,7 +92,7 @@ def test_contrasts_stream_together():
 @pytest.mark.parametrize("fusion", ["mean", "median"])
 def test_the_uncertainty_does_not_depend_on_how_many_slices_go_at_a_time(fusion):
     mr, body = noise_mr(), body_with_gaps()
-    models = [mixing(slab=3, slice_mm=4.0), mixing(slab=5, mirrored=True), mixing(spacing_mm=1.5, solid_body=True)]
+    models = [mixing(slab=3, slice_mm=4.0), mixing(slab=5, mirrored="xy"), mixing(spacing_mm=1.5, solid_body=True)]
     expected = synthesize_ensemble(mr, models, body, 50, fusion=fusion)
     assert expected[1].array[body].min() > 0
     for batch_size in (1, 3):

@@ -123,26 +123,29 @@ class Position(torch.nn.Module):
         return x**3 * rows[:, None] + x * columns + rows[:, None] * columns
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_mirrored_is_the_mean_over_four_mirrorings_and_undone(tmp_path, mirrored):
-    """The mean of the position over its mirrorings is its middle, -0.1, and of the product of both 0.01."""
+@pytest.mark.parametrize("mirrored", ["", "x", "y", "xy"])
+def test_mirrored_is_the_mean_over_mirrorings_and_undone(tmp_path, mirrored):
+    """The mean of a position over the two mirrorings along its axis is its middle, -0.1."""
     x = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32)).astype(np.float32)
     model = known_synthesiser(tmp_path, mirrored=mirrored).model
     model.netG = Position().eval()
-    once = Position()(torch.from_numpy(x)[:, None])[:, 0].numpy()
-    expected = -0.1 * x**3 - 0.1 * x + 0.01 if mirrored else once
+    rows, columns = (
+        np.full(32, -0.1) if axis in mirrored else np.linspace(-0.5, 0.3, 32)  # as in Position
+        for axis in "yx"
+    )
+    expected = x**3 * rows[:, None] + x * columns + rows[:, None] * columns
     for batch_size in (1, 3):
         np.testing.assert_allclose(model.translate(x, batch_size), expected, atol=1e-6)
-    for flip in (np.fliplr, np.flipud):
+    for axis, flip in {"x": np.fliplr, "y": np.flipud}.items():
         flipped = np.stack([flip(model.translate(flip(image)[None].copy())[0]) for image in x])
-        assert np.allclose(flipped, expected, atol=1e-6) == mirrored
+        assert np.allclose(flipped, expected, atol=1e-6) == (axis in mirrored)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_mirrored_model_is_the_plain_one_on_four_mirrored_slices(tmp_path, precision):
     path = tmp_path / "latest_net_G_A.pth"
     save_network_weights(build_generator(Architecture("resnet_6blocks", ngf=4, upsample="resize")), path)
-    plain, mirrored = (TestModel(replace(SETTINGS, mirrored=m), path, CPU, precision) for m in (False, True))
+    plain, mirrored = (TestModel(replace(SETTINGS, mirrored=m), path, CPU, precision) for m in ("", "xy"))
     x = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32)).astype(np.float32)
     each = [np.flip(plain.translate(np.flip(x, axes).copy()), axes) for axes in ((), (1,), (2,), (1, 2))]
     assert np.ptp(each, axis=0).max() > 0.01
@@ -388,7 +391,7 @@ def test_inference_changes_no_weight_and_does_not_depend_on_the_batch(tmp_path):
 
 def test_settings_survive_the_disk(tmp_path):
     percentile = replace(
-        SETTINGS, mr_window="percentile", typical_mr=None, spacing_mm=None, mirrored=True, solid_body=True
+        SETTINGS, mr_window="percentile", typical_mr=None, spacing_mm=None, mirrored="xy", solid_body=True
     )
     for settings in (SETTINGS, percentile):
         settings.write(tmp_path / "run")
@@ -426,9 +429,9 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     replace(SETTINGS, hu_curve=((300.0, 200.0), (400.0, 100.0))).write(tmp_path)
     with pytest.raises(InputError, match="hu_curve is not a possible value"):
         read_inference_settings(tmp_path)
-    for changes in ({"mirrored": "yes"}, {"solid_body": 1}):
+    for changes in ({"mirrored": "yes"}, {"mirrored": None}, {"solid_body": 1}):
         replace(SETTINGS, **changes).write(tmp_path / "good")
-        with pytest.raises(InputError, match="mirrored and solid_body is not a possible value"):
+        with pytest.raises(InputError, match=f"{next(iter(changes))} is not a possible value"):
             read_inference_settings(tmp_path / "good")
 
 
@@ -438,6 +441,13 @@ def test_models_of_before_mirrored_and_solid_body_are_neither(tmp_path):
     del content["mirrored"], content["solid_body"]
     path.write_text(json.dumps(content))
     assert read_inference_settings(tmp_path) == SETTINGS
+
+
+def test_mirrored_was_all_four_or_none_in_earlier_versions(tmp_path):
+    path = SETTINGS.write(tmp_path)
+    for old, axes in ((True, "xy"), (False, "")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"mirrored": old}))
+        assert read_inference_settings(tmp_path).mirrored == axes
 
 
 def test_published_weights_are_taken_over_and_used(tmp_path):

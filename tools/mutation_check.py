@@ -244,7 +244,7 @@ MUTATIONS = (
              "tests/test_synthesis.py::test_inference_changes_no_weight_and_does_not_depend_on_the_batch"),
     Mutation("models/test_model.py", "self.netG(batch.flip(axes)).flip(axes)", "self.netG(batch.flip(axes))",
              "the mean over mirrorings is taken of slices that lie differently",
-             "tests/test_synthesis.py::test_mirrored_is_the_mean_over_four_mirrorings_and_undone[True]"),
+             "tests/test_synthesis.py::test_mirrored_is_the_mean_over_mirrorings_and_undone[xy]"),
     Mutation("models/solid_body.py", "near, spacing[::-1])", "near, spacing)",
              "the nearest tissue is sought with the spacings of other axes",
              "tests/test_synthesis.py::test_air_in_a_solid_body_becomes_the_nearest_tissue_of_it_in_mm[7.0--200]"),
