@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.commands import python_command
 from data.errors import InputError, run_command
@@ -26,6 +27,7 @@ from data.settings.values import run_name
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.origin import SYNTHETIC
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report
+from models.precision import PRECISIONS
 from models.synthesis import load_synthesiser, synthesize_volume
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for volumes and scores.json")
     parser.add_argument("--device", type=torch_device, default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="number format of the networks")
     parser.add_argument("--overwrite", action="store_true", help="replace existing volumes and scores")
     return parser.parse_args(arguments)
 
@@ -68,9 +71,11 @@ def volume_path(out: Path, checkpoints: Path, name: str, patient: Path) -> Path:
     return out / checkpoints.name / name / f"{patient.name}.nii.gz"
 
 
-def score_model(checkpoints: Path, name: str, patients: list[Path], out: Path, device) -> list[dict]:
+def score_model(
+    checkpoints: Path, name: str, patients: list[Path], out: Path, device: torch.device, precision: str
+) -> list[dict]:
     """Convert and score all patients with one model; the volumes go to `out/FOLDER/NAME/PATIENT.nii.gz`."""
-    synthesiser = load_synthesiser(checkpoints / name, "latest", device)
+    synthesiser = load_synthesiser(checkpoints / name, "latest", device, precision)
     rows = []
     for patient in patients:
         mr, ct, labels = (read_volume(patient / f"{what}.nii.gz") for what in ("mr", "ct", "labels"))
@@ -120,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_free([scores, *volumes], "--out", overwrite=options.overwrite)
     rows = []
     for checkpoints, name in models:
-        rows += score_model(checkpoints, name, patients, options.out, options.device)
+        rows += score_model(checkpoints, name, patients, options.out, options.device, options.precision)
     sys.stdout.write(f"{format_comparison(rows, options.names)}\n")
     write_report({"cases": rows}, scores)
 

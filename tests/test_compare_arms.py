@@ -61,6 +61,10 @@ def test_the_command_scores_every_model_of_every_seed(tmp_path, capsys):
         assert row["arms_kept"] == compare_arms.arms_kept(pred, labels)
     mean = f"{np.mean([row['mae'] for row in rows]):.1f}"
     assert mean in capsys.readouterr().out
+    path = tmp_path / "out/seed1/a/test000.nii.gz"
+    whole = read_volume(path).array.astype(int)
+    compare_arms.main([*arguments, "--checkpoints_dir", folders[0], "--precision", "bf16", "--overwrite"])
+    assert 0 < np.abs(read_volume(path).array - whole).max() < 60
     with pytest.raises(InputError, match="no test patient"):
         compare_arms.main(["--phantom", str(tmp_path / "set"), *arguments[2:], "--checkpoints_dir", *folders])
     with pytest.raises(InputError, match="different names"):
