@@ -63,8 +63,8 @@ class InferenceSettings:
         ct: CT map, in HU.
         versions: packages that trained the model.
         training: what the training set looked like; None for models trained on images or by an earlier version.
-        mirrored: along which axes slices are mirrored, too, '', 'x', 'y' or 'xy' as in training (--flip): what comes
-            out is the mean over two mirrorings, for 'xy' over four. Takes the network two or four times as long.
+        mirrored: axes along which slices are also converted mirrored: '' (none), 'x', 'y' or 'xy', as in training
+            (--flip). What comes out is the mean of two, for 'xy' of four. Takes the network two or four times as long.
         solid_body: whether what comes out as air inside the MR's body mask becomes tissue (`fill_air`): for limbs,
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
@@ -341,6 +341,8 @@ def model_sha256(settings: InferenceSettings, weights: Path) -> str:
         del used["view"]
     if not settings.hu_curve:  # as above
         del used["hu_curve"]
+    if settings.mirrored in ("", "xy"):  # as it was before one axis could be chosen
+        used["mirrored"] = settings.mirrored == "xy"
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
     digest.update(hash_files([weights]).encode())
     return digest.hexdigest()

@@ -163,6 +163,14 @@ def _describe_rule(rule: Rule) -> dict[str, Any]:
     return {"rule": "fixed", "low": low, "high": high}
 
 
+_MIRRORED = {
+    "x": "The output is the mean of two: of the input, and of the input with its columns in reverse order, put back.",
+    "y": "The output is the mean of two: of the input, and of the input with its rows in reverse order, put back.",
+    "xy": "The output is the mean of four: of the input, and of the input with its rows, its columns, and both in "
+          "reverse order, each put back.",
+}  # fmt: skip
+
+
 def _how(s: InferenceSettings) -> list[str]:
     """Return in sentences what is done to a volume before and after the network."""
     first = "row 0 is the most anterior" if s.view == "axial" else "row 0 is the one nearest to the head"
@@ -193,10 +201,7 @@ def _how(s: InferenceSettings) -> list[str]:
     if s.bias_correction:
         lines.append("The MR is divided by its bias field (N4, of the first contrast) first.")
     if s.mirrored:
-        axes = {"x": "columns", "y": "rows", "xy": "rows, columns and both"}[s.mirrored]
-        lines.append(
-            f"The output is the mean of that of the input and of that of the input mirrored by {axes}, mirrored back."
-        )
+        lines.append(_MIRRORED[s.mirrored])
     if s.solid_body:
         lines.append(
             "Afterwards what is below -200 HU inside the body becomes the nearest other tissue of the body, smoothed "

@@ -51,8 +51,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=Path, required=True, help="folder to write to, which holds no model yet")
     add(
         "--mirrored", choices=[axes for axes in MIRRORINGS if axes],
-        help="when the model is used, average over each slice as it is and mirrored (x: left and right, y: front and "
-             "back): better if trained with the same --flip; takes the network twice as long, with xy 4 times",
+        help="when the model is used, average over each slice as it is and mirrored (x: its columns, y: its rows; in "
+             "axial slices left and right, front and back): better if trained with the same --flip; takes the network "
+             "twice as long, with xy 4 times",
     )  # fmt: skip
     add(
         "--solid_body", action="store_true",

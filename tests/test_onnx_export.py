@@ -115,6 +115,8 @@ def test_the_description_is_enough_to_convert_a_volume(tmp_path):
     mr = patient_mr()
     expected = synthesize_volume(mr, load_synthesiser(tmp_path / "out", "latest", CPU), np.ones(mr.array.shape, bool))
     found = deployed(tmp_path / "out", mr)
+    assert any("columns in reverse order" in line for line in onnx_export._how(settings))
+    assert any("mean of four" in line for line in onnx_export._how(replace(settings, mirrored="xy")))
     assert found.std() > 20
     np.testing.assert_allclose(found, expected.array, atol=0.6)  # int16 and rounding
     assert read_inference_settings(tmp_path / "out") == settings

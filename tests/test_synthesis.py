@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.values.intensity import AIR_HU, IntensityMap
 from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from models import test_model
-from models.inference_settings import InferenceSettings, read_inference_settings
+from models.inference_settings import InferenceSettings, model_sha256, read_inference_settings
 from models.networks import Architecture, build_generator
 from models.precision import choose_precision
 from models.solid_body import fill_air
@@ -448,6 +448,15 @@ def test_mirrored_was_all_four_or_none_in_earlier_versions(tmp_path):
     for old, axes in ((True, "xy"), (False, "")):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"mirrored": old}))
         assert read_inference_settings(tmp_path).mirrored == axes
+
+
+def test_the_hash_of_a_model_is_that_of_version_1_0_0(tmp_path):
+    """Cohorts that were converted by 1.0.0, where all four mirrorings or none were averaged, are up to date."""
+    weights = tmp_path / "latest_net_G_A.pth"
+    weights.write_bytes(b"weights")
+    hashes = [model_sha256(replace(SETTINGS, mirrored=axes), weights) for axes in ("", "xy", "x", "y")]
+    assert [digest[:12] for digest in hashes[:2]] == ["a2b516e1bd83", "ad78cdbff919"]
+    assert len(set(hashes)) == 4
 
 
 def test_published_weights_are_taken_over_and_used(tmp_path):

@@ -6,7 +6,8 @@ The canal: in each axial slice, the darkest square of 10 mm of the MR that lies 
 the back, at most 20 mm from the middle of the body. Spinal fluid is dark on T1-weighted MR, and so is bone, which
 a wrong CT shows there. The table has the median over slices of the median HU in that square; fluid has 0 to 30 HU.
 
-Bone on the flanks: voxels above 250 HU more than 60 mm to the left or right of the middle, in ml. Ribs count, too.
+Bone on the flanks: voxels above 250 HU more than 60 mm to the left or right of the middle, in ml. Ribs, hip bones
+and arms count, too.
 """
 
 import argparse
