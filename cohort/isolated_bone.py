@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from data.errors import listed
-from data.volumes.volume import Volume, axial_order, flipped
+from data.volumes.volume import Volume, in_axial_order
 from evaluation.metrics import BONE_ABOVE_HU
 
 # Pieces of these volumes count: smaller ones nobody sees, larger ones are bones of their own, as of the wrist.
@@ -53,8 +53,7 @@ def isolated_bone(ct: Volume, body: np.ndarray) -> IsolatedBone:
         ct: in HU.
         body: where to look, bool (z, y, x).
     """
-    order, flips = axial_order(ct.direction)
-    hu, inside = (flipped(array.transpose(order), flips) for array in (ct.array, body))
+    (hu, inside), _ = in_axial_order(ct, ct.array, body)
     sizes, at_side, layer = [0], [True], [-1]
     links: list[tuple[int, int]] = []
     before = np.zeros(hu.shape[1:], int)

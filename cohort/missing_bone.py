@@ -7,7 +7,7 @@ import numpy as np
 
 from cohort.isolated_bone import span_words
 from data.errors import listed
-from data.volumes.volume import Volume, axial_order, flipped
+from data.volumes.volume import Volume, in_axial_order
 from evaluation.metrics import BONE_ABOVE_HU
 
 # A slice of so much body has bone of more than this, in cm2. Of 34 true CT of limbs and trunks 28 have at most one
@@ -57,9 +57,7 @@ def missing_bone(ct: Volume, body: np.ndarray) -> MissingBone:
         ct: in HU.
         body: where the body is, bool (z, y, x).
     """
-    order, flips = axial_order(ct.direction)
-    hu, inside = (flipped(array.transpose(order), flips) for array in (ct.array, body))
-    _, height, width = (ct.spacing[::-1][axis] for axis in order)
+    (hu, inside), (_, height, width) = in_axial_order(ct, ct.array, body)
     pixel_cm2 = height * width / 100
     with_bone, without = [], []
     for k, (plane, seen) in enumerate(zip(hu, inside, strict=True), 1):

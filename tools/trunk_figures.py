@@ -21,7 +21,7 @@ from data.errors import InputError, run_command
 from data.masks.body_mask import mr_body_mask
 from data.settings.parser import CommandParser
 from data.values.modality import in_hu
-from data.volumes.volume import Volume, axial_order, flipped, read_volume, resampling, same_grid
+from data.volumes.volume import Volume, in_axial_order, read_volume, resampling, same_grid
 from evaluation.metrics import BONE_ABOVE_HU
 
 CANAL_DEPTH_MM, CANAL_BESIDE_MM, SQUARE_MM = (35.0, 75.0), 20.0, 10.0
@@ -35,9 +35,7 @@ def canal_and_flanks(mr: Volume, ct: Volume) -> tuple[float, float]:
         mr: T1-weighted MR of a trunk, in phase.
         ct: its synthetic CT in HU, on its grid.
     """
-    order, flips = axial_order(mr.direction)
-    signal, hu, body = (flipped(array.transpose(order), flips) for array in (mr.array, ct.array, mr_body_mask(mr)))
-    _, pixel_y, pixel_x = (mr.spacing[::-1][axis] for axis in order)
+    (signal, hu, body), (_, pixel_y, pixel_x) = in_axial_order(mr, mr.array, ct.array, mr_body_mask(mr))
     square = [max(1, round(SQUARE_MM / pixel)) for pixel in (pixel_y, pixel_x)]
     canals, flanks = [], 0
     columns = np.arange(body.shape[2])

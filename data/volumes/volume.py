@@ -131,6 +131,12 @@ def flipped(array: np.ndarray, flips: Sequence[bool]) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
+def in_axial_order(grid: Volume, *arrays: np.ndarray) -> tuple[list[np.ndarray], tuple[float, ...]]:
+    """Return views of arrays (z, y, x) of a grid, axes to the head, the back and the left, and their spacing in mm."""
+    order, flips = axial_order(grid.direction)
+    return [flipped(array.transpose(order), flips) for array in arrays], tuple(grid.spacing[2 - axis] for axis in order)
+
+
 def volume_suffix(path: str | Path) -> str:
     """Return the file-name ending that names the format ('.nii.gz', '.mha', ...), or '' if it is not one of ours."""
     name = Path(path).name.lower()
