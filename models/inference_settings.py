@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import reprlib
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -191,7 +192,11 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: damaged ({error!r}); train the model again or restore the file") from error
+        found = str(error) if type(error) is ValueError else repr(error)
+        raise InputError(
+            f"{path}: damaged, or of a model made by a newer version of this software ({found}); restore the file, "
+            "update the software or train the model again"
+        ) from error
 
 
 def usable_models(checkpoints_dir: Path) -> list[Path]:
@@ -259,7 +264,8 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
         "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
     }
-    return [f"{name} is not a possible value" for name, fine in good.items() if not fine]
+    found = {name: f" ({reprlib.repr(getattr(s, name))})" if hasattr(s, name) else "" for name in good}
+    return [f"{name}{found[name]} is not a possible value" for name, fine in good.items() if not fine]
 
 
 def _rises(settings: InferenceSettings) -> bool:
