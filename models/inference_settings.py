@@ -164,7 +164,8 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     """Read a run's `inference.json`.
 
     Raises:
-        InputError: it is missing, damaged or of another format version.
+        InputError: it is missing, damaged, of another format version, or holds a setting or value that is not known
+            here, as a newer version may write.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -173,7 +174,10 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
     try:
         version = data.pop("format_version", None)
         if version is True or version not in (1, FORMAT_VERSION):
-            raise InputError(f"{path}: format version {version}, expected 1 or {FORMAT_VERSION}")
+            raise InputError(
+                f"{path}: format version {version}, expected 1 or {FORMAT_VERSION}; update the software if a newer "
+                "version made the model, else restore the file"
+            )
         data["generator"] = _architecture_1(data) if version == 1 else Architecture(**data["generator"])
         data["ct"] = IntensityMap.from_dict(data["ct"])
         data["typical_mr"] = data["typical_mr"] and IntensityMap.from_dict(data["typical_mr"])
@@ -194,7 +198,7 @@ def read_inference_settings(folder: Path) -> InferenceSettings:
             raise
         found = str(error) if type(error) is ValueError else repr(error)
         raise InputError(
-            f"{path}: damaged, or of a model made by a newer version of this software ({found}); restore the file, "
+            f"{path}: damaged, or the model was made by a newer version of this software ({found}); restore the file, "
             "update the software or train the model again"
         ) from error
 
@@ -237,35 +241,38 @@ def _is_rule(rule: object) -> bool:
 
 
 def _problems(settings: InferenceSettings) -> list[str]:
-    """Return which settings are none that a model has: what uses them trusts their types and sizes."""
-    s, window = settings, settings.mr_window
-    lengths = [length for length in (s.spacing_mm, s.slice_mm) if length is not None]
+    """Return which settings are none that a model has, with their values: what uses them trusts types and sizes."""
+    s, g, window = settings, settings.generator, settings.mr_window
+    channels = (g.input_nc, g.output_nc)
     rules = window if isinstance(window, Mapping) else dict.fromkeys(s.contrasts, window)
-    good = {
-        "generator": not check_types(s.generator),
-        "ngf": type(s.generator.ngf) is int and 0 < s.generator.ngf <= _GREATEST_NGF,  # True is an int too
-        "slab": type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2),
-        "size": type(s.size) is int and 0 < s.size <= _GREATEST_SIZE,
-        "training": s.training is None or s.training.is_sound(),
-        "spacing_mm and slice_mm": all(_is_number(length) and length > 0 for length in lengths),
-        "direction": s.direction in ("AtoB", "BtoA"),
-        "view": s.view in VIEWS,
-        "steps": s.steps is None or (type(s.steps) is int and s.steps >= 0),
-        "contrasts": 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts)),
-        "contrasts of a model that makes MR": len(s.contrasts) == 1 or s.direction == "AtoB",
-        "mr_window": rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values())),
-        "bias_correction": isinstance(s.bias_correction, bool),
-        "channels": (s.generator.input_nc, s.generator.output_nc) == s.channels,
-        "mirrored": isinstance(s.mirrored, str) and s.mirrored in MIRRORINGS,
-        "solid_body": isinstance(s.solid_body, bool),
-        "hu_curve": all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s),
-        "caution and unfinished": isinstance(s.caution, str) and isinstance(s.unfinished, str),
-        "ct_kvp": s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES),
-        "hu_curve of a model that makes MR": not (s.hu_curve and s.direction == "BtoA"),
-        "solid_body of a model that makes MR": not (s.solid_body and s.direction == "BtoA"),
+    makes_ct, wrong_types = s.direction == "AtoB", check_types(g)
+    checks = {
+        "ngf": (g.ngf, bool(wrong_types) or 0 < g.ngf <= _GREATEST_NGF),
+        "slab": (s.slab, type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2)),  # True is an int too
+        "size": (s.size, type(s.size) is int and 0 < s.size <= _GREATEST_SIZE),
+        "training": (s.training, s.training is None or s.training.is_sound()),
+        "spacing_mm": (s.spacing_mm, _is_length(s.spacing_mm)),
+        "slice_mm": (s.slice_mm, _is_length(s.slice_mm)),
+        "direction": (s.direction, s.direction in ("AtoB", "BtoA")),
+        "view": (s.view, s.view in VIEWS),
+        "steps": (s.steps, s.steps is None or (type(s.steps) is int and s.steps >= 0)),
+        "contrasts": (s.contrasts, 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts))),
+        "contrasts of a model that makes MR": (s.contrasts, makes_ct or len(s.contrasts) == 1),
+        "mr_window": (window, rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values()))),
+        "bias_correction": (s.bias_correction, isinstance(s.bias_correction, bool)),
+        "channels of the generator": (channels, channels == s.channels),
+        "mirrored": (s.mirrored, isinstance(s.mirrored, str) and s.mirrored in MIRRORINGS),
+        "solid_body": (s.solid_body, isinstance(s.solid_body, bool)),
+        "solid_body of a model that makes MR": (s.solid_body, makes_ct or not s.solid_body),
+        "hu_curve": (s.hu_curve, all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s)),
+        "hu_curve of a model that makes MR": (s.hu_curve, makes_ct or not s.hu_curve),
+        "caution": (s.caution, isinstance(s.caution, str)),
+        "unfinished": (s.unfinished, isinstance(s.unfinished, str)),
+        "ct_kvp": (s.ct_kvp, s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES)),
     }
-    found = {name: f" ({reprlib.repr(getattr(s, name))})" if hasattr(s, name) else "" for name in good}
-    return [f"{name}{found[name]} is not a possible value" for name, fine in good.items() if not fine]
+    found = [f"generator: {text}" for text in wrong_types]
+    found += [f"{name}: {reprlib.repr(value)}" for name, (value, fine) in checks.items() if not fine]
+    return [f"{text} is not a possible value" for text in found]
 
 
 def _rises(settings: InferenceSettings) -> bool:
@@ -277,6 +284,10 @@ def _rises(settings: InferenceSettings) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_length(value: float | None) -> bool:
+    return value is None or (_is_number(value) and value > 0)
 
 
 def describe_run(

@@ -424,18 +424,22 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         read_inference_settings(tmp_path / "good")
     replace(SETTINGS, solid_body=True, direction="BtoA").write(tmp_path)
-    with pytest.raises(InputError, match="solid_body of a model that makes MR is not a possible value"):
+    with pytest.raises(InputError, match="solid_body of a model that makes MR: True is not a possible value"):
         read_inference_settings(tmp_path)
     replace(SETTINGS, hu_curve=((300.0, 200.0), (400.0, 100.0))).write(tmp_path)
-    with pytest.raises(InputError, match=r"hu_curve \(\(\(300\.0, 200\.0\), \(400.*\)\)\) is not a possible"):
+    with pytest.raises(InputError, match=r"hu_curve: \(\(300\.0, 200\.0\), \(400.*\)\) is not a possible"):
+        read_inference_settings(tmp_path)
+    replace(SETTINGS, slab=3).write(tmp_path)
+    with pytest.raises(InputError, match=r"channels of the generator: \(1, 1\) is not a possible value"):
         read_inference_settings(tmp_path)
     for name, value in (("mirrored", "yes"), ("mirrored", None), ("solid_body", 1)):
         replace(SETTINGS, **{name: value}).write(tmp_path / "good")
         with pytest.raises(InputError) as error:
             read_inference_settings(tmp_path / "good")
         assert str(error.value) == (
-            f"{tmp_path}/good/inference.json: damaged, or of a model made by a newer version of this software ({name} "
-            f"({value!r}) is not a possible value); restore the file, update the software or train the model again"
+            f"{tmp_path}/good/inference.json: damaged, or the model was made by a newer version of this software "
+            f"({name}: {value!r} is not a possible value); restore the file, update the software or train the model "
+            "again"
         )
 
 
