@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Repeat the results on real limbs (docs/results.md, docs/trials.md): prepare, shape extractor, three variants, the recommended model, scores,
-# figures. Start it again after a stop: it continues with what is missing.
+# Repeat the trainings on real limbs (docs/trials.md): prepare, shape extractor, three variants, the first stage of the recommended model, scores
+# on the six patients of dev, figures. Start it again after a stop: it continues with what is missing.
 #   bash scripts/reproduce_sts.sh DATA_DIR [OUT_DIR [further options of train.py, for the three variants]]
 # DATA_DIR: the folder ibsi_validation of github.com/theibsi/data_sets (with dicom/ or nifti/), or the output of
 # scripts.prepare_sts (with train/ and dev/): docs/public_data.md. OUT_DIR: results/sts.

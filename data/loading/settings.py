@@ -98,8 +98,8 @@ class DataSettings(CtMapSettings):
     )  # fmt: skip
     flip: str = option(
         "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES", first=True,
-        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both; for "
-        "limbs, not for trunks with organs on one side",
+        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both; "
+        "for limbs xy, for trunks at most x, although it puts organs on the wrong side",
     )  # fmt: skip
     rotate: float = option(
         0.0, nature=Nature.RESULT, parse=nonnegative_float, help="rotate at random by up to this many degrees"
