@@ -9,6 +9,7 @@ from benchmarks.settings import BenchmarkSettings
 from data.loading.settings import DataSettings
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, make_patient
+from data.prepared.manifest import Manifest
 from data.simulation.simulation_set import SimulationSet
 from data.simulation.simulation_volume import simulation_volume
 from models.base_model import Place
@@ -35,7 +36,9 @@ def generated_ct(matrix: int) -> SimulationSet:
     patient = make_patient(0, 0, "test", PhantomSettings(matrix, SLICES, pixel_mm, SLICE_MM))
     assert patient.ct is not None
     volume = simulation_volume(patient.ct.array, body_mask(patient.labels.array), pixel_mm, SLICE_MM)
-    return SimulationSet({"ct": {"hu": volume.hu, "depth": volume.depth}}, SLICE_MM, pixel_mm, matrix)
+    return SimulationSet(
+        {"ct": {"hu": volume.hu, "depth": volume.depth}}, SLICE_MM, Manifest(matrix, pixel_mm, SLICE_MM, (), {})
+    )
 
 
 def build_model(opt: BenchmarkSettings, ct: SimulationSet, slab: int) -> SimulatedPairsModel:

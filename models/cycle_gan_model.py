@@ -192,7 +192,8 @@ class CycleGANModel(BaseModel):
         extractor = None
         if settings.uses_shape:
             path = settings.extractor_path(data.dataroot)
-            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm, dataset.view)
+            view = dataset.manifest.view if dataset.manifest else "axial"
+            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm, view)
         model = cls(
             settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes, dataset.slab,
             len(dataset.contrasts),

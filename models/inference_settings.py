@@ -18,7 +18,7 @@ from data.loading.settings import DataSettings
 from data.loading.slices import typical_mr_window
 from data.loading.training_figures import describe_training_set
 from data.loading.unaligned_dataset import UnalignedDataset
-from data.prepared.manifest import MANIFEST_NAME, hash_files, read_json, read_manifest, write_json
+from data.prepared.manifest import hash_files, read_json, write_json
 from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import check_types
 from data.values.attenuation import LINES
@@ -307,8 +307,7 @@ def describe_run(
             f"--direction BtoA: makes MR of one contrast; {data.dataroot} has {', '.join(dataset.contrasts)}: prepare "
             "a data set with the one you want"
         )
-    if (data.dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(data.dataroot)
+    if manifest := dataset.manifest:
         size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
         typical_mr = typical_mr_window(manifest, data.mr_window)
         training = describe_training_set(data.dataroot, manifest)

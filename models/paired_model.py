@@ -60,7 +60,7 @@ class PairedModel(SlabModel):
     def open_data(cls, settings: PairedSettings, data: DataSettings, leave_out: Collection[str] = ()) -> PairedSet:
         """Open the pairs; see `open_paired_set`."""
         pairs = open_paired_set(data.dataroot, data.mr_window, data.ct_map, leave_out)
-        cls.check_crop(data, pairs.size)
+        cls.check_crop(data, pairs.manifest.size)
         return pairs
 
     @classmethod

@@ -23,7 +23,6 @@ from torch import Tensor
 from data.errors import InputError
 from data.loading.settings import DataSettings
 from data.loading.threads import one_thread
-from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, Need, option, redeclare
 from data.settings.values import nonnegative_float, share
 from data.simulation.contrasts import parse_contrasts
@@ -128,24 +127,31 @@ class SimulatedPairsModel(SlabModel):
         """Refuse contrasts that the model could not take; see `SlabModel.check`."""
         super().check(settings, data)
         rules_in_order(data.mr_window, settings.simulated_contrasts)
+        of_limbs = round(data.batch_size * settings.limbs_share)
+        if settings.limbs and 0 < settings.limbs_share < 1 and of_limbs in (0, data.batch_size):
+            never = "trunks" if of_limbs else "limbs alone"
+            raise InputError(
+                f"--limbs_share {settings.limbs_share:g}: a batch of {data.batch_size} would never show {never}; raise "
+                "--batch_size, or choose another share (0: trunks with pasted limbs only, 1: limbs only)"
+            )
 
     @classmethod
     def open_data(
         cls, settings: SimulatedPairsSettings, data: DataSettings, leave_out: Collection[str] = ()
     ) -> SimulationSet:
         """Open the CT, prepared for the simulation; see `open_simulation_set`."""
-        ct = open_simulation_set(data.dataroot, max(data.num_threads, 1), leave_out)
-        if settings.leave_out:
-            kept = {name: v for name, v in ct.volumes.items() if settings.leave_out not in name}
-            if not kept:
-                raise InputError(f"--leave_out {settings.leave_out}: leaves out every CT of {data.dataroot}")
-            ct = replace(ct, volumes=kept)
-        if settings.limbs and (view := read_manifest(data.dataroot).view) != "axial":
+        ct = open_simulation_set(data.dataroot, max(data.num_threads, 1), leave_out, settings.leave_out)
+        if settings.limbs and (view := ct.manifest.view) != "axial":
             raise InputError(f"--limbs: limbs stand beside trunks in axial slices; those of {data.dataroot} are {view}")
+        if settings.limbs and len(_limbs(settings, ct)) == len(ct.volumes):
+            raise InputError(
+                f"--limbs {settings.limbs}: every CT that is trained on has that in its name, so there is no trunk to "
+                "paste limbs beside; choose another text, or leave it out"
+            )
         if settings.limbs and not _limbs(settings, ct):
             names = ", ".join(sorted(ct.volumes)[:5])
             raise InputError(f"--limbs {settings.limbs}: no CT has that in its name; they are called {names}, ...")
-        cls.check_crop(data, ct.size)
+        cls.check_crop(data, ct.manifest.size)
         return ct
 
     @classmethod

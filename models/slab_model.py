@@ -17,7 +17,6 @@ from data.loading.settings import DataSettings
 from data.loading.training_figures import describe_training_set
 from data.loading.whole_slices import centred
 from data.masks.body_mask import CT_BODY_HU
-from data.prepared.manifest import read_manifest
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import nonnegative_float, positive_float, positive_int, share
 from data.simulation.draws import Draws
@@ -275,10 +274,10 @@ class SlabModel(BaseModel):
         return stock.slabs(candidates[bone.argmax()][None], self.crop.slices + 2 * margin)
 
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings:
-        """Return what the use of `G_A` must know; `dataset` has `size`, `pixel_mm` and `slice_mm`."""
-        manifest = read_manifest(data.dataroot)
+        """Return what the use of `G_A` must know; `dataset` has `manifest` and `slice_mm`."""
+        manifest = dataset.manifest
         return InferenceSettings(
-            generator=self.architecture, direction="AtoB", size=dataset.size, spacing_mm=dataset.pixel_mm,
+            generator=self.architecture, direction="AtoB", size=manifest.size, spacing_mm=manifest.spacing_mm,
             slice_mm=dataset.slice_mm if data.slab > 1 else manifest.slice_mm, mr_window=data.mr_window,
             typical_mr=None, ct=data.ct_map, versions=package_versions(),
             training=describe_training_set(data.dataroot, manifest), slab=data.slab,

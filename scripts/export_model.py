@@ -82,7 +82,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add(
         "--dataroot", type=Path, metavar="DIR",
         help="data set that the model was trained on: record again the values that results are checked against "
-             "(models of earlier versions lack some)",
+             "(models of earlier versions lack some). Volumes left out of the training count, too",
     )  # fmt: skip
     add("--float32", action="store_true", help="keep weights in float32")
     add(

@@ -281,6 +281,34 @@ def test_several_contrasts_are_all_referenced(mr, tmp_path):
     assert [one.ReferencedSOPInstanceUID for one in header.SourceImageSequence] == first
 
 
+@pytest.mark.parametrize(
+    ("iop", "along"),
+    [([1, 0, 0, 0, 1, 0], 1), ([-1, 0, 0, 0, 1, 0], -1), ([0, 1, 0, 0, 0, -1], 0), ([1, 0, 0, 0, 0, -1], 0)],
+    ids=["axial", "mirrored", "sagittal", "coronal"],
+)
+def test_further_contrasts_of_a_volume_file_are_referenced_at_their_place_or_not_at_all(tmp_path, iop, along):
+    """A volume file's axes are reordered for the series; slices across a further contrast's images have no source."""
+    normal = np.cross(iop[:3], iop[3:])
+
+    def change(k, header):
+        header.ImageOrientationPatient, header.ImagePositionPatient = iop, list(normal * 3.0 * k)
+
+    write_dicom_patient(tmp_path / "fat", change=change)
+    fat = read_volume(tmp_path / "fat")
+    ct = replace(ct_of(fat), dicom=None)
+    found = headers(write_series(ct, tmp_path / "ct", MADE, Identity(), [fat.dicom]))
+    if not along:
+        assert all("SourceImageSequence" not in header for header in found)
+        return
+
+    def depth(header):
+        return round(float(np.dot(header.ImagePositionPatient, normal)), 6)
+
+    at = {depth(one): one.SOPInstanceUID for one in map(pydicom.dcmread, (tmp_path / "fat").glob("*.dcm"))}
+    named = [header.SourceImageSequence[0].ReferencedSOPInstanceUID for header in found]
+    assert len(at) == len(found) and named == [at[depth(header)] for header in found]
+
+
 def test_what_others_put_into_a_folder_is_never_taken_away(mr, tmp_path):
     (tmp_path / "empty").mkdir()
     write_series(ct_of(mr), tmp_path / "empty", made_of(mr), Identity())

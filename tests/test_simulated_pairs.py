@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +18,10 @@ import training.run
 from data.errors import InputError
 from data.loading.paired import open_paired_set
 from data.loading.settings import DataSettings
-from data.prepared.manifest import read_manifest
+from data.prepared.manifest import Manifest, read_manifest
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source
+from data.prepared.volume_jobs import Failure
 from data.simulation.draws import Draws
 from data.simulation.pasted_limbs import paste_limbs
 from data.simulation.simulation_set import SimulationSet, open_simulation_set
@@ -124,8 +126,11 @@ def test_limbs_lie_beside_the_trunk_and_leave_it_as_it_was():
     assert torch.equal(bone, sides.any(0))
 
 
+MANIFEST = Manifest(32, 2.0, 3.0, (), {})
+
+
 def simulation_set() -> SimulationSet:
-    return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, 2.0, 32)
+    return SimulationSet({"trunk": disc(14), "leg": disc(9), "leg2": disc(8)}, 3.0, MANIFEST)
 
 
 DATA = DataSettings(
@@ -279,7 +284,7 @@ def dataroot(tmp_path_factory):
 def test_what_the_simulation_needs_is_computed_once(dataroot, monkeypatch):
     first = open_simulation_set(dataroot)
     assert sorted(first.volumes) == ["ct0", "ct1"]
-    assert (first.slice_mm, first.pixel_mm, first.size) == (3.0, 2.0, 32)
+    assert (first.slice_mm, first.pixel_mm, first.manifest.size) == (3.0, 2.0, 32)
     monkeypatch.setattr("data.simulation.simulation_set.simulation_volume", None)  # nothing is left to compute
     again = open_simulation_set(dataroot)
     np.testing.assert_array_equal(again.volumes["ct1"]["depth"], first.volumes["ct1"]["depth"])
@@ -342,8 +347,41 @@ def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
     case = manifest.select("train", "B")[0]
     case.frame["source_spacing"] = (2.0, 2.0, 5.0)
     monkeypatch.setattr("data.simulation.simulation_set.read_manifest", lambda root: manifest)
-    with pytest.raises(InputError, match=r"ct1 lie 3 mm apart, those of ct0 5 mm.*--slice_mm"):
+    with pytest.raises(
+        InputError, match=r"ct1 lie 3 mm apart, those of ct0 5 mm; the simulation of MR needs one spacing.*--slice_mm"
+    ):
         open_simulation_set(dataroot)
+    assert open_simulation_set(dataroot, leave_out_ct="ct0").slice_mm == 3.0
+
+
+@pytest.mark.parametrize(("left_out", "kept"), [("ct0", 13), ("ct1", 11), ("nothing", None)])
+def test_what_a_model_is_checked_against_is_what_it_was_trained_on(dataroot, tmp_path, left_out, kept):
+    """Without a CT its larger or smaller body is unknown to the model."""
+    run(dataroot, tmp_path, "--name", "x", "--leave_out", left_out, "--n_epochs", "1", "--steps_per_epoch", "1")
+    training = read_inference_settings(tmp_path / "x").training
+    low, high = (kept, kept) if kept else (11, 13)
+    assert training.section_cm2 == pytest.approx((math.pi * (low / 5) ** 2, math.pi * (high / 5) ** 2), rel=0.03)
+    assert training.mr_high is not None  # of the MR beside them
+
+
+def test_a_ct_that_ends_its_process_is_named_with_a_way_out(dataroot, tmp_path, monkeypatch):
+    root = read_only_copy(dataroot, tmp_path / "set", monkeypatch)
+
+    def dies(work, jobs, workers, title, way_out):
+        return [], [Failure(jobs[1].source, f"{jobs[1].source.path}: the process ended abruptly; {way_out}")]
+
+    monkeypatch.setattr("data.simulation.simulation_set.run_jobs", dies)
+    with pytest.raises(InputError, match=r"trainB/ct1\.npy: the process ended abruptly; free memory.*--leave_out"):
+        open_simulation_set(root, workers=2)
+
+
+def test_small_slices_are_used_from_the_share_of_body_that_preparation_asks_for():
+    small = disc(5, 48)  # 80 pixels of 2304
+    assert np.count_nonzero(small["hu"][0] > -500) < 100
+    assert SlabStock([small], OUTSIDE, "hu", CPU).used.tolist() == list(range(len(small["hu"])))
+    tiny = {name: values * 0 - (1000 if name == "hu" else 0) for name, values in small.items()}
+    with pytest.raises(InputError, match=r"no slice of the 1 volumes .* 0\.5% of its own.*finer pixels"):
+        SlabStock([tiny], OUTSIDE, "hu", CPU)
 
 
 OPTIONS = "--slab 3 --crop_size 16 --batch_size 2 --ngf 2 --device cpu --print_freq 2 --no_html".split()
@@ -482,7 +520,7 @@ def test_a_cycle_gan_starts_from_it(dataroot, tmp_path):
 def test_in_use_mr_is_corrected_for_its_bias_field_where_the_data_set_s_was(dataroot, tmp_path, monkeypatch, corrected):
     manifest = read_manifest(dataroot)
     cases = tuple(replace(case, bias_corrected=corrected and case.domain == "A") for case in manifest.cases)
-    monkeypatch.setattr("models.slab_model.read_manifest", lambda root: replace(manifest, cases=cases))
+    monkeypatch.setattr("data.simulation.simulation_set.read_manifest", lambda root: replace(manifest, cases=cases))
     run(dataroot, tmp_path, "--name", "x", "--n_epochs", "1", "--steps_per_epoch", "1")
     assert read_inference_settings(tmp_path / "x").bias_correction is corrected
 
@@ -491,6 +529,8 @@ def test_in_use_mr_is_corrected_for_its_bias_field_where_the_data_set_s_was(data
     ("options", "message"),
     [
         (["--name", "x", "--limbs", "STS"], "no CT has that in its name"),
+        (["--name", "x", "--limbs", "ct"], "--limbs ct: every CT that is trained on has that in its name"),
+        (["--name", "x", "--limbs", "ct1", "--leave_out", "ct0"], "every CT that is trained on has that"),
         (["--name", "x", "--leave_out", "ct"], "leaves out every CT"),
         (["--name", "x", "--crop_size", "64"], "slices of .* have 32 pixels"),
         (["--name", "x", "--crop_size", "20"], "multiple of 16"),
@@ -501,6 +541,19 @@ def test_what_cannot_be_trained_is_refused(dataroot, tmp_path, options, message)
     with pytest.raises(InputError, match=message):
         run(dataroot, tmp_path, *options)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch_size", "1"], "--limbs_share 0.4: a batch of 1 would never show limbs alone"),
+        (["--limbs_share", "0.9"], "--limbs_share 0.9: a batch of 2 would never show trunks"),
+    ],
+)
+def test_a_share_of_limbs_that_no_batch_can_show_is_refused(dataroot, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as end:
+        run(dataroot, tmp_path, "--name", "x", "--limbs", "ct1", *options)
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_other_networks_are_refused_on_resume(dataroot, tmp_path):
@@ -579,7 +632,8 @@ def test_pairs_are_of_one_patient_on_one_grid(pairs, caplog):
     assert "1 of 2 MR have no CT on their grid" in caplog.text
     (name,) = opened.volumes
     maps = opened.volumes[name]
-    assert (name, opened.size, opened.pixel_mm, opened.slice_mm) == ("mr", 32, 2.0, 3.0)
+    assert (name, opened.manifest.size, opened.pixel_mm, opened.slice_mm) == ("mr", 32, 2.0, 3.0)
+    assert len(opened.manifest.cases) == 2  # neither the other MR nor its CT
     body = maps["hu"] > -500
     assert maps["counted"][~body].all()  # air counts wherever it is
     assert maps["counted"][body].mean() > 0.9
@@ -614,7 +668,7 @@ def test_the_paired_method_trains_and_leaves_out_what_the_mr_does_not_see(pairs,
 )
 def test_thick_slices_are_drawn_up_to_three_slices_of_the_data_set(slab, slice_mm, margin, mr_slice_mm):
     data = DataSettings(dataroot=Path(), slab=slab, crop_size=16, batch_size=2, preprocess="crop")
-    ct = SimulationSet({"a": disc(8, slices=12)}, slice_mm, 2.0, 32)
+    ct = SimulationSet({"a": disc(8, slices=12)}, slice_mm, MANIFEST)
     model = SimulatedPairsModel(SimulatedPairsSettings(ngf=1), data, ct, Place(torch.device("cpu")))
     assert (model.margin, model.simulation.mr_slice_mm) == (margin, pytest.approx(mr_slice_mm))
     mr, hu, _ = model.draw()

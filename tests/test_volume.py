@@ -317,6 +317,19 @@ def test_a_dicom_series_is_sorted_by_position(tmp_path):
     assert same_grid(volume, expected, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("sop_class", ["7", "7.3", "1", "20"], ids=["capture", "word capture", "radiograph", "nuclear"])
+def test_a_series_lies_where_its_header_says_whatever_its_class(tmp_path, sop_class):
+    """Of some classes GDCM takes no geometry from the header."""
+
+    def change(k, header):
+        header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{sop_class}"
+
+    expected = Volume(write_series(tmp_path, change=change), (0.7, 0.8, SPACING_MM), (-12.5, 30.25, 100.125), OBLIQUE)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert same_grid(volume, expected, tolerance=1e-6)
+
+
 def test_fractional_rescaling_is_kept(tmp_path):
     def rescale(k, header):
         header.RescaleSlope, header.RescaleIntercept = "0.25", str(k)

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.errors import InputError
 from data.loading.slices import prepared_windows, read_case, read_contrasts
-from data.prepared.manifest import Case, read_manifest
+from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
 from data.prepared.trainable import check_has_mr
@@ -30,15 +30,23 @@ class PairedSet:
         volumes: by the MR's case name its maps, (n, H, W): those of its contrasts (`mr_maps`), float16 in [-1, 1];
             `hu`, int16; and `counted`, uint8, 1 inside the MR's body mask and where the CT is air. An MR whose field of
             view ends within the body says nothing of what lies beyond.
-        slice_mm, pixel_mm: their spacing; size: pixels of a slice's side.
-        contrasts: names of the MR's, in the order of channels.
+        slice_mm: distance of their slices.
+        manifest: the data set with these volumes alone.
     """
 
     volumes: dict[str, dict[str, np.ndarray]]
     slice_mm: float
-    pixel_mm: float
-    size: int
-    contrasts: tuple[str, ...]
+    manifest: Manifest
+
+    @property
+    def pixel_mm(self) -> float:
+        """Spacing within slices."""
+        return self.manifest.spacing_mm
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the MR's contrasts, in the order of channels."""
+        return self.manifest.contrasts
 
     @property
     def mr_maps(self) -> tuple[str, ...]:
@@ -80,7 +88,7 @@ def open_paired_set(
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
     volumes = {mr.name: _read(dataroot, mr, ct, maps) for (mr, ct), maps in zip(pairs, windows, strict=True)}
     slice_mm = common_slice_spacing(dataroot, manifest, [mr for mr, _ in pairs])
-    return PairedSet(volumes, slice_mm, manifest.spacing_mm, manifest.size, manifest.contrasts)
+    return PairedSet(volumes, slice_mm, manifest.with_only(case for pair in pairs for case in pair))
 
 
 def _read(dataroot: Path, mr: Case, ct: Case, windows: Sequence[IntensityMap]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from data.loading.batches import EpochSampler
 from data.loading.channels import middle_channel
 from data.loading.slices import ImageFolderSlices, PreparedSlices, SliceSource, prepared_windows
 from data.loading.whole_slices import centred
-from data.prepared.manifest import MANIFEST_NAME, read_manifest
+from data.prepared.manifest import MANIFEST_NAME, Manifest, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.trainable import check_has_mr
 from data.simulation.contrasts import contrasts_to_simulate
@@ -48,8 +48,8 @@ class UnalignedDataset(Dataset):
     A sample is a dict of `A`, float32 (C S, H, W) in [-1, 1] of C contrasts and S slices, `B`, (S, H, W), `mask_A`,
     uint8 (S, H, W) under the same transform as `A` (if `masks`), and `origin_A` and `origin_B`, the names of the
     slices. With `pairs` there are `simulated_A` and `simulated_B` too, an MR simulated from the CT slab and that slab,
-    on one grid. `slab` is S and `contrasts` are the names of the C; `slice_mm` is what the slices of slabs lie apart,
-    and `view` how they lie in the body.
+    on one grid. `slab` is S and `slice_mm` what the slices of slabs lie apart; `manifest` is the prepared data set
+    without the volumes that do not train.
     """
 
     def __init__(
@@ -59,17 +59,24 @@ class UnalignedDataset(Dataset):
         augmentation: Augmentation,
         masks: bool,
         seed: int,
-        spacing_mm: float | None = None,
+        manifest: Manifest | None = None,
         pairs: SimulatedPairs | None = None,
         slab: int = 1,
-        contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
         slice_mm: float | None = None,
-        view: str = "axial",
     ) -> None:
-        """Join two domains of slices of `spacing_mm` (None: unknown); `masks`: whether A's masks are given out."""
+        """Join two domains of slices of `manifest` (None: images); `masks`: whether A's masks are given out."""
         self.a, self.b, self.augmentation, self.masks, self.seed = a, b, augmentation, masks, seed
-        self.spacing_mm, self.pairs = spacing_mm, pairs
-        self.slab, self.contrasts, self.slice_mm, self.view = slab, contrasts, slice_mm, view
+        self.manifest, self.pairs, self.slab, self.slice_mm = manifest, pairs, slab, slice_mm
+
+    @property
+    def spacing_mm(self) -> float | None:
+        """Spacing within slices; None for images."""
+        return self.manifest.spacing_mm if self.manifest else None
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the MR's contrasts, in the order of channels."""
+        return self.manifest.contrasts if self.manifest else (ONLY_CONTRAST,)
 
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
@@ -168,16 +175,13 @@ def open_unaligned(
             images or of slices that lie differently far apart, or MR to be simulated from images without units or of
             several contrasts.
     """
-    slice_mm = spacing_mm = None
-    view = "axial"
-    contrasts: tuple[str, ...] = (ONLY_CONTRAST,)
+    slice_mm = manifest = None
     a: SliceSource
     b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
         manifest = read_manifest(dataroot)
         check_has_mr(dataroot, manifest, "--model cycle_gan")
         manifest = manifest.without(leave_out)
-        spacing_mm, contrasts, view = manifest.spacing_mm, manifest.contrasts, manifest.view
         cases = [manifest.select("train", domain) for domain in "AB"]
         a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
         if slab > 1:
@@ -201,7 +205,8 @@ def open_unaligned(
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
-    if simulate_mr and spacing_mm is None:
+    contrasts = manifest.contrasts if manifest else (ONLY_CONTRAST,)
+    if simulate_mr and manifest is None:
         raise InputError(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
             f"from volumes with {prepare_command()}, or train with --warm_start none"
@@ -213,9 +218,9 @@ def open_unaligned(
             f"{', '.join(DIXON_NAMES)}: train with --warm_start none, or prepare the data set with one of them"
         )
     pairs = None
-    if simulate_mr and to_simulate and spacing_mm is not None:
-        pairs = SimulatedPairs(ct_map, spacing_mm, slice_mm, to_simulate)
-    return UnalignedDataset(a, b, augmentation, masks, seed, spacing_mm, pairs, slab, contrasts, slice_mm, view)
+    if simulate_mr and to_simulate and manifest is not None:
+        pairs = SimulatedPairs(ct_map, manifest.spacing_mm, slice_mm, to_simulate)
+    return UnalignedDataset(a, b, augmentation, masks, seed, manifest, pairs, slab, slice_mm)
 
 
 def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:

@@ -169,6 +169,11 @@ class Manifest:
         """Return the data set without the training volumes of some patients."""
         return replace(self, cases=tuple(c for c in self.cases if c.split != "train" or c.patient not in patients))
 
+    def with_only(self, cases: Iterable[Case]) -> "Manifest":
+        """Return the data set with only these of its cases."""
+        used = {(case.split, case.domain, case.name) for case in cases}
+        return replace(self, cases=tuple(c for c in self.cases if (c.split, c.domain, c.name) in used))
+
     @property
     def contrasts(self) -> tuple[str, ...]:
         """Names of the MR's contrasts in the order of an image's channels; those of all MR of a data set."""

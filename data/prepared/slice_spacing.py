@@ -19,8 +19,12 @@ def through_mm(case: Case) -> float:
     return case.frame["source_spacing"][2 - order[0]]
 
 
-def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: Sequence[Case]) -> float:
+def common_slice_spacing(
+    dataroot: Path, manifest: Manifest, cases: Sequence[Case], needed_by: str = "slabs need"
+) -> float:
     """Return the one spacing between slices that prepared cases share within 10 %: their median.
+
+    `needed_by`: what needs it, for the error.
 
     Raises:
         InputError: they do not.
@@ -30,6 +34,6 @@ def common_slice_spacing(dataroot: Path, manifest: Manifest, cases: Sequence[Cas
     if spacings[high] > (1 + TOLERANCE) * spacings[low]:
         raise InputError(
             f"{dataroot}: slices of {low[1]} lie {spacings[low]:g} mm apart, those of {high[1]} {spacings[high]:g} mm; "
-            "slabs need one spacing: prepare the data set with --slice_mm"
+            f"{needed_by} one spacing: prepare the data set with --slice_mm"
         )
     return float(np.median(list(spacings.values())))

@@ -38,7 +38,11 @@ class Failure:
 
 
 def run_jobs[Job: VolumeJob, Result](
-    work: Callable[[Job], Result], jobs: list[Job], workers: int, title: str
+    work: Callable[[Job], Result],
+    jobs: list[Job],
+    workers: int,
+    title: str,
+    way_out: str = "convert it to .nii.gz, or leave it out",
 ) -> tuple[list[Result], list[Failure]]:
     """Run `work` on every job; a volume with bad input becomes a `Failure` and does not stop the others.
 
@@ -50,6 +54,7 @@ def run_jobs[Job: VolumeJob, Result](
         jobs: one for each volume.
         workers: processes; one is this process itself.
         title: of the progress shown.
+        way_out: what can be done about a volume that ends its process.
     """
     done, failures, lost = [], [], []
     with _processes(workers) if workers > 1 else nullcontext() as pool:
@@ -74,7 +79,7 @@ def run_jobs[Job: VolumeJob, Result](
             failures.append(_unreadable(job.source, error))
         except BrokenProcessPool:
             reason = "the process that worked on it ended abruptly: the file is damaged, or memory too small for it"
-            failures.append(Failure(job.source, f"{job.source.path}: {reason}; convert it to .nii.gz, or leave it out"))
+            failures.append(Failure(job.source, f"{job.source.path}: {reason}; {way_out}"))
     return done, failures
 
 

@@ -6,7 +6,6 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,16 +15,18 @@ import numpy as np
 from data.errors import InputError
 from data.files import whole_file
 from data.outputs import check_free
-from data.prepared.manifest import Case, read_manifest
+from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
-from data.progress import shown_progress
+from data.prepared.sources import Source
+from data.prepared.volume_jobs import run_jobs
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
-from data.worker_processes import WorkerProcesses
 
 log = logging.getLogger(__name__)
 
 FOLDER = "simulation"
 Maps = dict[str, np.ndarray]
+_TITLE = "preparing CT for the simulation of MR, once"
+_WAY_OUT = "free memory, prepare it again, or leave it out (--leave_out)"
 # What a damaged file raises, or one that holds an array alone; checksums are verified on reading.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -36,14 +37,18 @@ class SimulationSet:
 
     Attributes:
         volumes: by case name its maps `hu` and `depth`, (n, H, W) (`SimulationVolume`).
-        slice_mm, pixel_mm: their spacing.
-        size: pixels of a slice's side.
+        slice_mm: distance of their slices.
+        manifest: the data set without the CT that are not trained on.
     """
 
     volumes: dict[str, Maps]
     slice_mm: float
-    pixel_mm: float
-    size: int
+    manifest: Manifest
+
+    @property
+    def pixel_mm(self) -> float:
+        """Spacing within slices."""
+        return self.manifest.spacing_mm
 
 
 class Job(NamedTuple):
@@ -54,10 +59,16 @@ class Job(NamedTuple):
     pixel_mm: float
     slice_mm: float
 
+    @property
+    def source(self) -> Source:
+        """Its prepared slices."""
+        return Source(self.case.name, self.case.patient, self.dataroot / self.case.image_file)
+
 
 class Unkept(NamedTuple):
-    """Maps that could not be kept, and why."""
+    """Maps of a CT that could not be kept, and why."""
 
+    name: str
     maps: Maps
     why: str
 
@@ -66,20 +77,29 @@ class Unkept(NamedTuple):
 Computed = Unkept | None
 
 
-def open_simulation_set(dataroot: Path, workers: int = 1, leave_out: Collection[str] = ()) -> SimulationSet:
+def open_simulation_set(
+    dataroot: Path, workers: int = 1, leave_out: Collection[str] = (), leave_out_ct: str = ""
+) -> SimulationSet:
     """Return the training CT of the data set in `dataroot`; missing maps are computed, and stored if possible.
 
+    `leave_out`: patients that do not train. `leave_out_ct`: CT whose names contain it do not train, either; "": none.
+
     Raises:
-        InputError: no prepared data set, no CT in it, a damaged file, a file of others in the way, or CT of different
-            slice spacings.
+        InputError: no prepared data set, no CT in it, none left, a damaged file, a file of others in the way, or CT of
+            different slice spacings.
     """
     manifest = read_manifest(dataroot).without(leave_out)
     cases = [case for case in manifest.select("train", "B") if case.body_slices[1] > case.body_slices[0]]
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
-    slice_mm = common_slice_spacing(dataroot, manifest, cases)
+    if leave_out_ct:
+        cases = [case for case in cases if leave_out_ct not in case.name]
+    if not cases:
+        raise InputError(f"--leave_out {leave_out_ct}: leaves out every CT of {dataroot}")
+    slice_mm = common_slice_spacing(dataroot, manifest, cases, "the simulation of MR needs")
     jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
-    return SimulationSet(_maps(jobs, workers), slice_mm, manifest.spacing_mm, manifest.size)
+    trained = manifest.with_only([*manifest.select("train", "A"), *cases])
+    return SimulationSet(_maps(jobs, workers), slice_mm, trained)
 
 
 def simulation_maps(
@@ -96,24 +116,21 @@ def simulation_maps(
     return _maps(jobs, workers=1)
 
 
-def _maps(jobs: Sequence[Job], workers: int) -> dict[str, Maps]:
+def _maps(jobs: list[Job], workers: int) -> dict[str, Maps]:
     """Return the maps of all jobs by the names of their cases; what is missing is computed by so many processes."""
     missing = [job for job in jobs if not _is_current(job.dataroot, job.case)]
     paths = [_path(job.dataroot, job.case) for job in missing]
     check_free(paths, "--dataroot", made=[path for path in paths if _is_own(path)], overwrite=None)
-    unkept: dict[str, Maps] = {}
-    with WorkerProcesses(workers) if missing and workers > 1 else nullcontext() as pool:
-        all_computed = (pool.map if pool else map)(_compute, missing)
-        shown = shown_progress(all_computed, len(missing), "preparing CT for the simulation of MR, once", "volume")
-        for job, computed in zip(missing, shown, strict=True):
-            if isinstance(computed, Unkept):
-                if not unkept:
-                    log.info(
-                        "the simulation's maps of the CT cannot be stored, so every start computes them again: %s",
-                        computed.why,
-                    )
-                unkept[job.case.name] = computed.maps
-    return {job.case.name: unkept.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
+    computed, failures = run_jobs(_compute, missing, workers, _TITLE, _WAY_OUT)
+    if failures:
+        raise InputError("; ".join(failure.reason for failure in failures))
+    unkept = [one for one in computed if one]
+    if unkept:
+        log.info(
+            "the simulation's maps of the CT cannot be stored, so every start computes them again: %s", unkept[0].why
+        )
+    held = {one.name: one.maps for one in unkept}
+    return {job.case.name: held.get(job.case.name) or _read(_path(job.dataroot, job.case)) for job in jobs}
 
 
 def _path(dataroot: Path, case: Case) -> Path:
@@ -155,7 +172,7 @@ def _compute(job: Job) -> Computed:
         with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))
     except InputError as error:  # a data set that may only be read, or a full disk
-        return Unkept({"hu": volume.hu, "depth": volume.depth}, str(error))
+        return Unkept(case.name, {"hu": volume.hu, "depth": volume.depth}, str(error))
     return None
 
 

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.errors import InputError
 from data.masks.body_mask import CT_BODY_HU
+from data.prepared.training_statistics import MIN_BODY_SHARE
 from data.simulation.draws import Draws
+
+# So many pixels of body make a slice worth a slab; in small slices that share of them that preparation asks for.
+_LEAST_PIXELS = 100
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class SlabStock:
             outside: for each map the value beyond its slices.
             body: the map in which what is above -500 is body; slabs are cut around bodies.
             device: where the voxels are kept.
+
+        Raises:
+            InputError: no slice holds enough body.
         """
         self.outside = outside
         self.maps = {
@@ -57,6 +65,11 @@ class SlabStock:
         boxes = torch.from_numpy(np.concatenate([_boxes(volume[body]) for volume in volumes])).to(device)
         used = boxes[:, 1] > boxes[:, 0]
         self.boxes, self.used = boxes, torch.nonzero(used)[:, 0]
+        if not len(self.used):
+            raise InputError(
+                f"no slice of the {len(volumes)} volumes that slabs are cut from holds {_LEAST_PIXELS} pixels of body, "
+                f"or {MIN_BODY_SHARE:.1%} of its own: prepare the data set with finer pixels (--spacing_mm)"
+            )
         self.device = device
 
     def slabs(self, centre: Tensor, slices: int) -> dict[str, Tensor]:
@@ -118,9 +131,10 @@ def _grid(theta: Tensor, size: int) -> Tensor:
 def _boxes(volume: np.ndarray) -> np.ndarray:
     """Return the body's box of every slice, int64 (n, 4): left, right, top, bottom, ends not included; 0 for none."""
     body = volume > CT_BODY_HU
+    least = min(_LEAST_PIXELS, MIN_BODY_SHARE * body[0].size)
     boxes = np.zeros((len(volume), 4), np.int64)
     for k, plane in enumerate(body):
         rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
-        if plane.sum() >= 100:
+        if plane.sum() >= least:
             boxes[k] = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
     return boxes

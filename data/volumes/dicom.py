@@ -187,8 +187,13 @@ def read_series(
             image = read_slices(paths, pixel_type, apart)
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
-    image.SetSpacing((*image.GetSpacing()[:2], spacing_mm))
     first, header = files[0]
+    # Of some classes of images (secondary capture, nuclear medicine) the reader ignores what the header says.
+    down, across = map(float, header.PixelSpacing)
+    x, y = np.reshape(np.array(header.ImageOrientationPatient, float), (2, 3))
+    image.SetSpacing((across, down, spacing_mm))
+    image.SetOrigin(tuple(map(float, header.ImagePositionPatient)))
+    image.SetDirection(np.stack([x, y, np.cross(x, y)], 1).ravel().tolist())
     return image, DicomOrigin(first, tuple(_source_image(one) for _, one in files), other_than_t1(header))
 
 

@@ -27,7 +27,7 @@ from pydicom.valuerep import format_number_as_ds, validate_value
 
 from data.errors import InputError
 from data.files import whole_folder
-from data.volumes.dicom_origin import ANATOMY, OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin
+from data.volumes.dicom_origin import ANATOMY, OPTIONAL, PATIENT, PLACE, STUDY, DicomOrigin, SourceImage
 from data.volumes.volume import Volume, describe_difference, from_sitk, read_volume, same_grid
 
 PROJECT = "unpaired-mr-to-ct"
@@ -188,9 +188,10 @@ def write_series(
         made = replace(made, source_sha256=secrets.token_hex(32))
     header = _header(ct.dicom, made, identity, [] if notes is None else notes)
     origins = [] if identity.anonymous else [origin for origin in (ct.dicom, *further) if origin]
+    sources = [_images(origin, ct, slices) for origin in origins]
     with whole_folder(folder) as scratch:
         for k in range(len(slices.array)):
-            _put_slice(header, slices, k, origins)
+            _put_slice(header, slices, k, [image for images in sources if (image := images[k])])
             header.save_as(scratch / f"CT_{k + 1:04d}.dcm", enforce_file_format=True)
         _compare(read_volume(scratch), slices, folder)
         check_folder(folder)  # again: somebody may have written there meanwhile
@@ -279,8 +280,15 @@ def _version() -> str:
     return tomllib.loads(project.read_text())["project"]["version"]
 
 
-def _put_slice(header: Dataset, ct: Volume, k: int, origins: Iterable[DicomOrigin]) -> None:
-    """Set what is a slice's own: its place, its pixels, the images at the same place that it was made of."""
+def _images(origin: DicomOrigin, ct: Volume, slices: Volume) -> Sequence[SourceImage | None]:
+    """Return for each of `slices`, those of `ct` in any order of axes, the image of an origin on the grid of `ct`."""
+    before, after = (np.reshape(volume.direction, (3, 3))[:, 2] for volume in (ct, slices))
+    along = round(float(before @ after))  # of axes at right angles: 1, -1 (reversed), or 0 (across the images)
+    return origin.images[::along] if along else [None] * len(slices.array)
+
+
+def _put_slice(header: Dataset, ct: Volume, k: int, sources: Sequence[SourceImage]) -> None:
+    """Set what is a slice's own: its place, its pixels, and `sources`, the images there that it was made of."""
     direction = np.reshape(ct.direction, (3, 3))
     position = np.array(ct.origin) + direction[:, 2] * ct.spacing[2] * k
     header.SOPInstanceUID = _uid("image", f"{header.SeriesInstanceUID} {k}")
@@ -294,7 +302,7 @@ def _put_slice(header: Dataset, ct: Volume, k: int, origins: Iterable[DicomOrigi
     header.Rows, header.Columns = ct.array.shape[1:]
     header.PixelData = np.ascontiguousarray(ct.array[k], "<i2").tobytes()
     header.pop("SourceImageSequence", None)
-    if sources := [image for origin in origins if (image := origin.images[k])]:
+    if sources:
         header.SourceImageSequence = [_reference(*image) for image in sources]
 
 
