@@ -241,14 +241,15 @@ def _is_rule(rule: object) -> bool:
 
 
 def _problems(settings: InferenceSettings) -> list[str]:
-    """Return which settings are none that a model has, with their values: what uses them trusts types and sizes."""
+    """Return which settings no model can have, with their values: what uses them trusts types and sizes."""
     s, g, window = settings, settings.generator, settings.mr_window
     channels = (g.input_nc, g.output_nc)
     rules = window if isinstance(window, Mapping) else dict.fromkeys(s.contrasts, window)
-    makes_ct, wrong_types = s.direction == "AtoB", check_types(g)
+    makes_mr, wrong_types = s.direction == "BtoA", check_types(g)
+    odd_slab = type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2)  # True is an int too
     checks = {
-        "ngf": (g.ngf, bool(wrong_types) or 0 < g.ngf <= _GREATEST_NGF),
-        "slab": (s.slab, type(s.slab) is int and s.slab in range(1, _GREATEST_SLAB, 2)),  # True is an int too
+        "ngf": (g.ngf, type(g.ngf) is not int or 0 < g.ngf <= _GREATEST_NGF),  # another type: see `wrong_types`
+        "slab": (s.slab, odd_slab),
         "size": (s.size, type(s.size) is int and 0 < s.size <= _GREATEST_SIZE),
         "training": (s.training, s.training is None or s.training.is_sound()),
         "spacing_mm": (s.spacing_mm, _is_length(s.spacing_mm)),
@@ -257,15 +258,15 @@ def _problems(settings: InferenceSettings) -> list[str]:
         "view": (s.view, s.view in VIEWS),
         "steps": (s.steps, s.steps is None or (type(s.steps) is int and s.steps >= 0)),
         "contrasts": (s.contrasts, 0 < len(set(s.contrasts)) == len(s.contrasts) and all(map(is_name, s.contrasts))),
-        "contrasts of a model that makes MR": (s.contrasts, makes_ct or len(s.contrasts) == 1),
+        "contrasts of a model that makes MR": (s.contrasts, not makes_mr or len(s.contrasts) == 1),
         "mr_window": (window, rules.keys() == set(s.contrasts) and all(map(_is_rule, rules.values()))),
         "bias_correction": (s.bias_correction, isinstance(s.bias_correction, bool)),
-        "channels of the generator": (channels, channels == s.channels),
+        "channels of the generator": (channels, not odd_slab or channels == s.channels),
         "mirrored": (s.mirrored, isinstance(s.mirrored, str) and s.mirrored in MIRRORINGS),
         "solid_body": (s.solid_body, isinstance(s.solid_body, bool)),
-        "solid_body of a model that makes MR": (s.solid_body, makes_ct or not s.solid_body),
+        "solid_body of a model that makes MR": (s.solid_body, not (makes_mr and s.solid_body)),
         "hu_curve": (s.hu_curve, all(_is_number(value) for knot in s.hu_curve for value in knot) and _rises(s)),
-        "hu_curve of a model that makes MR": (s.hu_curve, makes_ct or not s.hu_curve),
+        "hu_curve of a model that makes MR": (s.hu_curve, not (makes_mr and s.hu_curve)),
         "caution": (s.caution, isinstance(s.caution, str)),
         "unfinished": (s.unfinished, isinstance(s.unfinished, str)),
         "ct_kvp": (s.ct_kvp, s.ct_kvp is None or (type(s.ct_kvp) is int and s.ct_kvp in LINES)),
@@ -402,7 +403,10 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
         kept |= {"in_plane_mm", "through_mm"} if kept else set()  # in both cases perhaps of the MR alone
         new = replace(new, training=replace(new.training, **{name: getattr(old.training, name) for name in kept}))
     if differing(old, new, learnt):
-        log.warning("warning: %s: the run resumes on volumes of other intensities than before", folder)
+        log.warning(
+            "warning: %s: the run resumes on volumes of other intensities than before, or was started by an earlier "
+            "version, which also counted volumes that were not trained on", folder,
+        )  # fmt: skip
 
 
 def differing(old: InferenceSettings, new: InferenceSettings, keys: Iterable[str]) -> list[str]:

@@ -109,7 +109,7 @@ class SimulatedPairsModel(SlabModel):
         s = settings
         limbs = _limbs(s, ct)
         trunks = sorted(ct.volumes.keys() - set(limbs))
-        groups = [trunks, limbs] if limbs and trunks else [sorted(ct.volumes)]
+        groups = [trunks, limbs] if limbs else [sorted(ct.volumes)]
         self.spacing = (ct.slice_mm, ct.pixel_mm)
         mr_slice_mm = min(s.mr_slice_mm, _MOST_MARGIN * ct.slice_mm)
         self.margin = min(_MOST_MARGIN, max(1, math.ceil(s.mr_slice_mm / ct.slice_mm))) if data.slab > 1 else 1

@@ -112,6 +112,36 @@ def test_every_reader_finds_the_same_voxels_on_the_same_oblique_grid(mr, tmp_pat
         assert header.SliceThickness == pytest.approx(ct.spacing[2])
 
 
+@pytest.mark.parametrize("decimals", [3, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_rounded_direction_cosines_are_read_and_written_as_right_angles(tmp_path, decimals, seed):
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    cosines = np.round(turn[:, :2].T.ravel(), decimals)
+
+    def change(k, header):
+        header.ImageOrientationPatient = cosines.tolist()
+        header.ImagePositionPatient = np.round(np.cross(turn[:, 0], turn[:, 1]) * 5.0 * k, 3).tolist()
+
+    write_dicom_patient(tmp_path / "mr", change=change)
+    mr = read_volume(tmp_path / "mr")
+    direction = np.reshape(mr.direction, (3, 3))
+    np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(direction[:, :2].T.ravel(), cosines, atol=2 * 10.0**-decimals)
+    assert np.linalg.det(direction) == pytest.approx(1)
+    assert mr.spacing == pytest.approx((2.0, 2.0, 5.0), abs=2e-3)
+    ct = ct_of(mr)
+    back = read_volume(write_series(ct, tmp_path / "ct", made_of(mr), Identity()))
+    assert same_grid(back, ct, 1e-6) and np.array_equal(back.array, ct.array)
+
+
+def test_axes_that_are_not_at_right_angles_are_refused(tmp_path):
+    write_dicom_patient(
+        tmp_path / "mr", change=lambda k, h: setattr(h, "ImageOrientationPatient", [1, 0, 0, 0.1, 1, 0])
+    )
+    with pytest.raises(InputError, match=r"ImageOrientationPatient \[1.0, 0.0, 0.0, 0.1, 1.0, 0.0\]: expected two dir"):
+        read_volume(tmp_path / "mr")
+
+
 AXES = [
     (np.eye(3)[:, order] * signs).ravel()
     for order in permutations(range(3))

@@ -21,6 +21,7 @@ from data.loading.settings import DataSettings
 from data.prepared.manifest import Manifest, read_manifest
 from data.prepared.preparation import prepare_dataset
 from data.prepared.sources import Source
+from data.prepared.training_statistics import training_statistics
 from data.prepared.volume_jobs import Failure
 from data.simulation.draws import Draws
 from data.simulation.pasted_limbs import paste_limbs
@@ -361,7 +362,8 @@ def test_what_a_model_is_checked_against_is_what_it_was_trained_on(dataroot, tmp
     training = read_inference_settings(tmp_path / "x").training
     low, high = (kept, kept) if kept else (11, 13)
     assert training.section_cm2 == pytest.approx((math.pi * (low / 5) ** 2, math.pi * (high / 5) ** 2), rel=0.03)
-    assert training.mr_high is not None  # of the MR beside them
+    manifest = read_manifest(dataroot)
+    assert training.mr_high == training_statistics(manifest).mr_high  # of the MR beside them, all
 
 
 def test_a_ct_that_ends_its_process_is_named_with_a_way_out(dataroot, tmp_path, monkeypatch):
@@ -380,7 +382,7 @@ def test_small_slices_are_used_from_the_share_of_body_that_preparation_asks_for(
     assert np.count_nonzero(small["hu"][0] > -500) < 100
     assert SlabStock([small], OUTSIDE, "hu", CPU).used.tolist() == list(range(len(small["hu"])))
     tiny = {name: values * 0 - (1000 if name == "hu" else 0) for name, values in small.items()}
-    with pytest.raises(InputError, match=r"no slice of the 1 volumes .* 0\.5% of its own.*finer pixels"):
+    with pytest.raises(InputError, match=r"the body covers 0\.5% of no slice of the 1 volumes .*finer pixels"):
         SlabStock([tiny], OUTSIDE, "hu", CPU)
 
 

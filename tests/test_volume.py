@@ -317,7 +317,7 @@ def test_a_dicom_series_is_sorted_by_position(tmp_path):
     assert same_grid(volume, expected, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("sop_class", ["7", "7.3", "1", "20"], ids=["capture", "word capture", "radiograph", "nuclear"])
+@pytest.mark.parametrize("sop_class", ["7.3", "1", "20"], ids=["word capture", "radiograph", "nuclear"])
 def test_a_series_lies_where_its_header_says_whatever_its_class(tmp_path, sop_class):
     """Of some classes GDCM takes no geometry from the header."""
 

@@ -20,11 +20,11 @@ def through_mm(case: Case) -> float:
 
 
 def common_slice_spacing(
-    dataroot: Path, manifest: Manifest, cases: Sequence[Case], needed_by: str = "slabs need"
+    dataroot: Path, manifest: Manifest, cases: Sequence[Case], what_needs: str = "slabs need"
 ) -> float:
     """Return the one spacing between slices that prepared cases share within 10 %: their median.
 
-    `needed_by`: what needs it, for the error.
+    `what_needs`: the words before "one spacing" in the error.
 
     Raises:
         InputError: they do not.
@@ -34,6 +34,6 @@ def common_slice_spacing(
     if spacings[high] > (1 + TOLERANCE) * spacings[low]:
         raise InputError(
             f"{dataroot}: slices of {low[1]} lie {spacings[low]:g} mm apart, those of {high[1]} {spacings[high]:g} mm; "
-            f"{needed_by} one spacing: prepare the data set with --slice_mm"
+            f"{what_needs} one spacing: prepare the data set with --slice_mm"
         )
     return float(np.median(list(spacings.values())))

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FOLDER = "simulation"
 Maps = dict[str, np.ndarray]
 _TITLE = "preparing CT for the simulation of MR, once"
-_WAY_OUT = "free memory, prepare it again, or leave it out (--leave_out)"
+_WAY_OUT = "free memory, prepare the data set again, or leave the CT out (--leave_out)"
 # What a damaged file raises, or one that holds an array alone; checksums are verified on reading.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -98,8 +98,8 @@ def open_simulation_set(
         raise InputError(f"--leave_out {leave_out_ct}: leaves out every CT of {dataroot}")
     slice_mm = common_slice_spacing(dataroot, manifest, cases, "the simulation of MR needs")
     jobs = [Job(dataroot, case, manifest.spacing_mm, slice_mm) for case in cases]
-    trained = manifest.with_only([*manifest.select("train", "A"), *cases])
-    return SimulationSet(_maps(jobs, workers), slice_mm, trained)
+    others = (case for case in manifest.cases if (case.split, case.domain) != ("train", "B"))
+    return SimulationSet(_maps(jobs, workers), slice_mm, manifest.with_only([*others, *cases]))
 
 
 def simulation_maps(

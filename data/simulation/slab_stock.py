@@ -17,7 +17,7 @@ from data.masks.body_mask import CT_BODY_HU
 from data.prepared.training_statistics import MIN_BODY_SHARE
 from data.simulation.draws import Draws
 
-# So many pixels of body make a slice worth a slab; in small slices that share of them that preparation asks for.
+# So many pixels of body make a slice worth a slab.
 _LEAST_PIXELS = 100
 
 
@@ -62,13 +62,17 @@ class SlabStock:
         first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
         self.first = torch.from_numpy(first).to(device)
         self.last = torch.from_numpy(first + np.repeat(counts, counts) - 1).to(device)
-        boxes = torch.from_numpy(np.concatenate([_boxes(volume[body]) for volume in volumes])).to(device)
-        used = boxes[:, 1] > boxes[:, 0]
-        self.boxes, self.used = boxes, torch.nonzero(used)[:, 0]
-        if not len(self.used):
+        # Where all slices are small, those count whose body covers the share that preparation asks for.
+        for least in (_LEAST_PIXELS, MIN_BODY_SHARE * volumes[0][body][0].size):
+            boxes = np.concatenate([_boxes(volume[body], least) for volume in volumes])
+            self.boxes = torch.from_numpy(boxes).to(device)
+            self.used = torch.nonzero(self.boxes[:, 1] > self.boxes[:, 0])[:, 0]
+            if len(self.used):
+                break
+        else:
             raise InputError(
-                f"no slice of the {len(volumes)} volumes that slabs are cut from holds {_LEAST_PIXELS} pixels of body, "
-                f"or {MIN_BODY_SHARE:.1%} of its own: prepare the data set with finer pixels (--spacing_mm)"
+                f"the body covers {MIN_BODY_SHARE:.1%} of no slice of the {len(volumes)} volumes that slabs are cut "
+                "from: prepare the data set with finer pixels (--spacing_mm)"
             )
         self.device = device
 
@@ -128,10 +132,12 @@ def _grid(theta: Tensor, size: int) -> Tensor:
     return (steps * columns)[:, None] + (steps * rows + middle)[:, :, None]
 
 
-def _boxes(volume: np.ndarray) -> np.ndarray:
-    """Return the body's box of every slice, int64 (n, 4): left, right, top, bottom, ends not included; 0 for none."""
+def _boxes(volume: np.ndarray, least: float) -> np.ndarray:
+    """Return the body's box of every slice, int64 (n, 4): left, right, top, bottom, ends not included; 0 for none.
+
+    `least`: pixels of body that a slice needs.
+    """
     body = volume > CT_BODY_HU
-    least = min(_LEAST_PIXELS, MIN_BODY_SHARE * body[0].size)
     boxes = np.zeros((len(volume), 4), np.int64)
     for k, plane in enumerate(body):
         rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))

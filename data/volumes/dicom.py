@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 # Positions along the slice normal may deviate from even spacing by this share of the spacing.
 SPACING_TOLERANCE = 0.05
+# Direction cosines rounded to three decimals are off by so much in their products, at most.
+_COSINES_ROUNDED = 2e-3
 _TAGS = [
     "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient",
     "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
@@ -188,12 +190,11 @@ def read_series(
     except RuntimeError as error:
         raise InputError(_undecoded(files)) from error
     first, header = files[0]
-    # Of some classes of images (secondary capture, nuclear medicine) the reader ignores what the header says.
+    # Of some classes of images (secondary capture of grey words, nuclear medicine) the reader ignores the geometry.
     down, across = map(float, header.PixelSpacing)
-    x, y = np.reshape(np.array(header.ImageOrientationPatient, float), (2, 3))
     image.SetSpacing((across, down, spacing_mm))
     image.SetOrigin(tuple(map(float, header.ImagePositionPatient)))
-    image.SetDirection(np.stack([x, y, np.cross(x, y)], 1).ravel().tolist())
+    image.SetDirection(_axes(first, header).ravel().tolist())
     return image, DicomOrigin(first, tuple(_source_image(one) for _, one in files), other_than_t1(header))
 
 
@@ -302,8 +303,7 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
     if len(series.files) < 2:
         raise InputError(f"{folder}: one DICOM slice; expected a series of several")
     _check_uniform(folder, series)
-    row, column = np.reshape(np.asarray(series.files[0][1].ImageOrientationPatient, float), (2, 3))
-    normal = np.cross(row, column)
+    normal = _axes(*series.files[0])[:, 2]
     positions = np.array([np.asarray(h.ImagePositionPatient, float) for _, h in series.files])
     along = positions @ normal
     order = np.argsort(along, kind="stable")
@@ -328,6 +328,23 @@ def _sort_slices(folder: Path, series: DicomSeries) -> tuple[list[tuple[Path, py
             f"{folder}: sheared slices (gantry tilt): origins drift {np.abs(drift).max():.1f} mm in the plane"
         )
     return [series.files[index] for index in order], (along[order[-1]] - along[order[0]]) / (len(order) - 1)
+
+
+def _axes(file: Path, header: pydicom.Dataset) -> np.ndarray:
+    """Return the directions of a slice's rows, of its columns and of its normal, orthonormal, the columns of (3, 3).
+
+    Headers round cosines, often to three decimals: rows and columns are as near to those as right angles allow.
+    """
+    row, column = np.reshape(np.asarray(header.ImageOrientationPatient, float), (2, 3))
+    if not np.allclose((row @ row, column @ column, row @ column), (1, 1, 0), atol=_COSINES_ROUNDED):
+        raise InputError(
+            f"{file}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]}: expected two directions of length 1 "
+            "at right angles: resample the series to orthogonal axes with other software"
+        )
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    column /= np.linalg.norm(column)
+    return np.stack([np.cross(column, normal), column, normal], 1)
 
 
 def _name(file: Path, header: pydicom.Dataset) -> str:
