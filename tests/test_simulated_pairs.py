@@ -355,6 +355,18 @@ def test_slices_of_different_spacing_are_refused(dataroot, monkeypatch):
     assert open_simulation_set(dataroot, leave_out_ct="ct0").slice_mm == 3.0
 
 
+def test_test_mr_say_whether_a_data_set_is_corrected_for_bias_fields(dataroot, monkeypatch):
+    """They may be all the MR there is."""
+    manifest = read_manifest(dataroot)
+    cases = [
+        replace(case, split="test", bias_corrected=True) if case.domain == "A" else case for case in manifest.cases
+    ]
+    with_tests = replace(manifest, cases=tuple(cases))
+    monkeypatch.setattr("data.simulation.simulation_set.read_manifest", lambda root: with_tests)
+    opened = open_simulation_set(dataroot, leave_out_ct="ct0").manifest
+    assert opened.bias_corrected and [case.name for case in opened.select("train", "B")] == ["ct1"]
+
+
 @pytest.mark.parametrize(("left_out", "kept"), [("ct0", 13), ("ct1", 11), ("nothing", None)])
 def test_what_a_model_is_checked_against_is_what_it_was_trained_on(dataroot, tmp_path, left_out, kept):
     """Without a CT its larger or smaller body is unknown to the model."""

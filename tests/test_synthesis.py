@@ -432,6 +432,11 @@ def test_missing_and_damaged_models_are_named(tmp_path):
     replace(SETTINGS, slab=3).write(tmp_path)
     with pytest.raises(InputError, match=r"channels of the generator: \(1, 1\) is not a possible value"):
         read_inference_settings(tmp_path)
+    replace(SETTINGS, slab=4, solid_body=True, direction="AtoC").write(tmp_path)  # and no more than that
+    with pytest.raises(
+        InputError, match=r"software \(slab: 4 is not a possible value, direction: 'AtoC' is not a possible"
+    ):
+        read_inference_settings(tmp_path)
     for name, value in (("mirrored", "yes"), ("mirrored", None), ("solid_body", 1)):
         replace(SETTINGS, **{name: value}).write(tmp_path / "good")
         with pytest.raises(InputError) as error:
