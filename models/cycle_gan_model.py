@@ -192,8 +192,7 @@ class CycleGANModel(BaseModel):
         extractor = None
         if settings.uses_shape:
             path = settings.extractor_path(data.dataroot)
-            view = dataset.manifest.view if dataset.manifest else "axial"
-            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm, view)
+            extractor = open_extractor(path, data.dataroot, place.device, data.ct_map, dataset.spacing_mm, dataset.view)
         model = cls(
             settings, place.device, extractor, dataset.a.mask_labels, place.rank, place.processes, dataset.slab,
             len(dataset.contrasts),

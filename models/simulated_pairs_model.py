@@ -143,12 +143,13 @@ class SimulatedPairsModel(SlabModel):
         ct = open_simulation_set(data.dataroot, max(data.num_threads, 1), leave_out, settings.leave_out)
         if settings.limbs and (view := ct.manifest.view) != "axial":
             raise InputError(f"--limbs: limbs stand beside trunks in axial slices; those of {data.dataroot} are {view}")
-        if settings.limbs and len(_limbs(settings, ct)) == len(ct.volumes):
+        limbs = _limbs(settings, ct)
+        if settings.limbs and len(limbs) == len(ct.volumes):
             raise InputError(
                 f"--limbs {settings.limbs}: every CT that is trained on has that in its name, so there is no trunk to "
                 "paste limbs beside; choose another text, or leave it out"
             )
-        if settings.limbs and not _limbs(settings, ct):
+        if settings.limbs and not limbs:
             names = ", ".join(sorted(ct.volumes)[:5])
             raise InputError(f"--limbs {settings.limbs}: no CT has that in its name; they are called {names}, ...")
         cls.check_crop(data, ct.manifest.size)

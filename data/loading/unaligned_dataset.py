@@ -78,6 +78,11 @@ class UnalignedDataset(Dataset):
         """Names of the MR's contrasts, in the order of channels."""
         return self.manifest.contrasts if self.manifest else (ONLY_CONTRAST,)
 
+    @property
+    def view(self) -> str:
+        """How the slices lie in the body, of `data.volumes.slice_frame.VIEWS`; images are taken for axial ones."""
+        return self.manifest.view if self.manifest else "axial"
+
     def __len__(self) -> int:
         """Return the samples of an epoch: those of the larger domain."""
         return max(len(self.a), len(self.b))
@@ -205,22 +210,26 @@ def open_unaligned(
     for domain, source in (("A (MR)", a), ("B (CT)", b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
-    contrasts = manifest.contrasts if manifest else (ONLY_CONTRAST,)
-    if simulate_mr and manifest is None:
+    pairs = _simulated_pairs(dataroot, manifest, ct_map, slice_mm) if simulate_mr else None
+    return UnalignedDataset(a, b, augmentation, masks, seed, manifest, pairs, slab, slice_mm)
+
+
+def _simulated_pairs(
+    dataroot: Path, manifest: Manifest | None, ct_map: IntensityMap, slice_mm: float | None
+) -> SimulatedPairs:
+    """Return what simulates MR from the CT of a data set; see `open_unaligned`."""
+    if manifest is None:
         raise InputError(
             f"{dataroot}: MR is simulated from CT in HU with a known pixel size, which images lack; prepare a data set "
             f"from volumes with {prepare_command()}, or train with --warm_start none"
         )
-    to_simulate = contrasts_to_simulate(contrasts)
-    if simulate_mr and not to_simulate:
+    to_simulate = contrasts_to_simulate(manifest.contrasts)
+    if not to_simulate:
         raise InputError(
-            f"{dataroot}: the data set has the contrasts {', '.join(contrasts)}; those that can be simulated are "
-            f"{', '.join(DIXON_NAMES)}: train with --warm_start none, or prepare the data set with one of them"
+            f"{dataroot}: the data set has the contrasts {', '.join(manifest.contrasts)}; those that can be simulated "
+            f"are {', '.join(DIXON_NAMES)}: train with --warm_start none, or prepare the data set with one of them"
         )
-    pairs = None
-    if simulate_mr and to_simulate and manifest is not None:
-        pairs = SimulatedPairs(ct_map, manifest.spacing_mm, slice_mm, to_simulate)
-    return UnalignedDataset(a, b, augmentation, masks, seed, manifest, pairs, slab, slice_mm)
+    return SimulatedPairs(ct_map, manifest.spacing_mm, slice_mm, to_simulate)
 
 
 def say_resized(folder: Path, source: ImageFolderSlices, size: int) -> None:
