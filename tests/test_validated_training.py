@@ -87,17 +87,16 @@ def test_a_method_without_a_way_back_has_no_cycle_to_choose_by(unpaired, tmp_pat
 @pytest.mark.parametrize("way_back", [True, False])
 @pytest.mark.parametrize("known", ["all", "no truth", "no histogram", "no MR", "no CT"])
 def test_what_a_validation_says_it_gives_it_gives(prepared, way_back, known):  # noqa: F811
-    manifest = read_manifest(prepared)
-    cases = validation_cases(manifest, None, 0)
+    cases, settings = validation_cases(read_manifest(prepared), None, 0), SETTINGS
     if known == "no truth":
         cases = replace(cases, ct=tuple(case for case in cases.ct if case.name == "ct"))
     if known == "no histogram":
-        manifest = replace(manifest, cases=tuple(replace(case, hu_histogram=None) for case in manifest.cases))
+        settings = replace(settings, training=None)
     if known == "no MR":
         cases = replace(cases, mr=())
     if known == "no CT":
         cases = replace(cases, ct=())
-    validation = Validation(prepared, manifest, cases, SETTINGS, 0, CPU)
+    validation = Validation(prepared, cases, settings, 0, CPU)
     net = torch.nn.Identity()
     found = validation.run(net, net if way_back else None)[0]
     assert validation.gives(way_back) == set(found) & {criterion.value for criterion in CRITERIA.values()}

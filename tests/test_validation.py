@@ -11,7 +11,7 @@ from torch import nn
 from data.errors import InputError
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.splits import validation_cases
-from data.prepared.training_statistics import hu_histogram
+from data.prepared.training_statistics import TrainingStatistics, hu_histogram
 from data.values.intensity import IntensityMap
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
@@ -29,10 +29,6 @@ from training.validation import Validation, _around
 SIZE, SLICES, MM = 32, 12, 8.0
 CPU = torch.device("cpu")
 CT_MAP = IntensityMap.window(-1000, 1400)
-SETTINGS = InferenceSettings(
-    generator=Architecture("resnet_6blocks", ngf=2, upsample="resize"), direction="AtoB", size=SIZE,
-    spacing_mm=MM, slice_mm=None, mr_window=(0.0, 100.0), typical_mr=None, ct=CT_MAP, versions={},
-)  # fmt: skip
 
 
 def body_ct(radius=12.0, bone=700) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +37,18 @@ def body_ct(radius=12.0, bone=700) -> tuple[np.ndarray, np.ndarray]:
     r = np.broadcast_to(np.hypot(x, y), (SLICES, SIZE, SIZE))
     ct = np.select([r < 3, r < radius - 2, r < radius], [bone, 40, -100], -1000).astype(np.int16)
     return ct, (r < radius).astype(np.uint8)
+
+
+def trained_on(ct: np.ndarray, mask: np.ndarray) -> TrainingStatistics:
+    """What a model remembers of a training on one CT."""
+    return TrainingStatistics(tuple(hu_histogram(ct[mask > 0]).tolist()), (10.0, 20.0), None, None, (MM, MM), (10, 10))
+
+
+SETTINGS = InferenceSettings(
+    generator=Architecture("resnet_6blocks", ngf=2, upsample="resize"), direction="AtoB", size=SIZE,
+    spacing_mm=MM, slice_mm=None, mr_window=(0.0, 100.0), typical_mr=None, ct=CT_MAP, versions={},
+    training=trained_on(*body_ct()),
+)  # fmt: skip
 
 
 def as_mr(ct: np.ndarray) -> np.ndarray:
@@ -55,8 +63,9 @@ def write_case(root, name, domain, split, patient, **anatomy) -> Case:
     case = Case(
         name=name, patient=patient, split=split, domain=domain, source=name, source_sha256=name + domain,
         mask_source_sha256=None, extent_mm=200.0, in_plane_mm=MM, percentiles=(0.0, 100.0) if domain == "A" else None,
-        slices=SLICES, body_slices=(0, SLICES), frame=frame.to_dict(),
+        mr_median=50.0 if domain == "A" else None, slices=SLICES, body_slices=(0, SLICES), frame=frame.to_dict(),
         hu_histogram=None if domain == "A" else tuple(hu_histogram(ct[mask > 0]).tolist()),
+        hu_slice_spread=None if domain == "A" else (10.0, 20.0),
     )  # fmt: skip
     for file, data in ((case.image_file, array), (case.mask_file, mask)):
         (root / file).parent.mkdir(exist_ok=True, parents=True)
@@ -76,8 +85,7 @@ def prepared(tmp_path_factory):
 
 
 def validation(root, settings=SETTINGS, seed=0, **more) -> Validation:
-    manifest = read_manifest(root)
-    return Validation(root, manifest, validation_cases(manifest, None, 0), settings, seed, CPU, **more)
+    return Validation(root, validation_cases(read_manifest(root), None, 0), settings, seed, CPU, **more)
 
 
 class Shift(nn.Module):
@@ -126,10 +134,9 @@ def test_errors_are_those_of_the_generator(prepared):
 def test_what_is_not_there_is_not_measured(prepared):
     values, _ = validation(prepared).run(nn.Identity())
     assert "cycle" not in values
-    manifest = read_manifest(prepared)
-    cases = validation_cases(manifest, None, 0)
+    cases = validation_cases(read_manifest(prepared), None, 0)
     no_truth = replace(cases, ct=cases.ct[1:])
-    values, _ = Validation(prepared, manifest, no_truth, SETTINGS, 0, CPU).run(nn.Identity())
+    values, _ = Validation(prepared, no_truth, SETTINGS, 0, CPU).run(nn.Identity())
     assert set(values) == {"body_dice", "histogram", "simulated_mae", "simulated_dice_bone"}
 
 

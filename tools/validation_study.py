@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, validation = [], None
     for seed, arm in product(range(1, options.seeds + 1), options.arms):
         folder = train_run(options, dataroot, arm, seed)
-        validation = validation or _without_pairs(held_back, dataroot, folder)
+        validation = validation or _without_pairs(held_back, folder)
         for epoch in range(1, options.epochs + 1):
             row = {"run": folder.name, "arm": arm, "seed": seed, "epoch": epoch}
             rows.append(row | _kept(folder, epoch, validation, tests))
@@ -223,12 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.out, {**described, "checkpoints": rows})
 
 
-def _without_pairs(held_back: Path, dataroot: Path, run: Path) -> Validation:
-    """Return the validation of all runs, whose frame and intensity maps are those of `run`."""
+def _without_pairs(held_back: Path, run: Path) -> Validation:
+    """Return the validation of all runs, whose frame, intensity maps and training CT are those of `run`."""
     apart = read_manifest(held_back)
     cases = ValidationCases(tuple(apart.select("train", "A")), tuple(apart.select("train", "B")), frozenset())
-    trained = read_manifest(dataroot)  # of its CT is the histogram
-    return Validation(held_back, trained, cases, read_inference_settings(run), 0, CPU)
+    return Validation(held_back, cases, read_inference_settings(run), 0, CPU)
 
 
 def _kept(

@@ -165,9 +165,8 @@ class TrainingRun:
             return self.model.open_validator(data, self.dataset)
         assert self.described is not None, "a method without a generator validates by itself"
         validation = Validation(
-            data.dataroot, read_manifest(data.dataroot), cases, self.described, _HELD_BACK_BY, self.device,
-            settings.model.precision,
-        )  # fmt: skip
+            data.dataroot, cases, self.described, _HELD_BACK_BY, self.device, settings.model.precision
+        )
         return GeneratorValidator(validation, settings.validation.val_criterion, self.model)
 
     def _validate(self, at: Position, training_log: TrainingLog, interruption: Interruption) -> Position:

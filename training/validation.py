@@ -26,7 +26,7 @@ from torch import nn
 from data.errors import InputError
 from data.loading.single_dataset import SingleDataset
 from data.loading.slices import prepared_windows, read_case, read_contrasts
-from data.prepared.manifest import Case, Manifest
+from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number
 from data.prepared.training_statistics import HU_EDGES, hu_distance, hu_histogram
@@ -86,16 +86,15 @@ class Validation:
     """What validates a run; it is put together once, and measures the same volumes every time."""
 
     def __init__(
-        self, dataroot: Path, manifest: Manifest, cases: ValidationCases, settings: InferenceSettings, seed: int,
+        self, dataroot: Path, cases: ValidationCases, settings: InferenceSettings, seed: int,
         device: torch.device, precision: str = "fp32", batch_size: int | None = None,
     ) -> None:  # fmt: skip
         """Simulate MR of the CT; with their CT they stay in memory, 7 bytes a voxel.
 
         Args:
             dataroot: the prepared data set.
-            manifest: what is in it.
             cases: which of its volumes validate (`data.prepared.splits.validation_cases`).
-            settings: how the generator will be used: its frame, slab and intensity maps.
+            settings: how the generator will be used: its frame, slab, intensity maps, and the HU that it learnt from.
             seed: of the simulated MR.
             device: where the generators are.
             precision: what they compute in, of `models.precision.PRECISIONS`.
@@ -110,6 +109,7 @@ class Validation:
                 "validation measures synthetic CT in HU, but --direction BtoA makes MR; leave out --val, or train with "
                 "--direction AtoB"
             )
+        manifest = read_manifest(dataroot)
         if cases.mr and not shown_alike(manifest.contrasts, settings.contrasts):
             log.info(
                 "validation is on simulated MR only: the model takes %s, the data set has %s",
@@ -120,9 +120,7 @@ class Validation:
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self._with_truth = [self._check(case) for case in cases.mr]
         self._mr_maps = prepared_windows(list(cases.mr), settings.mr_window, settings.ct)
-        trained = manifest.without(cases.left_out).select("train", "B")
-        known = [case.hu_histogram for case in trained if case.hu_histogram is not None]
-        self._histogram = np.sum(known, axis=0) if known and len(known) == len(trained) else None
+        self._histogram = settings.training.hu_histogram if settings.training else None
         self._to_simulate = contrasts_to_simulate(settings.contrasts) or ()
         of_ct = cases.ct if self._to_simulate else ()
         maps = simulation_maps(dataroot, of_ct, manifest.spacing_mm, [self._slice_mm(case) for case in of_ct])
