@@ -20,10 +20,10 @@ from PIL import Image
 from data.errors import InputError, run_command
 from data.files import whole_file
 from data.loading.images import read_mask_image
-from data.outputs import check_free, volume_targets
-from data.prepared.sources import find_paths, is_regular_file
 from data.progress import shown_progress
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free, volume_targets
+from data.volumes.paths import find_paths, is_regular_file
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, from_sitk, read_volume, write_volume
 
 log = logging.getLogger(__name__)

@@ -32,9 +32,9 @@ from cohort.scoring import single_command
 from cohort.several import refuse_several
 from data.errors import InputError, run_command
 from data.masks.body_mask import read_mask
-from data.prepared.case_names import case_name
+from data.prepared.case_names import case_name, name_without
 from data.values.attenuation import describe_mu, mu_map
-from data.volumes.contrasts import describe_paths, in_order, selector, shown_name, without_name
+from data.volumes.contrasts import describe_paths, in_order, selector, shown_name
 from data.volumes.dicom import list_series
 from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
@@ -397,12 +397,9 @@ def make_beside(volume: Path, path: Path, make: Callable[[], None]) -> bool:
 
 
 def case_of(paths: Mapping[str, Path]) -> str:
-    """Name a patient, of several contrasts by the first, without the contrast's name."""
+    """Return the case name of the MR; of several contrasts that of the first, without the contrast's name."""
     contrast, path = next(iter(paths.items()))
-    name = case_name(path)
-    if len(paths) > 1:
-        name = without_name(name, contrast) or case_name(path.absolute().parent)
-    return name
+    return name_without(case_name(path), contrast, path) if len(paths) > 1 else case_name(path)
 
 
 if __name__ == "__main__":

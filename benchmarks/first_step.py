@@ -10,7 +10,7 @@ import psutil
 import train
 from benchmarks.machine import MIB, resident_peak_mib
 from data.errors import run_command
-from data.outputs import check_free
+from data.volumes.outputs import check_free
 from models.cycle_gan_model import CycleGANModel
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from cohort.inputs import Cohort, CohortCase, find_cohort, glob_below
 from data.errors import InputError
 from data.files import check_is_folder
-from data.prepared.case_names import case_name, name_cases
-from data.prepared.sources import is_image
-from data.volumes.contrasts import in_order, selector, split_name, without_name
+from data.prepared.case_names import name_cases, name_without
+from data.volumes.contrasts import in_order, selector, split_name
+from data.volumes.paths import is_volume_or_series
 
 
 def find_contrast_cohort(
@@ -37,23 +37,17 @@ def find_contrast_cohort(
     hidden = without.resolve() if without else None
     found: dict[str, dict[str, list[Path]]] = {}
     for name, pattern in zip(names, in_order("--pattern", given, names), strict=True):
-        paths = [path for path in sorted(root / relative for relative in glob_below(root, pattern)) if _is_image(path)]
+        matches = sorted(root / relative for relative in glob_below(root, pattern))
+        paths = [path for path in matches if is_volume_or_series(path)]
         paths = [path for path in paths if not (hidden and path.resolve().is_relative_to(hidden))]
         for path, called in zip(paths, name_cases(paths, [root] * len(paths)), strict=True):
-            case = without_name(called, name) or case_name(path.absolute().parent)
+            case = name_without(called, name, path)
             found.setdefault(case, {}).setdefault(name, []).append(path)
     if not found:
         raise InputError(
             f"--input_dir {root}: no volume file or DICOM folder that matches {' or '.join(patterns or ())}"
         )
     return Cohort(tuple(_joined(case, by_name, names) for case, by_name in sorted(found.items())))
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        return is_image(path)
-    except OSError:  # its case says so
-        return True
 
 
 def _joined(name: str, by_contrast: dict[str, list[Path]], names: Sequence[str]) -> CohortCase:

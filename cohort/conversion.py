@@ -19,14 +19,14 @@ from cohort.patient_results import account_in, description_of
 from cohort.result_keys import is_made, result_key, without_reference
 from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
+from data.files import hash_files
 from data.masks.body_mask import mr_body_mask, read_mask
-from data.outputs import check_free
 from data.prepared.case_names import short_hash
-from data.prepared.manifest import hash_files
 from data.values.attenuation import describe_mu, mu_map
 from data.volumes.contrasts import describe_paths, shown_name
 from data.volumes.dicom_origin import DicomOrigin
 from data.volumes.dicom_series import Derivation, check_folder, check_identity, source_hash, write_series
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.cases import read_reference
 from evaluation.origin import SYNTHETIC, reference_warnings

@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 from data.errors import InputError
-from data.files import whole_file
+from data.files import read_json, whole_file, write_json
 from data.loading.augmentation import resized
 from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
-from data.outputs import check_free
-from data.prepared.manifest import read_json, write_json
 from data.values.mr_rules import rules_in_order
+from data.volumes.outputs import check_free
 from models.ensemble import called
 from models.inference_settings import InferenceSettings, model_sha256
 from models.synthesis import find_generator

@@ -19,14 +19,12 @@ from typing import NamedTuple
 import pydicom
 
 from data.errors import InputError
-from data.files import check_is_folder, check_regular
+from data.files import check_is_folder, check_regular, hash_files
 from data.prepared.case_names import below, case_name, full_name, is_clean, short_hash
-from data.prepared.manifest import hash_files, hash_source
-from data.prepared.sources import find_paths, is_folder, is_volume
 from data.volumes.contrasts import ONLY_CONTRAST, selector
-from data.volumes.dicom import DicomSeries, holds_dicom, holds_slices, list_series
+from data.volumes.dicom import DicomSeries, holds_dicom, list_series
 from data.volumes.dicom_series import check_text
-from data.volumes.volume import source_files
+from data.volumes.paths import find_paths, hash_source, is_folder, is_series, is_volume, source_files
 from evaluation.patterns import kind_of, propose_glob
 
 # Beside the id, and the path or a column for each contrast.
@@ -134,7 +132,7 @@ def find_cohort(
             found, left = _cases_of_folder(path, root, wanted_series, empty=relative != Path())
             cases += found
             passed_over += left
-            if found and _is_series(path):
+            if found and is_series(path):
                 series.add(relative)
         elif is_volume(path) and relative.parent in series:
             passed_over.append(
@@ -170,13 +168,6 @@ def _example(root: Path, modality: str) -> str:
         return f"; it holds {first}: --pattern {shlex.quote(glob_of_first)} would match that"
     pattern, count = found
     return f"; --pattern {shlex.quote(pattern)} would match {count} volume files"
-
-
-def _is_series(path: Path) -> bool:
-    try:
-        return path.is_dir() and holds_slices(path)
-    except OSError:  # its case says so
-        return False
 
 
 def glob_below(root: Path, pattern: str) -> list[Path]:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import InputError
-from data.files import not_there
-from data.outputs import check_free, check_writable, volume_targets
-from data.prepared.manifest import read_json
+from data.files import not_there, read_json
 from data.volumes.contrasts import describe_paths
 from data.volumes.dicom_series import check_folder
+from data.volumes.outputs import check_free, check_writable, volume_targets
 from data.volumes.volume import volume_stem
 from evaluation.report import write_report
 from options.test_options import PatientSettings, is_file

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cohort.inputs import CohortCase, exists
-from data.prepared.manifest import hash_source
+from data.volumes.paths import hash_source
 from models.synthesis import METHOD_VERSION
 
 _OF_SCORES = ("reference_sha256", "resample_reference")

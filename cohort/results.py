@@ -22,9 +22,9 @@ from pathlib import Path
 
 from cohort.result_keys import is_made
 from data.errors import InputError
-from data.files import whole_file
-from data.outputs import check_free
-from data.prepared.manifest import hash_files, hash_source, read_json, write_json
+from data.files import hash_files, read_json, whole_file, write_json
+from data.volumes.outputs import check_free
+from data.volumes.paths import hash_source
 
 FORMAT_VERSION = 1
 # What may be asked for beside a volume, and where it goes.

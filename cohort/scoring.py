@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from data.commands import python_command
 from data.prepared.case_names import below, clean, patient_part, words
-from data.prepared.sources import is_folder, is_volume
-from data.volumes.dicom import holds_dicom
+from data.volumes.paths import is_volume_or_series
 from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE
 from evaluation.patterns import MASK_WORDS, with_case
@@ -76,7 +75,7 @@ def _ct_beside(mr: Path) -> list[Path]:
     try:
         others = (path for path in mr.parent.iterdir() if path != mr)
         beside = sorted(path for path in others if "ct" in (w := words(path.name)) and not MASK_WORDS.intersection(w))
-        return [path for path in beside if (holds_dicom(path) if is_folder(path) else is_volume(path))]
+        return [path for path in beside if is_volume_or_series(path)]
     except OSError:
         return []
 

@@ -8,8 +8,8 @@ from cohort.inputs import CohortCase, glob_below
 from cohort.results import CaseRecord
 from data.errors import listed
 from data.prepared.case_names import below
-from data.prepared.sources import is_image
 from data.values.modality import SWAPPED
+from data.volumes.paths import is_volume_or_series
 from evaluation.patterns import kind_of, propose_glob
 
 _LISTED = 3
@@ -64,6 +64,6 @@ def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: P
     pattern, count = found
     others = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
     taken = others if count == len(mr) else f"{count} of {others}"
-    more = sum(is_image(root / path) for path in set(glob_below(root, pattern)) - mr)
+    more = sum(is_volume_or_series(root / path) for path in set(glob_below(root, pattern)) - mr)
     only, beyond = ("", f", and {more} more that you did not choose here") if more else ("only ", "")
     return f"--pattern {shlex.quote(pattern)} takes {only}{taken}{beyond}"

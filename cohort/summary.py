@@ -14,7 +14,7 @@ from cohort.inputs import exists
 from cohort.results import CaseRecord, Results, now
 from cohort.stray_ct import is_ct
 from data.errors import InputError
-from data.prepared.manifest import read_json, write_json
+from data.files import read_json, write_json
 from evaluation.report import COLUMNS
 from visualization.cohort_page import CohortRow, write_cohort_page
 

@@ -18,10 +18,10 @@ import test_adapt
 from cohort.inputs import glob_below
 from data.errors import InputError, listed, run_command
 from data.files import check_is_folder
-from data.prepared.sources import is_image
 from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser, command_words
 from data.volumes.contrasts import in_order, split_name
+from data.volumes.paths import is_volume_or_series
 from models.inference_settings import read_inference_settings
 from models.model_settings import ModelChoice
 
@@ -90,7 +90,7 @@ def find_image(folder: Path, pattern: str) -> Path:
     """
     check_is_folder("--input_dir", folder)
     named = [Path()] if pattern == "." else glob_below(folder, pattern)
-    found = sorted(path for relative in named if is_image(path := folder / relative))
+    found = sorted(path for relative in named if is_volume_or_series(path := folder / relative))
     if len(found) == 1:
         return found[0]
     if found:

@@ -14,9 +14,9 @@ from pathlib import Path
 from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.loading.settings import CtMapSettings
-from data.outputs import check_free
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.parser import CommandParser
 from data.settings.values import positive_float, positive_int
+from data.volumes.outputs import check_free
 from models.published_unet import seeing_gray, unet_from_state
 from models.shape_extractor import FILE_NAME, ExtractorSettings, ShapeExtractor, save_extractor, software_versions
 

@@ -26,11 +26,13 @@ from ct_segmentation.training_data import (
 )
 from data.commands import python_command
 from data.errors import InputError
+from data.files import hash_files, write_json
 from data.loading.batches import LoadedBatches
 from data.loading.settings import DataSettings
-from data.loading.slices import ImageFolderSlices, read_case
+from data.loading.slices import ImageFolderSlices
 from data.loading.unaligned_dataset import say_resized
-from data.prepared.manifest import Case, hash_files, read_manifest, write_json
+from data.prepared.arrays import read_case
+from data.prepared.manifest import Case, read_manifest
 from data.prepared.splits import split_by_patient
 from data.settings.declaration import Nature, option, redeclare
 from data.settings.values import positive_int, positive_share

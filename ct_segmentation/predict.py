@@ -20,13 +20,13 @@ from data.files import whole_file
 from data.loading.augmentation import resized
 from data.loading.images import holds_images
 from data.loading.slices import ImageFolderSlices
-from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.values.intensity import AIR_HU
 from data.values.modality import check_ct, in_hu
+from data.volumes.outputs import check_free, volume_targets
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import WRITABLE_SUFFIXES, Volume, read_volume, volume_suffix, write_volume
 from evaluation.case_folders import CaseVolumes

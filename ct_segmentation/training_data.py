@@ -13,10 +13,12 @@ from torch.utils.data import Dataset
 
 from ct_segmentation.augmentation import augment
 from data.errors import InputError
+from data.files import hash_files
 from data.loading.augmentation import resized
 from data.loading.batches import EpochSampler
-from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice, SliceSource, read_case
-from data.prepared.manifest import Case, hash_files
+from data.loading.slices import ImageFolderSlices, PreparedSlices, Slice, SliceSource
+from data.prepared.arrays import read_case
+from data.prepared.manifest import Case
 from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap
 

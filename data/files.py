@@ -1,10 +1,12 @@
-"""Files that are written completely or not at all, the refusal to read pipes and devices, and what a folder holds."""
+"""Files and folders: written completely or not at all, never a pipe or a device; JSON files, and hashes of files."""
 
+import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,3 +129,53 @@ def check_is_folder(option: str, path: Path) -> None:
         return
     found = "is a file; expected a folder" if path.exists() else not_there(path, "folder")
     raise InputError(f"{option} {path}: {found}")
+
+
+def write_json(path: Path, data: dict) -> Path:
+    """Write JSON to `path`; the file appears whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """Return the named values that a JSON file holds; of what kind they are is not checked.
+
+    Raises:
+        InputError: it is missing, no regular file, cannot be read, torn, nested too deeply, or holds no named values.
+    """
+    try:
+        check_regular(path)  # a named pipe would be waited for
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged, cannot be read as JSON: {error}; restore the file or make it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
+    return data
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """Return one SHA-256 of the bytes of several files, in this order.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            check_regular(file)
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error}") from error
+    return digest.hexdigest()

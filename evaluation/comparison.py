@@ -11,8 +11,7 @@ import numpy as np
 import scipy
 
 from data.errors import InputError
-from data.files import check_regular
-from data.prepared.manifest import read_json
+from data.files import check_regular, read_json
 from evaluation.report import COLUMNS
 
 # Scores by case, then by name. A score that a case leaves undefined is NaN.

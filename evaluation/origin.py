@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from data.errors import InputError
-from data.prepared.manifest import read_json
+from data.files import read_json
 from data.volumes.dicom_series import written_here
 from data.volumes.volume import WRITABLE_SUFFIXES, description_in, volume_stem, volume_suffix
 from evaluation.case_folders import CaseVolumes, search

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from data.errors import InputError
 from data.prepared.case_names import below, clean, names_somebody, patient_part, words
-from data.prepared.sources import is_folder, is_image
+from data.volumes.paths import is_folder, is_volume_or_series
 from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE, CaseVolumes, search
 
@@ -160,7 +160,7 @@ def volumes_below(folder: Path) -> list[Path]:
         entries = list(islice((path for one in folders for path in _entries(one)), _ENTRIES - looked_at))
         looked_at += len(entries)
         folders = [path for path in entries if is_folder(path)]
-        found += [below(folder, path) for path in entries if _is_one(path)]
+        found += [below(folder, path) for path in entries if is_volume_or_series(path)]
         if looked_at == _ENTRIES:
             log.info("%s: looked for patterns among %d of its files and folders only", folder, looked_at)
             break
@@ -172,13 +172,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(islice((path for path in folder.iterdir() if path.name[0] != "."), _ENTRIES))
     except OSError:
         return []
-
-
-def _is_one(path: Path) -> bool:
-    try:
-        return is_image(path)
-    except OSError:
-        return False
 
 
 def _patterns(paths: Sequence[Path]) -> dict[str, set[str]]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.files import write_json
 from data.masks.body_mask import ct_body_mask
-from data.prepared.manifest import write_json
 from data.values.modality import check_ct, in_hu
 from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation import metrics

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import InputError
+from data.files import hash_files
 from data.loading.batches import LoadedBatches, collate
 from data.loading.channels import with_channels
 from data.loading.settings import DataSettings
 from data.loading.slices import SliceSource
 from data.loading.unaligned_dataset import UnalignedDataset, UnalignedSampler, open_unaligned
-from data.prepared.manifest import hash_files
 from data.settings.declaration import Nature, option, redeclare
 from models.base_model import BaseModel, MethodSettings, Place, process_seed, require_gradients, unchanged_statistics
 from models.image_pool import ImagePool
-from models.inference_settings import InferenceSettings, describe_run
+from models.inference_settings import InferenceSettings
 from models.initialisation import InitialisationSettings, initialise
 from models.losses import (
     DISCRIMINATED,
@@ -42,6 +42,7 @@ from models.losses import (
     shape_with_edges,
 )
 from models.networks import Architecture, DiscriminatorSettings, GeneratorSettings, build_discriminator, build_generator
+from models.run_description import describe_unaligned
 from models.shape_constraint import ShapeConstraint
 from models.shape_extractor import ShapeExtractor, extractor_file, label_channels, open_extractor
 from models.warm_start import WarmStart
@@ -218,7 +219,7 @@ class CycleGANModel(BaseModel):
     def describe(self, data: DataSettings, dataset: UnalignedDataset) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
         architecture = Architecture.of(self.settings, self.channels["A"], self.channels["B"])
-        return describe_run(data, architecture, self.settings.direction, dataset)
+        return describe_unaligned(data, architecture, self.settings.direction, dataset)
 
     def facts(self, data: DataSettings, dataset: UnalignedDataset) -> dict[str, str]:
         """Return the numbers of slices, the contrasts, and which shape extractor there is."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.loading.single_dataset import SingleDataset
-from data.loading.slices import mr_windows, read_contrasts
+from data.loading.slices import mr_windows
 from data.loading.whole_slices import centred
+from data.prepared.arrays import read_contrasts
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.slice_spacing import through_mm
 from data.simulation.contrasts import shown_alike
@@ -29,7 +30,7 @@ def real_mr_slab(dataroot: Path, settings: InferenceSettings) -> Tensor | None:
     manifest = read_manifest(dataroot)
     if not shown_alike(manifest.contrasts, settings.contrasts):
         return None
-    cases = [case for case in manifest.cases if case.domain == "A" and case.body_slices[1] > case.body_slices[0]]
+    cases = [case for case in manifest.cases if case.domain == "A" and case.has_body]
     for case in sorted(cases, key=lambda case: (case.split != "train", case.name)):
         try:
             return _middle_slab(dataroot, manifest, case, settings)

@@ -14,11 +14,7 @@ from typing import Self
 
 from data.commands import python_command
 from data.errors import InputError, did_you_mean
-from data.loading.settings import DataSettings
-from data.loading.slices import typical_mr_window
-from data.loading.training_figures import describe_training_set
-from data.loading.unaligned_dataset import UnalignedDataset
-from data.prepared.manifest import hash_files, read_json, write_json
+from data.files import hash_files, read_json, write_json
 from data.prepared.training_statistics import TrainingStatistics
 from data.settings.declaration import check_types
 from data.values.attenuation import LINES
@@ -291,58 +287,6 @@ def _is_length(value: float | None) -> bool:
     return value is None or (_is_number(value) and value > 0)
 
 
-def describe_run(
-    data: DataSettings, architecture: Architecture, direction: str, dataset: UnalignedDataset
-) -> InferenceSettings:
-    """Return what inference must know about a generator that is trained on `dataset`.
-
-    A run on resized slices learns another pixel spacing: its frame is the resized one. The frame's size is rounded up
-    to a multiple that the generator takes.
-
-    Raises:
-        InputError: a folder of images, and the MR window that they were written with is not said; MR of several
-            contrasts to be made from CT.
-    """
-    if len(dataset.contrasts) > 1 and direction == "BtoA":
-        raise InputError(
-            f"--direction BtoA: makes MR of one contrast; {data.dataroot} has {', '.join(dataset.contrasts)}: prepare "
-            "a data set with the one you want"
-        )
-    if manifest := dataset.manifest:
-        size, spacing_mm, slice_mm = manifest.size, manifest.spacing_mm, manifest.slice_mm
-        typical_mr = typical_mr_window(manifest, data.mr_window)
-        training = describe_training_set(data.dataroot, manifest)
-        bias_correction, view = manifest.bias_corrected, manifest.view
-    else:
-        if isinstance(data.mr_window, str) or data.ct_transfer:
-            raise InputError(
-                f"{data.dataroot}: images do not carry their units; give the windows that they were "
-                "written with: --mr_window LO HI (published: 0 400) and --ct_window LO HI (published: -1000 1400)"
-            )
-        size, spacing_mm, slice_mm, typical_mr = max(dataset.a.read(0, False).image.shape[-2:]), None, None, None
-        training, bias_correction, view = None, False, "axial"
-    if data.preprocess == "resize_and_crop":
-        load_size = data.augmentation.load_size
-        spacing_mm = spacing_mm and spacing_mm * size / load_size
-        size = load_size
-    return InferenceSettings(
-        generator=architecture,
-        direction=direction,
-        size=math.ceil(size / architecture.multiple) * architecture.multiple,
-        spacing_mm=spacing_mm,
-        slice_mm=dataset.slice_mm or slice_mm,  # slabs are used with the spacing that they were trained with
-        mr_window=data.mr_window,
-        typical_mr=typical_mr,
-        ct=data.ct_map,
-        versions=package_versions(),
-        training=training,
-        slab=dataset.slab,
-        bias_correction=bias_correction,
-        contrasts=dataset.contrasts,
-        view=view,
-    )
-
-
 # What is recorded of a model that changes no voxel of its results.
 _NOT_OF_RESULTS = ("versions", "training", "steps", "caution", "ct_kvp", "unfinished")
 
@@ -390,6 +334,8 @@ def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings
     Raises:
         InputError: what inference knows of the run in `folder` would not be true any more.
     """
+    # Earlier versions recorded sizes that the generator does not take.
+    old = replace(old, size=old.generator.frame_size(old.size))
     keys = (*_NETWORK, "contrasts", "view", "size", "spacing_mm", "slice_mm", "mr_window", "bias_correction")
     if different := differing(old, new, keys):
         raise InputError(

@@ -8,6 +8,7 @@ Sources: Zhu et al., "Unpaired image-to-image translation using cycle-consistent
 translation with conditional adversarial networks", CVPR 2017 (U-Net generator, patch and pixel discriminators).
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -341,6 +342,10 @@ class Architecture(GeneratorSettings):
             multiple = build_generator(self).multiple
         assert isinstance(multiple, int)
         return multiple
+
+    def frame_size(self, size: int) -> int:
+        """Return the smallest side, of at least `size` pixels, of images that the generator takes."""
+        return math.ceil(size / self.multiple) * self.multiple
 
 
 def build_generator(architecture: Architecture) -> nn.Module:

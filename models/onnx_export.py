@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from data.errors import InputError
-from data.files import whole_file
-from data.prepared.manifest import hash_files, write_json
+from data.files import hash_files, whole_file, write_json
 from data.values.intensity import MR_PERCENTILES, TISSUE_REACH
 from data.values.mr_rules import Rule, rules_in_order
 from models.inference_settings import InferenceSettings

@@ -9,7 +9,7 @@ the same network, the same budget.
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -23,7 +23,6 @@ from data.simulation.simulated_mr import field_of_view
 from data.simulation.slab_stock import SlabStock
 from data.values.intensity import AIR_HU
 from models.base_model import Place
-from models.inference_settings import InferenceSettings
 from models.slab_model import SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class PairedModel(SlabModel):
 
     def __init__(self, settings: PairedSettings, data: DataSettings, pairs: PairedSet, place: Place) -> None:
         """Load the pairs onto the device and build the networks; the same seed gives the same weights."""
-        super().__init__(settings, data, place, len(pairs.contrasts))
+        super().__init__(settings, data, place, pairs.contrasts)
         self.spacing = (pairs.slice_mm, pairs.pixel_mm)
         self.batch_size = data.batch_size
         self.mr_maps = pairs.mr_maps
@@ -88,10 +87,6 @@ class PairedModel(SlabModel):
         """Return a pair of whole slices, as they are; see `SlabModel.draw_whole`."""
         slab = self._slab_with_bone(self.stock)
         return torch.cat([slab[name].float() for name in self.mr_maps], dim=1), slab["hu"].float()
-
-    def describe(self, data: DataSettings, dataset: PairedSet) -> InferenceSettings:
-        """Return what the use of `G_A` must know."""
-        return replace(super().describe(data, dataset), contrasts=dataset.contrasts)
 
     def facts(self, data: DataSettings, dataset: PairedSet) -> dict[str, str]:
         """Return the names of the MR whose pairs are trained on, and those of its contrasts where there are several."""

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from data.loading.settings import DataSettings
-from data.loading.slices import prepared_windows, read_case
+from data.loading.slices import prepared_windows
+from data.prepared.arrays import read_case
 from data.prepared.manifest import read_manifest
 from data.prepared.trainable import check_has_mr
 from data.settings.declaration import Nature, Need, option, redeclare
@@ -198,9 +199,7 @@ class RefinedPairsModel(SimulatedPairsModel):
             refined = self.refine(mr.flatten(0, 1)[:, None]).view_as(mr)
         return refined, {name: loss.detach() for name, loss in (losses_d | losses_r).items()}
 
-    def describe(  # type: ignore[override]
-        self, data: DataSettings, dataset: RefinementSet
-    ) -> InferenceSettings:
+    def describe(self, data: DataSettings, dataset: RefinementSet) -> InferenceSettings:
         """Return what the use of `G_A` must know."""
         return super().describe(data, dataset.ct)
 
@@ -231,7 +230,7 @@ def _real_mr(
             f"--simulated_contrasts {simulated[0]}: is refined by real MR of the same contrast; those of {dataroot} "
             f"are {manifest.contrasts[0]}"
         )
-    cases = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
+    cases = [case for case in manifest.select("train", "A") if case.has_body]
     if not cases:
         raise InputError(f"{dataroot}: no MR to refine with: none shows enough body, or all validate; look at bodies/")
     volumes = {}

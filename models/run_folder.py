@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from data.errors import InputError, did_you_mean, is_out_of_memory
-from data.outputs import check_free
-from data.prepared.manifest import read_json, write_json
+from data.files import read_json, write_json
 from data.settings.declaration import Nature
+from data.volumes.outputs import check_free
 from models.base_model import BaseModel
 from models.inference_settings import FILE_NAME, read_inference_settings
 from models.state_dicts import load_checkpoint, load_network_weights, save_atomically, save_network_weights

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from data.commands import python_command
 from data.errors import InputError
+from data.files import hash_files
 from data.loading.images import list_images
-from data.prepared.manifest import MANIFEST_NAME, hash_files, read_manifest
+from data.prepared.manifest import MANIFEST_NAME, read_manifest
 from data.values.curve import curve, inverse
 from data.values.intensity import IntensityMap
 from data.volumes.slice_frame import VIEWS

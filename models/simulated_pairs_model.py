@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -38,7 +38,6 @@ from data.volumes.contrasts import ONLY_CONTRAST
 from data.volumes.dicom_contrasts import DIXON_NAMES
 from models.base_model import Place
 from models.fixed_slices import real_mr_slab
-from models.inference_settings import InferenceSettings
 from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class SimulatedPairsModel(SlabModel):
 
     def __init__(self, settings: SimulatedPairsSettings, data: DataSettings, ct: SimulationSet, place: Place) -> None:
         """Load the CT onto the device and build the networks; the same seed gives the same weights."""
-        super().__init__(settings, data, place, len(settings.simulated_contrasts))
+        super().__init__(settings, data, place, settings.simulated_contrasts)
         s = settings
         limbs = _limbs(s, ct)
         trunks = sorted(ct.volumes.keys() - set(limbs))
@@ -226,10 +225,6 @@ class SimulatedPairsModel(SlabModel):
     def open_real_mr(self) -> Tensor | None:
         """Return real MR of the data set, which the training does not read; see `SlabModel.open_real_mr`."""
         return self._real_mr()
-
-    def describe(self, data: DataSettings, dataset: SimulationSet) -> InferenceSettings:
-        """Return what the use of `G_A` must know."""
-        return replace(super().describe(data, dataset), contrasts=self.settings.simulated_contrasts)
 
     def facts(self, data: DataSettings, dataset: SimulationSet) -> dict[str, str]:
         """Return the names of the CT that is trained on."""

@@ -14,7 +14,6 @@ from data.errors import InputError
 from data.loading.batches import DrawnBatches
 from data.loading.channels import middle_channel, with_channels
 from data.loading.settings import DataSettings
-from data.loading.training_figures import describe_training_set
 from data.loading.whole_slices import centred
 from data.masks.body_mask import CT_BODY_HU
 from data.settings.declaration import Nature, option, redeclare
@@ -25,9 +24,10 @@ from data.simulation.slab_stock import Crop, SlabStock
 from data.values.curve import curve, inverse
 from data.values.intensity import AIR_HU
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
-from models.inference_settings import InferenceSettings, package_versions
+from models.inference_settings import InferenceSettings
 from models.initialisation import InitialisationSettings, initialise
 from models.networks import Architecture, GeneratorSettings, build_generator
+from models.run_description import describe_prepared
 
 log = logging.getLogger(__name__)
 
@@ -118,15 +118,17 @@ class SlabModel(BaseModel):
         "n_epochs": 24, "n_epochs_decay": 0,
     }  # fmt: skip
 
-    def __init__(self, settings: SlabModelSettings, data: DataSettings, place: Place, contrasts: int = 1) -> None:
-        """Build the networks; the same seed gives the same weights. `contrasts`: those of an MR."""
+    def __init__(
+        self, settings: SlabModelSettings, data: DataSettings, place: Place, contrasts: tuple[str, ...]
+    ) -> None:
+        """Build the networks; the same seed gives the same weights. `contrasts`: names of those of an MR."""
         super().__init__(settings, place.device, place.processes)
         s = settings
-        self.ct_map = data.ct_map
+        self.ct_map, self.contrasts = data.ct_map, contrasts
         self.crop = Crop(
             data.slab, data.augmentation.crop_size, data.rotate, data.zoom, "x" in data.flip, "y" in data.flip
         )
-        mr, ct = contrasts * data.slab, data.slab
+        mr, ct = len(contrasts) * data.slab, data.slab
         self.architecture = Architecture.of(s, mr, ct)
         self.check_multiple(data, self.architecture)
         # A GPU's convolutions are faster with the channels last; a CPU's are not.
@@ -275,14 +277,8 @@ class SlabModel(BaseModel):
 
     def describe(self, data: DataSettings, dataset: Any) -> InferenceSettings:
         """Return what the use of `G_A` must know; `dataset` has `manifest` and `slice_mm`."""
-        manifest = dataset.manifest
-        return InferenceSettings(
-            generator=self.architecture, direction="AtoB", size=manifest.size, spacing_mm=manifest.spacing_mm,
-            slice_mm=dataset.slice_mm if data.slab > 1 else manifest.slice_mm, mr_window=data.mr_window,
-            typical_mr=None, ct=data.ct_map, versions=package_versions(),
-            training=describe_training_set(data.dataroot, manifest), slab=data.slab,
-            bias_correction=manifest.bias_corrected, view=manifest.view,
-        )  # fmt: skip
+        slice_mm = dataset.slice_mm if data.slab > 1 else None
+        return describe_prepared(data, self.architecture, dataset.manifest, self.contrasts, slice_mm)
 
     def draws(self, count: int) -> Draws:
         """Return the source of randomness of `count` slabs."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from data.prepared.manifest import read_json
+from data.files import read_json
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
 from data.settings.devices import add_gpu_ids, settle_gpu_ids
 from data.settings.parser import CommandParser, checked, command_words

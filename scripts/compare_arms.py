@@ -19,11 +19,11 @@ import torch
 
 from data.commands import python_command
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.phantom.labels import arm_mask, body_mask
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
 from data.settings.values import run_name
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.origin import SYNTHETIC
 from evaluation.report import COLUMNS, markdown_table, score_case, write_report

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.errors import InputError, did_you_mean, listed, run_command
-from data.outputs import check_free
 from data.settings.parser import CommandParser, checked
+from data.volumes.outputs import check_free
 from evaluation.comparison import Interval, Scores, mean_interval, read_scores, values_of
 from evaluation.report import COLUMNS, markdown_table
 from visualization.figures import check_figure_name, save_figure

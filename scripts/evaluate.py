@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
-from data.prepared.manifest import read_json
+from data.files import read_json
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import find_cases
 from evaluation.origin import check_exchanged

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, run_command
-from data.loading.training_figures import describe_training_set
-from data.outputs import check_free
 from data.prepared.manifest import read_manifest
-from data.prepared.training_statistics import TrainingStatistics
+from data.prepared.training_statistics import TrainingStatistics, describe_training_set
 from data.settings.declaration import add_options
 from data.settings.parser import CommandParser
 from data.values.attenuation import LINES
+from data.volumes.outputs import check_free
 from models import onnx_export
 from models.inference_settings import FILE_NAME, MIRRORINGS, InferenceSettings, read_inference_settings
 from models.model_settings import ModelChoice

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.parser import CommandParser, checked
 from data.settings.values import positive_float, positive_int
+from data.volumes.outputs import check_free
 from data.volumes.volume import read_volume, resampling, same_grid
 from visualization.figures import (
     axial_slices,

@@ -36,11 +36,11 @@ from benchmarks.networks import compare_steps, measure_own_step, measure_synthes
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.waits import device_peak_mib, find_waits, profile_step
 from data.errors import InputError, run_command
-from data.outputs import check_free
-from data.prepared.manifest import read_json, write_json
+from data.files import read_json, write_json
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int
+from data.volumes.outputs import check_free
 from models.precision import choose_precision
 from training.distributed import ProcessGroup
 from training.run import set_up_torch

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.declaration import HelpFormatter, add_options, from_namespace, option, redeclare
 from data.settings.parser import CommandParser
 from data.settings.values import positive_float, positive_int
 from data.values.intensity import CT_WINDOW_HU, IntensityMap, parse_mr_window, parse_window
+from data.volumes.outputs import check_free
 from models.inference_settings import FILE_NAME, InferenceSettings, package_versions
 from models.model_settings import ModelChoice
 from models.networks import (

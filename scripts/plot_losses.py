@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.declaration import HelpFormatter
 from data.settings.parser import CommandParser, checked
 from data.settings.values import nonnegative_float, positive_int
+from data.volumes.outputs import check_free
 from visualization.figures import check_figure_name, draw_losses, save_figure
 from visualization.records import RECORDS_NAME, read_records
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free, volume_targets
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.dicom_choice import DicomChoice
 from data.settings.parser import CommandParser
@@ -19,6 +18,7 @@ from data.settings.values import finite_float
 from data.values.attenuation import is_mu
 from data.values.intensity import AIR_HU
 from data.values.modality import kind_of
+from data.volumes.outputs import check_free, volume_targets
 from data.volumes.resampling import INTERPOLATIONS, resample
 from data.volumes.volume import WRITABLE_SUFFIXES, description_in, read_volume, volume_stem, volume_suffix, write_volume
 from evaluation.origin import SYNTHETIC

@@ -15,7 +15,6 @@ import numpy as np
 
 from data.errors import InputError, run_command
 from data.masks.body_mask import remove_couch
-from data.outputs import check_free
 from data.prepared.case_names import case_name
 from data.prepared.case_volumes import find_body
 from data.prepared.sources import Source
@@ -27,6 +26,7 @@ from data.simulation.simulated_mr import simulate_volume
 from data.simulation.simulation_volume import simulation_volume
 from data.values.intensity import AIR_HU
 from data.volumes.contrasts import ONLY_CONTRAST
+from data.volumes.outputs import check_free
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.case_folders import CaseVolumes

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data.errors import InputError, run_command
 from data.masks.body_mask import mr_body_mask
-from data.outputs import check_free
 from data.prepared.case_names import case_name
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from data.volumes.volume import describe_difference, read_volume, resampling, same_grid, write_volume
 from evaluation.baselines import PREDICTORS
 from evaluation.case_folders import CaseVolumes

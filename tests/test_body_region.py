@@ -10,11 +10,15 @@ import pytest
 from cohort.checks import MAX_UNSEEN_SLICES, NO_SECTIONS, SECTION_FACTOR, Check
 from cohort.findings import Findings
 from data.errors import InputError
-from data.loading.training_figures import describe_training_set
 from data.masks.body_mask import mr_body_mask
 from data.phantom.patients import PhantomSettings, make_patient
 from data.prepared.manifest import case_problems, read_manifest
-from data.prepared.training_statistics import cross_sections, section_figures, training_statistics
+from data.prepared.training_statistics import (
+    cross_sections,
+    describe_training_set,
+    section_figures,
+    training_statistics,
+)
 from data.volumes.volume import Volume, read_volume
 from models import inference_settings
 from models.inference_settings import check_continued, read_inference_settings

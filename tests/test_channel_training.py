@@ -13,7 +13,7 @@ import test_adapt
 import test_pipeline
 import train
 from data.errors import InputError
-from data.loading.slices import read_contrasts
+from data.prepared.arrays import read_contrasts
 from data.prepared.manifest import read_manifest
 from data.volumes.volume import read_volume, same_grid
 from models.base_model import Place

@@ -160,7 +160,7 @@ def test_current_is_what_was_written_of_the_same_key(tmp_path):
     results = Results(tmp_path)
     results.folder.mkdir(exist_ok=True)
     results.volume_path("p1").write_bytes(b"voxels")
-    from data.prepared.manifest import hash_files
+    from data.files import hash_files
 
     good = record(output_sha256=hash_files([results.volume_path("p1")]))
     assert results.is_current(good, {"input_sha256": "1"}, {})

@@ -17,10 +17,11 @@ from data.loading.augmentation import Augmentation
 from data.loading.paired import open_paired_set
 from data.loading.unaligned_dataset import open_unaligned
 from data.prepared import preparation, trainable
-from data.prepared.manifest import Manifest, hash_source, read_manifest
+from data.prepared.manifest import Manifest, read_manifest
 from data.prepared.splits import validation_cases
 from data.simulation.simulation_set import open_simulation_set
 from data.values.intensity import IntensityMap
+from data.volumes.paths import hash_source
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, from_sitk, read_volume, write_volume
 from scripts import prepare_dataset

@@ -16,7 +16,7 @@ from ct_segmentation import method, train
 from ct_segmentation.method import ShapeExtractorModel
 from ct_segmentation.scoring import dice_by_class, format_scores, mean_by_class
 from data.errors import InputError
-from data.loading.slices import read_case
+from data.prepared.arrays import read_case
 from data.prepared.manifest import read_manifest
 from data.prepared.splits import split_by_patient
 from data.values.intensity import IntensityMap

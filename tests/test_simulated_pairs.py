@@ -389,6 +389,15 @@ def test_a_ct_that_ends_its_process_is_named_with_a_way_out(dataroot, tmp_path, 
         open_simulation_set(root, workers=2)
 
 
+@pytest.mark.parametrize("folder", ["trainB", "maskB"])
+def test_a_damaged_ct_is_named_with_a_way_out(dataroot, tmp_path, monkeypatch, folder):
+    root = read_only_copy(dataroot, tmp_path / "set", monkeypatch)
+    path = root / folder / "ct1.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{folder}/ct1\.npy: cannot be read .*; prepare the data set again"):
+        open_simulation_set(root)
+
+
 def test_small_slices_are_used_from_the_share_of_body_that_preparation_asks_for():
     small = disc(5, 48)  # 80 pixels of 2304
     assert np.count_nonzero(small["hu"][0] > -500) < 100
@@ -438,6 +447,21 @@ def test_the_command_trains_resumes_and_its_model_converts(dataroot, tmp_path, m
     ct = synthesize_volume(Volume(mr, (2.0, 2.0, 3.0)), synthesiser, body=body)
     assert ct.array.shape == mr.shape
     assert ct.array.dtype == np.int16
+
+
+def test_the_frame_in_use_is_one_that_the_generator_takes(dataroot, tmp_path):
+    """A data set may have slices of any size, a U-Net takes multiples of 16; earlier versions recorded the former."""
+    root, inference = tmp_path / "data", tmp_path / "x/inference.json"
+    prepare_dataset(root, {("train", "B"): [Source("ct0", "ct0", dataroot.parent / "ct0.nii.gz")]}, 40, 2.0)
+    words = ["--name", "x", "--netG", "unet", "--steps_per_epoch", "1", "--mr_window", "0", "600"]
+    assert run(root, tmp_path, *words, "--n_epochs", "1") == 0
+    written = json.loads(inference.read_text())
+    assert written["size"] == 48
+    inference.write_text(json.dumps(written | {"size": 40}))
+    assert run(root, tmp_path, *words, "--n_epochs", "2", "--continue_train") == 0
+    inference.write_text(json.dumps(written | {"size": 32}))
+    with pytest.raises(InputError, match="size: 32 there, 48 here"):
+        run(root, tmp_path, *words, "--n_epochs", "3", "--continue_train")
 
 
 def test_an_epoch_resumes_where_it_was_with_another_batch_size(dataroot, tmp_path, monkeypatch):

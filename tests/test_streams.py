@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from data.errors import InputError
-from data.prepared.manifest import hash_source
+from data.volumes.paths import hash_source
 from data.volumes.volume import read_volume, volume_files, write_volume
 from tests.test_volume import example_volume
 

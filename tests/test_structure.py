@@ -19,7 +19,7 @@ LAYERS = (
     "benchmarks", "scripts", "tools", "container", "commands",
 )  # fmt: skip
 # The rooms of `data`, likewise; the files of `data` itself lie below them all.
-ROOMS = ("settings", "volumes", "values", "masks", "outputs", "prepared", "simulation", "loading", "phantom")
+ROOMS = ("settings", "volumes", "values", "masks", "prepared", "simulation", "loading", "phantom")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -66,8 +66,7 @@ def test_packages_import_in_one_direction(layer):
 @pytest.mark.parametrize("room", ["", *ROOMS])
 def test_the_rooms_of_data_import_in_one_direction(room):
     later = ROOMS[ROOMS.index(room) + 1 :] if room else ROOMS
-    files = [*(ROOT / "data" / room).glob("*.py"), *(ROOT / "data").glob(f"{room}.py")]
-    files = [path for path in files if room or path.stem not in ROOMS]
+    files = (ROOT / "data" / room).glob("*.py")
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in files
@@ -75,6 +74,19 @@ def test_the_rooms_of_data_import_in_one_direction(room):
         if module.startswith("data.") and module.split(".")[1] in later
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_overview_names_every_file_once_and_no_other():
+    text = (ROOT / "docs/overview.md").read_text().partition("## Files")[2].partition("## A prepared data set")[0]
+    named = []
+    for section in text.split("\n### ")[1:]:
+        folder = found[1] if (found := re.match(r"`([\w/]+)/`", section)) else ""
+        cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        named += [
+            f"{folder}/{name}".removeprefix("/") for cell in cells for name in re.findall(r"`([\w/]+\.py)`", cell)
+        ]
+    expected = {str(path.relative_to(ROOT)) for path in sources() if path.name != "__init__.py"}
+    assert sorted(name for name in named if not name.startswith("tests/")) == sorted(expected)
 
 
 def test_the_rule_can_fail(tmp_path):

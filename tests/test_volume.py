@@ -15,7 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
 from data.errors import InputError
-from data.prepared.manifest import hash_source, write_json
+from data.files import write_json
+from data.volumes.paths import hash_source
 from data.volumes.volume import (
     Volume,
     describe_difference,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.parser import CommandParser, checked
+from data.volumes.outputs import check_free
 from evaluation.comparison import Interval
 from evaluation.report import COLUMNS
 from visualization.figures import check_figure_name, save_figure

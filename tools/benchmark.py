@@ -30,10 +30,10 @@ from benchmarks.networks import measure_synthesis, measure_training
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.simulation import measure_simulation
 from data.errors import run_command
-from data.outputs import check_free
-from data.prepared.manifest import write_json
+from data.files import write_json
 from data.settings.declaration import HelpFormatter, Nature, add_options, from_namespace, option, plain_values
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from training.distributed import ProcessGroup
 from training.run import set_up_torch
 

@@ -30,13 +30,14 @@ import psutil
 import torch
 
 from data.errors import InputError, run_command
+from data.files import write_json
 from data.loading.augmentation import Augmentation
 from data.loading.slices import ImageFolderSlices, typical_mr_window
 from data.loading.unaligned_dataset import Draw, open_unaligned
-from data.outputs import check_free
-from data.prepared.manifest import read_manifest, write_json
+from data.prepared.manifest import read_manifest
 from data.prepared.training_statistics import training_statistics
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, read_volume
 from models.inference_settings import FILE_NAME as SETTINGS_NAME
 from models.state_dicts import load_checkpoint

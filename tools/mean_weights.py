@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from models.inference_settings import FILE_NAME, differing, read_inference_settings
 from models.networks import build_generator
 from models.run_folder import find_weights, weights_path

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
-from data.prepared.manifest import write_json
+from data.files import write_json
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int
+from data.volumes.outputs import check_free
 from evaluation.report import markdown_table
 
 log = logging.getLogger(__name__)

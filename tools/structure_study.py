@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from data.errors import run_command
+from data.files import write_json
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
-from data.prepared.manifest import write_json
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int
 from data.volumes.slice_frame import VIEWS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import train
 from data.errors import InputError
-from data.prepared.manifest import read_json, write_json
+from data.files import read_json, write_json
 from models.run_folder import weights_path
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError, run_command
-from data.outputs import check_free
 from data.phantom.labels import Tissue
 from data.phantom.patients import CT_HU, SAME_AS
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, read_volume, write_volume
 
 

@@ -24,9 +24,9 @@ from scipy.stats import spearmanr
 from data.errors import run_command
 from data.files import whole_file
 from data.masks.body_mask import ct_body_mask
-from data.outputs import check_free
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
+from data.volumes.outputs import check_free
 from data.volumes.volume import Volume
 from evaluation.report import markdown_table, seen_voxels
 from models.ensemble import check_ensemble, synthesize_ensemble

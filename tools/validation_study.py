@@ -24,10 +24,11 @@ import torch
 from scipy.stats import spearmanr
 
 from data.errors import run_command
+from data.files import read_json, write_json
 from data.masks.body_mask import mr_body_mask
 from data.phantom.labels import body_mask
 from data.phantom.patients import PhantomSettings, write_dataset
-from data.prepared.manifest import read_json, read_manifest, write_json
+from data.prepared.manifest import read_manifest
 from data.prepared.splits import ValidationCases
 from data.settings.parser import CommandParser
 from data.settings.values import positive_int

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from data.errors import InputError, did_you_mean
-from data.files import check_regular
-from data.prepared.manifest import read_json
+from data.files import check_regular, read_json
 from data.settings.declaration import options_of, read_value
 from models.base_model import BaseModel
 from models.run_folder import OPTIONS_NAME, STARTING_OPTIONS, check_state, has_state

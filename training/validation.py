@@ -25,7 +25,8 @@ from torch import nn
 
 from data.errors import InputError
 from data.loading.single_dataset import SingleDataset
-from data.loading.slices import prepared_windows, read_case, read_contrasts
+from data.loading.slices import prepared_windows
+from data.prepared.arrays import read_case, read_contrasts
 from data.prepared.manifest import Case, read_manifest
 from data.prepared.slice_spacing import through_mm
 from data.prepared.splits import ValidationCases, hash_number

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import InputError
-from data.loading.slices import prepared_windows, read_case, read_contrasts
+from data.loading.slices import prepared_windows
+from data.prepared.arrays import read_case, read_contrasts
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.splits import same_frame
@@ -72,7 +73,7 @@ def open_paired_set(
     manifest = read_manifest(dataroot)
     check_has_mr(dataroot, manifest, "--model paired")
     manifest = manifest.without(leave_out)
-    of_mr = [case for case in manifest.select("train", "A") if case.body_slices[1] > case.body_slices[0]]
+    of_mr = [case for case in manifest.select("train", "A") if case.has_body]
     pairs: list[tuple[Case, Case]] = []
     for mr in of_mr:
         of_patient = [ct for ct in manifest.select("train", "B") if ct.patient == mr.patient and same_frame(mr, ct)]

@@ -17,11 +17,11 @@ import numpy as np
 import scipy
 
 from data.errors import InputError
+from data.files import read_json, write_json
 from data.phantom.anatomy import CENTRE_Z, Body, draw_body, draw_couch, random_body, random_couch
 from data.phantom.labels import Tissue
 from data.phantom.mr_images import SAME_AS, grain, mr_images, partial_volume
 from data.phantom.shapes import Point
-from data.prepared.manifest import read_json, write_json
 from data.volumes.dicom_contrasts import DIXON_NAMES
 from data.volumes.volume import Volume, write_volume
 from data.worker_processes import WorkerProcesses

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.volumes.contrasts import without_name
 from data.volumes.volume import volume_stem
 
 _KINDS = frozenset(
@@ -41,6 +42,11 @@ def case_name(path: Path, root: Path | None = None) -> str:
         telling = [above] if _LIKE_A_PATIENT.fullmatch(above) else []
     telling = [part for part in telling[:-1] if not _repeats(telling[-1], part)] + telling[-1:]
     return _joined(telling or parts)
+
+
+def name_without(name: str, contrast: str, path: Path) -> str:
+    """Return a case's `name` without that of the contrast at `path`; that of the folder where nothing else is left."""
+    return without_name(name, contrast) or case_name(path.absolute().parent)
 
 
 def full_name(path: Path, root: Path) -> str:

@@ -16,7 +16,7 @@ from data.volumes.contrasts import check_together
 from data.volumes.volume import Volume, read_volume
 
 
-def read_contrasts(source: Source, again: bool = False) -> list[Volume]:
+def read_source_volumes(source: Source, again: bool = False) -> list[Volume]:
     """Return a source's volume and those of its further contrasts; `again` as in `read_volume`.
 
     Raises:
@@ -36,7 +36,7 @@ def find_body(source: Source, domain: str, volumes: list[Volume], mask_path: Pat
 
     Args:
         source: where the volumes are from; domain: 'A' (MR) or 'B' (CT).
-        volumes: as `read_contrasts` returns them.
+        volumes: as `read_source_volumes` returns them.
         mask_path: the supplied mask, if any.
 
     Raises:

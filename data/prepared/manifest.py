@@ -1,7 +1,5 @@
 """The manifest of a prepared data set: every prepared file, its origin and how it was made."""
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -11,10 +9,9 @@ from typing import Any
 
 from data.commands import prepare_command
 from data.errors import InputError
-from data.files import check_regular, whole_file
+from data.files import read_json, write_json
 from data.volumes.contrasts import ONLY_CONTRAST, is_name
 from data.volumes.slice_frame import VIEWS
-from data.volumes.volume import source_files
 
 MANIFEST_NAME = "manifest.json"
 BODIES_PAGE = "bodies/index.html"
@@ -112,6 +109,11 @@ class Case:
     def contrasts(self) -> tuple[str, ...]:
         """Names of an MR's contrasts in the order of an image's channels."""
         return (self.contrast or ONLY_CONTRAST, *(one.name for one in self.further))
+
+    @property
+    def has_body(self) -> bool:
+        """Whether any slice shows body."""
+        return self.body_slices[1] > self.body_slices[0]
 
     @property
     def image_files(self) -> tuple[str, ...]:
@@ -315,62 +317,3 @@ def _check_disjoint(what: str, entries: Iterable[tuple[str, str, str]]) -> None:
     shared = sorted(train[value] for value in train.keys() & test.keys())
     if shared:
         raise InputError(f"the same {what} is in both train and test: {', '.join(shared[:5])}; leave it in one")
-
-
-def write_json(path: Path, data: dict) -> Path:
-    """Write JSON to `path`; the file appears whole or not at all.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def read_json(path: Path) -> dict:
-    """Return the named values that a JSON file holds; of what kind they are is not checked.
-
-    Raises:
-        InputError: it is missing, no regular file, cannot be read, torn, nested too deeply, or holds no named values.
-    """
-    try:
-        check_regular(path)  # a named pipe would be waited for
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: damaged, cannot be read as JSON: {error}; restore the file or make it again"
-        ) from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: damaged, holds a {type(data).__name__}; expected named values: restore the file")
-    return data
-
-
-def hash_source(path: Path) -> str:
-    """Return the SHA-256 of a volume's files, `source_files`.
-
-    Raises:
-        InputError: a file is missing or cannot be read.
-    """
-    return hash_files(source_files(path))
-
-
-def hash_files(files: Iterable[Path]) -> str:
-    """Return one SHA-256 of the bytes of several files, in this order.
-
-    Raises:
-        InputError: a file is missing or cannot be read.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            check_regular(file)
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error}") from error
-    return digest.hexdigest()

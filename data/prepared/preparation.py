@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.files import whole_file
+from data.files import read_json, whole_file, write_json
 from data.masks.body_mask import remove_couch
-from data.outputs import check_free
-from data.prepared.case_volumes import describe_mr, find_body, read_contrasts, without_bias
+from data.prepared.case_volumes import describe_mr, find_body, read_source_volumes, without_bias
 from data.prepared.manifest import (
     BODIES_PAGE,
     MANIFEST_NAME,
@@ -31,9 +30,6 @@ from data.prepared.manifest import (
     case_problems,
     check_names,
     check_splits,
-    hash_source,
-    read_json,
-    write_json,
 )
 from data.prepared.patient_ids import warn_of_twins
 from data.prepared.pixel_spacing import choose_spacing
@@ -43,6 +39,8 @@ from data.prepared.training_statistics import MIN_BODY_SHARE, section_figures, s
 from data.prepared.unused_masks import warn_of_unused_masks
 from data.prepared.volume_jobs import Failure, run_jobs
 from data.values.intensity import AIR_HU
+from data.volumes.outputs import check_free
+from data.volumes.paths import hash_source
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, read_volume, write_volume
 
@@ -209,7 +207,7 @@ def analyse(job: Job) -> Case:
     mask_digest = hash_source(mask_path) if mask_path else None
     if job.known and _is_current(job, job.known, digests, mask_digest):
         return job.known
-    volumes = read_contrasts(source)
+    volumes = read_source_volumes(source)
     body = find_body(source, job.domain, volumes, mask_path)
     volume = volumes[0]
     if mask_path and _is_body_file(mask_path, job):
@@ -324,7 +322,7 @@ class _SliceWriter:
         case = _analysed(job)
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
-        volumes = read_contrasts(job.source, again=True)
+        volumes = read_source_volumes(job.source, again=True)
         body = read_volume(_body_path(job), again=True).array > 0
         if case.bias_corrected:
             volumes = without_bias(job.source, volumes, body)

@@ -1,19 +1,18 @@
 """Find the volumes of globs, and their cases, patients and masks."""
 
-import errno
 import glob
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError, did_you_mean, listed
 from data.files import names_in
-from data.prepared.case_names import case_name, clean, name_cases, searched_folder, words
-from data.volumes.contrasts import without_name
-from data.volumes.dicom import holds_dicom, holds_slices, is_slice, list_series
+from data.prepared.case_names import clean, name_cases, name_without, searched_folder, words
+from data.volumes.dicom import holds_dicom, is_slice, list_series
+from data.volumes.paths import find_paths, is_folder, is_series, is_volume
 from data.volumes.volume import WRITABLE_SUFFIXES, volume_stem, volume_suffix
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def find_volumes(*patterns: str) -> list[Path]:
         if not paths:
             raise InputError(f"{pattern}: {_why_nothing(pattern, paths)}")
     matches = {match: pattern for pattern, paths in found.items() for match in paths}
-    series = {match for match in matches if _is_series(match)}
+    series = {match for match in matches if is_series(match)}
     volumes = []
     for match, pattern in sorted(matches.items()):
         by_name = len(patterns) == 1 and not glob.has_magic(pattern)
@@ -103,13 +102,6 @@ def _below(folder: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def _is_series(path: Path) -> bool:
-    try:
-        return path.is_dir() and holds_slices(path)
-    except OSError:
-        return False
-
-
 def _volumes_at(match: Path, pattern: str, series: set[Path], by_name: bool) -> list[Path]:
     """Return the volumes that a match of `find_volumes` stands for.
 
@@ -151,76 +143,6 @@ def _volumes_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_volume(file))
 
 
-def find_paths(pattern: str) -> list[Path]:
-    """Return what `glob.glob` with `**` does, but follow no symbolic link into a folder that it lies in.
-
-    Round such a loop there are paths without end; glob takes all of up to 40 links, which with two loops are 2^40.
-    """
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        return [Path(match) for match in glob.glob(pattern)]
-    split = parts.index("**")
-    found = []
-    below = Path(*(parts[split + 1 :] or "*"))
-    for base in glob.glob(str(Path(*parts[:split]))):
-        for folder in _folders_below(Path(base)):
-            found += [folder] if parts[-1] == "**" else []
-            if "**" in below.parts:
-                inside = find_paths(str(Path(glob.escape(str(folder)), below)))
-            else:
-                inside = [folder / match for match in glob.glob(str(below), root_dir=folder)]
-            found += [path for path in inside if parts[-1] != "**" or is_regular_file(path)]
-    return list(dict.fromkeys(found))
-
-
-def _folders_below(top: Path) -> Iterator[Path]:
-    """Yield a folder and those below it that are not hidden, in order, each before what it holds.
-
-    One that cannot be looked into is yielded too: whoever reads it says why.
-    """
-    # Each with what identifies the folders that it lies in.
-    waiting: list[tuple[Path, frozenset]] = [(top, frozenset())]
-    while waiting:
-        folder, above = waiting.pop()
-        try:
-            status = folder.stat()
-            identity = (status.st_dev, status.st_ino)
-            if not is_folder(folder) or identity in above:
-                continue
-            inside = sorted(path for path in folder.iterdir() if path.name[0] != "." and is_folder(path))
-        except OSError:
-            inside = []
-        if is_folder(folder):
-            yield folder
-        waiting += [(path, above | {identity}) for path in reversed(inside)]
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder. One that is too deep to be looked at counts as one, so that it is reported."""
-    try:
-        return path.is_dir()
-    except OSError as error:
-        return error.errno == errno.ENAMETOOLONG
-
-
-def is_regular_file(path: Path) -> bool:
-    """Tell whether a path is a regular file. What cannot be looked at counts as one, so that it is reported."""
-    try:
-        return path.is_file()
-    except OSError:
-        return True
-
-
-def is_volume(path: Path) -> bool:
-    """Tell whether a file name ends like a volume; DICOM files make one only together."""
-    return volume_suffix(path) not in ("", ".dcm", ".img", ".img.gz") and is_regular_file(path)
-
-
-def is_image(path: Path) -> bool:
-    """Tell whether a path is a volume file, or a folder with DICOM files directly in it."""
-    return holds_dicom(path) if is_folder(path) else is_volume(path)
-
-
 def find_sources(
     patterns: Sequence[str],
     mask_patterns: Sequence[str],
@@ -245,8 +167,7 @@ def find_sources(
     paths = find_volumes(*patterns)
     names = _name(paths, patterns, case_regex)
     if contrast:
-        named = zip(names, paths, strict=True)
-        names = [without_name(name, contrast) or case_name(path.absolute().parent) for name, path in named]
+        names = [name_without(name, contrast, path) for name, path in zip(names, paths, strict=True)]
     masks: list[Path | None] = [None] * len(paths)
     if mask_patterns:
         masks = _match_masks(names, paths, mask_patterns, case_regex)
@@ -302,7 +223,7 @@ def _part(option: str, regex: str, what: str, text: str) -> str:
 
 def _series_uid(path: Path, series_uids: Sequence[str]) -> str | None:
     """Return the one of `series_uids` that lies in a DICOM folder, None for a file or where none does."""
-    if not series_uids or not _is_series(path):
+    if not series_uids or not is_series(path):
         return None
     found = [series.uid for series in list_series(path) if series.uid in series_uids]
     if len(found) > 1:

@@ -152,7 +152,7 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
 
 
 def _with_body(cases: list[Case]) -> list[Case]:
-    return [case for case in cases if case.body_slices[1] > case.body_slices[0]]
+    return [case for case in cases if case.has_body]
 
 
 def same_frame(a: Case, b: Case) -> bool:

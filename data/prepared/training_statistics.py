@@ -6,13 +6,15 @@ distributions (Vallender, Theory Probab Appl 1974).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from data.errors import InputError
+from data.prepared.arrays import read_case
 from data.prepared.manifest import Case, Manifest
 from data.prepared.slice_spacing import through_mm
 
@@ -76,6 +78,30 @@ class TrainingStatistics:
         values: dict[str, Any]
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
         return cls(**values)
+
+
+def describe_training_set(root: Path, manifest: Manifest) -> TrainingStatistics | None:
+    """Return the statistics of the prepared data set in `root`; None if its manifest does not record what is needed.
+
+    Cross-sections that it does not record are measured in its files.
+
+    Raises:
+        InputError: manifest or files are damaged.
+    """
+    cases = tuple(
+        _measured(root, case, manifest.spacing_mm) if _lacks_sections(case) else case for case in manifest.cases
+    )
+    return training_statistics(replace(manifest, cases=cases))
+
+
+def _lacks_sections(case: Case) -> bool:
+    is_used = (case.split, case.domain) == ("train", "B") and case.hu_histogram is not None
+    return is_used and case.section_cm2 is None
+
+
+def _measured(root: Path, case: Case, pixel_mm: float) -> Case:
+    section, gas = section_figures(*read_case(root, case), pixel_mm)
+    return replace(case, section_cm2=section, gas_share=gas)
 
 
 def training_statistics(manifest: Manifest) -> TrainingStatistics | None:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.errors import InputError
-from data.prepared.manifest import hash_source, read_json
+from data.files import read_json
 from data.prepared.sources import Source
+from data.volumes.paths import hash_source
 from data.volumes.volume import volume_stem
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,13 @@ import numpy as np
 
 from data.errors import InputError
 from data.files import whole_file
-from data.outputs import check_free
+from data.prepared.arrays import read_case
 from data.prepared.manifest import Case, Manifest, read_manifest
 from data.prepared.slice_spacing import common_slice_spacing
 from data.prepared.sources import Source
 from data.prepared.volume_jobs import run_jobs
 from data.simulation.simulation_volume import METHOD_VERSION, simulation_volume
+from data.volumes.outputs import check_free
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def open_simulation_set(
             different slice spacings.
     """
     manifest = read_manifest(dataroot).without(leave_out)
-    cases = [case for case in manifest.select("train", "B") if case.body_slices[1] > case.body_slices[0]]
+    cases = [case for case in manifest.select("train", "B") if case.has_body]
     if not cases:
         raise InputError(f"{dataroot}: no CT to train on; prepare the data set with --ct")
     if leave_out_ct:
@@ -165,9 +166,8 @@ def _compute(job: Job) -> Computed:
     """Compute and keep the maps of a CT; return them where they cannot be kept."""
     dataroot, case = job.dataroot, job.case
     first, last = case.body_slices
-    ct = np.load(dataroot / case.image_file, mmap_mode="r", allow_pickle=False)[first:last].astype(np.float32)
-    body = np.load(dataroot / case.mask_file, mmap_mode="r", allow_pickle=False)[first:last] > 0
-    volume = simulation_volume(ct, body, job.pixel_mm, job.slice_mm, case.view)
+    ct, labels = (array[first:last] for array in read_case(dataroot, case))
+    volume = simulation_volume(ct.astype(np.float32), labels > 0, job.pixel_mm, job.slice_mm, case.view)
     try:
         with whole_file(_path(dataroot, case)) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, hu=volume.hu, depth=volume.depth, identity=_identity(dataroot, case))

@@ -403,15 +403,3 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception thrown", "sitk::ERROR: Unable", "/"))]
     return (telling or lines or [repr(error)])[-1].removeprefix("sitk::ERROR:").strip()
-
-
-def source_files(path: Path) -> list[Path]:
-    """Return a volume's files: its own and the data files of a header, or all files of a (DICOM) folder.
-
-    Raises:
-        InputError: they cannot be listed.
-    """
-    try:
-        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else volume_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error

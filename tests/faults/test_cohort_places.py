@@ -14,8 +14,9 @@ from cohort.inputs import find_cohort, read_list
 from cohort.results import FORMAT_VERSION, CaseRecord, Results
 from cohort.summary import write_summary
 from data.errors import InputError
+from data.files import read_json
 from data.phantom.patients import PhantomSettings, write_dataset
-from data.prepared.manifest import read_json, read_manifest
+from data.prepared.manifest import read_manifest
 from data.prepared.sources import find_volumes
 
 KEY = {"input_sha256": "1", "series_uid": None}

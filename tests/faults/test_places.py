@@ -10,7 +10,8 @@ import pytest
 import test_adapt
 import test_pipeline
 from cohort.inputs import find_cohort
-from data.prepared.sources import find_paths, find_volumes
+from data.prepared.sources import find_volumes
+from data.volumes.paths import find_paths
 from data.volumes.volume import read_volume, same_grid, write_volume
 from scripts import prepare_dataset
 from tests.cohort_data import NAME, patient_mr, write_dicom_patient, write_patients

@@ -14,9 +14,10 @@ import test_adapt
 import test_pipeline
 from benchmarks import first_step
 from data.errors import InputError
-from data.outputs import check_free, volume_targets
+from data.files import read_json, write_json
 from data.prepared import preparation
-from data.prepared.manifest import read_json, read_manifest, write_json
+from data.prepared.manifest import read_manifest
+from data.volumes.outputs import check_free, volume_targets
 from data.volumes.volume import Volume, read_volume, write_volume
 from models.run_folder import check_new
 from scripts import (

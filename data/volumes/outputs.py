@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from data.errors import InputError
-from data.volumes.volume import source_files, volume_stem, volume_suffix
+from data.volumes.paths import source_files
+from data.volumes.volume import volume_stem, volume_suffix
 
 
 def volume_targets(path: Path) -> list[Path]:
