@@ -17,9 +17,9 @@ from cohort.inputs import CohortCase, exists
 from cohort.making import Made, Models, Output, Part, describe_computation
 from cohort.patient_results import account_in, description_of
 from cohort.result_keys import is_made, result_key, without_reference
-from cohort.results import DICOM, MU_MAP, UNCERTAINTY, CaseRecord, Claim, Results, now
+from cohort.results import DICOM, MU_MAP, NO_PICTURE, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
-from data.files import hash_files
+from data.files import hash_files, remove
 from data.masks.body_mask import mr_body_mask, read_mask
 from data.prepared.case_names import short_hash
 from data.values.attenuation import describe_mu, mu_map
@@ -167,6 +167,7 @@ class Conversion:
             outputs.clear()
             del volumes
             with _timed(work, "write"):
+                self._remove_outdated(work)
                 self._reserve(work)
                 described = SYNTHETIC[self.models.settings.direction]
                 path = write_volume(synthetic, self.results.volume_path(work.case.name), described)
@@ -315,7 +316,7 @@ class Conversion:
             )
         except Exception as error:
             log.debug("%s: picture", work.case.name, exc_info=True)
-            findings.warnings.append(f"no picture: {error}")
+            findings.warnings.append(f"{NO_PICTURE}{error}")
             if isinstance(error, InputError | OSError):  # a full disk: another day it has room
                 work.unwritten = self._targets(work)[1:2]
 
@@ -345,6 +346,20 @@ class Conversion:
             return [*made, *account.made] if account and account.input == description_of(work.case.paths) else made
         same = record.input == str(work.case.path.absolute())
         return made if same or record.key.get("input_sha256") == work.key.get("input_sha256") else []
+
+    def _remove_outdated(self, work: Work) -> None:
+        """Remove what was made of another volume of this case and is not made again: it would lie beside the new one.
+
+        Its key tells whether a volume is another one; where there is no record of it, that is not known.
+        """
+        record = self.results.read(work.case.name)
+        if record is not None and without_reference(record.key) == without_reference(work.key):
+            return
+        targets, again = self.results.targets(work.case.name), self._targets(work)
+        outdated = [name for name in self._made(work) if name in targets and name not in again]
+        for name in [name for name in outdated if targets[name].exists()]:
+            log.info("%s: removed %s, made of an earlier volume", work.case.name, targets[name])
+            remove(targets[name], folder=True)
 
     def _reserve(self, work: Work) -> None:
         """Record what is about to be written, so that the files of a killed run are known to be its own."""

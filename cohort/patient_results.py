@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.errors import InputError
-from data.files import not_there, read_json
+from data.files import not_there, read_json, remove
 from data.volumes.contrasts import describe_paths
 from data.volumes.dicom_series import check_folder
 from data.volumes.outputs import check_free, check_writable, volume_targets
@@ -123,14 +123,25 @@ def made_before(results: Results, paths: Mapping[str, Path], models: Collection[
 
 
 def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
-    """Refuse to replace an input or a file that this command did not make for this patient, and to write nowhere."""
+    """Refuse to replace an input or a file that this command did not make for this patient, or one result by another.
+
+    Raises:
+        InputError: it would, or a result cannot be written where it is to go.
+    """
     inputs = [path for path in (*paths.values(), opt.mask, opt.reference) if path]
     for path in inputs:
         if not path.exists():  # nor can a link in circles be resolved
             raise InputError(f"{path}: {not_there(path)}")
     # A name that is none is that of no target. Without a report there is no account of what was made.
     own = None if results.alone else [placed(results.main.parent / name) for name in made]
+    wanted: dict[Path, str] = {}
     for option, targets in results.targets.items():
+        for target in map(placed, targets):
+            if target in wanted:
+                raise InputError(
+                    f"{target}: {wanted[target]} and {option} would both be written there; choose another {option}"
+                )
+            wanted[target] = option
         check_free([placed(target) for target in targets], option, inputs, own, opt.overwrite)
         check_writable(targets[0], option)
     if results.folder:
@@ -138,7 +149,14 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
 
 
 def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str]) -> None:
-    """Write the volume after a report that names its input, so that files of a killed run are known to be its own."""
+    """Write the volume after a report that names its input, so that files of a killed run are known to be its own.
+
+    Picture, page and report of a volume that it replaces are removed where they are not made again.
+    """
+    if results.alone and (account := account_in(results.report)):
+        for target in (results.picture, results.page, results.report):
+            if {target.name, results.main.name} <= account.made:
+                remove(target, folder=True)
     if not (results.alone or made >= set(row["made"])):
         write_report(row, results.report)
     try:

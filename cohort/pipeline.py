@@ -112,7 +112,8 @@ def make_survey(
         except InputError:
             return case, False  # it is reported when it is its turn
         case = _refuse_other_patient(case, record, key, generators[0].settings.direction == "AtoB")
-        return case, results.is_current(record, key, extras.asked(case))
+        current = results.is_current(record, key, extras.asked(case))
+        return case, current and (opt.no_html or not results.lacks_page(record))
 
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         looked = list(threads.map(look_at, cohort.cases))

@@ -27,6 +27,8 @@ from data.volumes.outputs import check_free
 from data.volumes.paths import hash_source
 
 FORMAT_VERSION = 1
+# How the warning of a case begins whose picture or page failed.
+NO_PICTURE = "no picture: "
 # What may be asked for beside a volume, and where it goes.
 DICOM, MU_MAP, UNCERTAINTY = "dicom", "mu_map", "uncertainty"
 EXTRAS = {DICOM: "dicom/{}", MU_MAP: "mu_maps/{}.nii.gz", UNCERTAINTY: "uncertainty/{}.nii.gz"}
@@ -178,6 +180,11 @@ class Results:
             kind in record.extras and record.extras[kind] == self.describe_extra(kind, record.case, of)
             for kind, of in asked.items()
         )
+
+    def lacks_page(self, record: CaseRecord) -> bool:
+        """Tell whether a case that is done has no page, though none failed."""
+        failed = any(text.startswith(NO_PICTURE) for text in record.warnings)
+        return not failed and not self.page_path(record.case).exists()
 
     def describe_extra(self, kind: str, case: str, of: dict) -> dict | None:
         """Return what a record says of an existing extra; None if there is none."""

@@ -131,6 +131,21 @@ def check_is_folder(option: str, path: Path) -> None:
     raise InputError(f"{option} {path}: {found}")
 
 
+def remove(path: Path, folder: bool = False) -> None:
+    """Remove a file or link, with `folder` a folder and all that it holds, too; nothing where there is none.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    try:
+        if folder and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: made earlier, cannot be removed: {error}") from error
+
+
 def write_json(path: Path, data: dict) -> Path:
     """Write JSON to `path`; the file appears whole or not at all.
 

@@ -91,6 +91,37 @@ def test_the_result_of_another_model_is_not_replaced(tmp_path):
     assert (convert(moved) != made).any()
 
 
+@pytest.mark.parametrize(
+    ("options", "which"),
+    [
+        (("--mu_map", "sct.nii.gz"), ("sct.nii.gz", "--output", "--mu_map")),
+        (("--mu_map", "x.nii.gz", "--dicom", "sct_page"), ("sct_page", "--output", "--dicom")),
+        (("--mu_map", "sub/../x.mha", "--dicom", "x.mha"), ("x.mha", "--dicom", "--mu_map")),
+    ],
+)
+def test_no_result_replaces_another_one_of_the_same_call(tmp_path, monkeypatch, options, which):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(test_adapt, "synthesize", None)
+    (tmp_path / "sub").mkdir()
+    write_model(tmp_path)
+    write_volume(patient_mr(), tmp_path / "mr.nii.gz")
+    place, first, second = which
+    message = f"{tmp_path / place}: {first} and {second} would both be written there; choose another {second}"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--output", "sct.nii.gz", *options))
+
+
+def test_a_volume_alone_leaves_no_report_of_the_one_that_it_replaces(tmp_path):
+    source, out = write_volume(patient_mr(), tmp_path / "mr.nii.gz"), tmp_path / "out/sct.nii.gz"
+    write_model(tmp_path)
+    assert test_adapt.main(adapt(tmp_path, source, "--output", out)) == 0
+    (out.parent / "note.txt").touch()
+    assert {path.name for path in out.parent.iterdir()} == {"sct.nii.gz", "sct.json", "sct.png", "sct_page", "note.txt"}
+    write_model(tmp_path, seed=1)
+    assert test_adapt.main(adapt(tmp_path, source, "--output", out, "--volume_only", "--overwrite")) == 0
+    assert {path.name for path in out.parent.iterdir()} == {"sct.nii.gz", "note.txt"}
+
+
 def test_a_ct_given_in_place_of_its_mr_is_told_as_a_ct(tmp_path):
     """Both are called after the patient's folder: that the result's name is taken is not what is wrong."""
     write_model(tmp_path)

@@ -194,6 +194,44 @@ def test_only_what_is_missing_or_changed_is_done_again(site):
     assert redone(still, added) == {"p9"} and added.keys() == {*still, "p9"}
 
 
+@pytest.mark.parametrize("change", ["input", "model", "mask"])
+def test_extras_and_pages_of_another_volume_do_not_stay_beside_the_new_one(site, change, caplog):
+    """A mu-map or DICOM series of an older CT must not be taken for that of the new one."""
+    caplog.set_level("INFO")
+    folder = site / "out" / NAME
+    run(site, "--mu_map", "--dicom")
+    made = [folder / name for name in ("mu_maps/p0.nii.gz", "dicom/p0", "pages/p0")]
+    assert all(path.exists() for path in made)
+    if change == "input":
+        write_volume(patient_mr(48.0), site / "in/p0/mr.nii.gz")
+    elif change == "model":
+        write_model(site, seed=1)
+    else:
+        mask = patient_mr().with_array((patient_mr().array > 100).astype(np.uint8))
+        write_volume(mask, site / "p0_mask.nii.gz")
+        rows = [
+            f"{case},{site}/in/{case}/mr.nii.gz,{site / 'p0_mask.nii.gz' if case == 'p0' else ''}"
+            for case in ("p0", "p1", "p2")
+        ]
+        (site / "list.csv").write_text("\n".join(["id,path,mask", *rows]))
+    source = ("--list", "list.csv") if change == "mask" else ("--input_dir", "in")
+    code, cases = run(site, "--no_html", source=source)
+    assert code == 0 and cases["p0"]["extras"] == {}
+    assert not any(path.exists() for path in made)
+    assert (folder / "p0.png").exists()
+    others = [folder / "mu_maps/p1.nii.gz", folder / "dicom/p1", folder / "pages/p1"]
+    assert all(path.exists() == (change != "model") for path in others)
+    assert "p0: removed" in caplog.text
+
+
+def test_what_is_made_beside_a_volume_stays_where_further_extras_are_asked_for(site):
+    folder = site / "out" / NAME
+    run(site, "--mu_map")
+    before = (folder / "mu_maps/p0.nii.gz").read_bytes()
+    run(site, "--dicom")
+    assert (folder / "mu_maps/p0.nii.gz").read_bytes() == before and (folder / "dicom/p0").exists()
+
+
 def test_training_statistics_and_versions_do_not_make_results_outdated(site):
     _, first = run(site)
     histogram = (3,) * (len(HU_EDGES) - 1)
@@ -781,6 +819,19 @@ def test_pages_can_be_left_out(site, monkeypatch):
     assert sorted(lines[0] for lines in headings) == ["p0", "p1", "p2"]
     assert len(list((site / "out" / NAME).glob("*.png"))) == 3
     assert not (site / "out" / NAME / "pages").exists()
+
+
+def test_pages_that_were_left_out_are_made_without_another_conversion(site, monkeypatch):
+    _, before = run(site, "--no_html")
+    monkeypatch.setattr(conversion.Conversion, "translate", None)
+    code, after = run(site)
+    assert code == 0
+    assert {name: case["output_sha256"] for name, case in after.items()} == {
+        name: case["output_sha256"] for name, case in before.items()
+    }
+    page = site / "out" / NAME / "pages/p1/index.html"
+    written = page.stat().st_mtime_ns
+    assert redone(after, run(site)[1]) == set() and page.stat().st_mtime_ns == written
 
 
 def test_a_cohort_page_that_fails_costs_a_warning(site, monkeypatch, caplog):

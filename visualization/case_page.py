@@ -9,7 +9,7 @@ from dominate import tags
 from dominate.util import raw
 
 from data.errors import InputError
-from data.files import whole_file
+from data.files import remove, whole_file
 from data.masks.body_mask import ct_body_mask
 from data.volumes.volume import Volume, resampling, same_grid
 from evaluation.report import COLUMNS, EXPLANATIONS, FIGURES
@@ -113,7 +113,7 @@ def write_case_page(
     document.body.add(tags.script(raw(f"const page = {to_js(_page_data(shown, region))};")))
     add_script(document, "case.js")
     page = folder / "index.html"
-    _remove(page)  # first: an earlier page's geometry must never meet other voxels
+    remove(page)  # first: an earlier page's geometry must never meet other voxels
     _write_volumes(folder / "data", shown, region)
     lines = heading(case, (details or {}).get("model"), scores or {}, synthetic)
     save_preview(mr, ct, reference, folder / PREVIEW_NAME, lines, synthetic, contrast, uncertainty)
@@ -125,17 +125,10 @@ def write_case_page(
 def _write_volumes(folder: Path, shown: list[ShownVolume], region: Region) -> None:
     """Write the volumes into `folder`, and remove those that an earlier page left there beside them."""
     for identity in set(VOLUME_IDS) - {volume.id for volume in shown}:
-        _remove(folder / f"{identity}.js")
+        remove(folder / f"{identity}.js")
     for volume in shown:
         with whole_file(folder / f"{volume.id}.js") as scratch:
             scratch.write_text(call("volume", volume.id, pack(volume, region)), encoding="utf-8")
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: an earlier page, cannot be removed: {error}") from error
 
 
 def _body_of(ct: Volume) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from data.files import read_json, whole_file, write_json
+from data.files import read_json, remove, whole_file, write_json
 from data.masks.body_mask import remove_couch
 from data.prepared.case_volumes import describe_mr, find_body, read_source_volumes, without_bias
 from data.prepared.manifest import (
@@ -132,7 +132,7 @@ def prepare_dataset(
     cases = [_analysed(job) for job, is_done in zip(jobs, done, strict=True) if is_done]
     todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
     if todo:
-        _remove(root / MANIFEST_NAME)
+        remove(root / MANIFEST_NAME)
     else:
         log.info("already prepared: %d volumes", len(cases))
     written, failed = run_jobs(writer, todo, workers, "writing slices")
@@ -405,10 +405,3 @@ def _body_path(job: Job) -> Path:
 def _save_array(path: Path, array: np.ndarray) -> None:
     with whole_file(path) as scratch:
         np.save(scratch, array)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be replaced: {error}") from error
