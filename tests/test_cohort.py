@@ -436,6 +436,21 @@ def test_a_fixed_window_that_does_not_fit_is_a_warning():
     assert "% of the body's MR intensities lie outside the model's window of 0 to 250" in warning
 
 
+@pytest.mark.parametrize(("share", "warned"), [(0.02, False), (0.04, True)])
+def test_muscle_that_was_taken_for_fat_is_a_warning(share, warned):
+    """Less than 5 % of fat, brighter by half and more than what sets the scale."""
+    mr = patient_mr()
+    body = mr.array > 150
+    values = np.where(body, 300, mr.array).astype(np.float32)
+    values[body] = np.where(np.random.default_rng(0).random(np.count_nonzero(body)) < share, 900, 300)
+    settings = replace(MR_SETTINGS, mr_window="tissue")
+    warnings = converted(lambda _: truth(mr), mr=mr.with_array(values), settings=settings).warnings
+    found = [text for text in warnings if "which was set by the fat that was found" in text]
+    assert len(found) == warned
+    if warned:
+        assert "% of the body's MR intensities lie outside the model's window of 0 to 36" in found[0]
+
+
 def test_a_body_wider_than_the_slices_of_the_training_is_a_warning():
     """A disc of 20 pixels of 2 mm, on a grid of odd size: 42 pixels hold it, and the network takes 44."""
     findings = converted(settings=replace(MR_SETTINGS, size=32))

@@ -24,6 +24,9 @@ FAT_TO_MUSCLE = (1.5, 6.0)
 # Share of the voxels that a tissue's mode holds within this distance: rarer ones may be vessels or a lesion.
 MODE_SHARE = 0.05
 MODE_REACH = 0.27
+# Fat lies no lower than this relative to the unit, muscle no higher: fat of limbs with fields of 40 % at 0.53 or more,
+# muscle of the trunk at 0.49. Lung, or cortical bone, and muscle look like muscle and fat where fat is rare.
+LEAST_FAT = 0.5
 # Where fat lies relative to the unit where no two modes are found: the limbs' median where they are.
 ONE_MODE_LEVEL = 0.95
 # What is measured starts at 0. Noise is all that air shows; it leaves few voxels of a body below 0 (some images are no
@@ -44,8 +47,9 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
     """Return the intensity of fat in a T1-weighted MR, in its own units.
 
     It is the upper of two modes of the smoothed histogram of log intensity, fat's and muscle's. Where no such pair is
-    found, it is 0.95 of the 95th percentile. Voxels of 0 or less, outside the field of view, do not count. The level
-    of `k * mr` is `k` times that of `mr`, to rounding.
+    found, or its upper mode is too dark for fat (`LEAST_FAT`), it is 0.95 of the 95th percentile. Of a body with less
+    than 5 % of fat that is no more than the level of muscle. Voxels of 0 or less, outside the field of view, do not
+    count. The level of `k * mr` is `k` times that of `mr`, to rounding.
 
     Args:
         mr: intensities at any scale.
@@ -60,7 +64,8 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
         raise InputError(f"no voxel of the MR is above 0 inside the body mask; {WAY_OUT}")
     unit = float(np.percentile(values, UNIT_PERCENTILE))
     modes = two_modes(np.log(values / unit))
-    return unit * (ONE_MODE_LEVEL if modes is None else float(np.exp(modes[1])))
+    found = ONE_MODE_LEVEL if modes is None else float(np.exp(modes[1]))
+    return unit * (found if found >= LEAST_FAT else ONE_MODE_LEVEL)
 
 
 def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
