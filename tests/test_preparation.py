@@ -245,6 +245,39 @@ def test_auto_spacing_holds_every_body(raw, caplog):
     assert "outside the frame" not in caplog.text
 
 
+def test_a_data_set_keeps_its_pixels_where_a_smaller_patient_is_added_and_refuses_a_larger_one(raw):
+    """Which models trained on it would not take; that was chosen by nobody."""
+    _, before = prepare(raw, "--size", "40")
+    write_volume(mr_volume(radius_mm=30.0), raw / "mr/p2_mr.nii.gz")
+    _, manifest = prepare(raw, "--size", "40")
+    assert manifest.spacing_mm == before.spacing_mm and len(manifest.cases) == len(before.cases) + 1
+    write_volume(mr_volume(radius_mm=58.0), raw / "mr/wide.nii.gz")
+    kept = f"--spacing_mm {before.spacing_mm}"
+    said = rf"with pixels of {before.spacing_mm:g} mm; wide .*larger and needs (3|2\.9)\S* mm\. {kept} keeps them"
+    with pytest.raises(InputError, match=said):
+        prepare(raw, "--size", "40")
+    assert read_manifest(raw / "set") == manifest
+    _, cut = prepare(raw, "--size", "40", "--spacing_mm", str(before.spacing_mm))
+    assert cut.spacing_mm == before.spacing_mm and len(cut.cases) == len(manifest.cases) + 1
+    _, larger = prepare(raw, "--size", "40", "--overwrite")
+    assert larger.spacing_mm > before.spacing_mm
+
+
+def test_what_a_data_set_has_is_not_lost_where_only_what_is_new_is_given(raw, caplog):
+    prepare(raw)
+    for path in sorted((raw / "ct").iterdir())[1:]:
+        path.unlink()
+    prepare(raw)
+    assert f"{raw}/set: leaves out volumes that it had before (--ct: q1)" in caplog.text
+    with pytest.raises(
+        InputError, match=r"volumes that are not given now \(--mr: p0, p1\); give those that it has together"
+    ):
+        prepare(raw, mr=None)
+    assert [case.name for case in read_manifest(raw / "set").cases] == ["p0", "p1", "q0"]
+    prepare(raw, "--overwrite", mr=None)
+    assert [case.name for case in read_manifest(raw / "set").cases] == ["q0"]
+
+
 def test_a_body_that_does_not_fit_is_counted_with_a_way_out(raw, caplog):
     _, manifest = prepare(raw, "--size", "40", "--spacing_mm", "2")
     lost = {case.name: case.lost_voxels for case in manifest.cases}

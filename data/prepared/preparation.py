@@ -9,6 +9,7 @@ case's arrays are, its record forgets its frame.
 """
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, listed
 from data.files import read_json, remove, whole_file, write_json
 from data.masks.body_mask import remove_couch
 from data.prepared.case_volumes import describe_mr, find_body, read_source_volumes, without_bias
@@ -30,6 +31,7 @@ from data.prepared.manifest import (
     case_problems,
     check_names,
     check_splits,
+    read_manifest,
 )
 from data.prepared.patient_ids import warn_of_twins
 from data.prepared.pixel_spacing import choose_spacing
@@ -45,6 +47,8 @@ from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
+
+_LISTED = 5  # names in a message
 
 # To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
 # removal, frame, the level of fat, the bias field.
@@ -102,7 +106,8 @@ def prepare_dataset(
 
     Raises:
         InputError: names that collide, a patient in train and test, files of others in the way, no volume left in a
-            domain to train on, or MR and CT that look swapped.
+            domain to train on, MR and CT that look swapped, or without `overwrite` a data set that would be of other
+            slices or lose all MR or CT that it had.
     """
     if size < 2 or size % 2:
         raise InputError(f"slices of {size} pixels; expected a positive even number")
@@ -113,6 +118,7 @@ def prepare_dataset(
     if not overwrite:
         _refuse_to_replace(root, jobs)
         _refuse_another_frame(jobs, size, spacing_mm, slice_mm)
+        _check_named(root, jobs)
     warn_of_unused_masks(root, groups)
     accepted = {job.split for job in jobs if job.known}
     check_swapped(root, {group: groups[group] for group in groups if group[0] not in accepted}, workers)
@@ -121,7 +127,7 @@ def prepare_dataset(
     check_splits(analysed)
     warn_of_twins(analysed)
     check_trainable(root, groups, analysed, failures)
-    spacing_mm = spacing_mm or choose_spacing(analysed, size)
+    spacing_mm = spacing_mm or _spacing(root, analysed, size, overwrite)
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
     jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
     for job in jobs:
@@ -174,6 +180,53 @@ def _refuse_another_frame(jobs: list[Job], size: int, spacing_mm: float | None, 
                 f"{job.root}: prepared with {was}, now {now}; choose another --out, or prepare all of it again with "
                 "--overwrite: models trained on it can then not be resumed"
             )
+
+
+def _check_named(root: Path, jobs: list[Job]) -> None:
+    """Refuse to lose all MR or all CT of a data set, where only what is new was given; warn of single volumes.
+
+    Raises:
+        InputError: none of those that it had is named.
+    """
+    if not _is_manifest(root / MANIFEST_NAME):
+        return
+    named = {(job.split, job.domain, job.source.name) for job in jobs}
+    had = defaultdict(list)
+    for case in read_manifest(root).cases:
+        had[case.split, case.domain].append(case.name)
+    gone = {group: [name for name in names if (*group, name) not in named] for group, names in had.items()}
+    kinds = {("train", "A"): "--mr", ("train", "B"): "--ct", ("test", "A"): "--test_mr", ("test", "B"): "--test_ct"}
+    for group, names in gone.items():
+        if not names:
+            continue
+        of = f"{kinds[group]}: {listed(names, _LISTED)}"
+        if len(names) == len(had[group]):
+            raise InputError(
+                f"{root}: this data set has volumes that are not given now ({of}); give those that it has together "
+                "with new ones, or leave them out with --overwrite or another --out"
+            )
+        log.warning("warning: %s: leaves out volumes that it had before (%s)", root, of)
+
+
+def _spacing(root: Path, analysed: list[Case], size: int, overwrite: bool) -> float:
+    """Return the pixel spacing where none is said: what the data set has, where that holds every body.
+
+    Raises:
+        InputError: it does not, and `overwrite` is not set.
+    """
+    chosen = choose_spacing(analysed, size)
+    made = {case.frame["spacing_mm"] for case in analysed if case.frame}
+    if overwrite or len(made) != 1:
+        return chosen
+    (before,) = made
+    if chosen > before:
+        largest = max(analysed, key=lambda case: case.extent_mm)
+        raise InputError(
+            f"{root}: prepared with pixels of {before:g} mm; {largest.name} ({largest.source}) is larger and needs "
+            f"{chosen:g} mm. --spacing_mm {before} keeps them, and what does not fit is cut off; --overwrite prepares "
+            "all again: models trained on it can then not be resumed"
+        )
+    return float(before)
 
 
 def _is_begun(record: Path) -> bool:
