@@ -15,6 +15,7 @@ from cohort.findings import Findings
 from cohort.isolated_bone import LEAST_ML, MAX_SHARE, TRUE_SHARE, isolated_bone
 from cohort.missing_bone import missing_bone
 from cohort.mr_contrast import below_skin, check_contrast
+from cohort.outside_tissue import outside_tissue
 from data.commands import python_command
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask
@@ -171,6 +172,7 @@ class Check:
             findings.unchecked.append(OF_CT_ALONE)
         else:
             self._do(lambda: _check_body(findings, plan, volume))
+            self._do(lambda: _check_outside(findings, plan, volume))
             self._do(lambda: check_bone(findings, volume, plan.body))
         if self._looks:
             self._do(lambda: _check_window(findings, self._at_ends, self._counted, plan.target_map.range))
@@ -251,6 +253,14 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         findings.warnings.append(
             f"the body in the synthetic CT differs from that in the MR: Dice {overlap:.3f}, below {MIN_BODY_DICE}"
         )
+
+
+def _check_outside(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
+    """Check how much tissue lies in the air around the body."""
+    found = outside_tissue(synthetic, plan.body)
+    findings.figures["outside_tissue_ml"] = found.ml
+    if text := found.describe():
+        findings.warnings.append(text)
 
 
 def check_bone(findings: Findings, synthetic: Volume, body: np.ndarray) -> None:

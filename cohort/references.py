@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cohort.inputs import Cohort
 from data.errors import InputError, listed
-from data.prepared.case_names import patient_part
+from data.prepared.case_names import below, clean, patient_part
 from evaluation.case_folders import CaseVolumes
 from evaluation.cases import case_volumes
 
@@ -24,10 +24,10 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
         cohort: cases without references.
         folder: where they were searched for.
         pattern: where the CT of a case lies below it, with {case} for its name, alone or among other volumes, or for
-            the patient's part of that: P07 of P07_MR_T1.
+            the patient's part of that: P07 of P07_MR_T1; or for a folder that its MR lies in.
 
     Raises:
-        InputError: the pattern is unusable, or fits no case: it proposes another one.
+        InputError: the pattern is unusable, or fits no case, or one CT fits several.
     """
     source = CaseVolumes("--input_dir", folder, pattern, "ct", pattern_called="--reference_pattern")
     try:
@@ -37,6 +37,7 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
     cases, without = [], []
     for case in cohort.cases:
         called = (case.name, *case.other_names, *map(patient_part, (case.name, *case.other_names)))
+        called += tuple(clean(part) for part in reversed(below(folder, case.path).parts[:-1]))
         names = [name for name in called if name in found]
         cases.append(replace(case, reference=found[names[0]]) if names else case)
         without += [] if names else [case.name]
@@ -47,7 +48,7 @@ def with_references(cohort: Cohort, folder: Path, pattern: str) -> Cohort:
         )
         raise InputError(
             f"--reference_pattern {pattern}: no CT and MR share a name. CT found: {ct}; MR found: {mr}; change the "
-            f"pattern, {_WAY_OUT}"
+            f"pattern ({{case}} is the name of a case or of a folder that its MR lies in), {_WAY_OUT}"
         )
     used = Counter(case.reference for case in cases if case.reference)
     if shared := [path for path, count in used.items() if count > 1]:

@@ -8,9 +8,9 @@ the same network, the same budget.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class PairedModel(SlabModel):
 
     settings_type = PairedSettings
     pair = "paired"
+    # The patients that validate have a true CT.
+    defaults: ClassVar[Mapping[str, Any]] = {**SlabModel.defaults, "val_criterion": "mae"}
     settings: PairedSettings
     takes_contrasts = True
     fixed_facts = ("contrasts",)

@@ -210,7 +210,7 @@ def check_options(
     if fixed:
         raise InputError(
             f"{folder}: the run was started with other options ({'; '.join(fixed)}); resume it with those, or start a "
-            "new run from its weights with --init_from"
+            "new run: from its weights with --init_from, if the generator, --slab and the CT window stay as they are"
         )
     for key, text in changed.items():
         if natures.get(key) == Nature.LENGTH:

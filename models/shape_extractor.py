@@ -265,9 +265,10 @@ def open_extractor(
         log.info("shape extractor: %s, trained on %s", path, known)
     else:
         log.warning(
-            "warning: %s: was trained on %s, none of them in %s; it must be the same anatomy",
+            "warning: %s: was trained on %s, %s %s; it must be the same anatomy",
             path,
             known,
+            "none of them in" if training.get("sources") else "and does not record whether these are in",
             dataroot,
         )
     return extractor

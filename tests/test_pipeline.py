@@ -582,6 +582,17 @@ def test_true_ct_is_found_by_the_patient_s_part_of_a_name(site):
     assert code == 0 and [name for name, case in sorted(cases.items()) if case["scores"]] == ["p0_mr"]
 
 
+def test_true_ct_is_found_in_the_folder_of_an_mr_whose_name_says_more(site):
+    for k in range(3):
+        (site / f"in/p{k}/mr.nii.gz").rename(site / f"in/p{k}/T1_tse.nii.gz")
+    write_volume(true_ct(), site / "in/p0/ct.nii.gz")
+    code, cases = run(site, "--pattern", "*/T1_tse.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
+    assert code == 0 and [name for name, case in sorted(cases.items()) if case["scores"]] == ["p0__T1_tse"]
+    write_volume(patient_mr(44.0), site / "in/p0/T1_again.nii.gz")
+    with pytest.raises(InputError, match=r"in/p0/ct\.nii\.gz fits several cases"):
+        run(site, "--pattern", "*/T1_*.nii.gz", "--reference_pattern", "{case}/ct.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -301,9 +301,12 @@ def test_without_a_name_the_extractor_of_the_data_set_is_taken_and_never_a_shipp
         (None, "does not record what it was trained on; it must have been the anatomy of"),
         (
             {"dataset": "limbs", "ct": 13, "patients": 13},
-            "was trained on 13 CT of 13 patients (limbs), none of them in",
+            "was trained on 13 CT of 13 patients (limbs), and does not record whether these are in",
         ),
-        ({"dataset": "data elsewhere (weights u.pth)"}, "trained on data elsewhere (weights u.pth), none of them in"),
+        (
+            {"dataset": "data elsewhere (weights u.pth)"},
+            "trained on data elsewhere (weights u.pth), and does not record whether",
+        ),
         ({"dataset": "hip", "ct": 2, "patients": 2, "sources": ["a"]}, "2 CT of 2 patients (hip), none of them in"),
     ],
 )

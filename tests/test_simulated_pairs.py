@@ -679,6 +679,12 @@ def test_pairs_are_of_one_patient_on_one_grid(pairs, caplog):
     assert (maps["mr"][body].astype(float) > 0.6).mean() > 0.95
 
 
+def test_a_training_on_pairs_is_validated_by_the_true_error():
+    words = ["--dataroot", "x", "--name", "x", "--val"]
+    for model, criterion in (("paired", "mae"), ("simulated_pairs", "simulated_mae")):
+        assert train_options.parse([*words, "--model", model]).validation.val_criterion == criterion
+
+
 def test_a_data_set_without_pairs_says_how_they_are_made(dataroot):
     with pytest.raises(InputError, match="no patient has an MR and a CT on the MR's grid; register"):
         open_paired_set(dataroot, (0, 600), CT_MAP)

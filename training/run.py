@@ -137,7 +137,9 @@ class TrainingRun:
         if received and not self._is_complete(at):
             return self._stopped(at, received)
         if self.selection.best["epoch"]:
-            log.info("best validation: epoch %(epoch)d (%(score).6g)", self.selection.best)
+            validation, best = settings.validation, self.selection.best
+            by = f"{validation.val_criterion} " if validation.val else ""
+            log.info("best validation: epoch %d (%s%.6g)", best["epoch"], by, best["score"])
         log.info("trained: %s", self.folder)
         epoch = "best" if self.selection.best["epoch"] else "latest"
         log.info("next: %s", self.model.next_command(self.folder, epoch, self.described, settings.data))

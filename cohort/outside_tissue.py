@@ -1,0 +1,59 @@
+"""Tissue of a synthetic CT in the air around the body: false, or a part of the body that was not found in the MR."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from cohort.isolated_bone import span_words
+from data.errors import listed
+from data.volumes.volume import Volume, in_axial_order
+
+# Nearer to the body is skin and what a network blurs: 7 ml of a whole generated body, 0.1 ml of a limb.
+FAR_MM, TISSUE_HU = 10.0, -300
+# Of the synthetic CT of 17 MR 15 have less. The others, two limbs, have 38 ml, all of it air in the true CT, and 89 ml
+# where the MR shows noise: 0.5 and 1.7 % of the body.
+LEAST_ML, LEAST_SHARE = 10.0, 0.002
+_LISTED = 5
+
+
+class OutsideTissue(NamedTuple):
+    """Tissue more than `FAR_MM` outside the body: how much, as a share of the body too, and in which axial slices.
+
+    `slices`: their numbers, the lowest is 1.
+    """
+
+    ml: float
+    share: float
+    slices: list[int]
+
+    def describe(self) -> str | None:
+        """Return in a line where it is; None where it is too little to matter."""
+        if self.ml < LEAST_ML or self.share < LEAST_SHARE:
+            return None
+        where = listed(span_words((k, k) for k in self.slices), _LISTED)
+        return (
+            f"{self.ml:.0f} ml of tissue more than {FAR_MM:g} mm outside the body that was found in the MR (axial "
+            f"slices {where}): false tissue in the air, or a part of the body that was not found; if it is false, set "
+            "it to air before using the CT for dose or attenuation"
+        )
+
+
+def outside_tissue(ct: Volume, body: np.ndarray) -> OutsideTissue:
+    """Return how much tissue (above -300 HU) of a CT lies in the air around a body, by distances within axial slices.
+
+    Args:
+        ct: in HU.
+        body: where the body is, bool (z, y, x).
+    """
+    (hu, inside), (depth, *in_plane) = in_axial_order(ct, ct.array, body)
+    counts = []
+    for plane, seen in zip(hu, inside, strict=True):
+        tissue = (plane > TISSUE_HU) & ~seen
+        if tissue.any() and seen.any():
+            tissue &= ndimage.distance_transform_edt(~seen, sampling=in_plane) > FAR_MM
+        counts.append(int(np.count_nonzero(tissue)))
+    voxel_ml = float(depth * np.prod(in_plane) / 1000)
+    slices = [k for k, count in enumerate(counts, 1) if count * voxel_ml >= LEAST_ML / len(counts)]
+    voxels = sum(counts)
+    return OutsideTissue(voxels * voxel_ml, voxels / max(1, int(np.count_nonzero(body))), slices)
