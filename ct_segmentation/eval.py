@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ct_segmentation.predict import segment_volume
 from ct_segmentation.scoring import dice_by_class, format_scores
-from data.errors import InputError, run_command
+from data.errors import InputError, one_by_one, run_command
 from data.settings.devices import torch_device
 from data.settings.parser import CommandParser
 from data.volumes.outputs import check_free
 from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation.case_folders import CaseVolumes
-from evaluation.cases import find_cases
+from evaluation.cases import ScoredCase, find_cases
 from evaluation.report import write_report
 from models.shape_extractor import CLASS_NAMES, load_extractor
 
@@ -60,11 +60,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Score, print the table, write the JSON.
+def main(arguments: list[str] | None = None) -> int:
+    """Score, print the table, write the JSON; return 1 where some cases could not be scored, else 0.
 
     Raises:
-        InputError: cases do not match, or one cannot be scored.
+        InputError: cases do not match, or the only one cannot be scored.
     """
     opt = parse(arguments)
     extractor = load_extractor(opt.model, opt.device) if opt.model else None
@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
         inputs = [path for case in cases for path in (case.pred, case.ref)]
         check_free([opt.json], "--json", inputs, overwrite=opt.overwrite)
     rows, known = {}, {names[0]}
-    for case in cases:
+
+    def score(case: ScoredCase) -> None:
         labels, reference = read_volume(case.pred), read_volume(case.ref)
         _check_grids(case.name, labels, reference)
         if extractor:
@@ -86,12 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
             except InputError as error:
                 raise InputError(f"{case.pred}: {error}") from error
         rows[case.name] = dice_by_class(labels.array, reference.array, names)
-        known |= {name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any()}
+        known.update(name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any())
+
+    code = one_by_one(cases, score)
     # A class that no reference has was not drawn in any of them: there is nothing to score it by.
     rows = {case: {name: row[name] for name in names if name in known} for case, row in rows.items()}
     sys.stdout.write(f"{format_scores(rows)}\n")
     if opt.json is not None:
         write_report({"dice": rows}, opt.json)
+    return code
 
 
 def _check_grids(name: str, pred: Volume, ref: Volume) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.errors import InputError, run_command
+from data.errors import InputError, one_by_one, run_command
 from data.files import whole_file
 from data.loading.augmentation import resized
 from data.loading.images import holds_images
@@ -92,8 +92,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Segment the input.
+def main(arguments: list[str] | None = None) -> int:
+    """Segment the input; return 1 where some volumes of a folder failed, else 0.
 
     Raises:
         InputError: the model or the input cannot be read, or the output not be written.
@@ -102,10 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
     extractor = load_extractor(opt.model, opt.device)
     if opt.input.suffix == ".npy":
         _segment_array(extractor, opt)
-        return
+        return 0
     if opt.input.is_dir() and holds_images(opt.input):
         _segment_images(extractor, opt)
-        return
+        return 0
     found = case_volumes(CaseVolumes("--input", opt.input, takes_pattern=False))
     if found is None and volume_suffix(opt.output) not in WRITABLE_SUFFIXES:
         raise InputError(f"--output {opt.output}: expected a volume's name, ending in {' '.join(WRITABLE_SUFFIXES)}")
@@ -115,15 +115,18 @@ def main(arguments: list[str] | None = None) -> None:
         targets = {opt.output / f"{name}.nii.gz": path for name, path in found.items()}
     files = [file for target in targets for file in volume_targets(target)]
     check_free(files, "--output", targets.values(), overwrite=opt.overwrite)
-    for target, source in targets.items():
-        ct = read_volume(source)
-        try:
-            labels = segment_volume(extractor, ct, opt.batch_size)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from error
-        write_volume(labels, target)
-        litres = np.count_nonzero(labels.array) * math.prod(labels.spacing) / 1e6
-        log.info("%s: body of %.2f litres", target, litres)
+    return one_by_one(targets.items(), lambda paths: _segment_volume(extractor, *paths, opt.batch_size))
+
+
+def _segment_volume(extractor: ShapeExtractor, target: Path, source: Path, batch_size: int) -> None:
+    ct = read_volume(source)
+    try:
+        labels = segment_volume(extractor, ct, batch_size)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    write_volume(labels, target)
+    litres = np.count_nonzero(labels.array) * math.prod(labels.spacing) / 1e6
+    log.info("%s: body of %.2f litres", target, litres)
 
 
 def _segment_array(extractor: ShapeExtractor, opt: argparse.Namespace) -> None:

@@ -4,9 +4,11 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from data.signals import ended_by_signals
+
+log = logging.getLogger(__name__)
 
 # What torch and the libraries below it say, in lower case, when it is no MemoryError that they raise.
 _OUT_OF_MEMORY = (
@@ -40,6 +42,26 @@ def listed(names: Sequence[str], most: int) -> str:
     """Return the first `most` of some names in a line, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def one_by_one[T](cases: Collection[T], act: Callable[[T], None]) -> int:
+    """Act on each case; one that fails is logged and costs no other. Return the exit code: 1 where some failed, else 0.
+
+    Raises:
+        InputError: of a case that is the only one.
+    """
+    failed = 0
+    for case in cases:
+        try:
+            act(case)
+        except InputError as error:
+            if len(cases) == 1:
+                raise
+            log.error("failed: %s", error)
+            failed += 1
+    if failed:
+        log.error("%d of %d cases done, %d failed", len(cases) - failed, len(cases), failed)
+    return 1 if failed else 0
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import InputError, run_command
+from data.errors import InputError, one_by_one, run_command
 from data.masks.body_mask import remove_couch
 from data.prepared.case_names import case_name
 from data.prepared.case_volumes import find_body
@@ -118,8 +118,8 @@ def simulated_scan(
     return ct, scan
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate the MR of every case.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate the MR of every case; return 1 where some failed, else 0.
 
     Raises:
         InputError: bad input.
@@ -138,15 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         contrasts=options.contrasts, skin_mm=options.skin_mm, bias=(0.0, options.bias),
         other_sequences=options.other_sequences, mr_slice_mm=options.mr_slice_mm,
     )  # fmt: skip
-    for case, path in cases.items():
-        log.info("simulating the MR of %s", path)
-        ct = read_volume(path)
-        body = find_body(Source(case, case, path), "B", [ct], options.mask)
+
+    def simulate(case: str) -> None:
+        log.info("simulating the MR of %s", cases[case])
+        ct = read_volume(cases[case])
+        body = find_body(Source(case, case, cases[case]), "B", [ct], options.mask)
         clean, scan = simulated_scan(ct, body, options.seed, settings, options.spacing_mm)
         for name, volume in (scan | {"ct": clean}).items():
             write_volume(volume, files[case][name])
-    log.info("wrote %s and ct.nii.gz of %d cases below %s", ", ".join(f"{name}.nii.gz" for name in options.contrasts),
-             len(cases), options.out)  # fmt: skip
+        log.info("wrote %s", ", ".join(str(path) for path in files[case].values()))
+
+    return one_by_one(cases, simulate)
 
 
 if __name__ == "__main__":

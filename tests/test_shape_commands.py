@@ -124,6 +124,25 @@ def test_folder_of_volumes(model, tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path / "out/p1.nii.gz").array, expected_labels(draw_ct(1)[0]))
 
 
+def test_one_bad_volume_of_a_folder_costs_no_other(model, tmp_path, caplog, capsys):
+    for k in range(3):
+        ct = draw_ct(k)[0]
+        write_volume(as_volume(np.abs(ct) if k == 1 else ct), tmp_path / "in" / f"p{k}.nii.gz")
+        write_volume(as_volume(expected_labels(ct)), tmp_path / "ref" / f"p{k}.nii.gz")
+    words = ["--model", str(model), "--input", str(tmp_path / "in")]
+    assert predict.main([*words, "--output", str(tmp_path / "out")]) == 1
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["p0.nii.gz", "p2.nii.gz"]
+    said = [f"failed: {tmp_path}/in/p1.nii.gz: not a CT in HU", "2 of 3 cases done, 1 failed"]
+    assert [text in caplog.text for text in said] == [True, True]
+    assert score.main([*words, "--ref", str(tmp_path / "ref")]) == 1
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[2] != "-"] == [
+        "case",
+        "p0",
+        "p2",
+        "mean",
+    ]
+
+
 def test_prepared_slices(model, tmp_path):
     ct, _ = draw_ct(2, bone=True)
     np.save(tmp_path / "ct.npy", ct)

@@ -111,6 +111,16 @@ def test_a_folder_of_cases_and_a_mask(ct, tmp_path):
     np.testing.assert_array_equal(true[distance < 30], given.array[distance < 30])
 
 
+def test_one_bad_ct_of_a_folder_costs_no_other(ct, tmp_path, caplog):
+    given = limb()[0]
+    write_volume(given, tmp_path / "CT/P03/ct.nii.gz")
+    write_volume(replace(given, array=(given.array + 1000).clip(0)), tmp_path / "CT/P02/ct.nii.gz")
+    words = [f"--ct={tmp_path / 'CT'}", "--ct_pattern={case}/ct.nii.gz", f"--out={tmp_path / 'out'}"]
+    assert simulate_mr.main(words) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["P01", "P03"]
+    assert "CT/P02/ct.nii.gz: " in caplog.text and "2 of 3 cases done, 1 failed" in caplog.text
+
+
 def test_what_is_no_ct_and_wrong_options_are_refused(ct, tmp_path, capsys):
     given = limb()[0]
     mr = write_volume(replace(given, array=(given.array + 1000).clip(0)), tmp_path / "mr.nii.gz")
