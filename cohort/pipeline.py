@@ -24,7 +24,7 @@ from cohort.scoring import cohort_command
 from cohort.stray_ct import failures, warning_by_name
 from cohort.summary import write_summary
 from data.durations import describe_seconds
-from data.errors import InputError, listed
+from data.errors import InputError, counted, listed
 from data.prepared.case_names import short_hash
 from data.signals import Stop, exit_code
 from data.volumes.dicom_series import NAMES_KEPT
@@ -118,7 +118,7 @@ def make_survey(
     with ThreadPoolExecutor(_HASHING_THREADS) as threads:
         looked = list(threads.map(look_at, cohort.cases))
     todo = tuple(case for case, current in looked if not current)
-    log.info("%d cases: %d up to date, %d to do", len(looked), len(looked) - len(todo), len(todo))
+    log.info("%s: %d up to date, %d to do", counted(len(looked), "case"), len(looked) - len(todo), len(todo))
     for passed in cohort.passed_over:
         log.debug("passed over: %s", passed)
     if cohort.passed_over:
@@ -243,7 +243,7 @@ def _outcomes(conversion: Conversion, cases: Iterable[CohortCase], workers: int,
         if not held:
             return
         if not waiting:
-            log.info("waiting for %d cases that another process is converting", len(held))
+            log.info("waiting for %s that another process is converting", counted(len(held), "case"))
             waiting = True
         time.sleep(RETRY_SECONDS)
         if stop.received:
@@ -283,7 +283,7 @@ def _account(
     log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
              results.folder / "summary.csv")  # fmt: skip
     if left:
-        log.warning("stopped by a signal: %d cases are left; the same command converts them", len(left))
+        log.warning("stopped by a signal, with %s left; the same command goes on", counted(len(left), "case"))
         return exit_code(stopped)
     done = [case for case in survey.cohort.cases if case.name not in failed]
     if direction == "AtoB":

@@ -53,7 +53,8 @@ def _kind(case: CohortCase, root: Path) -> str:
 
 def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: Path) -> str:
     """Return the pattern that takes the other cases alone, as it was tried; without one, what to do."""
-    wanted = [case for case in cases if case not in stray and _kind(case, root) != "mask"]
+    others = [case for case in cases if case not in stray and _kind(case, root) != "mask"]
+    wanted = [case for case in others if _kind(case, root) not in ("ct", "sct")] or others
     if not wanted:
         return "give the folder of the MR, or choose them with --pattern"
     inputs = {below(root, case.path) for case in cases}
@@ -62,8 +63,8 @@ def _way_out(stray: Collection[CohortCase], cases: Sequence[CohortCase], root: P
     if found is None:
         return "choose the MR with --pattern"
     pattern, count = found
-    others = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
-    taken = others if count == len(mr) else f"{count} of {others}"
+    rest = "the other volume" if len(mr) == 1 else f"the {len(mr)} others"
+    taken = rest if count == len(mr) else f"{count} of {rest}"
     more = sum(is_volume_or_series(root / path) for path in set(glob_below(root, pattern)) - mr)
-    only, beyond = ("", f", and {more} more that you did not choose here") if more else ("only ", "")
-    return f"--pattern {shlex.quote(pattern)} takes {only}{taken}{beyond}"
+    beyond = f", and {more} more that you did not choose here" if more else " and nothing else"
+    return f"--pattern {shlex.quote(pattern)} takes {taken}{beyond}"

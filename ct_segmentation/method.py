@@ -141,7 +141,7 @@ class ShapeExtractorModel(BaseModel):
         now = vars(settings) | vars(data)
         if changed := [name for name in cls.unused_options if now[name] != plain[name]]:
             raise InputError(
-                f"--{changed[0]} does nothing to the shape extractor, which augments CT slices in its own way"
+                f"--{changed[0]} does nothing to the shape extractor: it takes all slices and augments them its own way"
             )
 
     @classmethod

@@ -44,6 +44,11 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Return so many of something: `1 case`, `2 cases`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def one_by_one[T](cases: Collection[T], act: Callable[[T], None]) -> int:
     """Act on each case; one that fails is logged and costs no other. Return the exit code: 1 where some failed, else 0.
 

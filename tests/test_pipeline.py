@@ -16,11 +16,13 @@ import torch
 
 import test_adapt
 import test_pipeline
-from cohort import conversion, making, pipeline, summary
-from cohort.results import Results
+from cohort import conversion, making, pipeline, stray_ct, summary
+from cohort.inputs import find_cohort
+from cohort.results import CaseRecord, Results
 from data.errors import InputError
 from data.prepared.training_statistics import HU_EDGES, TrainingStatistics
 from data.settings.declaration import options_of
+from data.values.modality import SWAPPED
 from data.volumes.volume import Volume, read_volume, same_grid, write_volume
 from evaluation.report import score_case
 from models.synthesis import load_synthesiser, synthesize_volume
@@ -259,7 +261,7 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
         write_volume(ct_volume(32.0), site / f"in/p{k}/ct_on_mr_grid.nii.gz")
     code, cases = run(site)
     assert code == 1 and [case["status"] for case in cases.values()].count("failed") == 3
-    way_out = "--pattern '*/mr.nii.gz' takes only the 3 others"
+    way_out = "--pattern '*/mr.nii.gz' takes the 3 others and nothing else"
     said = [one.getMessage() for one in caplog.records]
     before = next(k for k, text in enumerate(said) if "look like CT by name" in text)
     assert said[before] == (
@@ -278,11 +280,24 @@ def test_ct_beside_the_mr_are_named_before_and_after_with_the_pattern_that_leave
     assert "CT" not in "".join(one.getMessage() for one in caplog.records if one.levelname in ("WARNING", "ERROR"))
 
 
+def test_a_proposed_pattern_takes_no_ct_that_was_not_looked_at_yet(site, caplog):
+    """As after Ctrl-C: the name of the second CT says what it is."""
+    for k in range(2):
+        write_volume(ct_volume(32.0), site / f"in/p{k}/true ct.nii.gz")
+    cases = find_cohort(site / "in").cases
+    failed = next(case for case in cases if case.path.name == "true ct.nii.gz")
+    record = CaseRecord(failed.name, "failed", str(failed.path), {}, "1", "", reason=f"p0: {SWAPPED}")
+    said = stray_ct.failures(cases, {failed.name: record}, site / "in")
+    assert said.endswith("--pattern '*/mr.nii.gz' takes the 3 others and nothing else")
+
+
 def test_ct_that_no_name_tells_are_named_by_their_values(site, caplog):
     write_volume(ct_volume(32.0), site / "in/p0/b.nii.gz")
     assert run(site)[0] == 1
     assert "by name" not in caplog.text
-    told = "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes only the 3 others"
+    told = (
+        "1 failed case looks like CT, by its values: p0__b; --pattern '*/mr.nii.gz' takes the 3 others and nothing else"
+    )
     assert told in caplog.text
     (site / "list.csv").write_text("id,path\na,in/p0/b.nii.gz\n")
     caplog.clear()
@@ -423,7 +438,7 @@ def test_a_case_that_another_process_leaves_undone_is_taken_over(site, monkeypat
     code, cases = run(site)
     timer.join()
     assert code == 0 and cases.keys() == {"p0", "p1", "p2"}
-    assert "waiting for 1 cases that another process is converting" in caplog.text
+    assert "waiting for 1 case that another process is converting" in caplog.text
 
 
 def test_another_patient_s_result_is_not_replaced(site, tmp_path):

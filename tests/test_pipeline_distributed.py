@@ -109,7 +109,7 @@ def test_a_signal_to_torchrun_lets_volumes_in_progress_finish_and_writes_the_sum
     assert job.wait() != 0
     claim.release()
     assert "SIGTERM: stopping after the volumes in progress" in job.stderr
-    assert "stopped by a signal: 1 cases are left" in job.stderr
+    assert "stopped by a signal, with 1 case left" in job.stderr
     summary = json.loads((tmp_path / "out" / NAME / "summary.json").read_text())
     assert {case["case"]: case["status"] for case in summary["cases"]} == dict.fromkeys(["p0", "p1", "p2"], "done")
 

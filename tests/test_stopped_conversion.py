@@ -43,7 +43,7 @@ def test_the_first_signal_lets_volumes_in_progress_finish(number, command, tmp_p
     summary = json.loads((tmp_path / "out" / NAME / "summary.json").read_text())
     done = {case["case"] for case in summary["cases"] if case["status"] == "done"}
     assert 2 <= len(done) <= 3 and len(summary["cases"]) == len(done)  # one more may have been prepared
-    assert f"stopped by a signal: {5 - len(done)} cases are left" in caplog.text
+    assert f"stopped by a signal, with {5 - len(done)} case" in caplog.text
     monkeypatch.setattr(TestModel, "translate", translate)
     assert test_pipeline.main(command) == 0
     assert len(list((tmp_path / "out" / NAME).glob("*.nii.gz"))) == 5

@@ -126,11 +126,15 @@ def _fields(method: type[BaseModel]) -> dict[str, Field]:
     return {field.name: field for group in groups for field, _ in options_of(group)}
 
 
+# Of the command line alone, where they set other options.
+_INSTEAD = {"gpu_ids": "; give the device, as in device: cuda:0, or device: cpu"}
+
+
 def _check_names(values: Mapping[str, Any], path: Path | None, known: Mapping[str, Field]) -> None:
     names = [*known, "model"]
     for name in values:
         if name not in names:
-            meant = did_you_mean(name, names) or "; train.py --help_all lists them"
+            meant = _INSTEAD.get(name) or did_you_mean(name, names) or "; train.py --help_all lists them"
             raise InputError(f"{path}: {name}: no such option{meant}")
 
 
