@@ -25,7 +25,7 @@ HU = ("mean", "std", "p01", "p25", "p50", "p75", "p99", "soft", "bone_share")
 CHECKS = (
     "body_dice", "outside_tissue_ml", "slice_width_mm", "low_end_share", "high_end_share", "hu_distance",
     "hu_distance_limit", "odd_slices_share", "mr_low", "mr_high", "mr_median", "mr_clipped_share",
-    "dark_border_share", "below_skin", "in_plane_mm", "through_mm", "section_cm2", "dark_share",
+    "dark_border_share", "below_skin", "tilt_deg", "in_plane_mm", "through_mm", "section_cm2", "dark_share",
     "unseen_slices_share", "isolated_bone_pieces", "isolated_bone_ml", "isolated_bone_share", "slices_without_bone",
     "uncertainty_mean_hu",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from scipy.stats import wasserstein_distance
 
 from cohort.checks import NO_MR, NO_SECTIONS, Check, hu_statistics
@@ -434,6 +435,20 @@ def test_a_fixed_window_that_does_not_fit_is_a_warning():
     assert converted(settings=replace(MR_SETTINGS, mr_window=(0.0, 2000.0))).warnings == []
     (warning,) = converted(settings=replace(MR_SETTINGS, mr_window=(0.0, 250.0))).warnings
     assert "% of the body's MR intensities lie outside the model's window of 0 to 250" in warning
+
+
+@pytest.mark.parametrize(
+    ("degrees", "axis", "tilt"), [(0, 0, 0), (14, 0, 14), (20, 0, 20), (20, 1, 20), (30, 2, 0), (70, 0, 20)]
+)
+def test_tilted_slices_are_a_warning(degrees, axis, tilt):
+    """About the patient's left-right or front-back axis; turned within their planes they are as axial as before."""
+    turn = Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
+    findings = converted(mr=replace(patient_mr(), direction=tuple(turn.ravel())))
+    assert findings.figures["tilt_deg"] == pytest.approx(tilt, abs=1e-4)
+    warned = [text for text in findings.warnings if "are tilted by" in text]
+    assert len(warned) == (tilt > 15)
+    if warned:
+        assert f"tilted by {tilt} degrees against the axial planes" in warned[0]
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.02, False), (0.04, True)])
