@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.warning("warning: %s", mixture)
     names = settings.contrasts
     paths = dict(zip(names, in_order("--input", opt.input, names), strict=True))
-    # First: what cannot be read is said before whose result is in the way.
+    # Read first, so that an unreadable input is reported before a result that is in the way.
     patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
     results = Results.beside(place_of(case, generators, opt), opt)

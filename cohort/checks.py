@@ -73,8 +73,8 @@ TAKEN_FOR_FAT = (
     "bias field that was not corrected; bone and fat will be wrong"
 )
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"
-# Slices of a training are tilted by a few degrees at most. The limit is set by hand: at 20 degrees a generated body lost
-# bone in a trial.
+# Slices of a training are tilted by a few degrees at most. The limit is set by hand: at 20 degrees a generated body
+# lost bone in a trial.
 MAX_TILT_DEG = 15.0
 # A network that was trained for fewer steps has hardly learnt what a CT looks like.
 FEW_STEPS = 1000

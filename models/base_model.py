@@ -107,7 +107,7 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
 
     @property
     def rate_when_warm(self) -> float:
-        """The learning rate in them."""
+        """Learning rate during the epochs of a warm start."""
         return 0.0
 
 

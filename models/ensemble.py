@@ -86,7 +86,7 @@ def called(names: Sequence[str], generators: Sequence[TrainedGenerator]) -> str:
 
 
 def ensemble_sha256(models: Sequence[tuple[InferenceSettings, Path]], fusion: str | None = None) -> str:
-    """Return the hash of all of models that results depend on: settings as used and weights, and how they become one.
+    """Return the hash of everything in the models that affects results: settings, weights, and how they become one.
 
     That of one model is its own.
 

@@ -49,7 +49,7 @@ class ExtractorSettings:
         n_classes: channels of the output: 0 is the body, k the label k + 1 inside it (1: bone).
         ct: CT map to [-1, 1] that the extractor was trained under, in HU.
         input_range: what the network takes for -1 and 1 of that map.
-        size, spacing_mm: pixels of a slice's side and their spacing in training, which of images is not known (None).
+        size, spacing_mm: pixels of a slice's side and their spacing in training; spacing_mm is None for images.
         view: how those slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
         versions: packages that trained it.
         training: what it was trained on: `dataset` (a name), the numbers of `ct`, `patients` and `slices`, and
@@ -174,7 +174,7 @@ def save_extractor(extractor: ShapeExtractor, path: str | Path, validation: Mapp
 def extractor_file(path: str | Path) -> Path:
     """Return the file of an extractor that is named by it, or by the folder of the run that trained it.
 
-    What is not there is meant as a file where its name has an ending.
+    A path that does not exist is taken for a file if it has a suffix, else for a folder.
     """
     path = Path(path)
     is_run = path.is_dir() or not (path.exists() or path.suffix)

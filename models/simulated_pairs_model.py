@@ -42,7 +42,7 @@ from models.slab_model import PairLosses, SlabModel, SlabModelSettings
 
 log = logging.getLogger(__name__)
 
-# So many slices at most are simulated beyond a slab on each side, and cut off: thick MR slices mix neighbours.
+# At most so many extra slices are simulated on each side of a slab, and cut off: thick MR slices mix neighbours.
 _MOST_MARGIN = 3
 _OUTSIDE = {"hu": AIR_HU, "depth": 0.0}
 # On a CPU a batch is drawn in an even number of parts of about so many voxels, whose arrays stay in a core's cache. One

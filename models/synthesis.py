@@ -92,7 +92,7 @@ class VolumePlan:
         )
 
     def describe_spacing(self) -> str | None:
-        """Return in words how far the slices' spacing is from the model's; None if it is near, or all is taken."""
+        """Return in words how far the slices' spacing is from the model's; None if near, or if the model takes any."""
         ours, models = self.frame.through_mm, self.frame.slice_mm
         if models is None or 1 / SPACING_FACTOR <= ours / models <= SPACING_FACTOR:
             return None

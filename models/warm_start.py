@@ -59,7 +59,7 @@ class WarmStart:
 
     @property
     def rate_when_warm(self) -> float:
-        """The learning rate in them."""
+        """Learning rate during the epochs of a warm start."""
         return self.warm_lr or 0.0
 
     @property

@@ -113,8 +113,8 @@ def write_bodies_page(
 
 def _draw(sheet: _Sheet) -> None:
     source, case = sheet.source, sheet.case
-    volume = read_volume(source.path, source.series_uid, again=True, contrast=source.contrast)
-    mask = read_volume(sheet.root / case.body_file, again=True).array > 0
+    volume = read_volume(source.path, source.series_uid, log_notes=False, contrast=source.contrast)
+    mask = read_volume(sheet.root / case.body_file, log_notes=False).array > 0
     texts = PngImagePlugin.PngInfo()
     texts.add_text("made_of", sheet.made_of)
     if case.domain == "A" and not case.mask_source_sha256 and (doubt := mr_mask_doubt(volume)):

@@ -108,7 +108,8 @@ class UnalignedDataset(Dataset):
     def whole(self, source: SliceSource, index: int, multiple: int) -> Tensor:
         """Return slice `index` of one of the domains, `a` or `b`, as it is before random transforms, (C, h, w).
 
-        The body is in the middle; sides are multiples of `multiple`. Images without masks are not empty above -0.9.
+        The body is in the middle; sides are multiples of `multiple`. Of images without masks pixels above -0.9 count
+        as body.
         """
         item = source.read(index, with_mask=self.spacing_mm is not None)
         item = self.augmentation.at_load_size(item)
@@ -180,38 +181,60 @@ def open_unaligned(
             images or of slices that lie differently far apart, or MR to be simulated from images without units or of
             several contrasts.
     """
-    slice_mm = manifest = None
-    a: SliceSource
-    b: SliceSource
     if (dataroot / MANIFEST_NAME).exists():
-        manifest = read_manifest(dataroot)
-        check_has_mr(dataroot, manifest, "--model cycle_gan")
-        manifest = manifest.without(leave_out)
-        cases = [manifest.select("train", domain) for domain in "AB"]
-        a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
-        if slab > 1:
-            slice_mm = common_slice_spacing(dataroot, manifest, [case for group in cases for case in group])
+        opened = _open_prepared(dataroot, mr_rule, ct_map, leave_out, slab)
     else:
-        if slab > 1:
-            raise InputError(
-                f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes "
-                f"with {prepare_command()}, or train with --slab 1"
-            )
-        if isinstance(mr_rule, Mapping):
-            raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
-        of_a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
-        of_b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
-        for folder, images in (("trainA", of_a), ("trainB", of_b)):
-            if one_size and augmentation.preprocess == "none":
-                _check_one_size(dataroot / folder, images)
-            if augmentation.preprocess == "resize_and_crop":
-                say_resized(dataroot / folder, images, augmentation.load_size)
-        a, b = of_a, of_b
-    for domain, source in (("A (MR)", a), ("B (CT)", b)):
+        opened = _open_images(dataroot, mr_rule, augmentation, masks, one_size, slab)
+    for domain, source in (("A (MR)", opened.a), ("B (CT)", opened.b)):
         if not len(source):
             raise InputError(f"{dataroot}: domain {domain} has no slice to train on")
+    manifest, slice_mm = opened.manifest, opened.slice_mm
     pairs = _simulated_pairs(dataroot, manifest, ct_map, slice_mm) if simulate_mr else None
-    return UnalignedDataset(a, b, augmentation, masks, seed, manifest, pairs, slab, slice_mm)
+    return UnalignedDataset(opened.a, opened.b, augmentation, masks, seed, manifest, pairs, slab, slice_mm)
+
+
+class _Opened(NamedTuple):
+    """The two domains, and of prepared ones the data set and what the slices of slabs lie apart."""
+
+    a: SliceSource
+    b: SliceSource
+    manifest: Manifest | None = None
+    slice_mm: float | None = None
+
+
+def _open_prepared(
+    dataroot: Path, mr_rule: Rule | Mapping[str, Rule], ct_map: IntensityMap, leave_out: Collection[str], slab: int
+) -> _Opened:
+    """Open the training volumes of a prepared data set; see `open_unaligned`."""
+    manifest = read_manifest(dataroot)
+    check_has_mr(dataroot, manifest, "--model cycle_gan")
+    manifest = manifest.without(leave_out)
+    cases = [manifest.select("train", domain) for domain in "AB"]
+    a, b = (PreparedSlices(dataroot, group, prepared_windows(group, mr_rule, ct_map), slab) for group in cases)
+    together = [case for group in cases for case in group]
+    return _Opened(a, b, manifest, common_slice_spacing(dataroot, manifest, together) if slab > 1 else None)
+
+
+def _open_images(
+    dataroot: Path, mr_rule: Rule | Mapping[str, Rule], augmentation: Augmentation, masks: bool, one_size: bool,
+    slab: int,
+) -> _Opened:  # fmt: skip
+    """Open the images of trainA and trainB; see `open_unaligned`."""
+    if slab > 1:
+        raise InputError(
+            f"--slab {slab}: {dataroot} holds images, which have no neighbours; prepare a data set from volumes "
+            f"with {prepare_command()}, or train with --slab 1"
+        )
+    if isinstance(mr_rule, Mapping):
+        raise InputError(f"--mr_window: {dataroot} holds images of one contrast without a name; expected LO HI")
+    a = ImageFolderSlices(dataroot / "trainA", dataroot / "maskA", with_masks=masks or augmentation.needs_mask)
+    b = ImageFolderSlices(dataroot / "trainB", dataroot / "maskB", with_masks=augmentation.needs_mask)
+    for folder, images in (("trainA", a), ("trainB", b)):
+        if one_size and augmentation.preprocess == "none":
+            _check_one_size(dataroot / folder, images)
+        if augmentation.preprocess == "resize_and_crop":
+            say_resized(dataroot / folder, images, augmentation.load_size)
+    return _Opened(a, b)
 
 
 def _simulated_pairs(

@@ -417,7 +417,7 @@ def _image(mask: np.ndarray) -> sitk.Image:
     return sitk.GetImageFromArray(mask.astype(np.uint8))
 
 
-def _not_found(modality: str, volume: Volume, why: str, way_out: str | None = None) -> InputError:
+def _not_found(modality: str, volume: Volume, why: str) -> InputError:
     low, high = volume.array.min(), volume.array.max()
-    way_out = way_out or f"check that the volume is {modality}, or supply a body mask"
+    way_out = f"check that the volume is {modality}, or supply a body mask"
     return InputError(f"no body found in the {modality} (values {low:g} to {high:g}): {why}; {way_out}")

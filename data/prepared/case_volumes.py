@@ -16,14 +16,14 @@ from data.volumes.contrasts import check_together
 from data.volumes.volume import Volume, read_volume
 
 
-def read_source_volumes(source: Source, again: bool = False) -> list[Volume]:
-    """Return a source's volume and those of its further contrasts; `again` as in `read_volume`.
+def read_source_volumes(source: Source, log_notes: bool = True) -> list[Volume]:
+    """Return a source's volume and those of its further contrasts; `log_notes` as in `read_volume`.
 
     Raises:
         InputError: one cannot be read, or is on another grid or the same as another; it names case and contrast.
     """
     sources = (source, *source.further)
-    volumes = [read_volume(one.path, one.series_uid, again, one.contrast) for one in sources]
+    volumes = [read_volume(one.path, one.series_uid, log_notes, one.contrast) for one in sources]
     try:
         check_together({one.contrast or "": volume for one, volume in zip(sources, volumes, strict=True)})
     except InputError as error:

@@ -71,7 +71,7 @@ class Case:
         contrast: MR only: what its contrast, or the first of several, is called; None if it has no name.
         further: MR only: its other contrasts, in the order of an image's channels.
         method: `data.prepared.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
-        view: as whose slices it is prepared, of `data.volumes.slice_frame.VIEWS`; extent_mm and in_plane_mm are theirs.
+        view: how its slices lie, of `data.volumes.slice_frame.VIEWS`; extent_mm and in_plane_mm are theirs.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """
 

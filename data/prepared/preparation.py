@@ -375,8 +375,8 @@ class _SliceWriter:
         case = _analysed(job)
         if case.frame:
             write_json(_record_path(job), replace(case, frame={}).to_dict())
-        volumes = read_source_volumes(job.source, again=True)
-        body = read_volume(_body_path(job), again=True).array > 0
+        volumes = read_source_volumes(job.source, log_notes=False)
+        body = read_volume(_body_path(job), log_notes=False).array > 0
         if case.bias_corrected:
             volumes = without_bias(job.source, volumes, body)
         volume = volumes[0]
@@ -422,7 +422,7 @@ def _labels(mask_path: Path | None, body: np.ndarray) -> np.ndarray:
     """Return the mask to store, uint8: 1 for the body, or the labels 1, 2, ... of a supplied mask that has several."""
     if not mask_path:
         return body.astype(np.uint8)
-    supplied = read_volume(mask_path, again=True).array
+    supplied = read_volume(mask_path, log_notes=False).array
     values = np.unique(supplied[supplied != 0])
     if len(values) == 1:
         return body.astype(np.uint8)

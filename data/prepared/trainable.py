@@ -63,7 +63,7 @@ def check_swapped(root: Path, groups: Groups, workers: int = 1) -> None:
 
 def _looked_at(look: _Look) -> _Seen:
     source = look.source
-    volume = read_volume(source.path, source.series_uid, again=True, contrast=source.contrast)
+    volume = read_volume(source.path, source.series_uid, log_notes=False, contrast=source.contrast)
     swapped = False
     try:
         (check_mr if look.domain == "A" else check_ct)(volume)

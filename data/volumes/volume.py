@@ -206,7 +206,7 @@ def resampling(what: object, like: object) -> str:
 def read_volume(
     path: str | Path,
     series_uid: str | None = None,
-    again: bool = False,
+    log_notes: bool = True,
     contrast: str | None = None,
     chosen: Sequence[str] = (),
     description: re.Pattern | None = None,
@@ -216,7 +216,7 @@ def read_volume(
     Args:
         path: a file of one of `READABLE_SUFFIXES`, or a folder of DICOM files.
         series_uid: which series of the folder; needed where it holds several.
-        again: it was read before, so its notes are not said another time.
+        log_notes: whether what was decided on reading is logged; not where the volume was read before.
         contrast: which one of a folder that holds several, by its name (`data.volumes.dicom_contrasts`).
         chosen: names of the same kind that the images must have.
         description: what the description of the series must hold.
@@ -249,7 +249,7 @@ def read_volume(
         raise InputError(f"{path}: cannot be read as a volume: {_reason(error)}") from error
     _check_voxels(volume, path)
     _check_geometry(volume, path)
-    for note in () if again else volume.notes:
+    for note in volume.notes if log_notes else ():
         log.warning("warning: %s: %s", path, note)
     return volume
 
