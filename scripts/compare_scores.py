@@ -16,10 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.errors import InputError, did_you_mean, listed, run_command
+from data.errors import InputError, counted, did_you_mean, listed, run_command
 from data.settings.parser import CommandParser, checked
 from data.volumes.outputs import check_free
-from evaluation.comparison import Interval, Scores, mean_interval, read_scores, values_of
+from evaluation.comparison import FEWEST_FOR_INTERVAL, Interval, Scores, mean_interval, read_scores, values_of
 from evaluation.report import COLUMNS, markdown_table
 from visualization.figures import check_figure_name, save_figure
 from visualization.interval_chart import draw_intervals
@@ -143,7 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"undefined in some of the {len(common)} cases: {', '.join(partial)}\n")
     if options.figure is not None:
         titles = {name: COLUMNS[name][0] for name in values}
-        log.info("figure: %s", save_figure(draw_intervals(means, titles), options.figure, dpi=100))
+        few = f"too few for intervals, which need {FEWEST_FOR_INTERVAL}"
+        bars = "bars: 95 % intervals" if len(common) >= FEWEST_FOR_INTERVAL else few
+        caption = f"mean of {counted(len(common), 'case')}; {bars}"
+        log.info("figure: %s", save_figure(draw_intervals(means, titles, caption), options.figure, dpi=100))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from models.test_model import LARGEST_BATCH, Translator
 from tests.test_cycle_gan_model import NO_SHAPE
 from tests.test_simulated_pairs import read_only_copy
 from training import validation as validation_module
-from training.validation import Validation, _around
+from training.validation import Validation, _around, _box
 
 SIZE, SLICES, MM = 32, 12, 8.0
 CPU = torch.device("cpu")
@@ -297,7 +297,23 @@ def test_files_of_others_where_simulated_mr_is_kept_stay(prepared, content):
         path.write_bytes(own)
 
 
+def test_a_box_around_a_mask_stays_inside_the_image():
+    mask = np.zeros((20, 30), bool)
+    mask[3:9, 14:29] = True
+    assert _box(mask, 4) == (slice(0, 13), slice(10, 33))
+    assert mask[_box(mask, 4)].shape == (13, 20)
+
+
+def test_pictures_show_the_body_and_little_around_it(tmp_path):
+    small = {"radius": 5.0}
+    cases = [write_case(tmp_path, f"{d}{k}", d, k, f"{d}{k}", **small) for d in "AB" for k in ("train", "test")]
+    Manifest(SIZE, MM, None, tuple(cases), {}).write(tmp_path)
+    _, shown = validation(tmp_path).run(nn.Identity())
+    assert {one.synthetic.shape for one in shown} == {one.mr.shape for one in shown} == {(10 + 12, 10 + 12)}
+
+
 def test_a_data_set_that_may_only_be_read_validates(prepared, tmp_path, monkeypatch, caplog):
+    validation(prepared)  # what it keeps is there now, whichever tests ran before
     caplog.set_level(logging.INFO)
     values, _ = validation(prepared).run(nn.Identity())
     assert not caplog.text

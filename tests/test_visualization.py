@@ -19,7 +19,7 @@ from data.values.intensity import IntensityMap
 from visualization import console, training_page, windows
 from visualization.console import Console
 from visualization.display import Picture, RunInfo
-from visualization.panels import GAP_PX, VisualsStyle, arrange, caption_px, training_sheet
+from visualization.panels import GAP_PX, VisualsStyle, _fitted, arrange, caption_px, training_sheet
 from visualization.records import History, LossRecord, parse_record, read_records
 from visualization.training_log import TrainingLog
 from visualization.training_page import TrainingPage, thin
@@ -144,6 +144,18 @@ def test_titles_say_what_is_shown_and_how_it_came_about(direction, ct):
             "MR simulated from CT", "MR made from the true CT", "CT made from the MR",
         )  # fmt: skip
     assert style.title("mask") == "body mask of the MR"
+
+
+@pytest.mark.parametrize(
+    ("width", "text", "smaller"),
+    [(400, "STS_002_CT_on_MR_grid:17: MR", False), (180, "STS_002_CT_on_MR_grid:17: MR", True),
+     (60, "STS_002_CT_on_MR_grid:17:", True)],
+)  # fmt: skip
+def test_a_title_that_does_not_fit_gets_smaller_letters_before_it_loses_words(width, text, smaller):
+    fitted, font = _fitted("STS_002_CT_on_MR_grid:17: MR", width, 16)
+    assert fitted == text
+    assert (font.size < 16) == smaller and font.size >= 0.6 * 16
+    assert font.getlength(fitted) <= width or " " not in fitted
 
 
 def test_titles_of_pairs():

@@ -54,6 +54,8 @@ SHOWN, SHOWN_SIMULATED = 3, 1
 COMPARISONS = {"mae": metrics.mae, "dice_bone": metrics.dice_bone, "ssim": metrics.ssim}
 # A simulated MR is made in the networks' units.
 _NETWORK_UNITS = IntensityMap.window(-1.0, 1.0)
+# Pixels around the body in pictures.
+_SHOWN_MARGIN = 6
 
 Values = dict[str, list[float]]
 # Values by name, and slices to show.
@@ -282,21 +284,28 @@ def _slices_to_show(
 ) -> list[ValidationSlice]:
     """Return the slices of volume `index` of several that are among the `shown` ones of all, each at another height."""
     with_body = np.flatnonzero(volume.body.any(axis=(1, 2)))
+    box = _box(volume.body.any(axis=0), _SHOWN_MARGIN)
     pictures = []
     for place in range(index, shown, volumes):
         z = int(with_body[(place + 1) * len(with_body) // (shown + 1)])
-        mr, ct = volume.mr_maps[0].to_network(volume.mr[0].array[z]), None if volume.ct is None else volume.ct[z]
+        mr = volume.mr_maps[0].to_network(volume.mr[0].array[z][box])
+        ct = None if volume.ct is None else volume.ct[z][box]
         simulated = volume.mr_maps[0] is _NETWORK_UNITS
-        pictures.append(ValidationSlice(f"{volume.name}:{z}", mr, synthetic[z], ct, simulated))
+        pictures.append(ValidationSlice(f"{volume.name}:{z}", mr, synthetic[z][box], ct, simulated))
     return pictures
 
 
 def _around(mask: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return arrays, and the mask last, cut to the mask and what a window of SSIM reaches: no value there changes."""
-    margin = metrics.SSIM_WINDOW // 2
-    box = tuple(
+    box = _box(mask, metrics.SSIM_WINDOW // 2)
+    return tuple(array[box] for array in (*arrays, mask))
+
+
+def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Return the box around a mask, and so many voxels around that."""
+    axes = range(mask.ndim)
+    return tuple(
         slice(max(used[0] - margin, 0), used[-1] + margin + 1)
-        for used in (np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+        for used in (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
         if used.size
     )
-    return tuple(array[box] for array in (*arrays, mask))

@@ -9,12 +9,15 @@ from evaluation.comparison import Interval
 _INCHES_A_RESULT, _INCHES_A_PANEL = 0.28, 3.2
 
 
-def draw_intervals(results: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> Figure:
+def draw_intervals(
+    results: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str], caption: str = ""
+) -> Figure:
     """Return a figure with a panel a score and a row a result, the first at the top.
 
     Args:
         results: the intervals of a result by its label, then by score.
         titles: of the panels, by score.
+        caption: what the points and bars are, above the panels.
     """
     labels = list(results)
     figure = Figure(
@@ -30,6 +33,9 @@ def draw_intervals(results: Mapping[str, Mapping[str, Interval]], titles: Mappin
         panel.set_xlabel(title)
         panel.grid(axis="x", color="0.9")
         panel.set_axisbelow(True)
+        panel.margins(x=0.1)
+    if caption:
+        figure.suptitle(caption, fontsize="medium", parse_math=False)
     panels[0].set_yticks(places, labels, parse_math=False)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     return figure

@@ -17,6 +17,7 @@ GAP_PX = 4
 # The page of a training shows a sheet 950 pixels wide in a window of 1400. Letters are this share of a sheet's width,
 # so that they are as large as the page's own there, and no smaller than this in a small sheet.
 _FONT_SHARE, _FONT_PX = 1 / 60, 14
+_SMALLEST = 0.6  # share of that, of titles that would not fit otherwise
 _TILE_PX = 192
 _SCALE_PX = 8
 
@@ -249,12 +250,13 @@ def arrange(rows: list[list[Tile]]) -> Image.Image:
     heights = [max(tile.picture.height + (bar_px if tile.limits else 0) for tile in row) for row in rows]
     gray_alone = all(tile.picture.mode == "L" for row in rows for tile in row)
     sheet = Image.new("L" if gray_alone else "RGB", (width, sum(heights) + line_px * len(rows)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_font_px(width))
+    draw = ImageDraw.Draw(sheet)
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
             x, y = sum(widths[:c]) + GAP_PX * c, sum(heights[:r]) + line_px * r
             room = (width if len(row) == 1 else widths[c]) - 2
-            draw.text((x + 2, y + 2), _fitted(tile.title, room, font), fill="white", font=font)
+            title, font = _fitted(tile.title, room, _font_px(width))
+            draw.text((x + 2, y + 2), title, fill="white", font=font)
             sheet.paste(tile.picture, (x, y + line_px))
             if tile.limits:  # the bar is shorter than the picture: numbers of neighbours stay apart
                 bar = hu_scale(*tile.limits, tile.picture.width - 2 * GAP_PX, _font_px(width), tile.colours)
@@ -262,9 +264,16 @@ def arrange(rows: list[list[Tile]]) -> Image.Image:
     return sheet
 
 
-def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the words of a text that fit into `width` pixels; the first one is kept whatever its width."""
+def _fitted(text: str, width: int, font_px: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Return a text that fits into `width` pixels, and its font, from `font_px` down to `_SMALLEST` of it.
+
+    Words beyond that are left out; the first one is kept whatever its width.
+    """
+    for size in range(font_px, round(_SMALLEST * font_px) - 1, -1):
+        font = ImageFont.load_default(size)
+        if font.getlength(text) <= width:
+            return text, font
     words = text.split()
     while len(words) > 1 and font.getlength(" ".join(words)) > width:
         words.pop()
-    return " ".join(words)
+    return " ".join(words), font
