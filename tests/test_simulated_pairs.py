@@ -686,8 +686,22 @@ def test_a_training_on_pairs_is_validated_by_the_true_error():
 
 
 def test_a_data_set_without_pairs_says_how_they_are_made(dataroot):
-    with pytest.raises(InputError, match="no patient has an MR and a CT on the MR's grid; register"):
+    said = (
+        r"no patient has both MR and CT\. MR of mr; CT of ct0, ct1\. If these are the same patients, .*--patient_regex"
+    )
+    with pytest.raises(InputError, match=said):
         open_paired_set(dataroot, (0, 600), CT_MAP)
+
+
+def test_pairs_on_different_grids_say_which(dataroot, tmp_path):
+    there = dataroot.parent
+    cases = {
+        ("train", "A"): [Source("mr", "p", there / "mr.nii.gz")],
+        ("train", "B"): [Source("ct", "p", there / "ct1.nii.gz")],  # which begins 9 mm higher
+    }
+    prepare_dataset(tmp_path / "data", cases, 32, 2.0)
+    with pytest.raises(InputError, match=r"MR and CT of p lie on different grids; register the CT to the MR, resample"):
+        open_paired_set(tmp_path / "data", (0, 600), CT_MAP)
 
 
 def test_the_paired_method_trains_and_leaves_out_what_the_mr_does_not_see(pairs, tmp_path):

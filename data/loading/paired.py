@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, listed
 from data.loading.slices import prepared_windows
 from data.prepared.arrays import read_case, read_contrasts
 from data.prepared.manifest import Case, Manifest, read_manifest
@@ -21,6 +21,7 @@ from data.volumes.volume import resampling
 log = logging.getLogger(__name__)
 
 _AIR_BELOW_HU = -500
+_LISTED = 3  # patients in a message
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class PairedSet:
         return _mr_maps(len(self.contrasts))
 
 
+def _why_no_pairs(dataroot: Path, manifest: Manifest) -> str:
+    """Return why MR and CT make no pair, by their patients and grids, and the way out."""
+    mr, ct = ({case.patient for case in manifest.select("train", domain)} for domain in "AB")
+    if both := sorted(mr & ct):
+        return (
+            f"{dataroot}: MR and CT of {listed(both, _LISTED)} lie on different grids; register the CT to the MR, "
+            f"resample it to its grid ({resampling('CT', 'MR')}), and prepare the data set again"
+        )
+    return (
+        f"{dataroot}: no patient has both MR and CT. MR of {listed(sorted(mr), _LISTED)}; CT of "
+        f"{listed(sorted(ct), _LISTED) or 'nobody'}. If these are the same patients, prepare the data set again with "
+        "--patient_regex, which finds in a name what MR and CT share, such as 'P\\d+' in P07_mr and P07_ct"
+    )
+
+
 def _mr_maps(count: int) -> tuple[str, ...]:
     return ("mr", *(f"mr{k}" for k in range(1, count)))
 
@@ -79,11 +95,7 @@ def open_paired_set(
         of_patient = [ct for ct in manifest.select("train", "B") if ct.patient == mr.patient and same_frame(mr, ct)]
         pairs += [(mr, ct) for ct in of_patient[:1]]
     if not pairs:
-        raise InputError(
-            f"{dataroot}: no patient has an MR and a CT on the MR's grid; register the CT to the MR, resample it to "
-            f"its grid ({resampling('CT', 'MR')}), and give both the same --patient_regex of "
-            "scripts.prepare_dataset"
-        )
+        raise InputError(_why_no_pairs(dataroot, manifest))
     if len(pairs) < len(of_mr):
         log.info("%d of %d MR have no CT on their grid and are skipped", len(of_mr) - len(pairs), len(of_mr))
     windows = prepared_windows([mr for mr, _ in pairs], mr_rule, ct_map)
