@@ -366,10 +366,13 @@ def shown_parts(
         save_preview(mr, ct, reference, results.picture, lines, kind, contrast, made.deviation)
 
     def page() -> None:
-        details = {name: row.get(name) for name in ("model", "epoch", "direction", "fusion", "scored_in")}
         details = {
             "input": taken,
-            **{name.replace("_", " "): value for name, value in details.items()},
+            "model": row["model"],
+            "epoch": row["epoch"],
+            "direction": "MR to CT" if kind == "CT" else "CT to MR",
+            "fusion": row.get("fusion"),
+            "scored in": row.get("scored_in"),
             "model for": purpose,
             **describe_findings(made.findings),
         }
