@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cohort.contrasts import find_contrast_cohort
 from cohort.conversion import NOT_SCORED, Conversion, Outcome
@@ -255,46 +256,74 @@ def _account(
     opt: CohortSettings, survey: Survey, direction: str, extras: Extras, results: Results, processes: list[dict]
 ) -> int:
     """Write the summary, report what is not done, and return the exit code."""
-    names = [case.name for case in survey.cohort.cases]
     model = _described_model(opt, survey, direction, extras)
     last_run = _run_figures(processes) if processes else None
+    names = {case.name for case in survey.cohort.cases}
     try:
-        records, summarised = write_summary(results, set(names), model, survey.cohort.passed_over, last_run), True
+        records, summarised = write_summary(results, names, model, survey.cohort.passed_over, last_run), True
     except (InputError, OSError) as error:  # by now volumes are written, which stand
         log.error("failed: the summary was not written: %s; run again to write it", error)
         records, summarised = results.read_all(), False
     by_name = {record.case: record for record in records}
     stopped = max((figures["signal"] for figures in processes), default=0)
-    left = _left(survey, by_name) if stopped else set()
-    names = [name for name in names if name not in left]
-    failed = [name for name in names if name not in by_name or by_name[name].status != "done"]
-    warned = sum(bool(by_name[name].warnings) for name in names if name not in failed)
+    tally = _tally(survey, by_name, bool(stopped))
     if last_run and any(figures["done"] for figures in processes):
-        taken, busy = describe_seconds(last_run["seconds"]), last_run["device_busy_share"]
-        if busy:
-            log.info("converted in %s; the device was busy for %.0f %% of it", taken, 100 * busy)
-        else:
-            log.info("scored in %s, nothing converted again", taken)
-    for name in failed:  # the others were named when they failed
+        _report_time(last_run)
+    for name in tally.failed:  # the others were named when they failed
         if name not in by_name:
             log.error("failed: %s: not recorded; see above", name)
     if direction == "AtoB" and (said := failures(survey.cohort.cases, by_name, opt.input_dir)):
         log.error("%s", said)
-    log.info("%d done (%d with warnings), %d failed: %s", len(names) - len(failed), warned, len(failed),
+    log.info("%d done (%d with warnings), %d failed: %s", len(tally.done), tally.warned, len(tally.failed),
              results.folder / "summary.csv")  # fmt: skip
-    if left:
-        log.warning("stopped by a signal, with %s left; the same command goes on", counted(len(left), "case"))
+    if tally.left:
+        log.warning("stopped by a signal, with %s left; the same command goes on", counted(len(tally.left), "case"))
         return exit_code(stopped)
-    done = [case for case in survey.cohort.cases if case.name not in failed]
     if direction == "AtoB":
-        _say_next(opt, results, done, by_name)
-    unscored = [case.name for case in done if any(text.startswith(NOT_SCORED) for text in by_name[case.name].warnings)]
-    if unscored:
-        log.error("not scored, although a true CT was given: %d of %d cases, %s; the warnings of each say why",
-                  len(unscored), len(done), listed(unscored, _NAMED))  # fmt: skip
+        _say_next(opt, results, tally.done, by_name)
+    if tally.unscored:
+        log.error("not scored, although a true CT was given: %d of %s, %s; the warnings of each say why",
+                  len(tally.unscored), counted(len(tally.done), "case"), listed(tally.unscored, _NAMED))  # fmt: skip
     # A failure that could not be put on record is one all the same.
-    incomplete = failed or unscored or not summarised or any(figures["failed"] for figures in processes)
-    return 1 if incomplete else 0
+    failed = tally.failed or any(figures["failed"] for figures in processes)
+    return 1 if failed or tally.unscored or not summarised else 0
+
+
+class _Tally(NamedTuple):
+    """What became of a cohort's cases.
+
+    Attributes:
+        done: cases with a result.
+        failed: names of those without.
+        left: names of those that a stopped run has not come to; they count for neither.
+        unscored: names of those done whose true CT could not be used.
+        warned: how many of those done have warnings.
+    """
+
+    done: list[CohortCase]
+    failed: list[str]
+    left: set[str]
+    unscored: list[str]
+    warned: int
+
+
+def _tally(survey: Survey, records: Mapping[str, CaseRecord], stopped: bool) -> _Tally:
+    """Return what became of the cases, by their `records`; `stopped`: whether a signal ended the run."""
+    left = _left(survey, records) if stopped else set()
+    tried = [case for case in survey.cohort.cases if case.name not in left]
+    done = [case for case in tried if case.name in records and records[case.name].status == "done"]
+    warnings = {case.name: records[case.name].warnings for case in done}
+    failed = [case.name for case in tried if case.name not in warnings]
+    unscored = [name for name, texts in warnings.items() if any(text.startswith(NOT_SCORED) for text in texts)]
+    return _Tally(done, failed, left, unscored, sum(map(bool, warnings.values())))
+
+
+def _report_time(last_run: Mapping[str, float]) -> None:
+    taken, busy = describe_seconds(last_run["seconds"]), last_run["device_busy_share"]
+    if busy:
+        log.info("converted in %s; the device was busy for %.0f %% of it", taken, 100 * busy)
+    else:
+        log.info("scores and pages renewed in %s, nothing converted again", taken)
 
 
 def _described_model(opt: CohortSettings, survey: Survey, direction: str, extras: Extras) -> dict:

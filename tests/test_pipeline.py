@@ -581,7 +581,7 @@ def test_a_true_ct_that_cannot_be_reached_costs_no_scores(site, caplog):
     (site / "share").rename(site / "elsewhere")
     code, without = run(site, source=("--list", "list.csv"))
     assert code == 1 and without["a"]["scores"] == cases["a"]["scores"]
-    assert "not scored, although a true CT was given: 1 of 1 cases, a; " in caplog.text
+    assert "not scored, although a true CT was given: 1 of 1 case, a; " in caplog.text
     (site / "elsewhere").rename(site / "share")
     code, back = run(site, source=("--list", "list.csv"))
     assert code == 0 and back["a"]["scores"] == cases["a"]["scores"] and back["a"]["warnings"] == cases["a"]["warnings"]
