@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.prepared.preparation import Job
+from data.prepared.jobs import Job
 from data.prepared.sources import Source
 from data.prepared.volume_jobs import run_jobs
 from data.volumes import dicom, reader_process

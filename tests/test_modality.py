@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from data.errors import InputError
 from data.masks.body_mask import ct_body_mask, mr_body_mask, remove_couch
-from data.prepared.preparation import _ct_slices
+from data.prepared.slice_writing import ct_slices
 from data.values.modality import check_ct, check_mr, in_hu
 from data.volumes.slice_frame import SliceFrame
 from data.volumes.volume import Volume
@@ -119,7 +119,7 @@ def test_padding_shrinks_no_body_and_is_in_no_slice(padding, make):
     assert np.count_nonzero(masks[0] != masks[1]) <= 0.002 * np.count_nonzero(masks[0])
     assert np.count_nonzero(masks[1] & cut) < 0.02 * np.count_nonzero(masks[1])
     slices = [
-        _ct_slices(ct, mask, SliceFrame.of(ct, 64, 2.7)).astype(int)
+        ct_slices(ct, mask, SliceFrame.of(ct, 64, 2.7)).astype(int)
         for ct, mask in zip((first, other), masks, strict=True)
     ]
     assert np.abs(slices[0] - slices[1]).max() <= 24

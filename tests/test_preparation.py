@@ -16,7 +16,7 @@ from data.errors import InputError
 from data.loading.augmentation import Augmentation
 from data.loading.paired import open_paired_set
 from data.loading.unaligned_dataset import open_unaligned
-from data.prepared import preparation, trainable
+from data.prepared import preparation, slice_writing, trainable
 from data.prepared.manifest import Manifest, read_manifest
 from data.prepared.splits import validation_cases
 from data.simulation.simulation_set import open_simulation_set
@@ -343,7 +343,7 @@ def test_the_record_of_a_case_says_where_it_came_from(raw):
 
 def test_an_interrupted_run_in_another_frame_leaves_nothing_that_looks_whole(raw, monkeypatch):
     prepare(raw)
-    save, calls = preparation._save_array, []
+    save, calls = slice_writing._save_array, []
 
     def save_some(path, array):
         calls.append(path)
@@ -351,7 +351,7 @@ def test_an_interrupted_run_in_another_frame_leaves_nothing_that_looks_whole(raw
             raise KeyboardInterrupt
         save(path, array)
 
-    monkeypatch.setattr(preparation, "_save_array", save_some)
+    monkeypatch.setattr(slice_writing, "_save_array", save_some)
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, "--spacing_mm", "3", "--overwrite")
     with pytest.raises(InputError, match="no such file; make the data set"):

@@ -70,7 +70,7 @@ class Case:
         labels: labels that the mask tells apart: 1 (body), or more where the supplied mask has several.
         contrast: MR only: what its contrast, or the first of several, is called; None if it has no name.
         further: MR only: its other contrasts, in the order of an image's channels.
-        method: `data.prepared.preparation.METHOD_VERSION` of what prepared it; 0 before that was recorded.
+        method: `data.prepared.bodies.METHOD_VERSION` of what prepared it; 0 before that was recorded.
         view: how its slices lie, of `data.volumes.slice_frame.VIEWS`; extent_mm and in_plane_mm are theirs.
         frame: `SliceFrame.to_dict()`; empty while no slices, or half-written ones, are on disk.
     """

@@ -15,7 +15,8 @@ import test_pipeline
 from benchmarks import first_step
 from data.errors import InputError
 from data.files import read_json, write_json
-from data.prepared import preparation
+from data.prepared import bodies
+from data.prepared.jobs import BEGUN
 from data.prepared.manifest import read_manifest
 from data.volumes.outputs import check_free, volume_targets
 from data.volumes.volume import Volume, read_volume, write_volume
@@ -250,7 +251,7 @@ def test_a_preparation_that_was_cut_short_resumes(raw):
     assert prepare_dataset.main(prepare(raw)) == 0
     whole = snapshot(raw / "set")
     (raw / "set/manifest.json").unlink()
-    write_json(raw / "set/trainA/p0.json", preparation.BEGUN)
+    write_json(raw / "set/trainA/p0.json", BEGUN)
     (raw / "set/maskA/p0.npy").unlink()
     assert prepare_dataset.main(prepare(raw)) == 0
     assert snapshot(raw / "set") == whole
@@ -267,11 +268,11 @@ def test_another_method_prepares_anew(raw, monkeypatch):
     corrected = read_volume(body)
     corrected.array[0] = 0
     write_volume(corrected, body)
-    monkeypatch.setattr("data.prepared.preparation.METHOD_VERSION", preparation.METHOD_VERSION + 1)
-    monkeypatch.setattr("data.prepared.preparation._ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
+    monkeypatch.setattr("data.prepared.bodies.METHOD_VERSION", bodies.METHOD_VERSION + 1)
+    monkeypatch.setattr("data.prepared.slice_writing.ct_slices", lambda volume, *_: np.full((6, 64, 64), 7, np.int16))
     assert prepare_dataset.main(prepare(raw)) == 0
     manifest = read_manifest(raw / "set")
-    assert {case.method for case in manifest.cases} == {preparation.METHOD_VERSION}
+    assert {case.method for case in manifest.cases} == {bodies.METHOD_VERSION}
     assert (np.load(raw / "set/trainB/q0.npy") == 7).all()
     np.testing.assert_array_equal(read_volume(body).array, corrected.array)  # corrected by hand: kept and used
     # A data set of before methods were recorded is prepared anew, too.
