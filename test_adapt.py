@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     if mixture:  # said before the conversion
         made.findings.warnings.insert(0, mixture)
     makers = volume_parts(results, patient, made, synthesisers, generators, row["model_sha256"], opt)
-    write_claimed(makers[OUTPUT], results, row, own)
+    write_claimed(makers[OUTPUT], results, row, own, opt.overwrite)
     log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
     if opt.anonymous:
         log.info("%s", NAMES_KEPT)

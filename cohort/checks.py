@@ -326,7 +326,8 @@ def _mr_figures(plan: VolumePlan) -> dict[str, float]:
     values = plan.source.array[plan.body]
     low, high = mr_percentiles(plan.source.array, plan.body)
     window = plan.source_map.range
-    clipped = np.count_nonzero(values < window[0]) + np.count_nonzero(values > window[1])
+    below = 0 if plan.own_scale else np.count_nonzero(values < window[0])  # noise; what fat sets ends above it
+    clipped = below + np.count_nonzero(values > window[1])
     median = relative_median(float(np.median(values)), (low, high))
     return {"mr_low": low, "mr_high": high, "mr_median": median, "mr_clipped_share": clipped / values.size}
 
@@ -410,7 +411,7 @@ def _check_tilt(findings: Findings, plan: VolumePlan) -> None:
     if tilt > MAX_TILT_DEG:
         findings.warnings.append(
             f"the slices are tilted by {tilt:.0f} degrees against the {frame.view} planes that models learn from: "
-            "expect less bone; if the result is poor, resample the MR to the patient's axes first"
+            "expect less bone; if the result is poor, resample the MR to the patient's axes in other software first"
         )
 
 

@@ -20,7 +20,7 @@ from cohort.result_keys import is_made, result_key, without_reference
 from cohort.results import DICOM, MU_MAP, NO_PICTURE, UNCERTAINTY, CaseRecord, Claim, Results, now
 from data.errors import InputError
 from data.files import hash_files, remove
-from data.masks.body_mask import mr_body_mask, read_mask
+from data.masks.body_mask import ct_body_mask, mr_body_mask, read_mask
 from data.prepared.case_names import short_hash
 from data.values.attenuation import describe_mu, mu_map
 from data.volumes.contrasts import describe_paths, shown_name
@@ -33,7 +33,7 @@ from evaluation.origin import SYNTHETIC, reference_warnings
 from evaluation.report import describe_mask, score_case
 from models.ensemble import mean_uncertainty
 from models.synthesis import METHOD_VERSION
-from visualization.case_page import write_case_page
+from visualization.case_page import remove_case_page, write_case_page
 from visualization.preview import heading, save_preview
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Work:
     source_sha256: str = ""
     output_sha256: str | None = None
     unwritten: list[str] = field(default_factory=list)
+    made_of: dict | None = None  # the key of the volume that the case's files are of, once that is known
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -167,11 +168,11 @@ class Conversion:
             outputs.clear()
             del volumes
             with _timed(work, "write"):
-                self._remove_outdated(work)
                 self._reserve(work)
                 described = SYNTHETIC[self.models.settings.direction]
                 path = write_volume(synthetic, self.results.volume_path(work.case.name), described)
                 work.output_sha256 = hash_files([path])
+                self._remove_outdated(work)
                 extras = self._write_extras(work, made)
             with _timed(work, "score"):
                 scores, reference = self._score(work, source, made)
@@ -221,13 +222,16 @@ class Conversion:
             synthetic = read_volume(self.results.volume_path(case.name))
             uncertainty = self.results.extra_path(UNCERTAINTY, case.name)
             deviation = read_volume(uncertainty) if self.extras.uncertainty else None
-            body = read_mask(case.mask, source) if case.mask else mr_body_mask(source)
+            find = mr_body_mask if self.models.settings.direction == "AtoB" else ct_body_mask
+            body = read_mask(case.mask, source) if case.mask else find(source)
         warnings = [text for text in record.warnings if not text.startswith((NOT_SCORED, _REFERENCE))]
         made = Made(synthetic, deviation, body, Findings(dict(record.checks), warnings, record.unchecked, record.notes))
         with _timed(work, "score"):
             scores, reference = self._score(work, source, made)
         with _timed(work, "show"):
+            self._reserve(work)
             self._show(work, source, made, reference, scores | shown_figures(record.hu, record.checks))
+        work.made_of = work.key
         work.seconds["total"] = time.perf_counter() - work.started
         again = replace(
             self._record(work, "done"), warnings=made.findings.warnings, unchecked=record.unchecked,
@@ -348,18 +352,35 @@ class Conversion:
         return made if same or record.key.get("input_sha256") == work.key.get("input_sha256") else []
 
     def _remove_outdated(self, work: Work) -> None:
-        """Remove what was made of another volume of this case and is not made again: it would lie beside the new one.
+        """Remove what was made of another volume of this case than the one that is there now.
 
-        Its key tells whether a volume is another one; where there is no record of it, that is not known.
+        Raises:
+            InputError: the folder of a DICOM series holds other files, too.
         """
-        record = self.results.read(work.case.name)
-        if record is not None and without_reference(record.key) == without_reference(work.key):
+        before = self._made_of(work)
+        if before is not None and without_reference(before) != without_reference(work.key):
+            _, *beside = self.results.targets(work.case.name).items()
+            made = self._made(work)
+            for path in [path for name, path in beside if name in made and path.exists()]:
+                log.info("%s: %s was made of an earlier volume and is removed", work.case.name, path)
+                self._remove_own(work, path)
+        work.made_of = work.key
+
+    def _remove_own(self, work: Work, path: Path) -> None:
+        """Remove a page, a picture or an extra that an earlier run made, but no file of others in its folder."""
+        if path == self.results.page_path(work.case.name).parent:
+            remove_case_page(path)
             return
-        targets, again = self.results.targets(work.case.name), self._targets(work)
-        outdated = [name for name in self._made(work) if name in targets and name not in again]
-        for name in [name for name in outdated if targets[name].exists()]:
-            log.info("%s: removed %s, made of an earlier volume", work.case.name, targets[name])
-            remove(targets[name], folder=True)
+        if path.is_dir():
+            check_folder(path)
+        remove(path, folder=True)
+
+    def _made_of(self, work: Work) -> dict | None:
+        """Return the key of the volume that a case's files are of; {}: its record is damaged; None: there is none."""
+        record = self.results.read(work.case.name)
+        if record is None:
+            return {} if self.results.record_path(work.case.name).exists() else None
+        return record.key if record.made_of is None and record.status == "done" else record.made_of
 
     def _reserve(self, work: Work) -> None:
         """Record what is about to be written, so that the files of a killed run are known to be its own."""
@@ -438,6 +459,7 @@ class Conversion:
             seconds={name: round(value, 3) for name, value in work.seconds.items()},
             run=self.run,
             made=self._made(work),
+            made_of=self._made_of(work) if work.made_of is None else work.made_of,
         )
 
 

@@ -12,6 +12,7 @@ from data.volumes.outputs import check_free, check_writable, volume_targets
 from data.volumes.volume import volume_stem
 from evaluation.report import write_report
 from options.test_options import PatientSettings, is_file
+from visualization.case_page import remove_case_page
 
 # Options that say where the volume goes, and what is made beside it.
 OUTPUT, DICOM, MU_MAP, UNCERTAINTY = "--output", "--dicom", "--mu_map", "--uncertainty"
@@ -106,12 +107,12 @@ def made_before(results: Results, paths: Mapping[str, Path], models: Collection[
     Raises:
         InputError: they are another patient's or other models', and `overwrite` is not set.
     """
-    account = None if results.alone else account_in(results.report)
+    account = account_in(results.report)
     if account is None:
         return set()
     of_input = account.input == description_of(paths)
     if overwrite or (of_input and account.models == [model.name for model in models]):
-        return account.made if of_input else set()
+        return account.made if of_input and not results.alone else set()
     if of_input:
         earlier, what = f"the model {MODELS_JOINED.join(account.models)}", "model"
     else:
@@ -148,15 +149,12 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
         check_folder(results.folder)
 
 
-def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str]) -> None:
+def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str], overwrite: bool) -> None:
     """Write the volume after a report that names its input, so that files of a killed run are known to be its own.
 
-    Picture, page and report of a volume that it replaces are removed where they are not made again.
+    Of a volume that it replaces (`overwrite`) the picture, page and report are removed, where they are not made again.
     """
-    if results.alone and (account := account_in(results.report)):
-        for target in (results.picture, results.page, results.report):
-            if {target.name, results.main.name} <= account.made:
-                remove(target, folder=True)
+    replaced = account_in(results.report) if results.alone and overwrite and results.main.exists() else None
     if not (results.alone or made >= set(row["made"])):
         write_report(row, results.report)
     try:
@@ -165,3 +163,9 @@ def write_claimed(write: Callable[[], None], results: Results, row: dict, made: 
         if not (results.alone or made):
             results.report.unlink(missing_ok=True)
         raise
+    if replaced and results.main.name in replaced.made:
+        if results.page.name in replaced.made:
+            remove_case_page(results.page)
+        for file in (results.picture, results.report):
+            if file.name in replaced.made:
+                remove(file)

@@ -50,6 +50,8 @@ class CaseRecord:
             is worth knowing, and nothing to act on.
         output, output_sha256: the volume's file name and the hash of its bytes.
         made: names, below the folder, of the files and folders that are this case's: they may be renewed.
+        made_of: the key of the volume that these files are of: `key` of a case that is done, else that of the last
+            volume that was written; None if there is none, and in records of earlier versions.
         unwritten: those of them for which the disk had no room; they are made when there is.
         seconds: wall time by stage.
         geometry, hu, checks, scores: figures by name.
@@ -77,6 +79,7 @@ class CaseRecord:
     scores: dict[str, float | None] = field(default_factory=dict)
     run: dict = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
+    made_of: dict | None = None
     unwritten: list[str] = field(default_factory=list)
     extras: dict[str, dict] = field(default_factory=dict)
 

@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         known.update(name for k, name in enumerate(names[1:], start=1) if (reference.array == k + 1).any())
 
     code = one_by_one(cases, score)
+    if not rows:
+        return code
     # A class that no reference has was not drawn in any of them: there is nothing to score it by.
     rows = {case: {name: row[name] for name in names if name in known} for case, row in rows.items()}
     sys.stdout.write(f"{format_scores(rows)}\n")

@@ -122,6 +122,18 @@ def test_a_volume_alone_leaves_no_report_of_the_one_that_it_replaces(tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {"sct.nii.gz", "note.txt"}
 
 
+def test_a_volume_alone_costs_no_other_patient_s_report(tmp_path):
+    """Whose volume was moved away meanwhile."""
+    first, out = write_volume(patient_mr(), tmp_path / "mr.nii.gz"), tmp_path / "out/sct.nii.gz"
+    other = write_volume(patient_mr(44.0), tmp_path / "other.nii.gz")
+    write_model(tmp_path)
+    assert test_adapt.main(adapt(tmp_path, first, "--output", out)) == 0
+    out.rename(tmp_path / "kept.nii.gz")
+    with pytest.raises(InputError, match=r"sct\.nii\.gz: is the result of .*mr\.nii\.gz; choose another --output"):
+        test_adapt.main(adapt(tmp_path, other, "--output", out, "--volume_only"))
+    assert {path.name for path in out.parent.iterdir()} == {"sct.json", "sct.png", "sct_page"}
+
+
 def test_a_ct_given_in_place_of_its_mr_is_told_as_a_ct(tmp_path):
     """Both are called after the patient's folder: that the result's name is taken is not what is wrong."""
     write_model(tmp_path)

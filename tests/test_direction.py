@@ -128,6 +128,15 @@ def test_one_patients_ct_becomes_mr(site, option):
     assert "synthetic MR" in (folder / "p0_page/index.html").read_text()
 
 
+def test_pages_of_synthetic_mr_that_were_left_out_are_made_later(site):
+    words = ["--name", NAME, "--direction", "BtoA", "--list", str(site / "ct.csv"), "--results_dir", str(site / "out")]
+    words += ["--checkpoints_dir", str(site / "checkpoints"), "--device", "cpu", "--precision", "fp32"]
+    (site / "ct.csv").write_text("id,path\np0,in/p0/ct.nii.gz\n")
+    page = site / "out" / f"{NAME}_BtoA/pages/p0/index.html"
+    assert test_pipeline.main([*words, "--no_html"]) == 0 and not page.exists()
+    assert test_pipeline.main(words) == 0 and page.exists()
+
+
 def test_what_there_is_of_ct_alone_is_refused(site):
     ct, back = "in/p0/ct.nii.gz", ("--direction", "BtoA")
     for more in (["--reference", str(site / ct)], ["--mu_map", str(site / "mu.nii.gz")], ["--dicom", str(site / "d")]):

@@ -253,7 +253,7 @@ def test_a_data_set_keeps_its_pixels_where_a_smaller_patient_is_added_and_refuse
     assert manifest.spacing_mm == before.spacing_mm and len(manifest.cases) == len(before.cases) + 1
     write_volume(mr_volume(radius_mm=58.0), raw / "mr/wide.nii.gz")
     kept = f"--spacing_mm {before.spacing_mm}"
-    said = rf"with pixels of {before.spacing_mm:g} mm; wide .*larger and needs (3|2\.9)\S* mm\. {kept} keeps them"
+    said = rf"with pixels of {before.spacing_mm:g} mm; to fit whole, wide .* needs (3|2\.9)\S* mm\. {kept} keeps them"
     with pytest.raises(InputError, match=said):
         prepare(raw, "--size", "40")
     assert read_manifest(raw / "set") == manifest
@@ -261,6 +261,32 @@ def test_a_data_set_keeps_its_pixels_where_a_smaller_patient_is_added_and_refuse
     assert cut.spacing_mm == before.spacing_mm and len(cut.cases) == len(manifest.cases) + 1
     _, larger = prepare(raw, "--size", "40", "--overwrite")
     assert larger.spacing_mm > before.spacing_mm
+
+
+def test_a_data_set_keeps_its_pixels_where_all_of_it_is_analysed_again(raw, monkeypatch):
+    """As by a later version, or after all volumes were exported again."""
+    prepare(raw, "--spacing_mm", "3")
+    monkeypatch.setattr("data.prepared.bodies.METHOD_VERSION", 99)
+    assert prepare(raw)[1].spacing_mm == 3
+
+
+def test_a_damaged_manifest_is_mended_by_preparing_again(raw):
+    _, before = prepare(raw)
+    path = raw / "set/manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    assert prepare(raw)[1] == before == read_manifest(raw / "set")
+
+
+def test_volumes_that_get_other_names_are_not_missed(raw):
+    """A second MR in a patient's folder renames the first one's case."""
+    for k in range(2):
+        (raw / f"in/s{k}").mkdir(parents=True)
+        (raw / f"mr/p{k}.nii.gz").rename(raw / f"in/s{k}/mr.nii.gz")
+    prepare(raw, mr="in/*/mr*.nii.gz")
+    for k in range(2):
+        write_volume(mr_volume(scale=3 + k), raw / f"in/s{k}/mr_t2.nii.gz")
+    _, manifest = prepare(raw, mr="in/*/mr*.nii.gz")
+    assert [case.name for case in manifest.select("train", "A")] == ["s0__mr", "s0__mr_t2", "s1__mr", "s1__mr_t2"]
 
 
 def test_what_a_data_set_has_is_not_lost_where_only_what_is_new_is_given(raw, caplog):

@@ -135,12 +135,12 @@ def test_one_bad_volume_of_a_folder_costs_no_other(model, tmp_path, caplog, caps
     said = [f"failed: {tmp_path}/in/p1.nii.gz: not a CT in HU", "2 of 3 cases done, 1 failed"]
     assert [text in caplog.text for text in said] == [True, True]
     assert score.main([*words, "--ref", str(tmp_path / "ref")]) == 1
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[2] != "-"] == [
-        "case",
-        "p0",
-        "p2",
-        "mean",
-    ]
+    rows = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[2] != "-"]
+    assert rows == ["case", "p0", "p2", "mean"]
+    for k in (0, 2):
+        (tmp_path / f"in/p{k}.nii.gz").write_bytes(b"")
+    assert score.main([*words, "--ref", str(tmp_path / "ref")]) == 1  # and no table of nothing
+    assert capsys.readouterr().out == ""
 
 
 def test_prepared_slices(model, tmp_path):

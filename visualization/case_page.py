@@ -1,6 +1,7 @@
 """The results page of one case: a folder with `index.html`, for any browser, from the disk."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -120,6 +121,20 @@ def write_case_page(
     with whole_file(folder / THUMBNAIL_NAME) as scratch:
         thumbnail(mr, ct).save(scratch)
     return write_document(document, page)
+
+
+def remove_case_page(folder: Path) -> None:
+    """Remove a page with its files; what else lies in its folder stays.
+
+    Raises:
+        InputError: a file cannot be removed.
+    """
+    volumes = [folder / "data" / f"{identity}.js" for identity in VOLUME_IDS]
+    for file in (folder / "index.html", *volumes, folder / PREVIEW_NAME, folder / THUMBNAIL_NAME):
+        remove(file)
+    for emptied in (folder / "data", folder):
+        with suppress(OSError):  # it holds something else
+            emptied.rmdir()
 
 
 def _write_volumes(folder: Path, shown: list[ShownVolume], region: Region) -> None:

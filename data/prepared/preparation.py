@@ -88,7 +88,9 @@ def prepare_dataset(
     check_splits(analysed)
     warn_of_twins(analysed)
     check_trainable(root, groups, analysed, failures)
-    spacing_mm = spacing_mm or _spacing(root, analysed, size, overwrite)
+    frames = [job.known.frame for job in jobs if job.known and job.known.frame and not overwrite]
+    made = {frame.get("spacing_mm") for frame in frames}
+    spacing_mm = spacing_mm or _spacing(root, analysed, size, made)
     jobs_by_key = {(job.split, job.domain, job.source.name): job for job in jobs}
     jobs = [replace(jobs_by_key[c.split, c.domain, c.name], known=c) for c in analysed]
     for job in jobs:
@@ -149,13 +151,17 @@ def _check_named(root: Path, jobs: list[Job]) -> None:
     Raises:
         InputError: none of those that it had is named.
     """
-    if not _is_manifest(root / MANIFEST_NAME):
+    try:
+        before = read_manifest(root).cases
+    except InputError:  # there is none, or it is damaged, and preparing again mends it
         return
-    named = {(job.split, job.domain, job.source.name) for job in jobs}
-    had = defaultdict(list)
-    for case in read_manifest(root).cases:
-        had[case.split, case.domain].append(case.name)
-    gone = {group: [name for name in names if (*group, name) not in named] for group, names in had.items()}
+    named = {(job.split, job.domain, key) for job in jobs for key in (job.source.name, str(job.source.path))}
+    had: dict[tuple[str, str], list[str]] = defaultdict(list)
+    gone: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for case in before:
+        group = (case.split, case.domain)
+        had[group].append(case.name)
+        gone[group] += [] if {(*group, case.name), (*group, case.source)} & named else [case.name]
     kinds = {("train", "A"): "--mr", ("train", "B"): "--ct", ("test", "A"): "--test_mr", ("test", "B"): "--test_ct"}
     for group, names in gone.items():
         if not names:
@@ -169,21 +175,19 @@ def _check_named(root: Path, jobs: list[Job]) -> None:
         log.warning("warning: %s: leaves out volumes that it had before (%s)", root, of)
 
 
-def _spacing(root: Path, analysed: list[Case], size: int, overwrite: bool) -> float:
-    """Return the pixel spacing where none is said: what the data set has, where that holds every body.
+def _spacing(root: Path, analysed: list[Case], size: int, made: set[float | None]) -> float:
+    """Return the pixel spacing where none is said: the one that the data set was `made` with, if it holds every body.
 
     Raises:
-        InputError: it does not, and `overwrite` is not set.
+        InputError: it does not.
     """
     chosen = choose_spacing(analysed, size)
-    made = {case.frame["spacing_mm"] for case in analysed if case.frame}
-    if overwrite or len(made) != 1:
+    if len(made) != 1 or not (before := made.pop()):
         return chosen
-    (before,) = made
     if chosen > before:
         largest = max(analysed, key=lambda case: case.extent_mm)
         raise InputError(
-            f"{root}: prepared with pixels of {before:g} mm; {largest.name} ({largest.source}) is larger and needs "
+            f"{root}: prepared with pixels of {before:g} mm; to fit whole, {largest.name} ({largest.source}) needs "
             f"{chosen:g} mm. --spacing_mm {before} keeps them, and what does not fit is cut off; --overwrite prepares "
             "all again: models trained on it can then not be resumed"
         )
