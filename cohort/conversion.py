@@ -348,7 +348,7 @@ class Conversion:
         if record is None:
             account = account_in(self.results.folder / f"{work.case.name}.json")
             return [*made, *account.made] if account and account.input == description_of(work.case.paths) else made
-        same = record.input == str(work.case.path.absolute())
+        same = self.overwrite or record.input == str(work.case.path.absolute())
         return made if same or record.key.get("input_sha256") == work.key.get("input_sha256") else []
 
     def _remove_outdated(self, work: Work) -> None:

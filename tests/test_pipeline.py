@@ -256,6 +256,17 @@ def test_files_of_others_in_the_folder_of_an_outdated_series_or_page_stay(site):
     assert run(site, "--no_html")[0] == 0 and not (folder / "dicom/p0").exists()
 
 
+def test_nothing_of_another_patient_stays_where_his_result_is_overwritten(site):
+    folder = site / "out" / NAME
+    run(site, "--mu_map")
+    assert (folder / "mu_maps/p0.nii.gz").exists() and (folder / "pages/p0").exists()
+    write_volume(patient_mr(44.0), site / "other.nii.gz")
+    (site / "list.csv").write_text("id,path\np0,other.nii.gz\n")
+    code, _ = run(site, "--overwrite", "--no_html", source=("--list", "list.csv"))
+    assert code == 0
+    assert not (folder / "mu_maps/p0.nii.gz").exists() and not (folder / "pages/p0").exists()
+
+
 def test_what_is_made_beside_a_volume_stays_where_further_extras_are_asked_for(site):
     folder = site / "out" / NAME
     run(site, "--mu_map")
