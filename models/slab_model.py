@@ -23,6 +23,7 @@ from data.simulation.settings import SimulationSettings
 from data.simulation.slab_stock import Crop, SlabStock
 from data.values.curve import curve, inverse
 from data.values.intensity import AIR_HU
+from data.volumes.contrasts import ONLY_CONTRAST
 from models.base_model import BaseModel, MethodSettings, OptimiserSettings, Place, process_seed
 from models.inference_settings import InferenceSettings
 from models.initialisation import InitialisationSettings, initialise
@@ -119,7 +120,11 @@ class SlabModel(BaseModel):
     }  # fmt: skip
 
     def __init__(
-        self, settings: SlabModelSettings, data: DataSettings, place: Place, contrasts: tuple[str, ...]
+        self,
+        settings: SlabModelSettings,
+        data: DataSettings,
+        place: Place,
+        contrasts: tuple[str, ...] = (ONLY_CONTRAST,),
     ) -> None:
         """Build the networks; the same seed gives the same weights. `contrasts`: names of those of an MR."""
         super().__init__(settings, place.device, place.processes)

@@ -113,7 +113,7 @@ MUTATIONS = (
              "(image / full_range).astype(np.float32)",
              "images of a plain folder are in [0, 1], not in [-1, 1]",
              "tests/test_datasets.py::test_plain_image_folders_of_8_and_16_bits_are_read"),
-    Mutation("data/prepared/preparation.py", "np.rint(slices).clip(*CT_STORED_HU).astype(np.int16)",
+    Mutation("data/prepared/slice_writing.py", "np.rint(slices).clip(*CT_STORED_HU).astype(np.int16)",
              "np.rint(slices).astype(np.int16)",
              "HU beyond int16 wrap round: metal becomes air",
              "tests/test_preparation.py::test_hu_are_rounded_and_clipped_to_what_int16_holds"),
