@@ -69,7 +69,7 @@ NO_SECTIONS = (
 )
 NO_MR = "MR intensities against the training set: the model was trained on CT alone, whose MR is simulated"
 TAKEN_FOR_FAT = (
-    ", which was set by the fat that was found: a body with less than 5 % of fat, where muscle is taken for it, or a "
+    ", which was set by the fat that was found: a body with little fat, where muscle is taken for it, or a "
     "bias field that was not corrected; bone and fat will be wrong"
 )
 WHICH_MODEL = "docs/which_model.md says what each shipped model is for"

@@ -47,8 +47,8 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
     """Return the intensity of fat in a T1-weighted MR, in its own units.
 
     It is the upper of two modes of the smoothed histogram of log intensity, fat's and muscle's. Where no such pair is
-    found, or its upper mode is too dark for fat (`LEAST_FAT`), it is 0.95 of the 95th percentile. Of a body with less
-    than 5 % of fat that is no more than the level of muscle. Voxels of 0 or less, outside the field of view, do not
+    found, or its upper mode is too dark for fat (`LEAST_FAT`), it is 0.95 of the 95th percentile. In a body with less
+    than some 10 % of fat it may be the level of muscle. Voxels of 0 or less, outside the field of view, do not
     count. The level of `k * mr` is `k` times that of `mr`, to rounding.
 
     Args:
