@@ -419,5 +419,7 @@ def _image(mask: np.ndarray) -> sitk.Image:
 
 def _not_found(modality: str, volume: Volume, why: str) -> InputError:
     low, high = volume.array.min(), volume.array.max()
-    way_out = f"check that the volume is {modality}, or supply a body mask"
-    return InputError(f"no body found in the {modality} (values {low:g} to {high:g}): {why}; {way_out}")
+    return InputError(
+        f"no body found in the {modality} (values {low:g} to {high:g}): {why}; check that the volume is {modality}, or "
+        "supply a body mask"
+    )
