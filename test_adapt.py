@@ -165,6 +165,8 @@ def own_results(
 
 def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
     """Refuse options that need a CT, for a model that makes MR."""
+    if opt.air_outside:
+        raise InputError("--air_outside: concerns a synthetic CT, but the model makes MR; leave it out")
     if opt.reference:
         raise InputError(
             "--reference: the model makes MR from CT, and MR in arbitrary units is not scored; leave it out"
@@ -210,7 +212,7 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
     checks: list[Check] = []
 
     def look(synthesiser: Synthesiser, plan: VolumePlan) -> Check:
-        checks.append(Check.of_model(plan, synthesiser.settings))
+        checks.append(Check.of_model(plan, synthesiser.settings, opt.air_outside))
         return checks[-1]
 
     arguments = (patient.body, opt.batch_size, patient.further)
@@ -223,7 +225,10 @@ def synthesize(patient: Patient, synthesisers: Sequence[Synthesiser], opt: Patie
             uncertainty=opt.uncertainty is not None,
         )  # fmt: skip
     findings = join_findings({name: check.findings for name, check in zip(opt.name, checks, strict=True)})
-    return Made(synthetic, deviation, checks[0].body, findings)
+    made = Made(synthetic, deviation, checks[0].body, findings)
+    if opt.air_outside:
+        made.clear_outside()
+    return made
 
 
 def account_of(made: Made, said: Sequence[str], to_ct: bool) -> dict:
@@ -272,6 +277,7 @@ def origin_of(
         "direction": synthesisers[0].settings.direction,
         **fusion,
         **{f"no_{name}": True for name in off},
+        **({"air_outside": True} if opt.air_outside else {}),
         "finished": now(),
         "model_sha256": model_hash(opt, generators, synthesisers),
         "run": describe_computation(synthesisers[0].model),

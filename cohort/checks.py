@@ -95,6 +95,7 @@ class Check:
         steps: int | None = None,
         caution: str = "",
         unfinished: str = "",
+        air_outside: bool = False,
     ) -> None:
         """Begin.
 
@@ -104,8 +105,10 @@ class Check:
             steps: for how many the model was trained, if that is known.
             caution: a warning that the model gives with every result, '' for none.
             unfinished: where the model's training stood, in words; '' if it was over.
+            air_outside: whether tissue outside the body is set to air afterwards, so that nobody need be warned of it.
         """
         self.plan, self.training, self.body = plan, training, plan.body
+        self.air_outside = air_outside
         self.findings = Findings()
         if caution:
             self.findings.warnings.append(caution)
@@ -120,9 +123,9 @@ class Check:
         self._looks = plan.to_ct and self._do(self._begin)
 
     @classmethod
-    def of_model(cls, plan: VolumePlan, settings: InferenceSettings) -> Self:
+    def of_model(cls, plan: VolumePlan, settings: InferenceSettings, air_outside: bool = False) -> Self:
         """Return the check of a result of the model with these settings."""
-        return cls(plan, settings.training, settings.steps, settings.caution, settings.unfinished)
+        return cls(plan, settings.training, settings.steps, settings.caution, settings.unfinished, air_outside)
 
     def add(self, translated: np.ndarray) -> None:
         """Look at the next slice that comes from the network, (size, size) in [-1, 1]."""
@@ -176,7 +179,7 @@ class Check:
             findings.unchecked.append(OF_CT_ALONE)
         else:
             self._do(lambda: _check_body(findings, plan, volume))
-            self._do(lambda: _check_outside(findings, plan, volume))
+            self._do(lambda: _check_outside(findings, plan, volume, self.air_outside))
             self._do(lambda: check_bone(findings, volume, plan.body))
         if self._looks:
             self._do(lambda: _check_window(findings, self._at_ends, self._counted, plan.target_map.range))
@@ -260,11 +263,11 @@ def _check_body(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None
         )
 
 
-def _check_outside(findings: Findings, plan: VolumePlan, synthetic: Volume) -> None:
-    """Check how much tissue lies in the air around the body."""
+def _check_outside(findings: Findings, plan: VolumePlan, synthetic: Volume, cleared: bool) -> None:
+    """Check how much tissue lies in the air around the body; `cleared`: whether it is set to air afterwards."""
     found = outside_tissue(synthetic, plan.body)
     findings.figures["outside_tissue_ml"] = found.ml
-    if text := found.describe():
+    if not cleared and (text := found.describe()):
         findings.warnings.append(text)
 
 

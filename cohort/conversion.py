@@ -119,7 +119,8 @@ class Conversion:
             if case.problem:
                 raise InputError(case.problem)
             with _timed(work, "read"):
-                work.key = result_key(case, self.model_sha256, self.precision, self.chosen, self.resample_reference)
+                how = (self.precision, self.chosen, self.resample_reference, self.models.air_outside)
+                work.key = result_key(case, self.model_sha256, *how)
                 self._refuse_other_patient(work)
                 earlier = self._done_elsewhere(work)
                 if earlier:
@@ -160,6 +161,8 @@ class Conversion:
                 synthetic, deviation = self.models.fuse(outputs, volumes)
             with _timed(work, "check"):
                 made = Made(synthetic, deviation, plan.body, found)
+                if self.models.air_outside:
+                    made.clear_outside()
                 findings = made.findings
                 findings.warnings += source.notes
                 hu = hu_statistics(synthetic, made.body) if plan.to_ct else {}

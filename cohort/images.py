@@ -108,7 +108,7 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
     """Return black and white of input and output; refuse models and options that are for volumes."""
     volumes_only = {
         "--pattern": opt.pattern, "--series_description": opt.series_description, "--dicom": opt.dicom,
-        "--mu_map": opt.mu_map, "--uncertainty": opt.uncertainty,
+        "--mu_map": opt.mu_map, "--uncertainty": opt.uncertainty, "--air_outside": opt.air_outside,
         "--fusion": opt.fusion, "--contrast, --echo": opt.chosen, "--spacing_mm": opt.spacing_mm,
     }  # fmt: skip
     if asked := [option for option, value in volumes_only.items() if value]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cohort.checks import Check
 from cohort.findings import Findings, join_findings
+from cohort.outside_tissue import FAR_MM, clear_outside
 from data.volumes.slice_frame import RestoredVolume
 from data.volumes.volume import Volume
 from models.ensemble import Fusion, stream_with_variance
@@ -32,6 +33,15 @@ class Made(NamedTuple):
     deviation: Volume | None
     body: np.ndarray
     findings: Findings
+
+    def clear_outside(self) -> None:
+        """Set tissue of the synthetic CT far outside the body to air, and note how much that was."""
+        ml = clear_outside(self.synthetic, self.body)
+        if ml:
+            self.findings.notes.append(
+                f"{ml:.3g} ml of tissue more than {FAR_MM:g} mm outside the body that was found in the MR were set to "
+                "air (--air_outside)"
+            )
 
 
 class Part(NamedTuple):
@@ -59,6 +69,7 @@ class Models:
         uncertainty: whether the standard deviation is wanted.
         batch_size: slices in one pass, or None.
         mixture: a warning of the models together, for every case.
+        air_outside: whether tissue of the CT outside the body is set to air.
     """
 
     synthesisers: dict[str, Synthesiser]
@@ -66,6 +77,7 @@ class Models:
     uncertainty: bool
     batch_size: int | None
     mixture: str | None = None
+    air_outside: bool = False
 
     @property
     def first(self) -> Synthesiser:
@@ -103,7 +115,7 @@ class Models:
         """Return the volume of each model, and the findings of its comparison with the training set."""
         volumes, findings = [], {}
         for (name, model), output in zip(self.synthesisers.items(), outputs, strict=True):
-            check = Check.of_model(output.plan, model.settings)
+            check = Check.of_model(output.plan, model.settings, self.air_outside)
             volumes.append(restore_volume(output.translated, output.plan, check))
             findings[name] = check.findings
         return volumes, join_findings(findings, self.mixture)

@@ -1,5 +1,6 @@
 """Tissue of a synthetic CT in the air around the body: false, or a part of the body that was not found in the MR."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ from scipy import ndimage
 
 from cohort.isolated_bone import span_words
 from data.errors import listed
+from data.values.intensity import AIR_HU
 from data.volumes.volume import Volume, in_axial_order
 
 # Nearer to the body is skin and what a network blurs: 7 ml of a whole generated body, 0.1 ml of a limb.
@@ -34,8 +36,8 @@ class OutsideTissue(NamedTuple):
         where = listed(span_words((k, k) for k in self.slices), _LISTED)
         return (
             f"{self.ml:.0f} ml of tissue more than {FAR_MM:g} mm outside the body that was found in the MR (axial "
-            f"slices {where}): false tissue in the air, or a part of the body that was not found; if it is false, set "
-            "it to air before using the CT for dose or attenuation"
+            f"slices {where}): false tissue in the air, or a part of the body that was not found; if it is false, "
+            "convert again with --air_outside, which sets it to air"
         )
 
 
@@ -46,14 +48,27 @@ def outside_tissue(ct: Volume, body: np.ndarray) -> OutsideTissue:
         ct: in HU.
         body: where the body is, bool (z, y, x).
     """
-    (hu, inside), (depth, *in_plane) = in_axial_order(ct, ct.array, body)
-    counts = []
+    counts = [int(np.count_nonzero(tissue)) for _, tissue in _far_tissue(ct, body)]
+    voxel_ml = float(np.prod(ct.spacing) / 1000)
+    slices = [k for k, count in enumerate(counts, 1) if count * voxel_ml >= LEAST_ML / len(counts)]
+    voxels = sum(counts)
+    return OutsideTissue(voxels * voxel_ml, voxels / max(1, int(np.count_nonzero(body))), slices)
+
+
+def clear_outside(ct: Volume, body: np.ndarray) -> float:
+    """Set to air, -1000 HU, what `outside_tissue` counts in a CT, which is changed; return how many ml that were."""
+    voxels = 0
+    for plane, tissue in _far_tissue(ct, body):
+        plane[tissue] = AIR_HU
+        voxels += int(np.count_nonzero(tissue))
+    return float(voxels * np.prod(ct.spacing) / 1000)
+
+
+def _far_tissue(ct: Volume, body: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the axial slices of a CT, and where each has tissue far outside the body."""
+    (hu, inside), (_, *in_plane) = in_axial_order(ct, ct.array, body)
     for plane, seen in zip(hu, inside, strict=True):
         tissue = (plane > TISSUE_HU) & ~seen
         if tissue.any() and seen.any():
             tissue &= ndimage.distance_transform_edt(~seen, sampling=in_plane) > FAR_MM
-        counts.append(int(np.count_nonzero(tissue)))
-    voxel_ml = float(depth * np.prod(in_plane) / 1000)
-    slices = [k for k, count in enumerate(counts, 1) if count * voxel_ml >= LEAST_ML / len(counts)]
-    voxels = sum(counts)
-    return OutsideTissue(voxels * voxel_ml, voxels / max(1, int(np.count_nonzero(body))), slices)
+        yield plane, tissue

@@ -87,9 +87,10 @@ def _find_generators(opt: CohortSettings) -> list[TrainedGenerator]:
     """Return the generators to use; refuse those that do not match, and CT extras of a model that makes MR."""
     generators = [find_generator(folder, opt.epoch, opt.spacing_mm, opt.direction) for folder in opt.folders]
     settings = [one.settings for one in generators]
-    if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_map or opt.uncertainty):
+    if settings[0].direction != "AtoB" and (opt.dicom or opt.mu_map or opt.uncertainty or opt.air_outside):
         raise InputError(
-            "--dicom, --mu_map, --uncertainty: need a synthetic CT, but the model makes MR; leave them out"
+            "--dicom, --mu_map, --uncertainty, --air_outside: need a synthetic CT, but the model makes MR; leave them "
+            "out"
         )
     check_ensemble(opt.name, settings, opt.uncertainty, opt.fusion)
     return generators
@@ -109,7 +110,7 @@ def make_survey(
         if record is None or opt.overwrite or case.problem:
             return case, False
         try:
-            key = result_key(case, model, opt.precision, opt.chosen, opt.resample_reference)
+            key = result_key(case, model, opt.precision, opt.chosen, opt.resample_reference, opt.air_outside)
         except InputError:
             return case, False  # it is reported when it is its turn
         case = _refuse_other_patient(case, record, key, generators[0].settings.direction == "AtoB")
@@ -196,7 +197,7 @@ def _convert(
     device = group.device(opt.device)
     how = (opt.epoch, device, opt.precision, opt.spacing_mm, opt.direction)
     loaded = {name: load_synthesiser(folder, *how) for name, folder in zip(opt.name, opt.folders, strict=True)}
-    models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size, survey.mixture)
+    models = Models(loaded, opt.fusion, opt.uncertainty, opt.batch_size, survey.mixture, opt.air_outside)
     conversion = Conversion(
         models, survey.model_sha256, opt.precision, results, survey.known, extras, opt.chosen, pages=not opt.no_html,
         overwrite=opt.overwrite, resample_reference=opt.resample_reference, purpose=opt.purpose,

@@ -11,7 +11,12 @@ _OF_SCORES = ("reference_sha256", "resample_reference")
 
 
 def result_key(
-    case: CohortCase, model_sha256: str, precision: str, chosen: Sequence[str] = (), resample_reference: bool = False
+    case: CohortCase,
+    model_sha256: str,
+    precision: str,
+    chosen: Sequence[str] = (),
+    resample_reference: bool = False,
+    air_outside: bool = False,
 ) -> dict:
     """Return everything that a case's result depends on. Raises `InputError` if a file cannot be read.
 
@@ -28,6 +33,7 @@ def result_key(
         "precision": precision,
         "method": METHOD_VERSION,
         **({"chosen": list(chosen)} if chosen else {}),
+        **({"air_outside": True} if air_outside else {}),
         **({"resample_reference": True} if resample_reference and case.reference else {}),
     }
 

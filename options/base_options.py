@@ -71,6 +71,11 @@ class UseSettings(ModelSettings):
         None, parse=positive_float, help="pixel spacing in mm, for a model trained on plain images"
     )
 
+    air_outside: bool = option(
+        False, first=True,
+        help="set tissue of the CT more than 10 mm outside the body found in the MR, or given by a mask, to air",
+    )  # fmt: skip
+
     @property
     def folders(self) -> list[Path]:
         """The models' folders."""
@@ -81,7 +86,8 @@ class UseSettings(ModelSettings):
         """The words of a command line that choose the same weights, and what is made with them."""
         names = ("checkpoints_dir", "epoch", "fusion", "direction", "spacing_mm")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(UseSettings, name)}
-        return ["--name", *self.name, *(str(word) for pair in chosen.items() for word in (f"--{pair[0]}", pair[1]))]
+        words = [str(word) for name, value in chosen.items() for word in (f"--{name}", value)]
+        return ["--name", *self.name, *words, *(["--air_outside"] if self.air_outside else [])]
 
     @property
     def purpose(self) -> str | None:

@@ -139,10 +139,15 @@ def test_pages_of_synthetic_mr_that_were_left_out_are_made_later(site):
 
 def test_what_there_is_of_ct_alone_is_refused(site):
     ct, back = "in/p0/ct.nii.gz", ("--direction", "BtoA")
-    for more in (["--reference", str(site / ct)], ["--mu_map", str(site / "mu.nii.gz")], ["--dicom", str(site / "d")]):
+    for more in (
+        ["--air_outside"],
+        ["--reference", str(site / ct)],
+        ["--mu_map", str(site / "mu.nii.gz")],
+        ["--dicom", str(site / "d")],
+    ):
         with pytest.raises(InputError, match="the model makes MR"):
             adapt(site, ct, *back, *more)
-    with pytest.raises(InputError, match=r"--dicom, --mu_map, --uncertainty: need a synthetic CT"):
+    with pytest.raises(InputError, match=r"--dicom, --mu_map, --uncertainty, --air_outside: need a synthetic CT"):
         test_pipeline.main([*where(site), *back, "--input_dir", str(site / "in"), "--dicom"])
     (site / "list.csv").write_text("id,path,reference\np0,in/p0/ct.nii.gz,in/p0/ct.nii.gz\n")
     with pytest.raises(InputError, match="leave that column out"):

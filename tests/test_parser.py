@@ -183,14 +183,14 @@ def test_the_help_of_a_training_is_short_and_says_where_the_rest_is(capsys):
 SHORT = {
     test_options.parse: (
         "usage: test_adapt.py --name NAME --input PATH [options]",
-        "--help_all --input --reference --output --no_solid_body --overwrite --results_dir --name --device "
-        "--series_description --contrast --resample_reference --dicom --anonymous --mu_map",
+        "--help_all --input --reference --output --no_solid_body --overwrite --results_dir --air_outside --name "
+        "--device --series_description --contrast --resample_reference --dicom --anonymous --mu_map",
         "18 more options: python test_adapt.py --help_all, or docs/options.md",
     ),
     pipeline_options.parse: (
         "usage: test_pipeline.py --name NAME --input_dir FOLDER [options]",
-        "--help_all --input_dir --list --pattern --reference_pattern --overwrite --results_dir --name --device "
-        "--series_description --contrast --resample_reference --dicom --anonymous --mu_map",
+        "--help_all --input_dir --list --pattern --reference_pattern --overwrite --results_dir --air_outside --name "
+        "--device --series_description --contrast --resample_reference --dicom --anonymous --mu_map",
         "15 more options: python test_pipeline.py --help_all, or docs/options.md",
     ),
     prepare_dataset.parse: (

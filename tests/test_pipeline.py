@@ -780,7 +780,7 @@ def test_a_volume_whose_record_fails_is_not_called_old(site, monkeypatch):
 OPTIONS_OF_BOTH = (
     "name checkpoints_dir epoch device precision results_dir batch_size direction spacing_mm "
     "series_description contrast echo dicom anonymous mu_map kvp pet_fwhm_mm overwrite "
-    "uncertainty fusion resample_reference"
+    "uncertainty fusion resample_reference air_outside"
 ).split()
 OPTIONS = {
     test_options: "input series_uid mask reference output no_mirrored "

@@ -238,6 +238,7 @@ def test_the_way_back_takes_test_b(tmp_path, monkeypatch):
         ({"slab": 3, "generator": replace(FIXED.generator, input_nc=3, output_nc=3)}, [], "takes slabs"),
         ({}, ["--dicom"], "--dicom: .* holds images"),
         ({}, ["--spacing_mm", "2"], "--spacing_mm: .* holds images"),
+        ({}, ["--air_outside"], "--air_outside: .* holds images"),
         ({}, ["--pattern", "*"], "--pattern: .* holds images"),
     ],
 )
