@@ -21,7 +21,7 @@ from cohort.patient_results import (
     MU_MAP,
     OUTPUT,
     UNCERTAINTY,
-    Results,
+    PatientResults,
     description_of,
     made_before,
     refuse_to_replace,
@@ -54,7 +54,7 @@ from models.synthesis import (
     synthesize_volume,
 )
 from options import test_options
-from options.test_options import PatientSettings, is_file
+from options.test_options import PatientSettings, is_volume_file
 from visualization.case_page import write_case_page
 from visualization.preview import heading, save_preview
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Read first, so that an unreadable input is reported before a result that is in the way.
     patient = read_patient(opt, paths, settings.direction)
     case = case_of(paths)
-    results = Results.beside(place_of(case, generators, opt), opt)
+    results = PatientResults.beside(place_of(case, generators, opt), opt)
     own = own_results(results, patient, paths, settings, opt)
     try:
         made = synthesize(patient, synthesisers, opt)
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         made.findings.warnings.insert(0, mixture)
     makers = volume_parts(results, patient, made, synthesisers, generators, row["model_sha256"], opt)
     write_claimed(makers[OUTPUT], results, row, own, opt.overwrite)
-    log.info("%s: %s", "volume" if is_file(results.main) else "DICOM series", results.main)
+    log.info("%s: %s", "volume" if is_volume_file(results.main) else "DICOM series", results.main)
     if opt.anonymous:
         log.info("%s", NAMES_KEPT)
     parts = {path: makers[option] for option, path in results.extras.items()}
@@ -127,7 +127,7 @@ def place_of(case: str, generators: Sequence[TrainedGenerator], opt: PatientSett
     """Return where the result of a case goes: a file, or the folder of its DICOM series in that of `--output`."""
     if opt.output is None:
         return opt.results_dir / called(opt.name, generators) / f"{case}.nii.gz"
-    return opt.output if is_file(opt.output) else opt.output / case
+    return opt.output if is_volume_file(opt.output) else opt.output / case
 
 
 def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> list[str]:
@@ -145,7 +145,11 @@ def turned_off(generators: Sequence[TrainedGenerator], opt: PatientSettings) -> 
 
 
 def own_results(
-    results: Results, patient: Patient, paths: Mapping[str, Path], settings: InferenceSettings, opt: PatientSettings
+    results: PatientResults,
+    patient: Patient,
+    paths: Mapping[str, Path],
+    settings: InferenceSettings,
+    opt: PatientSettings,
 ) -> set[str]:
     """Return the names of files that may be renewed.
 
@@ -163,7 +167,7 @@ def own_results(
     return own
 
 
-def refuse_for_mr(results: Results, opt: PatientSettings) -> None:
+def refuse_for_mr(results: PatientResults, opt: PatientSettings) -> None:
     """Refuse options that need a CT, for a model that makes MR."""
     if opt.air_outside:
         raise InputError("--air_outside: concerns a synthetic CT, but the model makes MR; leave it out")
@@ -303,7 +307,7 @@ def derivation_of(
 
 
 def volume_parts(
-    results: Results,
+    results: PatientResults,
     patient: Patient,
     made: Made,
     synthesisers: Sequence[Synthesiser],
@@ -335,12 +339,12 @@ def volume_parts(
         assert made.deviation is not None, "it was asked for"
         write_volume(made.deviation, results.extras[UNCERTAINTY])
 
-    first = volume if is_file(results.main) else series
+    first = volume if is_volume_file(results.main) else series
     return {OUTPUT: first, DICOM: series, MU_MAP: attenuation, UNCERTAINTY: uncertainty}
 
 
 def shown_parts(
-    results: Results,
+    results: PatientResults,
     patient: Patient,
     made: Made,
     settings: InferenceSettings,

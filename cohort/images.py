@@ -33,7 +33,7 @@ _WHITE = 65535
 _TOGETHER = 32
 
 
-class Conversion(NamedTuple):
+class ImageJob(NamedTuple):
     """One image: its number in the folder, and where its picture and its result go."""
 
     number: int
@@ -131,7 +131,7 @@ def _ranges(settings: InferenceSettings, opt: CohortSettings) -> tuple[tuple[flo
     return (mr, ct) if settings.direction == "AtoB" else (ct, (settings.mr_units or settings.ct).range)
 
 
-def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[Conversion], Path, bool]:
+def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[list[ImageJob], Path, bool]:
     """Return the images to convert, at most `--num_test`, the place of the page, and whether an earlier run made one.
 
     Raises:
@@ -143,7 +143,7 @@ def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[li
             f"{opt.input_dir}: the results of several images would be called {', '.join(twice[:5])}; rename one"
         )
     folder = out / "images"
-    todo = [Conversion(k, folder / f"{stem}_real.png", folder / f"{stem}_fake.png") for k, stem in enumerate(stems)]
+    todo = [ImageJob(k, folder / f"{stem}_real.png", folder / f"{stem}_fake.png") for k, stem in enumerate(stems)]
     try:
         record = read_json(out / RECORD_NAME)
         own = [out / name for name in record["made"]]
@@ -156,7 +156,7 @@ def _plan(images: ImageFolderSlices, out: Path, opt: CohortSettings) -> tuple[li
 
 
 def _convert(
-    images: ImageFolderSlices, todo: tuple[Conversion, ...], model: TestModel, size: int, batch_size: int | None,
+    images: ImageFolderSlices, todo: tuple[ImageJob, ...], model: TestModel, size: int, batch_size: int | None,
     threads: ThreadPoolExecutor,
 ) -> None:  # fmt: skip
     """Convert some images; `threads` read and write them."""
@@ -164,7 +164,7 @@ def _convert(
     slices = np.concatenate([resized(real, (size, size)) for real in reals])
     fakes = model.translate(slices, batch_size)
 
-    def write(one: Conversion, real: np.ndarray, fake: np.ndarray) -> None:
+    def write(one: ImageJob, real: np.ndarray, fake: np.ndarray) -> None:
         fake = resized(fake[None].clip(-1, 1), real.shape[1:])[0]
         _write(np.rint((real[0] + 1) / 2 * 255).astype(np.uint8), one.real)
         _write(np.rint((fake + 1) / 2 * _WHITE).astype(np.uint16), one.fake)

@@ -11,7 +11,7 @@ from data.volumes.dicom_series import check_folder
 from data.volumes.outputs import check_free, check_writable, volume_targets
 from data.volumes.volume import volume_stem
 from evaluation.report import write_report
-from options.test_options import PatientSettings, is_file
+from options.test_options import PatientSettings, is_volume_file
 from visualization.case_page import remove_case_page
 
 # Options that say where the volume goes, and what is made beside it.
@@ -19,7 +19,7 @@ OUTPUT, DICOM, MU_MAP, UNCERTAINTY = "--output", "--dicom", "--mu_map", "--uncer
 MODELS_JOINED = " + "  # between the folders of several models, in a report
 
 
-class Results(NamedTuple):
+class PatientResults(NamedTuple):
     """Where the results of one patient go.
 
     Attributes:
@@ -37,9 +37,9 @@ class Results(NamedTuple):
     alone: bool = False
 
     @classmethod
-    def beside(cls, main: Path, opt: PatientSettings) -> "Results":
+    def beside(cls, main: Path, opt: PatientSettings) -> "PatientResults":
         """Name them after the volume, but for what an option names."""
-        stem = volume_stem(main) if is_file(main) else main.name
+        stem = volume_stem(main) if is_volume_file(main) else main.name
         paths = {DICOM: opt.dicom, MU_MAP: opt.mu_map, UNCERTAINTY: opt.uncertainty}
         extras = {option: path for option, path in paths.items() if path}
         picture, page, report = (main.with_name(f"{stem}{end}") for end in (".png", "_page", ".json"))
@@ -48,7 +48,7 @@ class Results(NamedTuple):
     @property
     def folder(self) -> Path | None:
         """The folder of the DICOM series, None without one."""
-        return self.extras.get(DICOM) if is_file(self.main) else self.main
+        return self.extras.get(DICOM) if is_volume_file(self.main) else self.main
 
     @property
     def targets(self) -> dict[str, list[Path]]:
@@ -101,7 +101,9 @@ def account_in(report: Path) -> Account | None:
     return Account(made, source, [Path(model).name for model in models.split(MODELS_JOINED)])
 
 
-def made_before(results: Results, paths: Mapping[str, Path], models: Collection[Path], overwrite: bool) -> set[str]:
+def made_before(
+    results: PatientResults, paths: Mapping[str, Path], models: Collection[Path], overwrite: bool
+) -> set[str]:
     """Return the names of files that this command made there from the same input with the same models, by its report.
 
     Raises:
@@ -123,7 +125,7 @@ def made_before(results: Results, paths: Mapping[str, Path], models: Collection[
     )
 
 
-def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
+def refuse_to_replace(results: PatientResults, made: set[str], paths: Mapping[str, Path], opt: PatientSettings) -> None:
     """Refuse to replace an input or a file that this command did not make for this patient, or one result by another.
 
     Raises:
@@ -149,7 +151,9 @@ def refuse_to_replace(results: Results, made: set[str], paths: Mapping[str, Path
         check_folder(results.folder)
 
 
-def write_claimed(write: Callable[[], None], results: Results, row: dict, made: set[str], overwrite: bool) -> None:
+def write_claimed(
+    write: Callable[[], None], results: PatientResults, row: dict, made: set[str], overwrite: bool
+) -> None:
     """Write the volume after a report that names its input, so that files of a killed run are known to be its own.
 
     Of a volume that it replaces (`overwrite`) the picture, page and report are removed, where they are not made again.

@@ -24,7 +24,7 @@ from options.base_options import (
 )
 
 
-def is_file(output: Path) -> bool:
+def is_volume_file(output: Path) -> bool:
     """Tell whether what `--output` names is a volume file; else it is a folder for a DICOM series."""
     return volume_suffix(output) in WRITABLE_SUFFIXES
 
@@ -32,7 +32,7 @@ def is_file(output: Path) -> bool:
 def file_or_folder(text: str) -> Path:
     """Return the path of a volume file, or of a folder, which exists or ends in a slash."""
     path = Path(text)
-    if is_file(path) == text.endswith(os.sep) and not path.is_dir():
+    if is_volume_file(path) == text.endswith(os.sep) and not path.is_dir():
         raise argparse.ArgumentTypeError(
             f"{text}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}, or a folder for a DICOM series, with a "
             f"slash at its end: FOLDER{os.sep}"
@@ -133,7 +133,7 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
             InputError: it names them.
         """
         UseSettings.__post_init__(self)
-        in_output = self.output is not None and not is_file(self.output)
+        in_output = self.output is not None and not is_volume_file(self.output)
         if self.output and in_output:
             check_for_results(self.output)
         if self.dicom and in_output:
@@ -150,7 +150,7 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         if self.volume_only and self.reference:
             raise InputError("--volume_only and --reference: scores are in the report; leave one of them out")
         for name, path in (("mu_map", self.mu_map), ("uncertainty", self.uncertainty)):
-            if path and not is_file(path):
+            if path and not is_volume_file(path):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
 
 
