@@ -19,7 +19,7 @@ class TimeLeft:
     The first step counts for nothing: it also compiles, starts workers and fills caches.
 
     Attributes:
-        steps: of the whole run; None if the clock ends it.
+        steps: of the whole run; None if the clock ends it, or if later steps will take another time.
         done: steps that were done when it began, and the first one after that.
         taken: steps after these.
         seconds: until the clock ends it, when it began; None if a number of steps does.

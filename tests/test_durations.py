@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from data.durations import TimeLeft, describe_seconds
 from data.progress import shown_progress
 from models.test_model import Translator
-from tests.test_visualization import log_with, losses, run_info
+from tests.test_visualization import CT_MAP, log_with, losses, run_info
 from visualization.console import Console
+from visualization.panels import VisualsStyle
 from visualization.records import LossRecord, parse_record
+from visualization.training_log import TrainingLog
 
 
 @pytest.fixture
@@ -65,6 +68,20 @@ def test_a_log_says_how_long_the_whole_run_will_take_yet(tmp_path, clock, capsys
     expected = 3 * (total - run.steps_per_epoch - 5)
     assert record["seconds_left"] == expected
     assert f"  about {describe_seconds(expected)} left  G 1.0000" in capsys.readouterr().out
+
+
+def test_the_time_left_does_not_count_the_quick_steps_of_a_warm_start(tmp_path, clock):
+    """3 epochs of 10 steps: the first takes 1 s a step, the others 5 s."""
+    run = replace(run_info(tmp_path), epochs=3, steps_per_epoch=10, warm_epochs=1)
+    with TrainingLog(run, VisualsStyle(CT_MAP), [("console", Console(tmp_path))], (1, 0)) as training_log:
+        for epoch, seconds in ((1, 1), (2, 5)):
+            training_log.start_epoch(epoch, 0)
+            for _ in range(4):
+                clock[0] += seconds
+                training_log.step(0.0)
+            training_log.write_losses(epoch, 4, losses(G=1.0), 1e-4)
+    lines = map(json.loads, (tmp_path / "losses.jsonl").read_text().splitlines())
+    assert [record.get("seconds_left") for record in lines] == [None, 5 * (20 - 4)]
 
 
 def test_records_of_earlier_versions_have_no_time_left():

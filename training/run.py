@@ -116,7 +116,7 @@ class TrainingRun:
         start = (at.epoch, self._steps_done(at), *([1] if at.validated else []))
         run = RunInfo(
             settings.run.name, self.folder, settings.values(), package_versions(), settings.epochs, steps,
-            settings.schedule.seconds,
+            settings.schedule.seconds, settings.epochs_warm,
         )  # fmt: skip
         with (
             Interruption() as interruption,

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class RunInfo:
     """What a display tells about a run: its name, folder, options by name, versions by package, and its length.
 
-    That is `epochs`, or by the clock `seconds`; the other is None.
+    That is `epochs`, or by the clock `seconds`; the other is None. The first `warm_epochs` take other steps.
     """
 
     name: str
@@ -27,6 +27,7 @@ class RunInfo:
     epochs: int | None
     steps_per_epoch: int
     seconds: int | None = None
+    warm_epochs: int = 0
 
     @property
     def direction(self) -> str:

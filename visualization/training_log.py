@@ -65,10 +65,12 @@ class TrainingLog:
 
         `seconds`: how long the run has trained.
         """
-        if self._left is None:
-            run = self.run
+        run = self.run
+        if self._left is None or epoch == run.warm_epochs + 1:
+            # While the generators warm up, nobody knows what a step takes after that.
+            epochs = run.epochs if epoch > run.warm_epochs else None
             self._left = TimeLeft(
-                run.epochs and run.epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
+                epochs and epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
                 run.seconds and run.seconds - seconds,
             )  # fmt: skip
         of = f"/{self.run.epochs}" if self.run.epochs else f", {seconds:.0f} of {self.run.seconds} s"
