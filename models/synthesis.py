@@ -34,7 +34,7 @@ from models.test_model import TestModel
 log = logging.getLogger(__name__)
 
 # To be raised when the same inputs and model come to give other voxels.
-METHOD_VERSION = 5
+METHOD_VERSION = 6
 # By which factor the spacing between slices may leave the model's before that is said.
 SPACING_FACTOR = 1.5
 

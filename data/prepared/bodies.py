@@ -15,7 +15,7 @@ from data.volumes.volume import Volume, write_volume
 
 # To be raised when the same volume comes to give another mask, other slices or another window: body masks, couch
 # removal, frame, the level of fat, the bias field.
-METHOD_VERSION = 5
+METHOD_VERSION = 6
 
 
 def analyse(job: Job) -> Case:

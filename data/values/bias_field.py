@@ -73,31 +73,52 @@ def log_bias_field(mr: Volume, body: np.ndarray) -> np.ndarray:
         raise InputError(f"no voxel of the MR is above 0 inside the body mask; {WAY_OUT}")
     unit = np.percentile(mr.array[seen], UNIT_PERCENTILE)
     image = mr.with_array(np.where(seen, mr.array / unit, 0).astype(np.float32)).to_sitk()
-    factors = [max(1, min(round(BLOCK_MM / s), n // 4)) for s, n in zip(mr.spacing, mr.size, strict=True)]
+    factors, margins = zip(*map(_blocks, mr.size, mr.spacing), strict=True)
     # Means over a block's voxels of the body, where they are at least half of it.
-    shares = sitk.BinShrink(mr.with_array(seen.astype(np.float32)).to_sitk(), factors)
-    coarse = sitk.BinShrink(image, factors) / sitk.Maximum(shares, 0.5)
+    shares, sums = (
+        sitk.BinShrink(sitk.ConstantPad(one, margins, margins, 0.0), factors)
+        for one in (mr.with_array(seen.astype(np.float32)).to_sitk(), image)
+    )
+    coarse = sums / sitk.Maximum(shares, 0.5)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # sums of several threads are not the same every time
     n4.SetMaximumNumberOfIterations(N4_ITERATIONS)
     n4.SetNumberOfControlPoints([cells + 3 for cells in N4_MESH])
     n4.Execute(coarse, shares >= 0.5)
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
+    # Of the blocks: that of another grid would be spread from its first voxel to its last, not between their centres.
+    found = n4.GetLogBiasFieldAsImage(coarse)
+    field = sitk.GetArrayFromImage(
+        sitk.Resample(found, image, sitk.Transform(), sitk.sitkLinear, useNearestNeighborExtrapolator=True)
+    )
     del image
-    blocks = sitk.GetArrayFromImage(coarse) * np.exp(-sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(coarse)))
-    _add_left_field(field, blocks, sitk.GetArrayFromImage(shares) >= 0.5, factors[::-1])
+    blocks = sitk.GetArrayFromImage(coarse) * np.exp(-sitk.GetArrayFromImage(found))
+    _add_left_field(field, blocks, sitk.GetArrayFromImage(shares) >= 0.5, factors[::-1], margins[::-1])
     field -= field[seen].mean(dtype=np.float64)
     return field
 
 
-def _add_left_field(field: np.ndarray, blocks: np.ndarray, inside: np.ndarray, factors: Sequence[int]) -> None:
+def _blocks(size: int, mm: float) -> tuple[int, int]:
+    """Return how many voxels a block has along an axis of `size` voxels, and by how many the first begins before them.
+
+    The last ends by as many behind them: which end comes first does not matter.
+    """
+    factor = max(1, min(round(BLOCK_MM / mm), size // 4))
+    if size % 2 and not factor % 2:
+        factor += 1
+    wider = -size % factor
+    return factor, (wider + factor * (wider % 2)) // 2
+
+
+def _add_left_field(
+    field: np.ndarray, blocks: np.ndarray, inside: np.ndarray, factors: Sequence[int], margins: Sequence[int]
+) -> None:
     """Add to a log field (z, y, x) what it left, as far as two tissues show it.
 
     Args:
         field: of voxels; changed in place.
         blocks: mean intensities of blocks of voxels, divided by the field.
         inside: which blocks are of the body.
-        factors: voxels of a block along z, y, x.
+        factors: voxels of a block along z, y, x; margins: by how many voxels the first blocks begin before the field.
     """
     known = np.nonzero(inside & (blocks > np.exp(LOG_RANGE[0])))
     if len(known[0]) < FEWEST_BLOCKS:
@@ -119,8 +140,8 @@ def _add_left_field(field: np.ndarray, blocks: np.ndarray, inside: np.ndarray, f
     coefficients = np.zeros([ORDER + 1] * 3)
     coefficients[*terms.T] = fitted
     z, y, x = (
-        np.clip(((np.arange(size) + 0.5) / factor - 0.5 - m) / h, -1, 1)
-        for size, factor, m, h in zip(field.shape, factors, middle, half, strict=True)
+        np.clip(((np.arange(size) + margin + 0.5) / factor - 0.5 - m) / h, -1, 1)
+        for size, factor, margin, m, h in zip(field.shape, factors, margins, middle, half, strict=True)
     )
     for plane, place in zip(field, z, strict=True):
         plane += legendre.leggrid2d(y, x, legendre.legval(place, coefficients))
