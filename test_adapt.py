@@ -38,7 +38,7 @@ from data.volumes.contrasts import describe_paths, in_order, selector, shown_nam
 from data.volumes.dicom import list_series
 from data.volumes.dicom_series import NAMES_KEPT, Derivation, Identity, check_identity, source_hash, write_series
 from data.volumes.volume import Volume, read_volume, write_volume
-from evaluation.cases import read_reference
+from evaluation.cases import Reference, read_reference
 from evaluation.origin import SYNTHETIC, reference_warnings
 from evaluation.report import COLUMNS, describe_mask, format_table, score_case, write_report
 from models.ensemble import called, check_ensemble, ensemble_sha256, mean_uncertainty, mixed_air, synthesize_ensemble
@@ -67,7 +67,7 @@ class Patient(NamedTuple):
     source: Volume
     further: list[Volume]
     body: np.ndarray | None
-    reference: Volume | None
+    reference: Reference | None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -356,14 +356,15 @@ def shown_parts(
 
     `taken`: the input in words; `purpose`: what the model is for.
     """
-    source, synthetic, reference = patient.source, made.synthetic, patient.reference
+    source, synthetic = patient.source, made.synthetic
+    reference, covered = patient.reference or (None, None)
     to_ct = settings.direction == "AtoB"
     mr, ct = (source, synthetic) if to_ct else (synthetic, source)
     kind, contrast = "CT" if to_ct else "MR", shown_name(settings.contrasts)
 
     def report() -> None:
         if reference is not None:
-            found = score_case(synthetic, reference, mr=source)
+            found = score_case(synthetic, reference, mr=source, covered=covered)
             row.update({"scored_in": describe_mask(with_mask=False, with_mr=True), **found})
             log.info("scored in: %s\n%s", row["scored_in"], format_table([{"case": row["case"], **found}]))
         write_report(row, results.report)

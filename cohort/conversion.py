@@ -270,7 +270,7 @@ class Conversion:
         try:
             reference = read_reference(work.case.reference, source, self.resample_reference, at=work.case.path)
             made.findings.warnings += reference_warnings("--reference", work.case.reference)
-            return score_case(made.synthetic, reference, mr=source), reference
+            return score_case(made.synthetic, reference.ct, mr=source, covered=reference.covered), reference.ct
         except Exception as error:  # the volume is there: no reason to lose it
             log.debug("%s: scores", work.case.name, exc_info=True)
             made.findings.warnings.append(f"{NOT_SCORED}{error}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.commands import python_command
-from data.prepared.case_names import below, clean, patient_part, words
+from data.prepared.case_names import below, clean, patient_part, telling_words, words
 from data.volumes.paths import is_volume_or_series
 from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE
@@ -71,13 +71,22 @@ def true_ct_beside(mr: Path) -> Path | None:
 
 
 def _ct_beside(mr: Path) -> list[Path]:
-    """Return volume files or DICOM folders beside an MR whose names hold the word CT."""
+    """Return volume files or DICOM folders beside an MR whose names hold the word CT, and no other patient's."""
+    own = telling_words(volume_stem(mr)) | telling_words(mr.parent.name)
     try:
-        others = (path for path in mr.parent.iterdir() if path != mr)
-        beside = sorted(path for path in others if "ct" in (w := words(path.name)) and not MASK_WORDS.intersection(w))
-        return [path for path in beside if is_volume_or_series(path)]
+        others = [path for path in sorted(mr.parent.iterdir()) if path != mr and is_volume_or_series(path)]
     except OSError:
         return []
+    kinds = {path: set(words(path.name)) for path in others}
+    alone = all("ct" in found or MASK_WORDS & found for found in kinds.values())
+    called_ct = [path for path, found in kinds.items() if "ct" in found and not MASK_WORDS & found]
+    return [path for path in called_ct if _may_be_of(telling_words(volume_stem(path)), own, alone)]
+
+
+def _may_be_of(named: set[str], own: set[str], alone: bool) -> bool:
+    """Tell whether the CT of `named` may be that of the MR with the words `own`; `alone`: there is no other MR."""
+    numbers = {word for word in named if any(map(str.isdigit, word))}
+    return numbers <= own and (alone or not named or bool(named & own))
 
 
 def _command(*arguments: object) -> str:

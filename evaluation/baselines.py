@@ -8,6 +8,7 @@ from scipy.ndimage import distance_transform_edt
 
 from data.errors import InputError
 from data.values.intensity import AIR_HU
+from data.values.mr_scale import check_starts_at_zero
 from data.volumes.volume import Volume
 
 FAT_HU = -100
@@ -47,7 +48,7 @@ def threshold_predictor(mr: Volume, body: np.ndarray) -> Volume:
         body: boolean body mask of the MR, shape (z, y, x).
 
     Raises:
-        InputError: the body is empty, or the MR has no signal in it.
+        InputError: the body is empty, or the MR has no signal in it or does not start at 0.
     """
     if not body.any():
         raise InputError("the body mask of the MR is empty; expected a mask that covers the patient")
@@ -56,6 +57,7 @@ def threshold_predictor(mr: Volume, body: np.ndarray) -> Volume:
         raise InputError(
             f"the MR's {FAT_PERCENTILE}th percentile inside the body is {fat_level:g}; expected magnitudes above 0"
         )
+    check_starts_at_zero(mr.array, body)
     depth_mm = distance_transform_edt(body, sampling=mr.spacing[::-1])
     bone = (mr.array < BONE_BELOW * fat_level) & (depth_mm > SKIN_MM)
     tissues = [~body, bone, mr.array > FAT_ABOVE * fat_level]

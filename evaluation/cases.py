@@ -6,6 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from data.errors import InputError, did_you_mean, listed
 from data.prepared.case_names import clean
@@ -40,9 +43,16 @@ class ScoredCase:
     mask: Path | None = None
 
 
+class Reference(NamedTuple):
+    """A true CT on the grid of a result, and which of the grid's voxels it covers, bool (z, y, x); None: all."""
+
+    ct: Volume
+    covered: np.ndarray | None = None
+
+
 def read_reference(
     path: Path, like: Volume, resampled: bool = False, whose: str = "MR", at: Path | None = None
-) -> Volume:
+) -> Reference:
     """Read a true CT, its padding raised to -1024 HU.
 
     Args:
@@ -64,19 +74,20 @@ def read_reference(
     try:
         check_ct(reference)
         if fits:
-            return in_hu(reference)
-        on_grid, outside = resample(in_hu(reference), like, "linear", AIR_HU)
+            return Reference(in_hu(reference))
+        on_grid, covered = resample(in_hu(reference), like, "linear", AIR_HU)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    outside = 1 - np.count_nonzero(covered) / covered.size
     account = "%s: resampled to the %s's grid"
     if outside:
-        account += f"; {100 * outside:.1f} %% of that grid lies outside the CT and is air"
+        account += f"; {100 * outside:.1f} %% of that grid lies outside the CT, where nothing is scored"
     level = logging.INFO
     if outside > _FOREIGN:
         account = f"warning: {account}: probably the CT of another patient or position, or of a part of the body"
         level = logging.WARNING
     log.log(level, account, path, whose)
-    return on_grid
+    return Reference(on_grid, covered)
 
 
 def case_volumes(source: CaseVolumes) -> dict[str, Path] | None:

@@ -12,7 +12,7 @@ import scipy
 
 from data.errors import InputError
 from data.files import check_regular, read_json
-from evaluation.report import COLUMNS
+from evaluation.report import COLUMNS, describe_mask
 
 # Scores by case, then by name. A score that a case leaves undefined is NaN.
 Scores = dict[str, dict[str, float]]
@@ -30,7 +30,7 @@ class ScoredCases:
 
     Attributes:
         scores: by case, then by name.
-        where: in which voxels they were taken, in words; None if the file does not say so, as a CSV does not.
+        where: in which voxels they were taken, in words; None if the file does not say so.
     """
 
     scores: Scores
@@ -55,7 +55,9 @@ def read_scores(path: Path) -> ScoredCases:
         InputError: the file cannot be read, is neither of both, holds no scores, or a case twice.
     """
     report = {"cases": _csv_rows(path)} if path.suffix.lower() == ".csv" else read_json(path)
-    rows, where = report.get("cases"), report.get("mask")
+    # test_pipeline.py, whose summary.csv does not say it, takes them in one way.
+    said = describe_mask(with_mask=False, with_mr=True) if path.suffix.lower() == ".csv" else report.get("mask")
+    rows, where = report.get("cases"), said
     named = {"case", *COLUMNS}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and named <= row.keys() for row in rows):
         raise InputError(

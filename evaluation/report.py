@@ -11,7 +11,7 @@ import numpy as np
 from data.errors import InputError
 from data.files import write_json
 from data.masks.body_mask import ct_body_mask
-from data.values.modality import check_ct, in_hu
+from data.values.modality import check_ct, check_mr, in_hu, kind_of
 from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation import metrics
 from evaluation.cases import ScoredCase, read_reference
@@ -48,6 +48,9 @@ FIGURES = COLUMNS | {
     "unseen_percent": ("unusual slices [%]", 0),
 }
 
+# An MR of which a larger share lies below 0, by more than this share of its intensities, was standardised.
+STANDARDISED_SHARE, NEAR_ZERO = 0.1, 0.01
+
 # Of fewer values a standard deviation says next to nothing.
 FEWEST_FOR_STD = 3
 
@@ -76,15 +79,20 @@ EXPLANATIONS = {
 
 
 def score_case(
-    pred: Volume, ref: Volume, mask: Volume | None = None, mr: Volume | None = None, called: str = "prediction"
+    pred: Volume,
+    ref: Volume,
+    mask: Volume | None = None,
+    mr: Volume | None = None,
+    called: str = "prediction",
+    covered: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Score a synthetic CT against the true CT on the same grid.
 
     Everything but the Dice of bodies is taken inside the scoring mask: where `mask` is non-zero, or the body
-    of `ref` if there is no `mask`; with an `mr` only where that is above 0 as well (above its minimum, if that is
-    negative; outside the MR's field of
-    view nothing can be predicted). The Dice of bodies compares the bodies found in `pred` and in `ref`, where
-    `mr` is above 0: 0 where a failed model drew none, undefined where `ref` shows none.
+    of `ref` if there is no `mask`; with an `mr` only where that has signal as well (`seen_voxels`: outside the
+    MR's field of view nothing can be predicted), and only where the true CT is known. The Dice of bodies compares the
+    bodies found in `pred` and in `ref`, where these two hold: 0 where a failed model drew none, undefined where `ref`
+    shows none.
 
     Args:
         pred: synthetic CT in HU.
@@ -92,6 +100,7 @@ def score_case(
         mask: where to score (non-zero), on that grid.
         mr: the MR that `pred` was made from, on that grid.
         called: what warnings call `pred`.
+        covered: where the true CT is known, bool (z, y, x); None: everywhere.
 
     Returns:
         The keys of `COLUMNS`. A score that the case leaves undefined is NaN; PSNR of equal volumes is
@@ -114,6 +123,8 @@ def score_case(
     ref = in_hu(ref)
     ref_body = _find_body(ref, "reference", needed=mask is None)
     seen = np.ones(ref.array.shape, bool) if mr is None else seen_voxels(mr)
+    if covered is not None:
+        seen &= covered
     inside = seen & (ref_body if mask is None else mask.array != 0)
     scores = {name: metric(pred.array, ref.array, inside) for name, metric in MASKED_METRICS.items()}
     pred_body = _find_body(pred, called, needed=False, synthetic=True)
@@ -122,9 +133,13 @@ def score_case(
 
 
 def seen_voxels(mr: Volume) -> np.ndarray:
-    """Return where an MR has signal, bool (z, y, x): above 0, or above its minimum, if that is negative."""
-    # A standardised MR has its background at its minimum, not at 0.
-    return mr.array > min(0, mr.array.min())
+    """Return where an MR has signal, bool (z, y, x): above 0, or above its minimum if it was standardised.
+
+    That has its background at its minimum, and so much of it below 0. A few voxels below 0 come from interpolation.
+    """
+    reach = np.percentile(mr.array, 99)
+    standardised = np.mean(mr.array < -NEAR_ZERO * abs(reach)) > STANDARDISED_SHARE
+    return mr.array > (mr.array.min() if standardised else 0)
 
 
 def _find_body(ct: Volume, name: str, needed: bool, synthetic: bool = False) -> np.ndarray:
@@ -189,7 +204,17 @@ def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dic
             ) from error
     ref = read_reference(case.ref, pred, resample_reference, "result", case.pred)
     mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
-    return score_case(pred, ref, mask, mr, called=str(case.pred))
+    if mr is not None:
+        try:
+            check_mr(mr)
+        except InputError as error:
+            raise InputError(f"--mr {case.mr}: {error}") from error
+    if mask is not None and kind_of(mask) != "labels":
+        raise InputError(
+            f"--mask {case.mask}: its values are not those of a mask or label map; expected 0 outside, and whole "
+            "numbers inside"
+        )
+    return score_case(pred, ref.ct, mask, mr, str(case.pred), ref.covered)
 
 
 def summarise(rows: list[dict], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:

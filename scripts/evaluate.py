@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_exchanged(sources["pred"], sources["ref"])
     cases = find_cases(**sources, names=options.cases, skip_missing=options.skip_missing)
     if options.json is not None:
+        if options.json.is_dir():
+            raise InputError(f"--json {options.json}: is a folder; expected a file")
         inputs = [path for case in cases for path in (case.pred, case.ref, case.mr, case.mask) if path]
         check_free([options.json], "--json", inputs, _made(options), options.overwrite)
     report = score_cohort(cases, options.resample_reference, options.any_values)

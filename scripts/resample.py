@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data.errors import InputError, run_command
 from data.settings.declaration import HelpFormatter, add_options, from_namespace
 from data.settings.dicom_choice import DicomChoice
@@ -61,13 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interpolation = opt.interpolation or ("nearest" if kind == "labels" else "linear")
     outside = opt.outside if opt.outside is not None else AIR_HU if kind == "CT" else 0
     try:
-        result, share = resample(volume, like, interpolation, outside)
+        result, covered = resample(volume, like, interpolation, outside)
     except InputError as error:
         raise InputError(f"{opt.input}, {opt.like}: {error}") from error
     said = description_in(opt.input)  # of other software it may say anything
     write_volume(result, opt.output, said if said in SYNTHETIC.values() or is_mu(said) else "")
-    log.info("%s: %s of %s, %s; %.1f %% of it lies outside and is %g", opt.output, interpolation, opt.input,
-             {"CT": "a CT", "MR": "no CT", "labels": "a mask or label map"}[kind], 100 * share, outside)  # fmt: skip
+    what = {"CT": "a CT", "MR": "no CT", "labels": "a mask or label map"}[kind]
+    share = 100 * (1 - np.count_nonzero(covered) / covered.size)
+    log.info(
+        "%s: %s of %s, %s; %.1f %% of it lies outside and is %g",
+        opt.output, interpolation, opt.input, what, share, outside,
+    )  # fmt: skip
     return 0
 
 

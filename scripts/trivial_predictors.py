@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import InputError, run_command
+from data.errors import InputError, one_by_one, run_command
 from data.masks.body_mask import mr_body_mask
 from data.prepared.case_names import case_name
 from data.settings.parser import CommandParser
@@ -68,8 +68,8 @@ def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) ->
         log.info("wrote %s", path)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Predict every case.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict every case; one of several that fails costs no other. Return the exit code.
 
     Raises:
         InputError: bad input; a case without its mask is named.
@@ -91,8 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     targets = [predictor_path(options.out, predictor, name) for predictor in PREDICTORS for name in mrs]
     check_free(targets, "--out", [*mrs.values(), *(masks or {}).values()], overwrite=options.overwrite)
-    for name, mr_path in mrs.items():
-        predict_case(name, mr_path, masks[name] if masks else None, options.out)
+
+    def predict(case: tuple[str, Path]) -> None:
+        name, mr_path = case
+        try:
+            predict_case(name, mr_path, masks[name] if masks else None, options.out)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    return one_by_one(mrs.items(), predict)
 
 
 if __name__ == "__main__":

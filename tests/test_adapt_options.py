@@ -169,7 +169,7 @@ def test_mirrorings_and_the_solid_body_can_be_left_out(tmp_path):
 
 
 def test_a_reference_on_another_grid_is_resampled_where_asked_for(tmp_path, caplog, capsys):
-    """A CT of 40 HU that covers all but the MR's last slice: what it does not cover is air."""
+    """A CT of 40 HU that covers all but the MR's last slice: what it does not cover is not scored."""
     caplog.set_level("INFO")
     write_model(tmp_path)
     mr = patient_mr()
@@ -192,7 +192,10 @@ def test_a_reference_on_another_grid_is_resampled_where_asked_for(tmp_path, capl
         == 0
     )
     share = 100 / mr.array.shape[0]
-    assert f"resampled to the MR's grid; {share:.1f} % of that grid lies outside the CT and is air" in caplog.text
+    assert (
+        f"resampled to the MR's grid; {share:.1f} % of that grid lies outside the CT, where nothing is scored"
+        in caplog.text
+    )
     assert json.loads((tmp_path / "results" / NAME / "mr.json").read_text())["mae"] > 0
     with pytest.raises(SystemExit):
         test_adapt.main(adapt(tmp_path, tmp_path / "mr.nii.gz", "--resample_reference"))

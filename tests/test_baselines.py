@@ -114,3 +114,20 @@ def test_command_refuses_masks_that_do_not_fit(tmp_path, capsys):
     with pytest.raises(SystemExit):
         trivial_predictors.main([folders[0], folders[2], "--mask_pattern={case}.mha"])
     assert "--mask_pattern needs --mask" in capsys.readouterr().err
+
+
+def test_an_mr_that_was_standardised_has_no_thresholds():
+    mr, body = limb()
+    standardised = mr.with_array((mr.array - mr.array.mean()) / mr.array.std())
+    with pytest.raises(InputError, match="the MR does not start at 0"):
+        baselines.threshold_predictor(standardised, body)
+
+
+def test_one_bad_mr_costs_no_other(tmp_path, caplog):
+    mr, _ = limb()
+    for name in "abc":
+        write_volume(mr, tmp_path / "mr" / f"{name}.nii.gz")
+    (tmp_path / "mr/b.nii.gz").write_bytes((tmp_path / "mr/a.nii.gz").read_bytes()[:300])
+    assert trivial_predictors.main([f"--mr={tmp_path / 'mr'}", f"--out={tmp_path / 'out'}"]) == 1
+    assert sorted(path.name for path in (tmp_path / "out/threshold").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    assert "failed: b: " in caplog.text and "2 of 3 cases done, 1 failed" in caplog.text

@@ -67,7 +67,7 @@ def test_both_kinds_of_files_hold_the_same_scores(tmp_path):
     rows = scores({"p1": 60.0, "p2": 70.0})
     as_csv = write_csv(tmp_path / "mine/summary.csv", [row | {"status": "done"} for row in rows])
     as_json = write_json(tmp_path / "mine.json", {"p1": 60.0, "p2": 70.0})
-    assert read_scores(as_csv) == read_scores(as_json)
+    assert read_scores(as_csv).scores == read_scores(as_json).scores
     assert read_scores(as_csv).scores["p2"]["mae"] == 70
 
 
@@ -136,6 +136,10 @@ def test_scores_of_different_voxels_are_told(tmp_path, caplog):
     assert "voxels" not in caplog.text
     compare_scores.main(list(map(str, files)))
     assert "scored in different voxels: body of the reference CT; given mask (non-zero)" in caplog.text
+    caplog.clear()
+    table = write_csv(tmp_path / "summary.csv", [row | {"status": "done"} for row in scores({"p1": 1.0})])
+    compare_scores.main([f"a={table}", str(files[1])])
+    assert "body of the reference CT; body of the reference CT, where MR > 0" in caplog.text
 
 
 def test_mistakes_of_the_command_line(tmp_path, capsys):

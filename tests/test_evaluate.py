@@ -52,7 +52,8 @@ def cohort(tmp_path) -> Path:
         write_volume(phantom(ref.array.max(), offset=10 * (index + 1)), tmp_path / "P" / f"{name}.nii.gz")
         write_volume(ref, tmp_path / "D" / name / f"{name}_CT.mha")
         write_volume(box(ref), tmp_path / "D" / name / f"{name}_mask.mha")
-        write_volume(ref.with_array(np.float32(ref.array > -500)), tmp_path / "D" / name / f"{name}_MR.mha")
+        seen = np.where(ref.array > -500, np.arange(ref.array.size).reshape(SHAPE) % 97 + 1, 0)
+        write_volume(ref.with_array(seen.astype(np.float32)), tmp_path / "D" / name / f"{name}_MR.mha")
     return tmp_path
 
 
@@ -99,6 +100,53 @@ def test_mr_narrows_the_mask():
     mr.array[:] = 0
     with pytest.raises(InputError, match="mask is empty"):
         report.score_case(pred, ref, box(ref), mr)
+
+
+def test_a_few_voxels_below_zero_make_no_standardised_mr():
+    """As splines do where they overshoot; a standardised MR has its background at its minimum."""
+    ref = phantom()
+    pred = ref.with_array(ref.array.copy())
+    pred.array[:6] += 100
+    mr = ref.with_array(np.zeros(SHAPE, np.float32))
+    mr.array[5:] = 300
+    clean = report.score_case(pred, ref, box(ref), mr)
+    mr.array[0, 0, :5] = -40
+    assert report.score_case(pred, ref, box(ref), mr) == clean
+    standardised = mr.with_array((mr.array.clip(0) - 150) / 100)
+    assert report.score_case(pred, ref, box(ref), standardised) == clean
+
+
+def test_nothing_is_scored_where_the_true_ct_is_not_known():
+    ref, covered = phantom(), np.zeros(SHAPE, bool)
+    covered[6:] = True
+    pred = ref.with_array(ref.array.copy())
+    pred.array[:6] += 100
+    known = report.score_case(pred, ref.with_array(np.where(covered, ref.array, -1000)), box(ref), covered=covered)
+    assert (known["mae"], known["dice_body"], known["dice_bone"]) == (0, 1, 1)
+
+
+def test_a_true_ct_of_a_part_is_scored_in_that_part(tmp_path):
+    """The result is the true CT itself, of which half of the slices are given."""
+    ct = phantom()
+    half = Volume(ct.array[:6].copy(), ct.spacing, ct.origin, ct.direction)
+    case = ScoredCase("a", write_volume(ct, tmp_path / "a.nii.gz"), write_volume(half, tmp_path / "half.nii.gz"))
+    whole = replace(case, mask=write_volume(box(ct), tmp_path / "mask.nii.gz"))
+    for row in report.score_cohort([case, whole], resample_reference=True)["cases"]:
+        assert (row["mae"], row["dice_body"], row["dice_bone"]) == (0, 1, 1)
+
+
+def test_what_is_no_mr_or_no_mask_is_refused(cohort):
+    pred, ref, mr = cohort / "P" / "b.nii.gz", cohort / "D" / "b" / "b_CT.mha", cohort / "D" / "b" / "b_MR.mha"
+    with pytest.raises(InputError, match=r"--mr .*b_CT\.mha: not an MR"):
+        evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mr={ref}"])
+    with pytest.raises(InputError, match=r"--mask .*b_MR\.mha: its values are not those of a mask or label map"):
+        evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mask={mr}"])
+
+
+def test_scores_do_not_go_to_a_folder(cohort):
+    files = [f"--pred={cohort / 'P' / 'b.nii.gz'}", f"--ref={cohort / 'D' / 'b' / 'b_CT.mha'}"]
+    with pytest.raises(InputError, match=r"--json .*: is a folder; expected a file"):
+        evaluate.main([*files, f"--json={cohort}", "--overwrite"])
 
 
 def test_body_of_the_reference_is_the_default_mask():
@@ -352,8 +400,9 @@ def test_command_scores_a_cohort(cohort, capsys):
 
 def test_rows_of_a_cohort_are_scores_of_cases(cohort):
     ref, pred = read_volume(cohort / "D" / "b" / "b_CT.mha"), read_volume(cohort / "P" / "b.nii.gz")
-    mask, mr = ref.with_array(np.ones(SHAPE, np.uint8)), ref.with_array(np.ones(SHAPE, np.int16))
-    mask.array[:, :18], mr.array[4:] = 0, -1
+    intensities = np.arange(ref.array.size, dtype=np.int16).reshape(SHAPE) % 97 + 1
+    mask, mr = ref.with_array(np.ones(SHAPE, np.uint8)), ref.with_array(intensities)
+    mask.array[:, :18], mr.array[4:] = 0, 0
     paths = {"pred": cohort / "P" / "b.nii.gz", "ref": cohort / "D" / "b" / "b_CT.mha"}
     paths |= {"mask": write_volume(mask, cohort / "mask.nrrd"), "mr": write_volume(mr, cohort / "mr.nrrd")}
     expected = [

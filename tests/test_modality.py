@@ -131,7 +131,7 @@ def test_a_reference_comes_with_its_padding_raised(tmp_path):
     from data.volumes.volume import write_volume
 
     ct = volume(padded(measured_ct(), -3024).astype(np.int16))
-    read = read_reference(write_volume(ct, tmp_path / "ct.nii.gz"), ct)
+    read = read_reference(write_volume(ct, tmp_path / "ct.nii.gz"), ct).ct
     np.testing.assert_array_equal(read.array, np.maximum(ct.array, -1024))
     assert in_hu(read) is read
 

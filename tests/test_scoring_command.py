@@ -10,7 +10,7 @@ import pytest
 
 import test_adapt
 import test_pipeline
-from cohort.scoring import cohort_command
+from cohort.scoring import cohort_command, true_ct_beside
 from data.errors import InputError
 from data.volumes.volume import Volume, read_volume, write_volume
 from evaluation.origin import result_told_by
@@ -230,3 +230,31 @@ def test_an_mr_beside_other_series_is_left_out_of_the_command(single, tmp_path, 
     (line,) = [text for text in caplog.text.splitlines() if "scripts.evaluate" in text]
     assert "--mr" not in line
     assert scored_by(line, capsys) == (["p0"] if single else ["p0", "p1"])
+
+
+@pytest.mark.parametrize(
+    ("mr", "others", "found"),
+    [
+        ("P01_MR", ["P02_MR", "P02_CT"], None),
+        ("P01_MR", ["P02_CT"], None),
+        ("P01_MR", ["P02_MR", "P01_CT"], "P01_CT"),
+        ("smith_MR", ["jones_MR", "jones_CT"], None),
+        ("smith_MR", ["jones_MR", "smith_CT"], "smith_CT"),
+        ("STS_024_MR_T1", ["STS_024_CT_on_MR_grid"], "STS_024_CT_on_MR_grid"),
+        ("mr", ["ct", "mr_mask"], "ct"),
+        ("T1", ["T2", "ct"], "ct"),
+        ("mr", ["planning_ct"], "planning_ct"),
+        ("mr", ["ct", "ct_2"], "ct"),
+    ],
+)
+def test_another_patients_ct_is_no_true_ct(mr, others, found, tmp_path):
+    for name in (mr, *others):
+        touch(tmp_path, f"{name}.nii.gz")
+    beside = true_ct_beside(tmp_path / f"{mr}.nii.gz")
+    assert (beside and beside.name) == (found and f"{found}.nii.gz")
+
+
+def test_the_patients_number_may_be_that_of_the_folder(tmp_path):
+    for name in ("mr", "P07_ct"):
+        touch(tmp_path, f"P07/{name}.nii.gz")
+    assert true_ct_beside(tmp_path / "P07/mr.nii.gz") == tmp_path / "P07/P07_ct.nii.gz"

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = []
     for case in find_cases(**sources):
         pred = read_volume(case.pred)
-        ref = read_reference(case.ref, pred, False, "result")
+        ref = read_reference(case.ref, pred, False, "result").ct
         seen = ct_body_mask(ref) & (True if case.mr is None else seen_voxels(read_volume(case.mr)))
         values = [volume.array[seen].astype(np.float32) for volume in (pred, ref)]
         scores.append([figures(*values, curve) for curve in curves()])

@@ -39,4 +39,4 @@ def patients(options: argparse.Namespace) -> Iterator[tuple[str, Volume, Volume]
         seen |= mr.keys() & ct.keys()
         for case in sorted(mr.keys() & ct.keys()):
             volume = read_volume(mr[case])
-            yield case, volume, read_reference(ct[case], volume)
+            yield case, volume, read_reference(ct[case], volume).ct

@@ -99,6 +99,11 @@ def words(name: str) -> list[str]:
     return [word for word in re.split(r"[_\W]+", name.lower()) if word]
 
 
+def telling_words(name: str) -> set[str]:
+    """Return the words of a name but those that only say what the image is: of `P07_MR_T1` it is `p07`."""
+    return set(words(name)) - _KINDS
+
+
 def patient_part(name: str) -> str:
     """Return a name without the words at its ends that only say what the image is: `P07_MR_T1` is `P07`."""
     kinds = "|".join(_KINDS)

@@ -10,8 +10,8 @@ from data.volumes.volume import Volume, describe_extent, same_grid
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
 
 
-def resample(volume: Volume, like: Volume, interpolation: str, outside: float) -> tuple[Volume, float]:
-    """Return a volume on the grid of another, and the share of its voxels that lie outside the first.
+def resample(volume: Volume, like: Volume, interpolation: str, outside: float) -> tuple[Volume, np.ndarray]:
+    """Return a volume on the grid of another, and which of its voxels the first covers, bool (z, y, x).
 
     Args:
         volume: what is resampled; a grid that is the same already gives the same voxels.
@@ -42,8 +42,7 @@ def resample(volume: Volume, like: Volume, interpolation: str, outside: float) -
             array = np.clip(np.rint(array), limits.min, limits.max)
         array[~inside] = outside
         array = array.astype(kind)
-    share = 1 - np.count_nonzero(inside) / inside.size
-    return Volume(array, like.spacing, like.origin, like.direction, like.nifti), share
+    return Volume(array, like.spacing, like.origin, like.direction, like.nifti), inside
 
 
 def _interpolated(volume: Volume, like: Volume, interpolator: int, outside: float) -> np.ndarray:
