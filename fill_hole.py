@@ -40,7 +40,7 @@ def fill_holes(mask: Volume, iterations: int = 10, radius: int | tuple[int, int,
     Args:
         mask: 0 is background, one other value is foreground.
         iterations: how often to vote at most; each closes a hole by about one voxel from its rim.
-        radius: half the box's size in voxels, for all axes or along x, y, z. Volumes of one slice use 0 along it.
+        radius: half the box's size in voxels, for all axes or along x, y, z. A mask of one slice (a PNG) has 0 along z.
         majority: voxels of foreground beyond one half that it takes; at most (N + 1) / 2.
 
     Returns:
@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         _fill_file(opt.input, opt.output, opt)
         return 0
     sources = sorted(path for path in find_paths(f"{glob.escape(str(opt.input))}/**") if _is_mask(path))
+    out = opt.output.resolve()
+    if out != opt.input.resolve():  # masks that an earlier run filled are no inputs
+        sources = [path for path in sources if not path.resolve().is_relative_to(out)]
     if not sources:
         raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")
     targets = {source: opt.output / source.relative_to(opt.input) for source in sources}

@@ -69,5 +69,5 @@ class FiniteLosses:
                 where, look = f" on slices {', '.join(last.origins)}", "look at these slices, "
             raise NonFiniteLossError(
                 f"loss not finite: {bad}{where}; no weight was changed by it: {look}lower --lr, and resume from the "
-                "last saved state with --continue_train"
+                "last saved state with --continue_train, or start again without it where none was saved yet"
             )

@@ -66,7 +66,7 @@ class InferenceSettings:
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
-        steps: for how many steps it was trained, from random weights on; None if that is not known.
+        steps: for how many steps the latest weights were trained, from random ones on; None if that is not known.
         hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
         caution: a warning that stands with every result, such as what the model is no use for; '' for none.
         unfinished: where its training stood when the latest weights were saved, in words; '' once it was over, or if
@@ -147,8 +147,11 @@ class InferenceSettings:
         return python_command("test_adapt.py", *words)
 
     def of_epoch(self, epoch: str) -> Self:
-        """Return the settings without what is true of the latest weights alone, for the weights of another epoch."""
-        return self if epoch == "latest" else replace(self, steps=None, unfinished="")
+        """Return the settings without what is true of the latest weights alone, for the weights of another epoch.
+
+        `steps` stays: others were trained for at most as many.
+        """
+        return self if epoch == "latest" else replace(self, unfinished="")
 
     def write(self, folder: Path) -> Path:
         """Write `inference.json` into a run's folder, atomically."""

@@ -50,5 +50,5 @@ def memory_shortage_said(device: torch.device, smaller: str = "") -> Iterator[No
         new_run = f", or start a run with a smaller {smaller}" if smaller else ""
         raise InputError(
             f"{device}: out of memory{asked_and_free(error, device)}; lower --batch_size or use --precision bf16, and "
-            f"resume from the last saved state with --continue_train{new_run}"
+            f"resume from the last saved state, if there is one, with --continue_train{new_run}"
         ) from error

@@ -121,7 +121,7 @@ class LearningRate:
         self._base_lr = base_lr
         self._schedule = (n_epochs, n_epochs_decay, lr_decay_iters, gamma)
         self._n_epochs_warm, self._warm_lr = n_epochs_warm, warm_lr
-        self._epoch = 1
+        self._epoch, self._is_warm = 1, False
         self._set(base_lr)
         self._plateaus = [
             ReduceLROnPlateau(optimiser, "min", plateau_factor, patience, threshold)
@@ -140,8 +140,9 @@ class LearningRate:
             self._set(self._warm_lr)
         elif self._policy not in ("plateau", "warmup_cosine"):
             self._set(self._base_lr * learning_rate_factor(self._policy, self._epoch, *self._schedule))
-        elif self._epoch == 1:
+        elif self._epoch == 1 or self._is_warm:
             self._set(self._base_lr)
+        self._is_warm = self._epoch < 1
 
     def start_step(self, progress: float) -> None:
         """Set the learning rate of a step; only 'warmup_cosine' changes it.
@@ -166,11 +167,12 @@ class LearningRate:
             plateau.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the policy, the current learning rate, the base rate and what 'plateau' remembers."""
+        """Return the policy, the rate now and whether it is a warm start's, the base rate, and what 'plateau' knows."""
         return {
             "policy": self._policy,
             "lr": self.current,
             "base_lr": self._base_lr,
+            "warm": self._is_warm,
             "plateaus": [plateau.state_dict() for plateau in self._plateaus],
         }
 
@@ -189,6 +191,7 @@ class LearningRate:
         # A plateau's rate is what its reductions left of the base rate, which may be another one now.
         factor = self._base_lr / state["base_lr"] if self._policy == "plateau" else 1.0
         self._set(float(state["lr"]) * factor)
+        self._is_warm = state.get("warm", False)  # an earlier version did not say so
         for plateau, stored in zip(self._plateaus, state["plateaus"], strict=True):
             if missing := plateau.state_dict().keys() - stored.keys():  # torch would begin those anew
                 raise ValueError(f"learning rate: the stored plateau lacks {', '.join(sorted(missing))}")

@@ -13,7 +13,7 @@ from data.settings.published import Command
 from data.volumes.contrasts import split_name
 from data.volumes.dicom import holds_slices
 from data.volumes.dicom_series import check_text
-from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix
+from data.volumes.volume import WRITABLE_SUFFIXES, volume_suffix, writable_suffix
 from options.base_options import (
     DicomOutput,
     MuMapSettings,
@@ -37,6 +37,15 @@ def file_or_folder(text: str) -> Path:
             f"{text}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}, or a folder for a DICOM series, with a "
             f"slash at its end: FOLDER{os.sep}"
         )
+    return volume_file(text) if is_volume_file(path) else path
+
+
+def volume_file(text: str) -> Path:
+    """Return the path of a volume file that can be written."""
+    try:
+        writable_suffix(path := Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return path
 
 
@@ -152,6 +161,8 @@ class PatientSettings(UseSettings, DicomChoice, ReferenceChoice, PatientSeries, 
         for name, path in (("mu_map", self.mu_map), ("uncertainty", self.uncertainty)):
             if path and not is_volume_file(path):
                 raise InputError(f"--{name} {path}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}")
+            if path:
+                writable_suffix(path)
 
 
 def test_parser() -> argparse.ArgumentParser:

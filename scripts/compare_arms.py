@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--phantom {options.phantom}: no test patient (test/*/labels.nii.gz) in it; make some with "
             + python_command("-m", "scripts.make_phantom", "--test_patients", 4)
         )
+    if lacking := [patient for patient in patients if not (patient / "mr.nii.gz").exists()]:
+        raise InputError(f"{lacking[0]}: has no mr.nii.gz; expected a phantom of one contrast, made without --dixon")
+    options.checkpoints_dir = [folder.resolve() for folder in options.checkpoints_dir]  # `..` names no seed
     folders = [folder.name for folder in options.checkpoints_dir]
     if len(set(folders)) < len(folders):
         raise InputError(f"--checkpoints_dir: expected folders of different names, found {' '.join(folders)}")

@@ -83,9 +83,11 @@ def as_int16(volume: Volume) -> Volume:
 
 def choose_source(source: Path, wanted: str | None) -> Path:
     """Return the folder of the format to read."""
-    there = [name for name in FORMATS if (source / name).is_dir() and wanted in (None, name)]
+    there = [name for name in FORMATS if wanted in (None, name) and any(source.glob(f"{name}/*"))]
     if not there:
-        raise InputError(f"{source}: has no folder {wanted or 'nifti or dicom'}; expected ibsi_validation of data_sets")
+        raise InputError(
+            f"{source}: has no folder {wanted or 'nifti or dicom'} with images; expected ibsi_validation of data_sets"
+        )
     return source / there[0]
 
 

@@ -48,7 +48,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--ct_pattern", metavar="PATTERN", help="where a case lies below --ct, e.g. '{case}/ct.nii.gz'")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, one folder a case")
     parser.add_argument("--mask", type=Path, help="body mask of a single CT, non-zero inside (default: computed)")
-    parser.add_argument("--seed", type=int, default=0, help="random numbers: contrast, bias field, noise (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random numbers: contrast, bias field, noise; all CT of a folder get the same (default: 0)",
+    )
     parser.add_argument(
         "--contrasts", nargs="+", default=[ONLY_CONTRAST], metavar="NAME",
         help=f"images of the scan: {ONLY_CONTRAST}, or some of {', '.join(CONTRASTS[1:])} (default: {ONLY_CONTRAST})",

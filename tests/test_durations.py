@@ -84,6 +84,17 @@ def test_the_time_left_does_not_count_the_quick_steps_of_a_warm_start(tmp_path, 
     assert [record.get("seconds_left") for record in lines] == [None, 5 * (20 - 4)]
 
 
+def test_a_run_that_is_a_warm_start_alone_says_what_is_left(tmp_path, clock):
+    run = replace(run_info(tmp_path), epochs=2, steps_per_epoch=10, warm_epochs=2)
+    with TrainingLog(run, VisualsStyle(CT_MAP), [("console", Console(tmp_path))], (1, 0)) as training_log:
+        training_log.start_epoch(1, 0)
+        for _ in range(4):
+            clock[0] += 2
+            training_log.step(0.0)
+        training_log.write_losses(1, 4, losses(G=1.0), 1e-4)
+    assert json.loads((tmp_path / "losses.jsonl").read_text())["seconds_left"] == 2 * (20 - 4)
+
+
 def test_records_of_earlier_versions_have_no_time_left():
     record = LossRecord(1, 2, 3.0, 1e-4, 0.5, 0.1, {"G": 1.0}, 60.0)
     assert parse_record(record.to_json()) == record

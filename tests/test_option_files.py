@@ -52,6 +52,36 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (settings.data.flip, settings.data.mr_window, settings.model.use_dropout) == ("x", "tissue", True)
 
 
+def test_a_warm_start_is_switched_on_and_off_on_the_command_line(tmp_path):
+    def parsed(*words):
+        return train_options.parse([*REQUIRED, *words]).model
+
+    def told(model):
+        return model.warm_epochs, model.warm_lr, model.lambda_simulated, model.simulates
+
+    cold = config(tmp_path, json.dumps(train_options.parse(REQUIRED).values()), "cold.json")
+    warm_words = [*REQUIRED, "--warm_start", "simulated_mr", "--n_epochs_warm", "4"]
+    warm = config(tmp_path, json.dumps(train_options.parse(warm_words).values()), "warm.json")
+    assert told(parsed(*cold, "--warm_start", "simulated_mr")) == (10, 1e-3, 10, True)
+    assert told(parsed(*warm, "--warm_start", "none")) == (0, 0, 0, False)
+    assert told(parsed(*warm, "--warm_start", "none", "--lambda_simulated", "2")) == (0, 0, 2, True)
+    assert told(parsed(*warm, "--warm_start", "simulated_mr"))[0] == told(parsed(*warm))[0] == 4
+    both = config(tmp_path, "warm_start: none\nn_epochs_warm: 10\n", "both.yaml")
+    assert told(parsed(*both, "--warm_start", "none", "--lambda_simulated", "0"))[0::3] == (0, False)
+
+
+def test_epochs_on_the_command_line_replace_seconds_of_a_file(tmp_path):
+    file = config(tmp_path, "model: paired\nseconds: 60\n")
+    assert train_options.parse([*REQUIRED, *file]).epochs is None
+    assert train_options.parse([*REQUIRED, *file, "--n_epochs", "5"]).epochs == 5
+
+
+def test_mirroring_is_switched_off_by_a_word():
+    assert train_options.parse([*REQUIRED, "--model", "simulated_pairs"]).data.flip == "xy"
+    data = train_options.parse([*REQUIRED, "--model", "simulated_pairs", "--flip", "none"]).data
+    assert not {"x", "y"} & set(data.augmentation.flip)
+
+
 def test_curve_and_window_replace_each_other(tmp_path):
     curve, window = config(tmp_path, "ct_transfer: soft_tissue"), config(tmp_path, "ct_window: [-900, 900]", "w.yaml")
     data = train_options.parse([*REQUIRED, *curve, "--ct_window", "-500", "500"]).data

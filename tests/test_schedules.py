@@ -159,6 +159,21 @@ def test_a_plateau_s_reductions_hold_for_another_base_rate():
     assert resumed.current == pytest.approx(0.02)
 
 
+def test_a_plateau_leaves_the_rate_of_a_warm_start_that_was_shortened():
+    long, short = ({"n_epochs_warm": n, "warm_lr": 5.0} for n in (4, 1))
+    rate = LearningRate([optimiser()], "plateau", 1.0, 9, 0, patience=0, **long)
+    rate.start_epoch(3)
+    assert rate.current == 5
+    resumed = LearningRate([optimiser()], "plateau", 1.0, 9, 0, patience=0, **short)
+    resumed.load_state_dict(rate.state_dict())
+    resumed.start_epoch(3)
+    assert resumed.current == 1
+    for metric in (3.0, 3.0):
+        resumed.end_epoch(metric)
+    resumed.start_epoch(4)
+    assert resumed.current == pytest.approx(0.2)  # reductions stay
+
+
 def test_state_of_another_policy_is_refused():
     state = LearningRate([optimiser()], "linear", 1.0, 4, 3).state_dict()
     with pytest.raises(InputError, match=r"'linear', this one 'plateau'"):

@@ -276,3 +276,27 @@ def test_a_last_step_that_does_not_come_out_even_is_done_all_the_same(unpaired, 
     assert load_state(folder)["position"]["samples"] == 5
     run(unpaired, tmp_path, *one, "--continue_train", steps=5)
     assert steps(folder) == [(1, 1), (1, 2), (1, 3)] and validations(folder) == [(1, 3)]
+
+
+def test_a_run_has_a_state_before_its_best_weights(unpaired, tmp_path, monkeypatch):
+    """Killed where these are written, it resumes; without a state it could neither resume nor start again."""
+    found = []
+
+    def dies(folder, model, epoch):
+        if epoch == "best":
+            found.append(run_folder.has_state(folder))
+            raise KeyboardInterrupt
+        save_weights(folder, model, epoch)
+
+    save_weights = run_folder.save_weights
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_folder, "save_weights", dies)
+        run(unpaired, tmp_path, "--val_patients", "0.25", "--n_epochs", "2", "--n_epochs_decay", "0")
+    assert found == [True]
+    killed = run(
+        unpaired, tmp_path, "--val_patients", "0.25", "--n_epochs", "2", "--n_epochs_decay", "0", "--continue_train"
+    )
+    assert_same_weights(
+        run(unpaired, tmp_path, "--val_patients", "0.25", "--n_epochs", "2", "--n_epochs_decay", "0", name="whole"),
+        killed,
+    )

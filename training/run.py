@@ -265,19 +265,23 @@ class TrainingRun:
         validation, schedule, epoch = self.settings.validation, self.settings.schedule, at.epoch
         ends = epoch == self.settings.epochs or self._is_over()
         if self.selection.validates and not at.validated and (ends or epoch % validation.val_freq == 0):
+            self._save_first(at)
             at = self._validate(at, training_log, interruption)
             if not at.validated:
                 self._save(at)
                 return at
         if ends or epoch % schedule.save_epoch_freq == 0:
-            # Before the next epoch's state: a run killed between would not go back. Nor could it resume without any.
-            if not self.group.share(lambda: run_folder.has_state(self.folder)):
-                self._save(at)
-            self._save_weights(epoch)
+            self._save_first(at)
+            self._save_weights(epoch)  # before the next epoch's state: a run killed between would not go back
         self.rate.end_epoch(at.epoch_loss)
         at = Position(epoch + 1, validated=at.validated)
         self._save(at)
         return at
+
+    def _save_first(self, at: Position) -> None:
+        """Save a state, if there is none, before weights: a run that ended between could not go on at all."""
+        if not self.group.share(lambda: run_folder.has_state(self.folder)):
+            self._save(at)
 
     def _mean_loss(self, loss: torch.Tensor) -> float:
         """Return the mean over all processes; each may resume from it in place of its own, and the mean stays."""
@@ -354,7 +358,7 @@ class TrainingRun:
         def prepare() -> None:
             run_folder.check_new(self.folder)
             run_folder.clear_scratch(self.folder)
-            self._steps = None if self.settings.run.init_from else 0
+            self._steps = self._steps_before()
             if self.described:
                 self._in_use = replace(self.described, steps=self._steps)
                 self._in_use.write(self.folder)
@@ -362,6 +366,18 @@ class TrainingRun:
 
         self.group.share(prepare)
         return Position()
+
+    def _steps_before(self) -> int | None:
+        """Return for how many steps the weights that a new run starts from were trained, None where it is not known."""
+        run = self.settings.run
+        if not run.init_from:
+            return 0
+        if not self.described:
+            return None
+        try:
+            return read_inference_settings(run.checkpoints_dir / run.init_from).steps
+        except InputError:
+            return None
 
     def _resume(self) -> Position:
         """Restore the last saved state; processes that it knows nothing of start afresh in what is theirs alone."""

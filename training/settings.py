@@ -35,6 +35,7 @@ from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from models.base_model import BaseModel, MethodSettings
 from models.model_settings import ModelSettings
 from models.schedules import POLICIES
+from models.warm_start import WHEN_WARM
 from visualization.settings import DisplaySettings
 
 
@@ -127,8 +128,8 @@ class ScheduleSettings:
     n_epochs: int = option(
         100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter",),
         first=True,
-        help="epochs at the initial learning rate; with --lr_policy warmup_cosine, all epochs of the run, over "
-             "which the rate rises and then falls",
+        help="epochs at the initial learning rate; with --lr_policy warmup_cosine the rate rises and falls over these "
+             "and --n_epochs_decay",
         needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(
@@ -284,6 +285,12 @@ def parse_training(
         options.ct_window = None
     if options.ct_window and "ct_transfer" not in given and ("ct_window" in given or "ct_transfer" not in from_file):
         options.ct_transfer = None
+    # A warm start that the command line switches on or off takes with it what the file recorded of the other.
+    if "warm_start" in given and options.warm_start != parser.get_default("warm_start"):
+        for option_name in WHEN_WARM.keys() - given:
+            setattr(options, option_name, None)
+    if "n_epochs" in given and "seconds" not in given:
+        options.seconds = None
     try:
         model: MethodSettings = from_namespace(method.settings_type, options)
         settings = TrainingSettings(

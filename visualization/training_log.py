@@ -68,7 +68,7 @@ class TrainingLog:
         run = self.run
         if self._left is None or epoch == run.warm_epochs + 1:
             # While the generators warm up, nobody knows what a step takes after that.
-            epochs = run.epochs if epoch > run.warm_epochs else None
+            epochs = run.epochs if epoch > run.warm_epochs or run.epochs == run.warm_epochs else None
             self._left = TimeLeft(
                 epochs and epochs * run.steps_per_epoch, self._steps_of_run(epoch, done),
                 run.seconds and run.seconds - seconds,

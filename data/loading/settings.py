@@ -97,8 +97,9 @@ class DataSettings(CtMapSettings):
         first=True, help=f"side of the random crop in pixels (default: {Augmentation.crop_size})",
     )  # fmt: skip
     flip: str = option(
-        "", nature=Nature.RESULT, nargs="?", const="x", choices=FLIPS, metavar="AXES", first=True,
-        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both; "
+        "", nature=Nature.RESULT, nargs="?", const="x", choices=(*FLIPS, "none"), metavar="AXES", first=True,
+        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both, none "
+        "neither; "
         "for limbs xy, for trunks at most x, although it puts organs on the wrong side",
     )  # fmt: skip
     rotate: float = option(

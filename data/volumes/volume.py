@@ -143,6 +143,20 @@ def volume_suffix(path: str | Path) -> str:
     return max((suffix for suffix in READABLE_SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
+def writable_suffix(path: Path) -> str:
+    """Return the ending of a volume file that can be written, in lower case.
+
+    Raises:
+        InputError: it is not such an ending.
+    """
+    suffix = volume_suffix(path)
+    if suffix not in WRITABLE_SUFFIXES:
+        raise InputError(f"{path}: unknown volume format; use one of {' '.join(WRITABLE_SUFFIXES)}")
+    if path.name[-len(suffix) :] not in (suffix, suffix.upper()):
+        raise InputError(f"{path}: ending in mixed case, which readers refuse; expected {suffix}")
+    return suffix
+
+
 def volume_stem(path: str | Path) -> str:
     """Return a volume's file name without the ending that names its format; of a folder, its name."""
     path = Path(path).absolute()
@@ -267,11 +281,7 @@ def write_volume(volume: Volume, path: str | Path, description: str = "") -> Pat
         InputError: the ending is not a format that can be written, or writing failed.
     """
     path = Path(path)
-    suffix = volume_suffix(path)
-    if suffix not in WRITABLE_SUFFIXES:
-        raise InputError(f"{path}: unknown volume format; use one of {' '.join(WRITABLE_SUFFIXES)}")
-    if path.name[-len(suffix) :] not in (suffix, suffix.upper()):
-        raise InputError(f"{path}: ending in mixed case, which readers refuse; expected {suffix}")
+    suffix = writable_suffix(path)
     try:
         with whole_file(path) as scratch:
             # ITK knows most endings in lower case only.
