@@ -311,16 +311,16 @@ def _check_histograms(findings: Findings, distances: np.ndarray, training: Train
         "hu_distance_limit": median_limit,
         "odd_slices_share": odd / distances.size,
     }
-    if odd / distances.size > MAX_ODD_SLICES:
+    if median > median_limit:
+        findings.warnings.append(
+            f"HU histograms differ from those of the training CT: half of the slices by {median:.1f} HU or more, in "
+            f"training {median_limit:.1f} HU at most. Look at the result. Common reasons: a part of the body that the "
+            "model does not know, much bone, much fat"
+        )
+    elif odd / distances.size > MAX_ODD_SLICES:  # said already, where half of all slices are odd
         findings.warnings.append(
             f"{odd} of {distances.size} slices have an HU histogram that is more than {limit:.0f} HU from that of the "
             "training CT"
-        )
-    if median > median_limit:
-        findings.warnings.append(
-            f"HU histograms differ from those of the training CT: half of the slices by {median:.0f} HU or more, in "
-            f"training {median_limit:.0f} HU at most. Look at the result. Common reasons: a part of the body that the "
-            "model does not know, much bone, much fat"
         )
 
 

@@ -29,10 +29,10 @@ def join_findings(findings: Mapping[str, Findings], mixture: str | None = None) 
     return Findings(figures, **texts)
 
 
-def describe_findings(findings: Findings) -> dict[str, str | None]:
+def describe_findings(findings: Findings) -> dict[str, list[str] | None]:
     """Return the lines of a results page on the findings; None if there are none."""
     lines = {"warnings": findings.warnings, "not checked": findings.unchecked, "notes": findings.notes}
-    return {name: "; ".join(texts) or None for name, texts in lines.items()}
+    return {name: texts or None for name, texts in lines.items()}
 
 
 def _joined(texts: Mapping[str, list[str]]) -> list[str]:

@@ -46,7 +46,7 @@ def check_contrast(findings: Findings, plan: VolumePlan, below_skins: np.ndarray
         if share > MAX_DARK_BORDERS:
             findings.warnings.append(
                 f"{100 * share:.0f} % of the borders between fat and muscle are dark lines, as in opposed-phase "
-                f"images (in phase 2 % at most): {T1_IN_PHASE}"
+                f"images (in phase 1.7 % at most): {T1_IN_PHASE}"
             )
     found = below_skins[np.isfinite(below_skins)]
     if found.size:

@@ -39,11 +39,14 @@ def shown_progress[T](items: Iterable[T], total: int, title: str, unit: str, lea
 def _in_lines[T](items: Iterable[T], total: int, title: str, unit: str) -> Iterator[T]:
     units = unit if total == 1 else f"{unit}s"
     log.info("%s: %d %s", title, total, units)
-    began = said = time.monotonic()
+    said = first = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item  # the work may be the caller's
         now = time.monotonic()
+        if done == 1:
+            first = now  # it also started workers and filled caches, and tells nothing of the others
         if done < total and now - said >= _EVERY_S:
-            left = (now - began) / done * (total - done)
-            log.info("%s: %d of %d %s, about %s left", title, done, total, units, describe_seconds(left))
+            left = (now - first) / (done - 1) * (total - done) if done > 1 else 0
+            text = f", about {describe_seconds(left)} left" if left else ""
+            log.info("%s: %d of %d %s%s", title, done, total, units, text)
             said = now

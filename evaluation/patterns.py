@@ -74,7 +74,11 @@ def propose(pred: CaseVolumes, other: CaseVolumes, look: Callable[[Path], list[P
             named, there = search(one) or {}, search(another) or {}
         except InputError:  # as where two files would be one case
             continue
-        matched = sorted(named.keys() & there.keys())
+        matched = sorted(
+            name
+            for name in named.keys() & there.keys()
+            if _may_be(below(other.path, there[name]).as_posix(), other.kind)
+        )
         volumes = [volumes[name] for name in matched for volumes in (named, there)]
         if matched and volumes not in [known for *_, known in proposals]:  # by other words, the same volumes
             proposals.append((rank, Proposal(one, another, len(matched), len(found) or len(named)), volumes))

@@ -199,8 +199,10 @@ class CycleGANModel(BaseModel):
             len(dataset.contrasts),
         )  # fmt: skip
         if extractor:
-            n_classes = extractor.settings.n_classes
-            log.info("shape: %d of %d classes, those that all masks distinguish", model.shape_classes, n_classes)
+            parts = (
+                "the outline of the body" if model.shape_classes == 1 else f"{model.shape_classes} parts of the body"
+            )
+            log.info("shape constraint: %s, as all masks show it", parts)
         multiple = Architecture.of(settings, *model.channels.values()).multiple
         model._open_sample = partial(_fixed_sample, dataset, settings.seed, multiple)
         return model

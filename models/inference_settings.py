@@ -326,9 +326,15 @@ def check_compatible(name: str, old: InferenceSettings, new: InferenceSettings) 
     # Of one contrast the name says nothing that the weights depend on.
     several = ("contrasts",) if len(new.contrasts) > 1 else ()
     if different := differing(old, new, (*_NETWORK, *several)):
-        raise InputError(f"--init_from {name}: its weights were trained with other settings ({'; '.join(different)})")
+        raise InputError(
+            f"--init_from {name}: its weights were trained with other settings ({'; '.join(different)}); give the same "
+            "options as that training"
+        )
     for text in differing(old, new, ("view", "spacing_mm", "mr_window", "bias_correction")):
-        log.warning("warning: --init_from %s: %s", name, text)
+        log.warning(
+            "warning: --init_from %s: %s: the weights know other images than this data set has; prepare it with the "
+            "same options, or train for longer", name, text,
+        )  # fmt: skip
 
 
 def check_continued(folder: Path, old: InferenceSettings, new: InferenceSettings, learns_from_mr: bool = True) -> None:

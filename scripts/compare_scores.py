@@ -86,7 +86,11 @@ def in_common(results: Mapping[str, Scores]) -> set[str]:
     common, some = set.intersection(*every), set.union(*every)
     if not common:
         shown = "; ".join(f"{label}: {listed(sorted(scores), _MOST_NAMES)}" for label, scores in results.items())
-        raise InputError(f"no case is scored in all files; expected scores of the same patients, found {shown}")
+        raise InputError(
+            f"no case is scored in all files; expected scores of the same patients, found {shown}. "
+            "Where names differ, score with scripts.evaluate and patterns that give the same {case} for all, as "
+            "--pred_pattern '{case}_MR_T1.nii.gz'"
+        )
     if common < some:
         log.warning("warning: not scored in all files, left out: %s", listed(sorted(some - common), _MOST_NAMES))
     return common

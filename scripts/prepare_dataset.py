@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.commands import python_command
-from data.errors import InputError, run_command
+from data.errors import InputError, counted, run_command
 from data.prepared.contrast_sources import find_contrasts
 from data.prepared.manifest import Manifest
 from data.prepared.patient_ids import warn_of_same_patients
@@ -236,6 +236,13 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     """Log where the masks can be looked at, and the commands that train."""
     root = shlex.quote(str(options.out))
     log.info("look at the body masks first: %s", page or options.out / "bodies")
+    patients = [{case.patient for case in manifest.select("train", domain)} for domain in "AB"]
+    if patients[0] & patients[1]:
+        log.info(
+            "next: %s   (%s with both MR and CT: registered pairs, or synthetic CT for self-training)",
+            python_command("train.py", "--model", "paired", "--dataroot", options.out, "--name", "NAME"),
+            counted(len(patients[0] & patients[1]), "patient"),
+        )
     log.info(
         "next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; a GPU takes minutes)", root
     )

@@ -399,13 +399,14 @@ def saturated(mr):
         (smaller, ["the body in the synthetic CT differs from that in the MR: Dice"]),
         (lambda mr: np.full(mr.array.shape, -1000, np.float32), ["no body in the synthetic CT", "low end, -1000 HU"]),
         (saturated, ["of the body at the CT window's high end, 1400 HU"]),
-        (inverted, ["6 of 6 slices have an HU histogram that is more than", "half of the slices by"]),
+        (inverted, ["half of the slices by"]),
         (partly_inverted, ["1 of 6 slices have an HU histogram that is more than"]),
     ],
 )
 def test_a_bad_ct_is_a_warning(hu_of, words):
     text = "; ".join(converted(hu_of, training=TRAINING).warnings)
     assert all(word in text for word in words), text
+    assert text.count("HU histogram") <= 1  # told once
 
 
 @pytest.mark.parametrize(

@@ -469,9 +469,11 @@ def test_a_cohort_without_a_true_ct_has_one_table(tmp_path):
 
 def test_notes_look_unlike_warnings(tmp_path):
     mr, ct, _ = patient()
-    said = {"warnings": "look at this", "notes": "the series leaves out StudyID"}
+    said = {"warnings": ["look at this", "and at that"], "notes": ["the series leaves out StudyID"]}
     text = write_case_page(tmp_path, "p", mr, ct, details=said).read_text()
     assert '<p class="warning" role="note">warning: look at this</p>' in text
+    assert '<p class="warning" role="note">warning: and at that</p>' in text
+    assert text.count("<dd>look at this</dd>") == text.count("<dd>and at that</dd>") == 1
     assert '<p class="note" role="note">note: the series leaves out StudyID</p>' in text
 
 

@@ -73,7 +73,7 @@ def write_case_page(
         scores: by the keys of `evaluation.report.FIGURES`; others are shown by their own names.
         synthetic: which of the two, 'CT' or 'MR', was made from the other.
         body: where voxels count in the histograms, bool (z, y, x); computed from the CT if None.
-        details: further lines, e.g. input, model, epoch; what is None is left out.
+        details: further lines, e.g. input, model, epoch; what is None is left out. A list has a line for each.
         cohort_page: page of the cohort to lead back to.
         contrast: which one of several the MR is.
         uncertainty: the standard deviation in HU of the synthetic CT on the MR's grid.
@@ -208,10 +208,10 @@ def _add_header(case: str, cohort_page: Path | None, folder: Path, details: Mapp
         if cohort_page is not None:
             tags.p(tags.a("All cases", href=link_to(cohort_page, folder)), cls="screen")
         tags.p("Not for clinical use")
-    if warnings := details.get("warnings"):
-        tags.p(f"warning: {warnings}", cls="warning", role="note")
-    if notes := details.get("notes"):
-        tags.p(f"note: {notes}", cls="note", role="note")
+    for name, kind in (("warnings", "warning"), ("notes", "note")):
+        texts = details.get(name)
+        for text in texts if isinstance(texts, list) else []:
+            tags.p(f"{kind}: {text}", cls=kind, role="note")
 
 
 def _add_viewer(shown: list[ShownVolume], region: Region) -> None:

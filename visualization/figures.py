@@ -279,6 +279,9 @@ def draw_losses(runs: Mapping[str, Sequence[LossRecord]], names: Sequence[str] |
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a run's name with $ is no formula
+    if smooth:
+        note = f"thin: as recorded; bold: smoothed (--smooth {smooth:g}), which follows late"
+        figure.text(0.995, 0.995, note, ha="right", va="top", fontsize=7, color="#5b6570")
     return figure
 
 

@@ -76,11 +76,12 @@ def link_to(path: Path, folder: Path) -> str:
 
 
 def pairs(values: Mapping[str, object]) -> tags.dl:
-    """Return names and values as a list for reading; values that are None are left out."""
+    """Return names and values as a list for reading, each of a list on a line; values that are None are left out."""
     listed = tags.dl(cls="pairs")
     for name, value in values.items():
         if value is not None:
-            listed.add(tags.div(tags.dt(name), tags.dd(str(value))))
+            lines = value if isinstance(value, list) else [value]
+            listed.add(tags.div(tags.dt(name), *(tags.dd(str(line)) for line in lines)))
     return listed
 
 

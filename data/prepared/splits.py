@@ -128,7 +128,8 @@ def validation_cases(manifest: Manifest, val_share: float | None, seed: int) -> 
         names = sorted({case.patient for cases in tested.values() for case in cases})
         raise InputError(
             f"--val_patients {val_share:g} does nothing: the data set has test patients ({', '.join(names)}), which "
-            "are used for validation; leave it out, or prepare the data set without --test_mr and --test_ct"
+            "are used for validation; leave it out. A run that was begun without them cannot go on with them: start a "
+            "new one, or prepare the data set without --test_mr and --test_ct"
         )
     held_back: set[str] = set()
     domains = [domain for domain in "AB" if manifest.select("train", domain)]  # of CT alone MR is simulated
