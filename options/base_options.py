@@ -165,7 +165,7 @@ class MuMapSettings:
             found = several if of_models else "the model records no tube voltage"
             chosen, why = (
                 DEFAULT_KVP,
-                f"because {found}; the card in its folder may say more, and --kvp takes another",
+                f"because {found}; its card may say more, and --kvp takes another",
             )
         log.info("attenuation: curve for CT of %d kVp, %s", chosen, why)
         return MuSettings(chosen, self.pet_fwhm_mm)

@@ -94,7 +94,7 @@ def test_a_model_s_caution_is_a_warning_of_every_result_and_changes_no_hash(tmp_
 
 
 @pytest.mark.parametrize("recorded, asked, used, why", [
-    (None, None, 120, "because the model records no tube voltage; the card in its folder may say more, and --kvp"),
+    (None, None, 120, "because the model records no tube voltage; its card may say more, and --kvp takes another"),
     (100, None, 100, "as the model records; --kvp takes another"),
     (100, 80, 80, "as --kvp says"),
 ])  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_mu_map_takes_the_tube_voltage_that_the_model_records(recorded, asked,
 def test_models_of_several_tube_voltages_take_the_default_and_say_so(caplog):
     caplog.set_level(logging.INFO)
     assert MuMapSettings(mu_map=True).mu_settings([140, None, 120]) == MuSettings(120)
-    assert "because the models record 120 and 140 kVp; the card" in caplog.text
+    assert "because the models record 120 and 140 kVp; its card" in caplog.text
     assert MuMapSettings(mu_map=True, pet_fwhm_mm=4.0).mu_settings([140, None]) == MuSettings(140, 4.0)
     assert MuMapSettings().mu_settings([140]) is None
 
