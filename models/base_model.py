@@ -1,7 +1,7 @@
 """Base of all training methods: networks, optimisers, the form of a step, and the state."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -80,6 +80,16 @@ class MethodSettings(OptimiserSettings, ComputingSettings):
 
     `direction` says which domain A is: with 'AtoB' MR.
     """
+
+    @classmethod
+    def outdated(cls, given: Mapping[str, Any], before: Callable[[str], Any]) -> set[str]:
+        """Return the options of which a file's value counts no more, because of those on the command line.
+
+        Args:
+            given: the options on the command line, by name.
+            before: returns what an option is without it: the value of a file, or else the method's own.
+        """
+        return set()
 
     def __post_init__(self) -> None:
         """Refuse options that nothing would use.

@@ -1,5 +1,6 @@
 """Options of the warm start: a CycleGAN's generators are trained on simulated pairs first."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from data.settings.values import nonnegative_float, nonnegative_int
 
 WARM_STARTS = ("none", "simulated_mr")
 # Defaults of a warm start's options; without one they are 0.
-WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
+_WHEN_WARM: dict[str, Any] = {"n_epochs_warm": 10, "warm_lr": 1e-3, "lambda_simulated": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,23 @@ class WarmStart:
     )
     n_epochs_warm: int | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_int, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"epochs on simulated pairs only, before --n_epochs (default: {WHEN_WARM['n_epochs_warm']})",
+        help=f"epochs on simulated pairs only, before --n_epochs (default: {_WHEN_WARM['n_epochs_warm']})",
     )  # fmt: skip
     warm_lr: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float, needs=Need("warm_start", ("simulated_mr",)),
-        help=f"learning rate of the warm start (default: {WHEN_WARM['warm_lr']:g})",
+        help=f"learning rate of the warm start (default: {_WHEN_WARM['warm_lr']:g})",
     )  # fmt: skip
     lambda_simulated: float | None = option(
         None, nature=Nature.RESULT, parse=nonnegative_float,
         help="weight of the L1 loss on simulated pairs during the adversarial training (default: "
-        f"{WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
+        f"{_WHEN_WARM['lambda_simulated']:g} with a warm start, else 0)",
     )  # fmt: skip
+
+    @classmethod
+    def outdated(cls, given: Mapping[str, Any], before: Callable[[str], Any]) -> set[str]:
+        """Return the options of a warm start where the command line switches it on or off, other than a file."""
+        switched = "warm_start" in given and given["warm_start"] != before("warm_start")
+        return set(_WHEN_WARM) - given.keys() if switched else set()
 
     def __post_init__(self) -> None:
         """Fill in what depends on `warm_start`.
@@ -45,7 +52,7 @@ class WarmStart:
         """
         if self.warm_start != "none" and self.warm_lr == 0:
             raise InputError("--warm_lr 0: expected a number above 0")
-        for name, value in WHEN_WARM.items():
+        for name, value in _WHEN_WARM.items():
             given = getattr(self, name)
             if not given and self.warm_start == "none":
                 object.__setattr__(self, name, 0)

@@ -35,7 +35,6 @@ from evaluation.criteria import CRITERIA, DEFAULT_CRITERION
 from models.base_model import BaseModel, MethodSettings
 from models.model_settings import ModelSettings
 from models.schedules import POLICIES
-from models.warm_start import WHEN_WARM
 from visualization.settings import DisplaySettings
 
 
@@ -285,10 +284,9 @@ def parse_training(
         options.ct_window = None
     if options.ct_window and "ct_transfer" not in given and ("ct_window" in given or "ct_transfer" not in from_file):
         options.ct_transfer = None
-    # A warm start that the command line switches on or off takes with it what the file recorded of the other.
-    if "warm_start" in given and options.warm_start != parser.get_default("warm_start"):
-        for option_name in WHEN_WARM.keys() - given:
-            setattr(options, option_name, None)
+    said = {option_name: getattr(options, option_name) for option_name in given}
+    for option_name in method.settings_type.outdated(said, parser.get_default):
+        setattr(options, option_name, None)
     if "n_epochs" in given and "seconds" not in given:
         options.seconds = None
     try:
