@@ -33,3 +33,14 @@ project_python() {
     fi
     echo "$python"
 }
+
+# The file of --config lies where the command was typed, and the scripts change to the project's folder.
+words=() before=""
+for word in "$@"; do
+    case $before/$word in
+        --config/*) word=$(data_set_path "$word") ;;
+        */--config=*) word=--config=$(data_set_path "${word#*=}") ;;
+    esac
+    words+=("$word") before=$word
+done
+set -- ${words[@]+"${words[@]}"}

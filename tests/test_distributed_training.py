@@ -203,6 +203,22 @@ def test_a_slurm_job_resumes_where_its_run_has_a_state_and_meets_at_its_own_port
     assert len(ports) == 3
 
 
+@pytest.mark.parametrize(
+    "words, text",
+    [(["--config", "run.yaml"], "name: r\n"), (["--config=run.yaml", "--name", "r"], "checkpoints_dir: there\n")],
+)
+def test_a_slurm_job_needs_the_place_of_its_run_on_the_command_line(tmp_path, words, text):  # fmt: skip
+    """By a file's alone it would not find its run when it starts again."""
+    (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    script = ["bash", str(ROOT / "scripts/slurm_train.sbatch"), *words]
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node1"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: --config run.yaml: give --name, and --checkpoints_dir" in done.stderr
+
+
 def children(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

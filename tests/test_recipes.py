@@ -54,5 +54,20 @@ def test_a_recipe_leaves_it_to_the_training_to_report_a_missing_data_set(tmp_pat
     assert f"<--dataroot><{tmp_path / folder}><--name>" in done.stdout and done.stdout.count("<train.py>") == 1
 
 
+@pytest.mark.parametrize("script", RECIPES)
+@pytest.mark.parametrize("words", [["--config", "my run.yaml"], ["--config=my run.yaml"]])
+def test_a_config_file_lies_where_the_recipe_was_started(tmp_path, script, words):
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\nexit 2\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "my run.yaml").touch()
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), "set", *words, "--ngf", "8"], cwd=tmp_path, capture_output=True,
+        text=True, timeout=60, env=os.environ | {"PYTHON": str(tmp_path / "python")},
+    )  # fmt: skip
+    file = tmp_path / "my run.yaml"
+    expected = f"<--config><{file}><--ngf><8>" if len(words) == 2 else f"<--config={file}><--ngf><8>"
+    assert (done.returncode, done.stderr) == (2, "") and expected in done.stdout
+
+
 def test_there_are_scripts():
     assert {"train_recommended.sh", "train_self_lcc.sh", "reproduce_sts.sh", "slurm_train.sbatch"} <= set(SCRIPTS)
