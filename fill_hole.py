@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     sources = sorted(path for path in find_paths(f"{glob.escape(str(opt.input))}/**") if _is_mask(path))
     out = opt.output.resolve()
-    if out != opt.input.resolve():  # masks that an earlier run filled are no inputs
+    if opt.input.resolve() in out.parents:  # masks that an earlier run filled are no inputs
         sources = [path for path in sources if not path.resolve().is_relative_to(out)]
     if not sources:
         raise InputError(f"--input {opt.input}: no mask in it; expected {' '.join(MASK_SUFFIXES)}")

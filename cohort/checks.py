@@ -105,7 +105,7 @@ class Check:
             steps: for how many the model was trained, if that is known.
             caution: a warning that the model gives with every result, '' for none.
             unfinished: where the model's training stood, in words; '' if it was over.
-            air_outside: whether tissue outside the body is set to air afterwards, so that nobody need be warned of it.
+            air_outside: whether tissue outside the body is set to air afterwards: then no warning is needed.
         """
         self.plan, self.training, self.body = plan, training, plan.body
         self.air_outside = air_outside

@@ -36,10 +36,10 @@ class Made(NamedTuple):
 
     def clear_outside(self) -> None:
         """Set tissue of the synthetic CT far outside the body to air, and note how much that was."""
-        ml = clear_outside(self.synthetic, self.body)
+        ml = clear_outside(self.synthetic, self.body, self.deviation)
         if ml:
             self.findings.notes.append(
-                f"{ml:.3g} ml of tissue more than {FAR_MM:g} mm outside the body that was found in the MR were set to "
+                f"{ml:.1f} ml of tissue more than {FAR_MM:g} mm outside the body that was found in the MR were set to "
                 "air (--air_outside)"
             )
 

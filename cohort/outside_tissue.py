@@ -42,7 +42,9 @@ class OutsideTissue(NamedTuple):
 
 
 def outside_tissue(ct: Volume, body: np.ndarray) -> OutsideTissue:
-    """Return how much tissue (above -300 HU) of a CT lies in the air around a body, by distances within axial slices.
+    """Return how much tissue (above -300 HU) of a CT lies in the air around a body.
+
+    That is more than `FAR_MM` from it, within an axial slice, and of slices nearer than that.
 
     Args:
         ct: in HU.
@@ -55,20 +57,28 @@ def outside_tissue(ct: Volume, body: np.ndarray) -> OutsideTissue:
     return OutsideTissue(voxels * voxel_ml, voxels / max(1, int(np.count_nonzero(body))), slices)
 
 
-def clear_outside(ct: Volume, body: np.ndarray) -> float:
-    """Set to air, -1000 HU, what `outside_tissue` counts in a CT, which is changed; return how many ml that were."""
+def clear_outside(ct: Volume, body: np.ndarray, deviation: Volume | None = None) -> float:
+    """Set to air, -1000 HU, what `outside_tissue` counts in a CT, which is changed; return how many ml that were.
+
+    `deviation`: that of the CT; of what becomes air it becomes 0.
+    """
     voxels = 0
-    for plane, tissue in _far_tissue(ct, body):
+    spread = None if deviation is None else in_axial_order(ct, deviation.array)[0][0]
+    for k, (plane, tissue) in enumerate(_far_tissue(ct, body)):
         plane[tissue] = AIR_HU
+        if spread is not None:
+            spread[k][tissue] = 0
         voxels += int(np.count_nonzero(tissue))
     return float(voxels * np.prod(ct.spacing) / 1000)
 
 
 def _far_tissue(ct: Volume, body: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the axial slices of a CT, and where each has tissue far outside the body."""
-    (hu, inside), (_, *in_plane) = in_axial_order(ct, ct.array, body)
-    for plane, seen in zip(hu, inside, strict=True):
-        tissue = (plane > TISSUE_HU) & ~seen
-        if tissue.any() and seen.any():
-            tissue &= ndimage.distance_transform_edt(~seen, sampling=in_plane) > FAR_MM
+    """Yield the axial slices of a CT, and where each has tissue far from the body in it and in slices near it."""
+    (hu, inside), (depth, *in_plane) = in_axial_order(ct, ct.array, body)
+    reach = int(FAR_MM / depth)
+    for k, plane in enumerate(hu):
+        near = inside[max(0, k - reach) : k + reach + 1].any(axis=0)
+        tissue = (plane > TISSUE_HU) & ~near
+        if tissue.any() and near.any():
+            tissue &= ndimage.distance_transform_edt(~near, sampling=in_plane) > FAR_MM
         yield plane, tissue

@@ -1,7 +1,9 @@
 """The command that scores results, complete: where results, MR and true CT lie, and how their cases are called."""
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,12 @@ from data.volumes.volume import volume_stem
 from evaluation.case_folders import CASE
 from evaluation.patterns import MASK_WORDS, with_case
 
+_FOLDERS_ABOVE = 3  # whose names may be the patient's
 _NO_CT = "CT"  # what the command calls true CT that nobody has shown yet
+
+
+# What lies in a folder, the telling words of its name, and whether that holds CT.
+_Named = tuple[Path, set[str], bool]
 
 
 class _Place(NamedTuple):
@@ -66,27 +73,44 @@ def cohort_command(results: Path, paths: Mapping[str, Path], root: Path | None =
 
 def true_ct_beside(mr: Path) -> Path | None:
     """Return the CT that lies beside an MR, by its name; None without one, or where there are several."""
-    found = _ct_beside(mr)
+    found = _ct_beside(mr, _named_in)
     return found[0] if len(found) == 1 else None
 
 
-def _ct_beside(mr: Path) -> list[Path]:
-    """Return volume files or DICOM folders beside an MR whose names hold the word CT, and no other patient's."""
-    own = telling_words(volume_stem(mr)) | telling_words(mr.parent.name)
+def _ct_beside(mr: Path, look: Callable[[Path], list[_Named]]) -> list[Path]:
+    """Return volume files or DICOM folders beside an MR whose names hold the word CT: those whose names are nearest.
+
+    Not those whose names are nearer to another MR of the folder, or have another number in the same place. `look` is
+    `_named_in`, or remembers what it returned.
+    """
+    own = telling_words(volume_stem(mr))
+    above = set().union(*map(telling_words, mr.parts[-_FOLDERS_ABOVE - 1 : -1]))
+    there = look(mr.parent)
+    candidates = [(path, named, len(named & (own | above))) for path, named, is_ct in there if is_ct and path != mr]
+    nearest = max((shared for *_, shared in candidates), default=0)
+    found = []
+    for path, named, shared in candidates:
+        if shared < nearest or not (shared or not _shapes(named) & _shapes(own)) or not is_volume_or_series(path):
+            continue
+        rivals = (len(named & other) for rival, other, is_ct in there if not is_ct and rival != mr)
+        if all(rival <= len(named & own) for rival in rivals):
+            found.append(path)
+    return found
+
+
+def _named_in(folder: Path) -> list[_Named]:
+    """Return what lies in a folder but masks, by name: each with its telling words, and whether it is called CT."""
     try:
-        others = [path for path in sorted(mr.parent.iterdir()) if path != mr and is_volume_or_series(path)]
+        paths = sorted(folder.iterdir())
     except OSError:
         return []
-    kinds = {path: set(words(path.name)) for path in others}
-    alone = all("ct" in found or MASK_WORDS & found for found in kinds.values())
-    called_ct = [path for path, found in kinds.items() if "ct" in found and not MASK_WORDS & found]
-    return [path for path in called_ct if _may_be_of(telling_words(volume_stem(path)), own, alone)]
+    named = [(path, set(words(path.name))) for path in paths]
+    return [(path, telling_words(volume_stem(path)), "ct" in found) for path, found in named if not MASK_WORDS & found]
 
 
-def _may_be_of(named: set[str], own: set[str], alone: bool) -> bool:
-    """Tell whether the CT of `named` may be that of the MR with the words `own`; `alone`: there is no other MR."""
-    numbers = {word for word in named if any(map(str.isdigit, word))}
-    return numbers <= own and (alone or not named or bool(named & own))
+def _shapes(named: set[str]) -> set[str]:
+    """Return words that hold digits, with a sign for each digit: P01 and P02 are of one shape."""
+    return {re.sub(r"\d", "#", word) for word in named if re.search(r"\d", word)}
 
 
 def _command(*arguments: object) -> str:
@@ -127,8 +151,11 @@ def _key(name: str, path: Path, choice: int) -> str:
 
 def _reference_pattern(root: Path, place: _Place, paths: Mapping[str, Path]) -> str | None:
     """Return the pattern of CT beside the MR that most cases have, None without any."""
+    look = cache(_named_in)  # of a flat folder every MR asks
     candidates = {
-        with_case(below(root, ct).as_posix(), key) for name, key in place.keys.items() for ct in _ct_beside(paths[name])
+        with_case(below(root, ct).as_posix(), key)
+        for name, key in place.keys.items()
+        for ct in _ct_beside(paths[name], look)
     }
     counts = {
         one: sum(_has(root, one, key) for key in place.keys.values()) for one in sorted(candidates) if CASE in one

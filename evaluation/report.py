@@ -11,7 +11,7 @@ import numpy as np
 from data.errors import InputError
 from data.files import write_json
 from data.masks.body_mask import ct_body_mask
-from data.values.modality import check_ct, check_mr, in_hu, kind_of
+from data.values.modality import check_ct, in_hu, kind_of
 from data.volumes.volume import Volume, describe_difference, read_volume, resampling, same_grid
 from evaluation import metrics
 from evaluation.cases import ScoredCase, read_reference
@@ -47,6 +47,9 @@ FIGURES = COLUMNS | {
     "body_dice": ("body Dice MR, CT", 3),
     "unseen_percent": ("unusual slices [%]", 0),
 }
+
+# A label map that was resampled has fewer values than this, an image more.
+_MOST_IN_A_MASK = 200
 
 # An MR of which a larger share lies below 0, by more than this share of its intensities, was standardised.
 STANDARDISED_SHARE, NEAR_ZERO = 0.1, 0.01
@@ -204,17 +207,18 @@ def _scores(case: ScoredCase, resample_reference: bool, any_values: bool) -> dic
             ) from error
     ref = read_reference(case.ref, pred, resample_reference, "result", case.pred)
     mask, mr = (None if path is None else read_volume(path) for path in (case.mask, case.mr))
-    if mr is not None:
-        try:
-            check_mr(mr)
-        except InputError as error:
-            raise InputError(f"--mr {case.mr}: {error}") from error
-    if mask is not None and kind_of(mask) != "labels":
-        raise InputError(
-            f"--mask {case.mask}: its values are not those of a mask or label map; expected 0 outside, and whole "
-            "numbers inside"
-        )
+    for name, other in (("--ref", ref.ct), ("--pred", pred)):
+        if mr is not None and np.array_equal(mr.array, other.array):
+            raise InputError(f"--mr {case.mr}: has the values of {name}; expected the MR that the result was made from")
+    if mask is not None and _is_image(mask):
+        raise InputError(f"--mask {case.mask}: looks like an image; expected a mask, 0 outside the region to score")
     return score_case(pred, ref.ct, mask, mr, str(case.pred), ref.covered)
+
+
+def _is_image(mask: Volume) -> bool:
+    """Tell whether what is given as a mask has the many values of a CT or MR; one of shares ends at 1."""
+    sample = mask.array[:: max(1, len(mask.array) // 16)]
+    return sample.max() > 1 and kind_of(mask) != "labels" and len(np.unique(sample)) > _MOST_IN_A_MASK
 
 
 def summarise(rows: list[dict], names: Iterable[str] = COLUMNS) -> dict[str, dict[str, float]]:

@@ -66,7 +66,8 @@ class InferenceSettings:
             which hold no air; not for trunk or head, and not with direction 'BtoA'.
         slab: neighbouring slices that the network takes and gives at a time, odd.
         view: how its slices lie in the body, of `data.volumes.slice_frame.VIEWS`.
-        steps: for how many steps the latest weights were trained, from random ones on; None if that is not known.
+        steps: for how many steps the latest weights were trained, from random ones on, and others at most; None if that
+            is not known.
         hu_curve: knots (x, y) in HU, chosen after training: what the network gives as x becomes y (`ct_out`).
         caution: a warning that stands with every result, such as what the model is no use for; '' for none.
         unfinished: where its training stood when the latest weights were saved, in words; '' once it was over, or if

@@ -40,9 +40,11 @@ class WarmStart:
 
     @classmethod
     def outdated(cls, given: Mapping[str, Any], before: Callable[[str], Any]) -> set[str]:
-        """Return the options of a warm start where the command line switches it on or off, other than a file."""
-        switched = "warm_start" in given and given["warm_start"] != before("warm_start")
-        return set(_WHEN_WARM) - given.keys() if switched else set()
+        """Return those that a record fills in by itself, where the command line switches the warm start on or off."""
+        if "warm_start" not in given or given["warm_start"] == before("warm_start"):
+            return set()
+        filled_in = dict.fromkeys(_WHEN_WARM, 0) if given["warm_start"] != "none" else _WHEN_WARM
+        return {name for name in _WHEN_WARM.keys() - given.keys() if before(name) == filled_in[name]}
 
     def __post_init__(self) -> None:
         """Fill in what depends on `warm_start`.

@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if lacking := [patient for patient in patients if not (patient / "mr.nii.gz").exists()]:
         raise InputError(f"{lacking[0]}: has no mr.nii.gz; expected a phantom of one contrast, made without --dixon")
-    options.checkpoints_dir = [folder.resolve() for folder in options.checkpoints_dir]  # `..` names no seed
+    options.checkpoints_dir = [
+        folder.resolve() if folder.name in ("", "..") else folder for folder in options.checkpoints_dir
+    ]
     folders = [folder.name for folder in options.checkpoints_dir]
     if len(set(folders)) < len(folders):
         raise InputError(f"--checkpoints_dir: expected folders of different names, found {' '.join(folders)}")

@@ -63,9 +63,9 @@ def predict_case(name: str, mr_path: Path, mask_path: Path | None, out: Path) ->
                 f"{resampling(mask_path, mr_path)}"
             )
         body = mask.array != 0
-    for predictor, predict in PREDICTORS.items():
-        path = write_volume(predict(mr, body), predictor_path(out, predictor, name))
-        log.info("wrote %s", path)
+    made = {predictor: predict(mr, body) for predictor, predict in PREDICTORS.items()}
+    for predictor, ct in made.items():
+        log.info("wrote %s", write_volume(ct, predictor_path(out, predictor, name)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

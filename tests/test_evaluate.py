@@ -137,10 +137,26 @@ def test_a_true_ct_of_a_part_is_scored_in_that_part(tmp_path):
 
 def test_what_is_no_mr_or_no_mask_is_refused(cohort):
     pred, ref, mr = cohort / "P" / "b.nii.gz", cohort / "D" / "b" / "b_CT.mha", cohort / "D" / "b" / "b_MR.mha"
-    with pytest.raises(InputError, match=r"--mr .*b_CT\.mha: not an MR"):
+    with pytest.raises(InputError, match=r"--mr .*b_CT\.mha: has the values of --ref"):
         evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mr={ref}"])
-    with pytest.raises(InputError, match=r"--mask .*b_MR\.mha: its values are not those of a mask or label map"):
-        evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mask={mr}"])
+    image = read_volume(mr)
+    image = image.with_array(np.where(image.array > 0, 1 + np.arange(image.array.size).reshape(SHAPE) % 997, 0))
+    write_volume(image, cohort / "image.nii.gz")
+    with pytest.raises(InputError, match=r"--mask .*image\.nii\.gz: looks like an image; expected a mask"):
+        evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mask={cohort / 'image.nii.gz'}"])
+
+
+def smoothly(mask: np.ndarray) -> np.ndarray:
+    return mask * np.linspace(0.1, 1, mask.size).reshape(mask.shape)
+
+
+@pytest.mark.parametrize("values", [lambda m: m + 1.0, lambda m: 0.37 * m, lambda m: 1001 * m, smoothly])
+def test_masks_of_any_kind_are_taken(cohort, values, capsys):
+    """All ones, shares, large labels, and a mask that was smoothed."""
+    pred, ref = cohort / "P" / "b.nii.gz", cohort / "D" / "b" / "b_CT.mha"
+    mask = box(read_volume(ref))
+    write_volume(mask.with_array(values(mask.array.astype(float)).astype(np.float32)), cohort / "mask.nii.gz")
+    assert evaluate.main([f"--pred={pred}", f"--ref={ref}", f"--mask={cohort / 'mask.nii.gz'}"]) == 0
 
 
 def test_scores_do_not_go_to_a_folder(cohort):

@@ -46,11 +46,15 @@ def test_skin_and_blur_beside_the_body_do_not_count(gap_mm, counted):
     assert (found.ml > 0) == counted
 
 
-def test_slices_without_any_body_count_whole():
+def test_slices_without_any_body_count_where_no_body_is_near_them():
+    """Slices of 5 mm: the third from the body is the first that is farther than 10 mm from it."""
     there = body()
-    there[0] = False
-    found = outside_tissue(ct(), there)
-    assert found.slices == [1] and found.ml == pytest.approx(body()[0].sum() * VOXEL_ML)
+    there[:4] = False
+    volume = ct()
+    found = outside_tissue(volume, there)
+    assert found.slices == [1, 2] and found.ml == pytest.approx(2 * body()[0].sum() * VOXEL_ML)
+    clear_outside(volume, there)
+    assert np.array_equal(volume.array[2:], ct().array[2:]) and (volume.array[:2] == -1000).all()
 
 
 def test_slices_are_numbered_from_the_lowest():
@@ -87,6 +91,15 @@ def test_what_is_counted_is_what_is_set_to_air():
     assert clear_outside(volume, body()) == 0
 
 
+def test_what_becomes_air_is_certain():
+    far = np.s_[2:5, 2:10, 2:12]
+    volume, deviation = ct(far), Volume(np.full(SHAPE, 7, np.float32), SPACING)
+    clear_outside(volume, body(), deviation)
+    expected = np.full(SHAPE, 7.0)
+    expected[far] = 0
+    assert np.array_equal(deviation.array, expected)
+
+
 @pytest.fixture
 def masked(tmp_path):
     """A patient with a mask of part of the body, around which there is much that then lies outside."""
@@ -101,7 +114,7 @@ def masked(tmp_path):
 
 
 def without_far_tissue(ct: Volume, inside: np.ndarray) -> np.ndarray:
-    """Computed in another way: the axial distance of every voxel to the body."""
+    """Computed in another way: the axial distance of every voxel to the body, which is the same in all slices."""
     distance = np.stack([ndimage.distance_transform_edt(~plane, sampling=ct.spacing[1::-1]) for plane in inside])
     far = (distance > FAR_MM) & (ct.array > -300)
     assert far.any()
@@ -120,7 +133,7 @@ def test_the_option_sets_it_to_air_and_says_so(masked):
     assert reports[1]["checks"]["outside_tissue_ml"] == ml == pytest.approx(outside_tissue(before, inside).ml, rel=1e-5)
     assert [any("ml of tissue" in text for text in report["warnings"]) for report in reports] == [True, False]
     (note,) = [text for text in reports[1]["notes"] if "ml of tissue" in text]
-    assert note.startswith(f"{ml:.3g} ml of tissue more than 10 mm outside the body")
+    assert note.startswith(f"{ml:.1f} ml of tissue more than 10 mm outside the body")
     assert "air_outside" not in reports[0] and reports[1]["air_outside"]
 
 

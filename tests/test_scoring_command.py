@@ -244,7 +244,12 @@ def test_an_mr_beside_other_series_is_left_out_of_the_command(single, tmp_path, 
         ("mr", ["ct", "mr_mask"], "ct"),
         ("T1", ["T2", "ct"], "ct"),
         ("mr", ["planning_ct"], "planning_ct"),
-        ("mr", ["ct", "ct_2"], "ct"),
+        ("mr", ["ct", "ct_2"], None),
+        ("P01_20200101_MR", ["P01_20200103_CT"], "P01_20200103_CT"),
+        ("P01_MR_2mm", ["P01_CT_1mm", "P02_MR_2mm", "P02_CT_1mm"], "P01_CT_1mm"),
+        ("john_smith_MR", ["john_doe_MR", "john_doe_CT"], None),
+        ("T1", ["T2", "planning_ct"], "planning_ct"),
+        ("mr", ["pet", "ct_120kV"], "ct_120kV"),
     ],
 )
 def test_another_patients_ct_is_no_true_ct(mr, others, found, tmp_path):
@@ -254,7 +259,8 @@ def test_another_patients_ct_is_no_true_ct(mr, others, found, tmp_path):
     assert (beside and beside.name) == (found and f"{found}.nii.gz")
 
 
-def test_the_patients_number_may_be_that_of_the_folder(tmp_path):
-    for name in ("mr", "P07_ct"):
-        touch(tmp_path, f"P07/{name}.nii.gz")
-    assert true_ct_beside(tmp_path / "P07/mr.nii.gz") == tmp_path / "P07/P07_ct.nii.gz"
+@pytest.mark.parametrize("folder", ["P07", "P07/anat"])
+def test_the_patients_number_may_be_that_of_a_folder(tmp_path, folder):
+    for name in ("mr", "P07_ct", "P08_ct"):
+        touch(tmp_path, f"{folder}/{name}.nii.gz")
+    assert true_ct_beside(tmp_path / folder / "mr.nii.gz") == tmp_path / folder / "P07_ct.nii.gz"

@@ -127,8 +127,8 @@ class ScheduleSettings:
     n_epochs: int = option(
         100, nature=Nature.LENGTH, parse=nonnegative_int, aliases=("--niter",),
         first=True,
-        help="epochs at the initial learning rate; with --lr_policy warmup_cosine the rate rises and falls over these "
-             "and --n_epochs_decay",
+        help="epochs at the initial learning rate; with --lr_policy warmup_cosine the rate rises and falls over "
+             "these epochs and those of --n_epochs_decay together",
         needs=Need("seconds", off=True),
     )  # fmt: skip
     n_epochs_decay: int = option(

@@ -98,8 +98,8 @@ class DataSettings(CtMapSettings):
     )  # fmt: skip
     flip: str = option(
         "", nature=Nature.RESULT, nargs="?", const="x", choices=(*FLIPS, "none"), metavar="AXES", first=True,
-        help="mirror at random: x swaps left and right (also --flip alone), y swaps front and back, xy does both, none "
-        "neither; "
+        help="mirror at random: x swaps left and right (also --flip alone), y front and back, xy both; none: no "
+        "mirroring; "
         "for limbs xy, for trunks at most x, although it puts organs on the wrong side",
     )  # fmt: skip
     rotate: float = option(
@@ -141,4 +141,4 @@ class DataSettings(CtMapSettings):
     def augmentation(self) -> Augmentation:
         """What is done to every slice."""
         sizes = (self.load_size or Augmentation.load_size, self.crop_size or Augmentation.crop_size)
-        return Augmentation(self.preprocess or "none", *sizes, self.flip, self.rotate, self.zoom)
+        return Augmentation(self.preprocess or "none", *sizes, self.flip.replace("none", ""), self.rotate, self.zoom)
