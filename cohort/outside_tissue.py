@@ -13,8 +13,8 @@ from data.volumes.volume import Volume, in_axial_order
 
 # Nearer to the body is skin and what a network blurs: 7 ml of a whole generated body, 0.1 ml of a limb.
 FAR_MM, TISSUE_HU = 10.0, -300
-# Of the synthetic CT of 17 MR 15 have less. The others, two limbs, have 38 ml, all of it air in the true CT, and 89 ml
-# where the MR shows noise: 0.5 and 1.7 % of the body.
+# Of the synthetic CT of 17 MR 15 have less. The others, two limbs, have 36 ml, all of it air in the true CT, and 78 ml
+# where the MR shows noise: 0.5 and 1.5 % of the body.
 LEAST_ML, LEAST_SHARE = 10.0, 0.002
 _LISTED = 5
 
