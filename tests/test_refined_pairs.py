@@ -122,7 +122,7 @@ def test_the_command_trains_and_its_model_is_that_of_simulated_pairs(dataroot, t
     assert run("simulated_pairs") == 0
     assert run("refined_pairs", "--ndf", "4", "--n_layers_D", "1", "--init_from", "simulated_pairs") == 0
     plain, refined = (read_inference_settings(tmp_path / name) for name in ("simulated_pairs", "refined_pairs"))
-    assert refined == replace(plain, steps=None)  # how long its first weights were trained is not asked for
+    assert refined == replace(plain, steps=2 * plain.steps)  # those of its first weights, and as many
     assert (tmp_path / "refined_pairs" / "latest_net_R.pth").is_file()
 
 

@@ -152,7 +152,7 @@ MUTATIONS = (
     Mutation("data/values/bias_field.py", "plane += legendre", "plane -= legendre",
              "what N4 left of a bias field is doubled",
              "tests/test_bias_field.py::test_what_n4_leaves_is_found"),
-    Mutation("data/values/bias_field.py", ">= 0.5, factors[::-1])", ">= 0.5, factors)",
+    Mutation("data/values/bias_field.py", ">= 0.5, factors[::-1], margins[::-1])", ">= 0.5, factors, margins[::-1])",
              "blocks of a bias field are placed by the factors of other axes",
              "tests/test_bias_field.py::test_what_n4_leaves_is_found"),
     Mutation("models/losses.py", "x.unflatten(1, (-1, slices)).expand(-1, contrasts, -1, -1, -1)",
