@@ -57,11 +57,7 @@ def threshold_predictor(mr: Volume, body: np.ndarray) -> Volume:
         raise InputError(
             f"the MR's {FAT_PERCENTILE}th percentile inside the body is {fat_level:g}; expected magnitudes above 0"
         )
-    try:
-        check_starts_at_zero(mr.array, body)
-    except InputError as error:
-        why = str(error).partition(";")[0]
-        raise InputError(f"{why}; expected intensities from 0, as the scanner stored them") from error
+    check_starts_at_zero(mr.array, body, "expected intensities from 0, as the scanner stored them")
     depth_mm = distance_transform_edt(body, sampling=mr.spacing[::-1])
     bone = (mr.array < BONE_BELOW * fat_level) & (depth_mm > SKIN_MM)
     tissues = [~body, bone, mr.array > FAT_ABOVE * fat_level]

@@ -163,10 +163,7 @@ class MuMapSettings:
         else:
             several = f"the models record {' and '.join(map(str, of_models))} kVp"
             found = several if of_models else "the model records no tube voltage"
-            chosen, why = (
-                DEFAULT_KVP,
-                f"because {found}; its card may say more, and --kvp takes another",
-            )
+            chosen, why = DEFAULT_KVP, f"because {found}; its card may say more, and --kvp takes another"
         log.info("attenuation: curve for CT of %d kVp, %s", chosen, why)
         return MuSettings(chosen, self.pet_fwhm_mm)
 

@@ -37,15 +37,11 @@ def file_or_folder(text: str) -> Path:
             f"{text}: expected a file ending in {' '.join(WRITABLE_SUFFIXES)}, or a folder for a DICOM series, with a "
             f"slash at its end: FOLDER{os.sep}"
         )
-    return volume_file(text) if is_volume_file(path) else path
-
-
-def volume_file(text: str) -> Path:
-    """Return the path of a volume file that can be written."""
-    try:
-        writable_suffix(path := Path(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    if is_volume_file(path):
+        try:
+            writable_suffix(path)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     return path
 
 

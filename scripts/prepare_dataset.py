@@ -236,12 +236,12 @@ def say_what_is_next(options: argparse.Namespace, manifest: Manifest, page: Path
     """Log where the masks can be looked at, and the commands that train."""
     root = shlex.quote(str(options.out))
     log.info("look at the body masks first: %s", page or options.out / "bodies")
-    patients = [{case.patient for case in manifest.select("train", domain)} for domain in "AB"]
-    if patients[0] & patients[1]:
+    mr, ct = ({case.patient for case in manifest.select("train", domain)} for domain in "AB")
+    if both := mr & ct:
         log.info(
             "next: %s   (%s with both MR and CT: registered pairs, or synthetic CT for self-training)",
             python_command("train.py", "--model", "paired", "--dataroot", options.out, "--name", "NAME"),
-            counted(len(patients[0] & patients[1]), "patient"),
+            counted(len(both), "patient"),
         )
     log.info(
         "next: bash scripts/train_recommended.sh %s   (T1: it simulates MR from the CT; a GPU takes minutes)", root

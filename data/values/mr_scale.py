@@ -68,12 +68,13 @@ def fat_level(mr: np.ndarray, body: np.ndarray) -> float:
     return unit * (found if found >= LEAST_FAT else ONE_MODE_LEVEL)
 
 
-def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
+def check_starts_at_zero(mr: np.ndarray, body: np.ndarray, way_out: str = WAY_OUT) -> None:
     """Refuse an MR that was shifted or standardised: the level of fat would say nothing of its other tissues.
 
     Args:
         mr: intensities as they were given, not corrected for their bias field.
         body: where the body is, bool, of the same shape.
+        way_out: what to do, for the message.
 
     Raises:
         InputError: says what shows it, and the way out.
@@ -94,7 +95,7 @@ def check_starts_at_zero(mr: np.ndarray, body: np.ndarray) -> None:
         why = f"hardly anything in the body is darker than {darkest * fat:.4g}, where fat lies at {fat:.4g}"
     else:
         return
-    raise InputError(f"the MR does not start at 0 ({why}): it was shifted or standardised; {WAY_OUT}")
+    raise InputError(f"the MR does not start at 0 ({why}): it was shifted or standardised; {way_out}")
 
 
 def two_modes(logs: np.ndarray, fat_to_muscle: tuple[float, float] = FAT_TO_MUSCLE) -> tuple[float, float] | None:
